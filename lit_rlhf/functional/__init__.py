@@ -1,0 +1,50 @@
+"""Pure tensor maths: no model, no tokenizer, no Lightning. Imports torch alone.
+
+Shapes: `B` sequences, `R` response width, `T` any width, `N` completions of all rankings, `V` vocabulary. Masks are
+bool unless they are named `attention_mask`.
+"""
+
+from lit_rlhf.functional.advantages import gae, group_relative, leave_one_out
+from lit_rlhf.functional.calibration import expected_calibration_error, reliability_curve
+from lit_rlhf.functional.kl import k1, k2, k3
+from lit_rlhf.functional.language_model import language_model_loss
+from lit_rlhf.functional.logprobs import token_entropy, token_logprobs
+from lit_rlhf.functional.masked import masked_mean, masked_sum, mean_and_variance, moments, rescale, whiten
+from lit_rlhf.functional.ppo import PolicyLoss, ValueLoss, clipped_policy_loss, clipped_value_loss, explained_variance
+from lit_rlhf.functional.ranking import RankingLoss, ranking_loss, ranking_pairs
+from lit_rlhf.functional.sequences import last_token_index, pad_left, pad_right, position_ids, through_first
+from lit_rlhf.functional.shaping import penalised_rewards
+
+__all__ = [
+    "PolicyLoss",
+    "RankingLoss",
+    "ValueLoss",
+    "clipped_policy_loss",
+    "clipped_value_loss",
+    "expected_calibration_error",
+    "explained_variance",
+    "gae",
+    "group_relative",
+    "k1",
+    "k2",
+    "k3",
+    "language_model_loss",
+    "last_token_index",
+    "leave_one_out",
+    "masked_mean",
+    "masked_sum",
+    "mean_and_variance",
+    "moments",
+    "pad_left",
+    "pad_right",
+    "penalised_rewards",
+    "position_ids",
+    "ranking_loss",
+    "ranking_pairs",
+    "reliability_curve",
+    "rescale",
+    "through_first",
+    "token_entropy",
+    "token_logprobs",
+    "whiten",
+]

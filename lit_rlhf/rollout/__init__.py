@@ -1,0 +1,1 @@
+"""Prompts to experience: sampling, engines, KL control, the experience loader."""

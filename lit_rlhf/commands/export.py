@@ -1,0 +1,23 @@
+"""`lit-rlhf export`: a Lightning checkpoint becomes a folder that plain transformers loads."""
+
+from pathlib import Path
+
+from lit_rlhf.commands.quiet import quiet
+from lit_rlhf.commands.suggestions import Parser
+from lit_rlhf.errors import UserError
+
+
+def run(command: str, args: list[str]) -> int:
+    """Export and say where to."""
+    parser = Parser(prog="lit-rlhf export", description="Lightning checkpoint to a transformers folder")
+    parser.add_argument("checkpoint", type=Path, help="a .ckpt file of lit-rlhf fit")
+    parser.add_argument("directory", type=Path, help="the folder to write")
+    parsed = parser.parse(args)
+    if not parsed.checkpoint.exists():
+        raise UserError(f"no checkpoint {parsed.checkpoint}")
+    quiet()
+    from lit_rlhf.models.export import export_checkpoint
+
+    export_checkpoint(parsed.checkpoint, parsed.directory)
+    print(parsed.directory)
+    return 0

@@ -1,0 +1,116 @@
+"""`lit-rlhf recipes`: the recipe files that ship with the package, and what a `-c NAME` means."""
+
+import shutil
+from importlib.resources import files
+from pathlib import Path
+
+from lit_rlhf.commands.suggestions import Parser, did_you_mean
+from lit_rlhf.errors import UserError
+
+OVERLAY_FOLDERS = ("strategy", "precision", "optimizer", "adapter", "logger")
+LIST = "lit-rlhf recipes ls lists them"
+
+
+def run(command: str, args: list[str]) -> int:
+    """List or copy."""
+    actions = {"ls": "list the shipped recipes", "cp": "copy one: cp NAME DEST"}
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: lit-rlhf recipes ls | cp NAME DEST\n")
+        print("\n".join(f"  {name}  {summary}" for name, summary in actions.items()))
+        return 0
+    action, rest = args[0], args[1:]
+    if action not in actions:
+        raise UserError(f"lit-rlhf recipes has no action {action!r}{did_you_mean(action, actions)}: it is ls or cp")
+    parser = Parser(prog=f"lit-rlhf recipes {action}", description=actions[action])
+    if action == "ls":
+        parser.parse(rest)
+        print(listing(shipped_recipes()))
+        return 0
+    parser.add_argument("name", help="as lit-rlhf recipes ls prints it")
+    parser.add_argument("destination", type=Path, help="a file that does not exist yet, or a folder")
+    parsed = parser.parse(rest)
+    print(copy_recipe(parsed.name, parsed.destination))
+    return 0
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Return name -> file of every shipped recipe, such as "quickstart/sft"; sorted by name."""
+    root = Path(str(files("lit_rlhf") / "recipes")).resolve()
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
+
+
+def is_overlay(name: str) -> bool:
+    """Whether a recipe is one for a second `-c`: it changes a run and is none by itself."""
+    return name.split("/")[0] in OVERLAY_FOLDERS
+
+
+def description(path: Path) -> str:
+    """Return the first comment line of a recipe: what it is."""
+    with path.open(encoding="utf-8") as lines:
+        first = next(lines, "").strip()
+    return first.lstrip("#").strip() if first.startswith("#") else ""
+
+
+def listing(recipes: dict[str, Path]) -> str:
+    """Return the text of `recipes ls`: name and one line each, recipes first, then overlays."""
+    width = max(map(len, recipes), default=0) + 2
+    groups = {
+        "Recipes: lit-rlhf fit -c NAME": [name for name in recipes if not is_overlay(name)],
+        "Overlays: one more -c NAME after a recipe": [name for name in recipes if is_overlay(name)],
+    }
+    blocks = []
+    for title, names in groups.items():
+        blocks.append("\n".join([title, *(f"  {name:<{width}}{description(recipes[name])}".rstrip() for name in names)]))
+    return "\n\n".join(blocks)
+
+
+def recipe_file(name: str) -> Path:
+    """Return the file a shipped recipe's name (with or without .yaml) stands for.
+
+    Raises:
+        UserError: no such recipe; names the nearest one.
+    """
+    recipes = shipped_recipes()
+    bare = name.removesuffix(".yaml")
+    if bare not in recipes:
+        last = {known.split("/")[-1]: known for known in recipes}  # "sft" is near to "quickstart/sft" only by its end
+        hint = did_you_mean(bare, recipes)
+        if not hint and bare.split("/")[-1] in last:
+            hint = f" (did you mean {last[bare.split('/')[-1]]!r}?)"
+        raise UserError(f"no recipe {name!r}{hint}; {LIST}")
+    return recipes[bare]
+
+
+def resolve(name: str) -> Path:
+    """Return what `-c NAME` means: an existing file wins, then a shipped recipe.
+
+    Raises:
+        UserError: neither; names the nearest recipe.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.is_dir() and name.removesuffix(".yaml") not in shipped_recipes():
+        raise UserError(f"-c {name}: a folder, not a recipe file")
+    try:
+        return recipe_file(name)
+    except UserError as problem:
+        raise UserError(f"-c {name}: no such file, and {problem}") from None
+
+
+def copy_recipe(name: str, destination: Path) -> Path:
+    """Copy a shipped recipe to a new file, or into a folder; return the file written.
+
+    Raises:
+        UserError: no such recipe, the file is there already, or it cannot be written.
+    """
+    source = recipe_file(name)
+    target = destination / source.name if destination.is_dir() else destination
+    if target.exists():
+        raise UserError(f"{target} exists already; name another destination")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+    except OSError as problem:
+        raise UserError(f"cannot write {target}: {problem.strerror}") from None
+    return target

@@ -1,0 +1,29 @@
+"""Weights & Biases without a login: offline, never a prompt that hangs."""
+
+import netrc
+import os
+from collections.abc import MutableMapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+
+def prepare_wandb(environ: MutableMapping[str, str]) -> None:
+    """Set WANDB_MODE=offline where there is no login and no mode was chosen, and say so in one line.
+
+    A login is WANDB_API_KEY or an entry of the netrc file, which `wandb login` writes.
+    """
+    if environ.get("WANDB_MODE") or environ.get("WANDB_API_KEY") or has_netrc_entry(environ):
+        return
+    environ["WANDB_MODE"] = "offline"
+    if environ.get("LOCAL_RANK", "0") == "0":
+        print("wandb: no login found, so this run is recorded offline; wandb sync uploads it after wandb login")
+
+
+def has_netrc_entry(environ: MutableMapping[str, str]) -> bool:
+    """Whether the netrc file knows the wandb host."""
+    host = urlsplit(environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    path = Path(environ.get("NETRC") or Path(environ.get("HOME") or os.path.expanduser("~")) / ".netrc")
+    try:
+        return netrc.netrc(str(path)).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,171 @@
+"""Row formats: which columns mean what. A row becomes one record: a demonstration, a ranking, a prompt or a text.
+
+A format is recognised by the columns of the first row, named by its setting (`format: alpaca`), or is the user's own
+function, named by its dotted path (`format: my_file.my_function`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from lit_rlhf.data import columns
+from lit_rlhf.data.records import Demonstration, PromptRow, Ranking, Record, TextRow
+from lit_rlhf.data.report import PreparationReport
+from lit_rlhf.data.sources import Fields, Row, Rows
+from lit_rlhf.errors import UserError
+
+Kind = Literal["demonstration", "ranking", "prompt", "text"]
+T = TypeVar("T", bound=Record)
+
+_RECORDS: dict[Kind, type[Record]] = {
+    "demonstration": Demonstration,
+    "ranking": Ranking,
+    "prompt": PromptRow,
+    "text": TextRow,
+}
+
+
+class Format(NamedTuple):
+    """One way to lay a record out in columns."""
+
+    name: str
+    fields: tuple[str, ...]  # a row with all of these columns is taken to be of this format
+    read: Callable[[Row, PreparationReport], Record | None]  # None: skipped, and counted in the report
+
+
+# The order is the order of recognition: the first format whose columns are all there.
+FORMATS: dict[Kind, tuple[Format, ...]] = {
+    "demonstration": (
+        Format("prompt_completion", ("prompt", "completion"), columns.demonstration("completion")),
+        Format("prompt_response", ("prompt", "response"), columns.demonstration("response")),
+        Format("alpaca", ("instruction", "output"), columns.demonstration("output")),
+        Format("instruction_response", ("instruction", "response"), columns.demonstration("response")),
+        Format("question_answer", ("question", "answer"), columns.demonstration("answer")),
+        Format("messages", ("messages",), columns.conversation),
+    ),
+    "ranking": (
+        Format("prompt_completions_ranks", ("prompt", "completions", "ranks"), columns.ranking("completions")),
+        Format("context_responses_ranks", ("context", "responses", "ranks"), columns.ranking("responses")),
+        Format("finegrained_qa", ("question", "preference", "prediction 1"), columns.pair_labels),
+        Format("prompt_chosen_rejected", ("prompt", "chosen", "rejected"), columns.pair),
+        Format("instruction_chosen_rejected", ("instruction", "chosen", "rejected"), columns.pair),
+        Format("chosen_rejected", ("chosen", "rejected"), columns.dialogue_pair),
+    ),
+    "prompt": (
+        Format("prompt", ("prompt",), columns.prompt),
+        Format("instruction", ("instruction",), columns.prompt),
+        Format("question", ("question",), columns.prompt),
+        Format("messages", ("messages",), columns.prompt),
+        Format("context", ("context",), columns.prompt),
+        Format("chosen_rejected", ("chosen", "rejected"), columns.dialogue_prompt),
+        Format("text", ("text",), columns.prompt),
+    ),
+    "text": (Format("text", ("text",), columns.text),),
+}
+
+
+def read_records(rows: Rows, kind: Kind, record_type: type[T], format: str, report: PreparationReport) -> list[T]:
+    """Turn rows into records; what is skipped is counted in `report`, with its reason.
+
+    Args:
+        rows: The dataset.
+        kind: What the rows are to be.
+        record_type: The record class of that kind.
+        format: "auto" (by the first row's columns), a format's name, or the dotted path of a function that takes a
+            row's columns as a dict and returns a record of `lit_rlhf.data.records`, a dict with the columns of a known
+            format, or None to skip the row.
+        report: Where the counts go.
+
+    Raises:
+        UserError: No format fits; a row lacks a column or holds the wrong kind of value (file and line are named); no
+            record is left.
+    """
+    assert _RECORDS[kind] is record_type, (kind, record_type)
+    chosen = find_format(format, kind, rows[0])
+    report.read += len(rows)
+    records = [record for row in rows if (record := chosen.read(row, report)) is not None]
+    if not records:
+        raise UserError(f"no {kind} is left of {report.source!r} (format {chosen.name}): {report.summary()}")
+    for record in records:
+        assert isinstance(record, record_type)
+    return records  # type: ignore[return-value]
+
+
+def find_format(format: str, kind: Kind, first: Row) -> Format:
+    """The format of the setting `format`, or the one that the first row's columns show."""
+    if format == "auto":
+        return recognise(first, kind)
+    if "." in format:
+        return own_format(format, kind)
+    by_name = {each.name: each for each in FORMATS[kind]}
+    if format not in by_name:
+        near = get_close_matches(format, by_name, n=1)
+        mend = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(by_name)}"
+        raise UserError(f"format: no {kind} format is named {format!r}; {mend} (or my_file.my_function for your own)")
+    return by_name[format]
+
+
+def recognise(row: Row, kind: Kind) -> Format:
+    """The first format of this kind whose columns are all in the row."""
+    for each in FORMATS[kind]:
+        if all(name in row.fields for name in each.fields):
+            return each
+    nearest = max(FORMATS[kind], key=lambda each: sum(name in row.fields for name in each.fields) / len(each.fields))
+    missing = [name for name in nearest.fields if name not in row.fields]
+    if len(missing) < len(nearest.fields):
+        raise UserError(
+            f"{row.origin}: no column {_quoted(missing)} (format {nearest.name}); the row has {_quoted(row.fields)}"
+        )
+    known = "; ".join(" + ".join(each.fields) for each in FORMATS[kind])
+    raise UserError(
+        f"{row.origin}: the columns {_quoted(row.fields)} are of no known {kind} format ({known}); "
+        f"rename them, or set format to your own function, my_file.my_function"
+    )
+
+
+def own_format(path: str, kind: Kind) -> Format:
+    """A format from the dotted path of a user's function, importable from the working directory."""
+    function = _import_function(path)
+
+    def read(row: Row, report: PreparationReport) -> Record | None:
+        try:
+            value = function(dict(row.fields))
+        except Exception as error:
+            raise UserError(f"{row.origin}: {path} failed with {type(error).__name__}: {error}") from error
+        if value is None:
+            report.skip(f"by {path}", row.origin)
+            return None
+        if isinstance(value, _RECORDS[kind]):
+            return columns.checked(value, row, report)
+        if isinstance(value, dict):
+            converted = Row(value, row.origin)
+            return recognise(converted, kind).read(converted, report)
+        raise UserError(
+            f"{row.origin}: {path} returned a {type(value).__name__}; it must return a "
+            f"{_RECORDS[kind].__name__}, a dict with the columns of a known format, or None"
+        )
+
+    return Format(path, (), read)
+
+
+def _import_function(path: str) -> Callable[[Fields], Any]:
+    module_name, _, name = path.rpartition(".")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        function = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"format: {path!r} cannot be imported from {here!r}: {error}") from error
+    if not callable(function):
+        raise UserError(f"format: {path!r} is a {type(function).__name__}, not a function")
+    return function  # type: ignore[no-any-return]
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in names) or "none"

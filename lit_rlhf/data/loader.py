@@ -1,0 +1,166 @@
+"""The loader behind every training batch: sized, resumable, and planned before it is cut.
+
+An epoch's order comes from (seed, epoch) alone. It is cut into *minibatches*, one an optimizer step, of
+`micro_batch × accumulate × world_size` rows, and only then dealt to micro-batches and ranks. So the rows of a minibatch
+are the same however it is cut, and every rank knows the number of targets in all of it without communication.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+import torch
+
+from lit_rlhf.errors import UserError
+
+R = TypeVar("R")  # a tokenised row
+B = TypeVar("B")  # a batch
+
+
+class Cut(NamedTuple):
+    """How a minibatch is cut, and which part of it is ours."""
+
+    micro_batch: int  # rows per rank and backward
+    accumulate: int = 1  # micro-batches per optimizer step
+    world_size: int = 1
+    rank: int = 0
+
+    @property
+    def step_rows(self) -> int:
+        """Rows of one micro-batch over all ranks."""
+        return self.micro_batch * self.world_size
+
+    @property
+    def minibatch(self) -> int:
+        """Rows of one optimizer step over all ranks and micro-batches."""
+        return self.step_rows * self.accumulate
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
+    """A permutation of 0 .. count-1 that depends on (seed, epoch) and nothing else."""
+    key = hashlib.blake2b(f"{seed} {epoch}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
+    order: list[int] = torch.randperm(count, generator=generator).tolist()
+    return order
+
+
+class PlannedLoader(Generic[R, B]):
+    """Yields this rank's micro-batches, one epoch per `iter()`.
+
+    It has a length: an unsized loader makes Lightning fetch one batch ahead. `iter()` is lazy: the order and the
+    position are read at the first batch, so a state loaded in between is honoured.
+
+    With `drop_last` (training) the rows behind the last whole minibatch are left out of that epoch; each epoch leaves
+    out others. Without (validation) every row comes exactly once over all ranks, and all ranks yield equally many
+    batches; a rank without a row left yields `blank(row)` of another's, which must have no target.
+
+    Args:
+        rows: The tokenised rows.
+        collate: Makes a batch of rows and the minibatch's normalizer.
+        micro_batch: Rows per rank and backward.
+        accumulate: Micro-batches per optimizer step (the Trainer's `accumulate_grad_batches`).
+        world_size: Number of ranks.
+        rank: This rank.
+        seed: Keys the order, with the epoch.
+        shuffle: Whether the order is permuted, anew each epoch.
+        drop_last: Whether the last, incomplete minibatch is left out.
+        weight: Targets of a row; their sum over a minibatch is its normalizer. None counts each row as 1.
+        length: Width of a row. The rows of a minibatch are then dealt in its order, so that a micro-batch holds rows of
+            like length and ranks have like work. None keeps the permuted order.
+        blank: A row's copy without targets.
+
+    Raises:
+        UserError: With `drop_last`, fewer rows than one minibatch.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[R],
+        collate: Callable[[list[R], float], B],
+        *,
+        micro_batch: int,
+        accumulate: int = 1,
+        world_size: int = 1,
+        rank: int = 0,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        weight: Callable[[R], int] | None = None,
+        length: Callable[[R], int] | None = None,
+        blank: Callable[[R], R] | None = None,
+    ) -> None:
+        if micro_batch < 1:
+            raise UserError(f"micro_batch: {micro_batch} must be at least 1")
+        self.rows = rows
+        self.collate = collate
+        self.cut = Cut(micro_batch, accumulate, world_size, rank)
+        self.seed = seed
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.blank = blank
+        self._weights = [1] * len(rows) if weight is None else [weight(row) for row in rows]
+        self._lengths = None if length is None else [length(row) for row in rows]
+        self._epoch = 0
+        self._position = 0  # micro-batches yielded in this epoch
+        self._resumed = False
+        if drop_last and len(rows) < self.cut.minibatch:
+            raise UserError(
+                f"{len(rows)} rows are fewer than one minibatch of {self.cut.minibatch} = micro_batch {micro_batch} × "
+                f"accumulate_grad_batches {accumulate} × {world_size} ranks; lower one of the three or add data"
+            )
+
+    @property
+    def left_out(self) -> int:
+        """Rows that an epoch leaves out, because they do not fill a minibatch."""
+        return len(self.rows) % self.cut.minibatch if self.drop_last else 0
+
+    @property
+    def minibatches(self) -> int:
+        """Optimizer steps per epoch."""
+        whole, rest = divmod(len(self.rows), self.cut.minibatch)
+        return whole if self.drop_last or not rest else whole + 1
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.rows), self.cut.minibatch)
+        partial = 0 if self.drop_last else -(-rest // self.cut.step_rows)
+        return whole * self.cut.accumulate + partial
+
+    def __iter__(self) -> Iterator[B]:
+        if self._position >= len(self) or (self._position and not self._resumed):
+            self._epoch, self._position = self._epoch + 1, 0
+        self._resumed = False
+        order = self._order()
+        size, accumulate = self.cut.minibatch, self.cut.accumulate
+        while self._position < len(self):
+            minibatch, step = divmod(self._position, accumulate)
+            places = order[minibatch * size : (minibatch + 1) * size]
+            self._position += 1  # before the yield: what was yielded counts as consumed in a checkpoint
+            yield self._batch(places, step)
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and position (micro-batches of that epoch already yielded), the same on every rank."""
+        if self._position >= len(self):
+            return {"epoch": self._epoch + 1, "position": 0}
+        return {"epoch": self._epoch, "position": self._position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from there: the next `iter()` yields the rest of that epoch."""
+        self._epoch, self._position = state["epoch"], state["position"]
+        self._resumed = True
+
+    def _order(self) -> list[int]:
+        return epoch_order(len(self.rows), self.seed, self._epoch) if self.shuffle else list(range(len(self.rows)))
+
+    def _batch(self, places: list[int], step: int) -> B:
+        """Micro-batch `step` of the minibatch that holds the rows at `places`."""
+        normalizer = float(sum(self._weights[place] for place in places))
+        if self._lengths is not None:
+            places = sorted(places, key=self._lengths.__getitem__)
+        of_all_ranks = places[step * self.cut.step_rows : (step + 1) * self.cut.step_rows]
+        mine = [self.rows[place] for place in of_all_ranks[self.cut.rank :: self.cut.world_size]]
+        if not mine:
+            assert self.blank is not None, "a loader over several ranks that keeps the last rows needs `blank`"
+            mine = [self.blank(self.rows[of_all_ranks[0]])]
+        return self.collate(mine, normalizer)

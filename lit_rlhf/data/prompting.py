@@ -1,0 +1,203 @@
+"""From prompts and completions to token ids: the same prompt ids in training, in scoring and in generation.
+
+Prompt and completion are tokenised separately and then joined, so a prompt has the same ids whatever follows it, and
+nothing is ever decoded and tokenised again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from lit_rlhf.data.records import Instruction, Message, Prompt
+from lit_rlhf.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_NAMES = ("plain", "instruction", "chat")
+
+
+class PromptTemplate:
+    """Puts prompts into words, and words into token ids.
+
+    Without a `template`, text is taken as it is ("plain"); an instruction or a conversation goes through the
+    tokenizer's chat template where it has one ("chat"), else through the plain headed form of `headed_text`
+    ("instruction"). Either can be asked for by name, and then holds for text as well, which becomes the instruction or
+    the user's one message.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        template: None, "plain", "instruction", "chat", or a jinja template. The template sees `prompt` (text),
+            `instruction`, `input`, `messages`, and every column of the row.
+
+    Raises:
+        UserError: The template is of no known name, does not parse, or "chat" is asked of a tokenizer without one.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.leading = leading_ids(tokenizer)
+        self._name = template if template in _NAMES else None
+        self._jinja = None if template is None or self._name else _jinja_template(template)
+        if self._name == "chat" and not tokenizer.chat_template:
+            raise UserError("template: 'chat' needs a tokenizer with a chat template, this one has none; use 'instruction'")
+
+    def render(self, prompt: Prompt, fields: dict[str, Any] | None = None, origin: str = "") -> str:
+        """The text that the model sees.
+
+        Args:
+            prompt: Text, an instruction or a conversation.
+            fields: The row's columns, for a jinja template.
+            origin: The row's place, for messages.
+
+        Raises:
+            UserError: The template fails on this row.
+        """
+        if self._jinja is not None:
+            return self._render_jinja(prompt, fields or {}, origin)
+        if self._is_chat(prompt):
+            return self._render_chat(prompt, origin)
+        if self._name == "plain" or (self._name is None and isinstance(prompt, str)):
+            return plain_text(prompt)
+        return headed_text(prompt)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of rendered prompts, begun with what the tokenizer begins a text with (a BOS token, or nothing)."""
+        return [self._begun(ids) for ids in encode_texts(self.tokenizer, texts)]
+
+    def _begun(self, ids: list[int]) -> list[int]:
+        # a chat template writes its own BOS into the text: it must not be doubled
+        count = len(self.leading)
+        return ids if ids[:count] == self.leading else self.leading + ids
+
+    def _is_chat(self, prompt: Prompt) -> bool:
+        by_kind = self._name is None and not isinstance(prompt, str) and bool(self.tokenizer.chat_template)
+        return self._name == "chat" or by_kind
+
+    def _render_chat(self, prompt: Prompt, origin: str) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            text = self.tokenizer.apply_chat_template(as_messages(prompt), tokenize=False, add_generation_prompt=True)
+        except (TemplateError, ValueError) as error:
+            raise UserError(f"{origin}: the tokenizer's chat template refuses this conversation: {error}") from error
+        assert isinstance(text, str)
+        return text
+
+    def _render_jinja(self, prompt: Prompt, fields: dict[str, Any], origin: str) -> str:
+        from jinja2 import TemplateError
+
+        instruction = prompt if isinstance(prompt, Instruction) else Instruction(plain_text(prompt))
+        words = {
+            **fields,
+            "prompt": plain_text(prompt),
+            "instruction": instruction.instruction,
+            "input": instruction.input,
+            "messages": as_messages(prompt),
+        }
+        assert self._jinja is not None
+        try:
+            return str(self._jinja.render(words))
+        except TemplateError as error:
+            raise UserError(f"{origin}: the setting template fails on this row: {error}") from error
+
+
+def plain_text(prompt: Prompt) -> str:
+    """A prompt as text and nothing else: instruction and input, or the turns, with blank lines between."""
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, Instruction):
+        return "\n\n".join(part for part in prompt if part)
+    return "\n\n".join(message["content"] for message in prompt)
+
+
+def headed_text(prompt: Prompt) -> str:
+    """A prompt under plain headings, for models without a chat template.
+
+    ```
+    ### Instruction:
+    {instruction}
+
+    ### Input:                 (where there is one)
+    {input}
+
+    ### Response:
+    ```
+    The completion follows on the next line. In a conversation each user turn is under "Instruction" and each reply
+    under "Response"; a system turn comes first, without a heading.
+    """
+    if isinstance(prompt, list):
+        parts = [_headed_turn(message) for message in prompt]
+    else:
+        instruction, material = prompt if isinstance(prompt, Instruction) else Instruction(prompt)
+        parts = [f"### Instruction:\n{instruction}"] + ([f"### Input:\n{material}"] if material else [])
+    return "\n\n".join([*parts, "### Response:\n"])
+
+
+def _headed_turn(message: Message) -> str:
+    heading = {"user": "### Instruction:\n", "assistant": "### Response:\n", "system": ""}[message["role"]]
+    return heading + message["content"]
+
+
+def as_messages(prompt: Prompt) -> list[Message]:
+    """A prompt as a conversation: text and instructions are one user turn."""
+    return prompt if isinstance(prompt, list) else [{"role": "user", "content": plain_text(prompt)}]
+
+
+def _jinja_template(template: str) -> Any:
+    from jinja2 import StrictUndefined, TemplateSyntaxError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    if "{{" not in template and "{%" not in template:
+        near = get_close_matches(template, _NAMES, n=1)
+        mend = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(_NAMES)}"
+        raise UserError(f"template: {template!r} names no template and holds no {{{{ … }}}}; {mend}")
+    try:
+        environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+        return environment.from_string(template)
+    except TemplateSyntaxError as error:
+        raise UserError(f"template: line {error.lineno} does not parse as jinja: {error.message}") from error
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, nothing added. A special token spelled out in a text becomes that token."""
+    if not texts:
+        return []
+    # verbose=False: long texts are the length policy's business, not a warning
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
+
+
+def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What a tokenizer puts before every text of its own accord: [BOS] for Llama and OPT, [] for GPT-2."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return list(whole[:start])
+    raise AssertionError(f"{bare} is not within {whole}")
+
+
+class LengthPolicy(NamedTuple):
+    """What happens to prompts and completions that are too long. Lengths are in tokens."""
+
+    max_prompt_length: int = 1024
+    max_completion_length: int = 1024  # the EOS included
+    long_prompts: Literal["drop", "truncate"] = "drop"
+
+    def prompt(self, ids: list[int], leading: list[int]) -> list[int] | None:
+        """The prompt within the limit; None where it is to be dropped. Truncation keeps the end (and the BOS)."""
+        if len(ids) <= self.max_prompt_length:
+            return ids
+        if self.long_prompts == "drop":
+            return None
+        begin = leading if ids[: len(leading)] == leading else []
+        return begin + ids[len(ids) - self.max_prompt_length + len(begin) :]
+
+    def completion(self, ids: list[int], eos: int) -> tuple[list[int], bool]:
+        """The completion with EOS behind it, and whether it was cut; a cut completion has no EOS: it did not end."""
+        ended = ids if ids[-1:] == [eos] else [*ids, eos]
+        cut = len(ended) > self.max_completion_length
+        return ended[: self.max_completion_length], cut

@@ -1,0 +1,57 @@
+"""What preparing a dataset kept, skipped and cut: nothing leaves the data without a count."""
+
+from __future__ import annotations
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+
+class PreparationReport:
+    """Counts of rows by what happened to them, each with the origin of the first.
+
+    A *skipped* row is out of the data; a *noted* one is in it, changed or doubtful.
+
+    Args:
+        source: The data's name, the head of the printed table.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.read = 0
+        self.skipped: dict[str, int] = {}
+        self.noted: dict[str, int] = {}
+        self._first: dict[str, str] = {}
+
+    @property
+    def kept(self) -> int:
+        """Rows that are in the data."""
+        return self.read - sum(self.skipped.values())
+
+    def skip(self, reason: str, origin: str) -> None:
+        """Count a row that was left out."""
+        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+        self._first.setdefault(reason, origin)
+
+    def note(self, reason: str, origin: str) -> None:
+        """Count a row that was kept, but changed or doubtful."""
+        self.noted[reason] = self.noted.get(reason, 0) + 1
+        self._first.setdefault(reason, origin)
+
+    def table(self) -> str:
+        """The counts as aligned lines: rows read, skipped by reason, kept, and what was noted among the kept."""
+        lines = [("rows read", self.read, "")]
+        lines += [(f"  skipped: {reason}", n, f"first: {self._first[reason]}") for reason, n in self.skipped.items()]
+        lines += [("rows kept", self.kept, "")]
+        lines += [(f"  of these: {reason}", n, f"first: {self._first[reason]}") for reason, n in self.noted.items()]
+        label_width = max(len(label) for label, _, _ in lines)
+        count_width = max(len(f"{n:,}") for _, n, _ in lines)
+        body = [f"{label:<{label_width}}  {n:>{count_width},}  {hint}".rstrip() for label, n, hint in lines]
+        return "\n".join([self.source, *body])
+
+    def summary(self) -> str:
+        """The counts in one line, for error messages."""
+        counts = [f"{n:,} {reason}" for reason, n in self.skipped.items()]
+        return " · ".join([f"rows read {self.read:,}", f"kept {self.kept:,}", *counts])
+
+    def show(self) -> None:
+        """Print the table once, on rank zero."""
+        rank_zero_info(self.table())

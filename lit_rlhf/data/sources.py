@@ -1,0 +1,227 @@
+"""Rows from files and from the Hugging Face hub, each with its origin for messages."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lit_rlhf.errors import UserError
+
+Fields = dict[str, Any]
+
+
+class Row(NamedTuple):
+    """One row of a dataset: its columns, and where it came from ("file.jsonl:12")."""
+
+    fields: Fields
+    origin: str
+
+
+Rows = Sequence[Row]
+
+_HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(@(?P<split>[\w.\[\]:%-]+))?")
+
+
+def read_rows(path: str, split: str = "train") -> Rows:
+    """The rows of a dataset, in file order.
+
+    Args:
+        path: A local `.jsonl`, `.json`, `.csv`, `.parquet` or `.txt` file, each also with `.gz`; or a dataset of the
+            Hugging Face hub as `org/name`, `org/name:config`, either with `@split` behind it.
+            A `.json` file is a list of rows, or an object with such a list under "data". A row that is a bare string
+            becomes `{"text": string}`. A `.txt` file holds documents separated by blank lines, each a
+            `{"text": document}`.
+        split: The hub's split where `path` names none.
+
+    Raises:
+        UserError: The file is missing (the nearest name is in the message), does not parse (file and line), is of an
+            unknown kind, or holds no row.
+    """
+    suffix = _suffix(path)
+    hub_name = _HUB_NAME.fullmatch(path)
+    if Path(path).expanduser().exists() or suffix in _READERS or hub_name is None:
+        file = _existing_file(path)
+        if suffix not in _READERS:
+            raise UserError(f"data file {path!r} is of no known kind: {', '.join(_READERS)} (each also .gz) are read")
+        rows: Rows = _READERS[suffix](file)
+    else:
+        rows = _hub_rows(hub_name["name"], hub_name["config"], hub_name["split"] or split)
+    if not rows:
+        raise UserError(f"data {path!r} is empty: it holds no row")
+    return rows
+
+
+def _suffix(path: str) -> str:
+    """The kind of a file by its name: ".jsonl" for "a.jsonl" and "a.jsonl.gz"."""
+    return Path(path.removesuffix(".gz")).suffix.lower()
+
+
+def _existing_file(path: str) -> Path:
+    file = Path(path).expanduser()
+    if file.is_file():
+        return file
+    if file.is_dir():
+        raise UserError(f"data path {path!r} is a folder: name one file in it{_names_in(file)}")
+    folder = file.parent
+    if not folder.is_dir():
+        while not folder.is_dir():
+            folder = folder.parent
+        raise UserError(f"no data file {path!r}: its folder does not exist; the nearest that does is {str(folder)!r}")
+    near = get_close_matches(file.name, sorted(each.name for each in folder.iterdir()), n=1, cutoff=0.5)
+    mend = f"; did you mean {str(folder / near[0])!r}?" if near else f"; {str(folder)!r} holds no similar name"
+    raise UserError(f"no data file {path!r}{mend}")
+
+
+def _names_in(folder: Path) -> str:
+    names = sorted(each.name for each in folder.iterdir() if _suffix(each.name) in _READERS)
+    return f" ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})" if names else " (it holds no data file)"
+
+
+def _read_bytes(file: Path) -> bytes:
+    try:
+        content = file.read_bytes()
+        return gzip.decompress(content) if file.suffix == ".gz" else content
+    except (OSError, EOFError) as error:
+        raise UserError(f"data file {str(file)!r} cannot be read: {error}") from error
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return _read_bytes(file).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{file.name}:{line}: not UTF-8 text ({error.reason}); convert the file to UTF-8") from error
+
+
+def _as_row(value: Any, origin: str) -> Row:
+    if isinstance(value, str):
+        return Row({"text": value}, origin)
+    if isinstance(value, dict):
+        return Row(value, origin)
+    raise UserError(f"{origin}: a row must be a JSON object or a string, this one is a {type(value).__name__}")
+
+
+def _jsonl_rows(file: Path) -> list[Row]:
+    # not splitlines(): JSON strings may hold U+2028 and other "line ends" that are none in JSONL
+    lines = _read_text(file).split("\n")
+    return [_jsonl_row(line, f"{file.name}:{n}") for n, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _jsonl_row(line: str, origin: str) -> Row:
+    try:
+        return _as_row(json.loads(line), origin)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{origin}: this line does not parse as JSON: {error.msg} (column {error.colno})") from error
+
+
+def _json_rows(file: Path) -> list[Row]:
+    try:
+        document = json.loads(_read_text(file))
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":  # several documents: JSON lines under the name .json
+            return _jsonl_rows(file)
+        raise UserError(f"{file.name}:{error.lineno}: does not parse as JSON: {error.msg}") from error
+    if isinstance(document, dict) and isinstance(document.get("data"), list):
+        document = document["data"]
+    if not isinstance(document, list):
+        raise UserError(f'{file.name}: a JSON document must be a list of rows, or an object with one under "data"')
+    return [_as_row(value, f"{file.name} row {n}") for n, value in enumerate(document, start=1)]
+
+
+def _csv_rows(file: Path) -> list[Row]:
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.DictReader(io.StringIO(_read_text(file), newline=""), strict=True)
+    rows: list[Row] = []
+    try:
+        names = reader.fieldnames or []
+        line = reader.line_num + 1
+        for fields in reader:
+            origin = f"{file.name}:{line}"
+            found = sum(value is not None for name, value in fields.items() if name) + len(fields.get(None) or ())
+            if found != len(names):
+                raise UserError(f"{origin}: {found} columns where the head line names {len(names)}")
+            rows.append(Row(dict(fields), origin))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{file.name}:{reader.line_num}: does not parse as CSV: {error}") from error
+    return rows
+
+
+def _text_rows(file: Path) -> list[Row]:
+    rows: list[Row] = []
+    document: list[str] = []
+    start = 1
+    for number, line in enumerate([*_read_text(file).replace("\r\n", "\n").split("\n"), ""], start=1):
+        if line.strip():
+            start = start if document else number
+            document.append(line)
+        elif document:
+            rows.append(Row({"text": "\n".join(document)}, f"{file.name}:{start}"))
+            document = []
+    return rows
+
+
+class _TableRows(Sequence[Row]):
+    """A `datasets` table as rows, read one at a time."""
+
+    def __init__(self, table: Any, name: str) -> None:
+        self._table = table
+        self._name = name
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[each] for each in range(*place.indices(len(self)))]
+        if not -len(self) <= place < len(self):
+            raise IndexError(place)
+        place %= len(self)
+        return Row(dict(self._table[place]), f"{self._name} row {place + 1}")
+
+    def __iter__(self) -> Iterator[Row]:
+        for number, fields in enumerate(self._table, start=1):
+            yield Row(dict(fields), f"{self._name} row {number}")
+
+
+def _parquet_rows(file: Path) -> Rows:
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(io.BytesIO(_read_bytes(file)))
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{file.name}: does not parse as Parquet: {error}") from error
+    return _TableRows(datasets.Dataset(table), file.name)
+
+
+def _hub_rows(name: str, config: str | None, split: str) -> Rows:
+    import datasets
+
+    try:
+        table = datasets.load_dataset(name, config, split=split)
+    except (OSError, ValueError) as error:  # not found, no such config or split, no network
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"dataset {name!r} (config {config or 'default'}, split {split}) cannot be loaded from the hub: {reason}; "
+            f"a local file needs its path and ending (.jsonl, .json, .csv, .parquet, .txt)"
+        ) from error
+    return _TableRows(table, name)
+
+
+_READERS: dict[str, Callable[[Path], Rows]] = {
+    ".jsonl": _jsonl_rows,
+    ".json": _json_rows,
+    ".csv": _csv_rows,
+    ".parquet": _parquet_rows,
+    ".txt": _text_rows,
+}

@@ -1,0 +1,35 @@
+"""Estimators of KL(policy || reference) from tokens that the policy sampled.
+
+With `x ~ policy` and `d = log policy(x) - log reference(x)` (Schulman, 2020, http://joschu.net/blog/kl-approx.html):
+
+| estimator | per token | as an estimate of the KL |
+|---|---|---|
+| `k1` | `d` | unbiased, high variance, may be negative; the penalty of InstructGPT (Eq. 2) |
+| `k2` | `d^2 / 2` | biased, low variance, never negative |
+| `k3` | `exp(-d) - 1 + d` | unbiased, low variance, never negative |
+
+Each takes the log-probabilities of the same sampled tokens under both models, any shape, and returns that shape, in
+nats. None is clamped: a `k1` cut off at 0 would no longer be an estimate of the KL. What lies outside the response is
+the caller's to mask.
+"""
+
+import torch
+from torch import Tensor
+
+
+def k1(logprobs: Tensor, reference: Tensor) -> Tensor:
+    """`d = logprobs - reference`: its sum over a response is the log-ratio in InstructGPT's Eq. 2."""
+    assert logprobs.shape == reference.shape
+    return logprobs - reference
+
+
+def k2(logprobs: Tensor, reference: Tensor) -> Tensor:
+    """`d^2 / 2`: half the squared log-ratio. Its gradient, unlike its value, is that of the KL in expectation."""
+    return k1(logprobs, reference).square() / 2
+
+
+def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
+    """`exp(-d) - 1 + d`: `k1` with a control variate of expectation 0."""
+    log_ratio = k1(logprobs, reference)
+    # expm1, because exp(-d) - 1 loses every digit of a small d.
+    return torch.expm1(-log_ratio) + log_ratio

@@ -1,0 +1,94 @@
+"""Log-probabilities and entropies out of logits, in float32 whatever the logits are."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Elements of the logits that are held in float32 at a time: 16 MiB. The logits of a batch are its largest tensor.
+_CHUNK_ELEMENTS = 2**22
+
+
+def _chunks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Windows of rows and columns that cover (B, T) and hold at most `_CHUNK_ELEMENTS` logits (or one position)."""
+    B, T, V = logits.shape
+    columns = max(1, min(T, _CHUNK_ELEMENTS // V))
+    rows = max(1, _CHUNK_ELEMENTS // (columns * V))
+    for row in range(0, B, rows):
+        for column in range(0, T, columns):
+            yield slice(row, row + rows), slice(column, column + columns)
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    """Float32 logits of the distribution at `temperature`; no copy where none is needed."""
+    logits = logits.float()
+    return logits if temperature == 1.0 else logits / temperature
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """Keeps the logits alone for the backward pass, where autograd would keep all log-probabilities in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+        ctx.save_for_backward(logits, tokens)
+        ctx.temperature = temperature
+        logprobs = torch.empty(tokens.shape, dtype=torch.float32, device=logits.device)  # (B, T)
+        for chunk in _chunks(logits):
+            vocabulary = _scaled(logits[chunk], temperature).log_softmax(-1)
+            logprobs[chunk] = vocabulary.gather(-1, tokens[chunk].unsqueeze(-1)).squeeze(-1)
+        return logprobs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient of log p(a) with respect to the logits is `(onehot(a) - softmax) / temperature`."""
+        logits, tokens = ctx.saved_tensors
+        logits_gradient = torch.empty_like(logits)
+        for chunk in _chunks(logits):
+            outer = (gradient[chunk] / ctx.temperature).unsqueeze(-1)
+            inner = _scaled(logits[chunk], ctx.temperature).softmax(-1).mul_(-outer)
+            inner.scatter_add_(-1, tokens[chunk].unsqueeze(-1), outer)
+            # A masked position has gradient 0, and 0 * nan would poison every weight.
+            logits_gradient[chunk] = inner.masked_fill_(outer == 0, 0)
+        return logits_gradient, None, None
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probability of each token under `softmax(logits / temperature)`.
+
+    Nothing is shifted: `logits[:, t]` is the distribution of `tokens[:, t]`. A position whose gradient is 0 passes
+    exactly 0 on, even where its logits are `nan`. Differentiable once.
+
+    Args:
+        logits: (B, T, V), any floating dtype; a half-precision tensor is never held whole in float32.
+        tokens: (B, T) int64.
+        temperature: Above 0.
+
+    Returns:
+        (B, T) float32, in nats.
+    """
+    assert logits.shape[:-1] == tokens.shape, f"shapes differ: {tuple(logits.shape)} and {tuple(tokens.shape)}"
+    assert temperature > 0, f"temperature {temperature} is not above 0"
+    return _TokenLogprobs.apply(logits, tokens, temperature)  # type: ignore[no-untyped-call]
+
+
+def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Entropy `-sum_v p_v log p_v` of `softmax(logits / temperature)` at each position.
+
+    A logit of minus infinity counts as probability 0. Meant as a metric, under `torch.no_grad()`: with gradients,
+    the probabilities of the whole batch are kept.
+
+    Args:
+        logits: (B, T, V), any floating dtype.
+        temperature: Above 0.
+
+    Returns:
+        (B, T) float32, in nats.
+    """
+    assert temperature > 0, f"temperature {temperature} is not above 0"
+    entropy = torch.empty(logits.shape[:-1], dtype=torch.float32, device=logits.device)  # (B, T)
+    for chunk in _chunks(logits):
+        entropy[chunk] = torch.special.entr(_scaled(logits[chunk], temperature).softmax(-1)).sum(-1)
+    return entropy

@@ -1,0 +1,96 @@
+"""Statistics over the valid positions of a padded tensor.
+
+What lies outside a mask may be anything, `nan` and `inf` included: it reaches neither a value nor a gradient.
+"""
+
+import torch
+from torch import Tensor
+
+# Inside the root, as in Ziegler et al. (2019), so that a constant input gives 0 and not `nan`.
+_EPSILON = 1e-8
+
+
+def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
+    """Sum of `x` where `mask` is True.
+
+    Args:
+        x: Any shape. Half precision is summed in float32.
+        mask: Bool, the shape of `x`.
+
+    Returns:
+        0-d; zero for an empty mask.
+    """
+    assert x.shape == mask.shape, f"shapes differ: {tuple(x.shape)} and mask {tuple(mask.shape)}"
+    dtype = torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else None
+    # A product with the mask would let nan through.
+    return torch.where(mask, x, 0).sum(dtype=dtype)
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `x` where `mask` is True; `nan` for an empty mask. Shapes as in `masked_sum`.
+
+    A mean over micro-batches or ranks is not the mean of their means: for those add sums and counts.
+    """
+    return masked_sum(x, mask) / mask.sum()
+
+
+def moments(x: Tensor, mask: Tensor) -> Tensor:
+    """Count, sum and sum of squares of `x` where `mask` is True.
+
+    Moments of parts (micro-batches, ranks) add up to the moments of the whole; `mean_and_variance` reads them.
+
+    Args:
+        x: Any shape.
+        mask: Bool, the shape of `x`.
+
+    Returns:
+        (3,) float64, because the variance is a difference of nearly equal numbers.
+    """
+    valid = torch.where(mask, x, 0).double()
+    return torch.stack([mask.sum().double(), masked_sum(valid, mask), masked_sum(valid.square(), mask)])
+
+
+def mean_and_variance(moments: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance (divided by the count) out of `moments`.
+
+    Args:
+        moments: (3,) float64, one result of `moments` or a sum of several.
+
+    Returns:
+        Two 0-d float64 tensors, `nan` where the count is zero.
+    """
+    count, total, squares = moments.unbind()
+    mean = total / count
+    return mean, (squares / count - mean.square()).clamp_min(0)
+
+
+def whiten(x: Tensor, mask: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """Shift to mean 0 and scale to variance 1: `(x - mean) / sqrt(variance + 1e-8)`, and 0 outside the mask.
+
+    Args:
+        x: Any shape.
+        mask: Bool, the shape of `x`.
+        mean: 0-d, over whatever the statistic is meant to cover: all ranks, for advantages.
+        variance: 0-d, of the same.
+
+    Returns:
+        The shape and dtype of `x`.
+    """
+    assert x.shape == mask.shape, f"shapes differ: {tuple(x.shape)} and mask {tuple(mask.shape)}"
+    return torch.where(mask, (x - mean) * torch.rsqrt(variance + _EPSILON), 0)
+
+
+def rescale(x: Tensor, mask: Tensor, variance: Tensor) -> Tensor:
+    """Scale to variance 1 without shifting: `x / sqrt(variance + 1e-8)`, and 0 outside the mask.
+
+    Rewards are rescaled and never whitened: a shift would pay or charge the policy for every token it writes.
+
+    Args:
+        x: Any shape.
+        mask: Bool, the shape of `x`.
+        variance: 0-d.
+
+    Returns:
+        The shape and dtype of `x`.
+    """
+    return whiten(x, mask, torch.zeros_like(variance), variance)

@@ -1,0 +1,108 @@
+"""The losses of proximal policy optimization (Schulman et al., 2017), as sums over actions.
+
+Sums and counts add over micro-batches and ranks; the caller divides by the number of actions in the whole minibatch.
+What lies outside the mask, `nan` included, reaches neither a loss nor a gradient.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_rlhf.functional.kl import k3
+from lit_rlhf.functional.masked import masked_sum, mean_and_variance, moments
+
+
+class PolicyLoss(NamedTuple):
+    """Sums over the mask, all 0-d. All but the loss are detached."""
+
+    loss: Tensor
+    """Sum of the clipped surrogate, with the sign of a loss."""
+    clipped: Tensor
+    """Number of actions whose gradient the clip cut off, int64."""
+    approx_kl: Tensor
+    """Sum of `ratio - 1 - log ratio`: estimates KL(old || new) in nats, never negative."""
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count
+    """Number of actions, int64."""
+
+
+class ValueLoss(NamedTuple):
+    """Sums over the mask, all 0-d. All but the loss are detached."""
+
+    loss: Tensor
+    """Sum of half the larger squared error."""
+    clipped: Tensor
+    """Number of actions where the clipped error was the larger, int64."""
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count
+    """Number of actions, int64."""
+
+
+def clipped_policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float
+) -> PolicyLoss:
+    """The clipped surrogate objective (PPO Eq. 7), negated.
+
+    `sum over actions of max(-A r, -A clip(r, 1 - clip, 1 + clip))` with `r = exp(logprobs - old_logprobs)`.
+
+    Args:
+        logprobs: (B, R), of the policy being trained.
+        old_logprobs: (B, R), of the policy at the time of the rollout.
+        advantages: (B, R).
+        mask: (B, R) bool, True for an action.
+        clip: How far the ratio may move from 1; 0.2 in InstructGPT (§C.4).
+    """
+    assert logprobs.shape == old_logprobs.shape == advantages.shape == mask.shape
+    # Masked before exp: exp(nan) would come back as a nan gradient, whatever is masked afterwards.
+    log_ratio = torch.where(mask, logprobs - old_logprobs, 0)
+    ratio = log_ratio.exp()
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    return PolicyLoss(
+        loss=masked_sum(torch.maximum(unclipped, clipped), mask),
+        clipped=((clipped > unclipped) & mask).sum(),
+        # new and old swapped: the tokens were sampled from the old policy
+        approx_kl=masked_sum(k3(torch.zeros_like(log_ratio), log_ratio.detach()), mask),
+        count=mask.sum(),
+    )
+
+
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float) -> ValueLoss:
+    """Half the squared error of the critic, with its move since the rollout limited.
+
+    `sum over actions of max((v - R)^2, (v_clipped - R)^2) / 2` with `v_clipped = v_old + clamp(v - v_old, -clip, clip)`
+
+    Args:
+        values: (B, R), of the critic being trained.
+        old_values: (B, R), at the time of the rollout.
+        returns: (B, R), as `advantages.gae` gives them.
+        mask: (B, R) bool, True for an action.
+        clip: In units of the value; infinity for no limit. The paper does not mention a limit.
+    """
+    assert values.shape == old_values.shape == returns.shape == mask.shape
+    # Masked before squaring, for the sake of the gradient.
+    values, old_values, returns = (torch.where(mask, x, 0) for x in (values, old_values, returns))
+    unclipped = (values - returns).square()
+    clipped = (old_values + (values - old_values).clamp(-clip, clip) - returns).square()
+    return ValueLoss(
+        loss=masked_sum(torch.maximum(unclipped, clipped), mask) / 2,
+        clipped=((clipped > unclipped) & mask).sum(),
+        count=mask.sum(),
+    )
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """`1 - Var(returns - values) / Var(returns)` over the mask.
+
+    1 for a perfect critic, 0 for a constant one, below 0 for one that is worse than a constant.
+
+    Args:
+        values: (B, R).
+        returns: (B, R).
+        mask: (B, R) bool.
+
+    Returns:
+        0-d float64; `nan` or minus infinity where the returns do not vary.
+    """
+    _, residual = mean_and_variance(moments(returns.detach().double() - values.detach().double(), mask))
+    _, total = mean_and_variance(moments(returns.detach(), mask))
+    return 1 - residual / total

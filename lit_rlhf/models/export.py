@@ -1,0 +1,104 @@
+"""Folders that plain transformers loads, from live models and from Lightning checkpoints."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from lit_rlhf.errors import UserError
+from lit_rlhf.models.adapters import add_lora, has_adapter, merge_adapter
+from lit_rlhf.models.options import LoRA
+from lit_rlhf.models.scalar import ScalarModel
+
+CHECKPOINT_KEY = "lit_rlhf"
+
+
+def describe_model(
+    model: PreTrainedModel, tokenizer: Tokenizer, prefix: str, adapter: LoRA | None = None
+) -> dict[str, Any]:
+    """Return what a checkpoint must hold, beside its weights, to become a folder again. Plain strings only.
+
+    Args:
+        model: the transformers model.
+        tokenizer: its tokenizer; its files travel inside the checkpoint, so that a checkpoint can be moved.
+        prefix: where the model's weights stand in the state dict, such as "policy.".
+        adapter: the LoRA settings in use.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = {path.name: path.read_text() for path in Path(folder).iterdir() if path.is_file()}
+    config = model.config.to_dict()
+    config["architectures"] = [type(model).__name__]
+    return {
+        "config": json.dumps(config, default=str),
+        "tokenizer": files,
+        "prefix": prefix,
+        "adapter": None if adapter is None else vars(adapter),
+    }
+
+
+def export_model(model: PreTrainedModel | ScalarModel, tokenizer: Tokenizer, directory: Path) -> None:
+    """Write a folder for `AutoModelForCausalLM`, or `AutoModelForSequenceClassification` for a scalar model.
+
+    Adapters are merged into a copy; the live model stays as it is.
+    """
+    inner = model.model if isinstance(model, ScalarModel) else model
+    inner.config.architectures = [type(inner).__name__]
+    if has_adapter(inner):
+        import copy
+
+        inner = copy.deepcopy(inner)
+        merge_adapter(inner)
+    make_directory(directory)
+    inner.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def export_checkpoint(checkpoint: Path, directory: Path) -> None:
+    """Turn a Lightning checkpoint of any module here into a transformers folder.
+
+    A PPO checkpoint gives its policy.
+
+    Raises:
+        UserError: no such file, not a checkpoint of this library, or a folder that cannot be written.
+    """
+    if not checkpoint.is_file():
+        raise UserError(f"there is no checkpoint {str(checkpoint)!r}")
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{str(checkpoint)!r} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+    if CHECKPOINT_KEY not in content:
+        raise UserError(f"{str(checkpoint)!r} is not a checkpoint of SFTModule, RewardModule or PPOModule")
+    about = content[CHECKPOINT_KEY]
+    model = _empty_model(json.loads(about["config"]))
+    if about["adapter"] is not None:
+        add_lora(model, LoRA(**about["adapter"]))
+    prefix = about["prefix"]
+    weights = {name[len(prefix) :]: value for name, value in content["state_dict"].items() if name.startswith(prefix)}
+    model.load_state_dict(weights)
+    merge_adapter(model)
+    make_directory(directory)
+    model.save_pretrained(directory)
+    for name, text in about["tokenizer"].items():
+        (directory / name).write_text(text)
+
+
+def make_directory(directory: Path) -> None:
+    """Create an output folder, or say in one line why that cannot be."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {str(directory)!r}: {error.strerror}") from error
+
+
+def _empty_model(settings: dict[str, Any]) -> PreTrainedModel:
+    config = AutoConfig.for_model(**settings)
+    scalar = settings["architectures"][0].endswith("ForSequenceClassification")
+    auto = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
+    model: PreTrainedModel = auto.from_config(config)
+    return model

@@ -1,0 +1,151 @@
+"""Causal language models and tokenizers from a folder or a hub name, checked before any weight is read."""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.utils import logging as transformers_logging
+
+from lit_rlhf.errors import UserError
+from lit_rlhf.models.options import ModelOptions
+
+RESIDUAL_DROPOUT = ("resid_pdrop", "hidden_dropout", "dropout", "resid_dropout")
+OTHER_DROPOUT = (
+    "attn_pdrop",
+    "embd_pdrop",
+    "attention_dropout",
+    "activation_dropout",
+    "embd_dropout",
+    "summary_first_dropout",
+    "classifier_dropout",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "layerdrop",
+)
+
+
+def load_config(model: str, options: ModelOptions) -> PretrainedConfig:
+    """Return the model's configuration, with one clear error where there is none."""
+    return from_pretrained_quietly(AutoConfig.from_pretrained, model, options)
+
+
+def load_tokenizer(model: str, options: ModelOptions) -> Tokenizer:
+    """Return the tokenizer of `model`, whose padding token differs from its end token.
+
+    Raises:
+        UserError: no tokenizer there, no end token, or padding that is missing or equal to the end token.
+    """
+    tokenizer = from_pretrained_quietly(AutoTokenizer.from_pretrained, model, options)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"tokenizer of {model!r} has no end-of-sequence token: set eos_token in its tokenizer_config.json")
+    if options.pad_token is not None:
+        if options.pad_token not in tokenizer.get_vocab():
+            tokenizer.add_special_tokens({"pad_token": options.pad_token})
+        tokenizer.pad_token = options.pad_token
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        what = "no padding token" if tokenizer.pad_token_id is None else f"padding equal to its end token {tokenizer.eos_token!r}"
+        raise UserError(
+            f"tokenizer of {model!r} has {what}: the end token is trained and padding is not, so they must differ; "
+            "set model.options.pad_token (for example '<|pad|>', which is added to the vocabulary)"
+        )
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: Tokenizer, config: PretrainedConfig, model: str, options: ModelOptions) -> None:
+    """Refuse a tokenizer with ids that the model has no embedding for; an added padding token is no such case."""
+    size = config.get_text_config().vocab_size
+    added = 1 if options.pad_token is not None and tokenizer.pad_token_id >= size else 0
+    if len(tokenizer) - added > size:
+        raise UserError(
+            f"tokenizer and model of {model!r} disagree: {len(tokenizer):,} tokens, but a vocabulary of {size:,} in "
+            "config.json; use the tokenizer the model was trained with"
+        )
+
+
+def load_causal_lm(model: str, tokenizer: Tokenizer, options: ModelOptions, dropout: float = 0.0) -> PreTrainedModel:
+    """Return the causal language model of `model`, ready to train.
+
+    Args:
+        model: a folder or a hub name.
+        tokenizer: the tokenizer in use; where it has a token more than the model, the embedding grows by it.
+        options: how to load.
+        dropout: residual dropout (InstructGPT's SFT baseline: 0.2); every other dropout is 0.
+
+    Raises:
+        UserError: no such model, vocabularies that disagree, or a dropout that this architecture has not.
+    """
+    config = load_config(model, options)
+    check_vocabulary(tokenizer, config, model, options)
+    set_dropout(config, dropout)
+    loaded = from_pretrained_quietly(
+        AutoModelForCausalLM.from_pretrained,
+        model,
+        options,
+        config=config,
+        dtype=getattr(torch, options.dtype),
+        attn_implementation=options.attention,
+    )
+    return finish_loading(loaded, tokenizer, options)
+
+
+def finish_loading(model: PreTrainedModel, tokenizer: Tokenizer, options: ModelOptions) -> PreTrainedModel:
+    """Grow the embedding for an added padding token, set the special ids, switch on gradient checkpointing."""
+    if len(tokenizer) > model.config.get_text_config().vocab_size:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.eos_token_id = tokenizer.eos_token_id
+    if model.can_generate():
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+    if options.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+        model.enable_input_require_grads()
+    return model.train()
+
+
+def set_dropout(config: PretrainedConfig, residual: float) -> None:
+    """Set residual dropout in `config` and every other dropout to 0.
+
+    Raises:
+        UserError: `residual` is not 0 and the architecture has no residual dropout (Llama, Qwen, Gemma).
+    """
+    present = [name for name in RESIDUAL_DROPOUT if hasattr(config, name)]
+    if residual and not present:
+        raise UserError(f"dropout: {residual} asked for, but {config.model_type} has no residual dropout; set dropout: 0")
+    for name in present:
+        setattr(config, name, residual)
+    for name in OTHER_DROPOUT:
+        if hasattr(config, name):
+            setattr(config, name, 0.0)
+
+
+def maximum_length(config: PretrainedConfig) -> int | None:
+    """Return how many positions the model has, or None where its configuration does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def from_pretrained_quietly(load: Callable[..., Any], model: str, options: ModelOptions, **settings: Any) -> Any:
+    """Call a `from_pretrained`, quietly, with its many ways of failing turned into one line."""
+    folder = Path(model)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UserError(f"model: folder {model!r} has no config.json; it should be one that save_pretrained wrote")
+    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
+    if looks_local and not folder.is_dir():
+        near = get_close_matches(folder.name, [p.name for p in folder.parent.glob("*")], 1)
+        hint = f"; did you mean {str(folder.parent / near[0])!r}?" if near else "; run the stage that writes it first"
+        raise UserError(f"model: there is no folder {model!r}{hint}")
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        return load(model, revision=options.revision, trust_remote_code=options.trust_remote_code, **settings)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model: cannot load {model!r} (neither a folder here nor a reachable hub name): {reason}") from error
+    finally:
+        transformers_logging.set_verbosity(before)
+        transformers_logging.enable_progress_bar()

@@ -1,0 +1,44 @@
+"""How a model folder is loaded, and which adapter is put on it."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class ModelOptions:
+    """How weights and tokenizer are loaded; the same for policy, reference, critic and reward model.
+
+    Args:
+        pad_token: padding token, added to the vocabulary where the tokenizer lacks it. Needed for tokenizers without
+            a padding token of their own (GPT-2, Pythia, Llama): padding must differ from the end token, which is an
+            action and is trained.
+        dtype: type of the stored weights. Mixed precision belongs to the Trainer (`precision: bf16-mixed`).
+        attention: attention implementation of transformers (`sdpa`, `eager`, `flash_attention_2`).
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        revision: branch, tag or commit of a hub model.
+        trust_remote_code: run Python code that comes with the model. Off: nothing but weights is loaded.
+    """
+
+    pad_token: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attention: str = "sdpa"
+    gradient_checkpointing: bool = False
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass
+class LoRA:
+    """Low-rank adapters (peft) on a frozen base.
+
+    Args:
+        rank: rank of the update.
+        alpha: the update is scaled by alpha / rank.
+        dropout: dropout on the adapter's input. PPO needs 0: the first ratio must be 1.
+        targets: names of the linear layers, or "all-linear".
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: list[str] | str = field(default="all-linear")

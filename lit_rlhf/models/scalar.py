@@ -1,0 +1,117 @@
+"""The scalar head: one class serves the reward model and the critic."""
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from lit_rlhf.errors import UserError
+from lit_rlhf.functional import last_token_index, position_ids
+from lit_rlhf.models.loading import (
+    check_vocabulary,
+    finish_loading,
+    from_pretrained_quietly,
+    load_config,
+    set_dropout,
+)
+from lit_rlhf.models.options import ModelOptions
+
+
+class ScalarModel(nn.Module):
+    """A transformer whose unembedding is replaced by one output (InstructGPT App. C): reward model or value function.
+
+    It wraps the `…ForSequenceClassification` model of transformers with one label, so its folder loads there as it is.
+    On top it carries the centring constants: `(raw - shift) / scale`, with shift the mean raw score of the labeler
+    demonstrations (App. C.2). Transformers has no place for them in its head, so they live in `config.json` as
+    `score_shift` and `score_scale`; plain transformers returns the raw score.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, model: PreTrainedModel, fresh_head: bool = False) -> None:
+        super().__init__()
+        self.model, self.fresh_head = model, fresh_head
+        self.register_buffer("shift", torch.tensor(getattr(model.config, "score_shift", 0.0), dtype=torch.float32))
+        self.register_buffer("scale", torch.tensor(getattr(model.config, "score_scale", 1.0), dtype=torch.float32))
+
+    @property
+    def centred(self) -> bool:
+        """Whether the centring constants were set."""
+        return hasattr(self.model.config, "score_shift")
+
+    def centre(self, shift: float, scale: float = 1.0) -> None:
+        """Set the constants, in raw score units; a score becomes `(raw - shift) / scale`."""
+        if not (math.isfinite(shift) and math.isfinite(scale) and scale > 0):
+            raise UserError(f"centring needs a finite shift and a positive scale, got {shift} and {scale}")
+        self.shift.fill_(shift)
+        self.scale.fill_(scale)
+        self.model.config.score_shift = shift
+        self.model.config.score_scale = scale
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, keep: int | None = None) -> Tensor:
+        """Return the scalar at the last `keep` positions (all by default).
+
+        Args:
+            input_ids: (B, T) int64, padded on either side.
+            attention_mask: (B, T), 1 = real token.
+            keep: how many positions from the right.
+
+        Returns:
+            (B, keep) float32, centred.
+        """
+        hidden = self.model.base_model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids(attention_mask), use_cache=False
+        )[0]  # (B, T, D)
+        if keep is not None:
+            hidden = hidden[:, hidden.shape[1] - keep :]
+        head = cast(nn.Linear, self.model.score)
+        # the sum over D in float32: scores must not depend on autocast
+        with torch.autocast(hidden.device.type, enabled=False):
+            raw = (hidden.float() @ head.weight.float().T).squeeze(-1)
+        return (raw - self.shift) / self.scale
+
+    def score(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the scalar at the last real token of each row, (B,) float32, centred.
+
+        The token is found by the mask, never by searching for a padding id.
+        """
+        scalars = self(input_ids, attention_mask)  # (B, T)
+        return scalars.gather(1, last_token_index(attention_mask)[:, None]).squeeze(1)
+
+
+def load_scalar_model(model: str, tokenizer: Tokenizer, options: ModelOptions, seed: int = 0) -> ScalarModel:
+    """Return a scalar model from a reward model's folder, or from a language model's with a fresh head.
+
+    A fresh head is drawn from N(0, 1/√(d+1)) (Stiennon 2020, App. B.1; Ziegler's code), with a generator of its own,
+    so that the same seed gives the same head whatever was drawn before.
+
+    Raises:
+        UserError: no such model, an architecture without a sequence-classification class, or more than one label.
+    """
+    config = load_config(model, options)
+    check_vocabulary(tokenizer, config, model, options)
+    set_dropout(config, 0.0)
+    trained_head = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
+    if trained_head and config.num_labels != 1:
+        raise UserError(f"model: {model!r} classifies into {config.num_labels} labels; a reward model has one")
+    config.num_labels = 1
+    loaded = from_pretrained_quietly(
+        AutoModelForSequenceClassification.from_pretrained,
+        model,
+        options,
+        config=config,
+        dtype=getattr(torch, options.dtype),
+        attn_implementation=options.attention,
+    )
+    if not isinstance(getattr(loaded, "score", None), nn.Linear):
+        raise UserError(f"model: {type(loaded).__name__} has no linear `score` head; use a decoder-only architecture")
+    if not trained_head:
+        weight = loaded.score.weight
+        generator = torch.Generator().manual_seed(seed)
+        fresh = torch.randn(weight.shape, generator=generator) / math.sqrt(weight.shape[1] + 1)
+        weight.data.copy_(fresh)
+    return ScalarModel(finish_loading(loaded, tokenizer, options), fresh_head=not trained_head)

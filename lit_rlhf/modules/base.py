@@ -1,0 +1,105 @@
+"""What the three modules share: tokenizer, optimizer, normalisation, and what a checkpoint says about itself."""
+
+import json
+from functools import cached_property
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torch.optim import Optimizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lit_rlhf.errors import UserError
+from lit_rlhf.models.export import CHECKPOINT_KEY, describe_model
+from lit_rlhf.models.options import LoRA, ModelOptions
+from lit_rlhf.schedules import SizedSchedule
+
+
+class LitModule(LightningModule):
+    """Base of `SFTModule`, `RewardModule` and `PPOModule`.
+
+    Attributes:
+        model_path: folder or hub name of the starting model.
+        tokenizer: loaded from there on first use; the data module takes it from here.
+    """
+
+    #: where the exported transformers model stands in the state dict
+    export_prefix: str
+
+    def __init__(
+        self,
+        model: str,
+        options: ModelOptions | None,
+        adapter: LoRA | None,
+        optimizer: OptimizerCallable,
+        scheduler: LRSchedulerCallable | None,
+    ) -> None:
+        super().__init__()
+        self.model_path, self.options, self.adapter = model, options or ModelOptions(), adapter
+        self.make_optimizer, self.make_scheduler = optimizer, scheduler
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the starting model, with padding that differs from its end token."""
+        from lit_rlhf.models.loading import load_tokenizer
+
+        return load_tokenizer(self.model_path, self.options)
+
+    @property
+    def exported(self) -> PreTrainedModel:
+        """The transformers model that a folder is made of."""
+        raise NotImplementedError
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the optimizer's groups: what is trained, and nothing frozen."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def configure_optimizers(self) -> Any:
+        """Build the recipe's optimizer and scheduler; a schedule of the paper learns the run's length here."""
+        optimizer = self.make_optimizer(self.parameter_groups())
+        if self.make_scheduler is None:
+            return optimizer
+        scheduler = self.make_scheduler(optimizer)
+        if isinstance(scheduler, SizedSchedule):
+            scheduler.resize(int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Step, then clear the gradients at once."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Do nothing: `optimizer_step` cleared them.
+
+        Lightning calls this between forward and backward, where it would erase the gradients that the pretraining
+        mix put into the buffer; and gradients kept until then would take memory through the next rollout.
+        """
+
+    def normalised(self, total: Tensor, normalizer: Tensor) -> Tensor:
+        """Return the loss of a micro-batch so that a minibatch's gradient is that of its sum over its normalizer.
+
+        Lightning divides by accumulate_grad_batches and DDP averages over ranks; both are multiplied back.
+        """
+        return total / normalizer * self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what turns the checkpoint back into a transformers folder."""
+        about = describe_model(self.exported, self.tokenizer, self.export_prefix, self.adapter)
+        checkpoint[CHECKPOINT_KEY] = {"module": type(self).__name__, **about}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another module or of another model shape."""
+        about = checkpoint.get(CHECKPOINT_KEY, {})
+        if about.get("module") != type(self).__name__:
+            raise UserError(
+                f"ckpt_path: the checkpoint is of {about.get('module', 'another program')}, this recipe trains "
+                f"{type(self).__name__}; give the matching recipe, or `lit-rlhf export` it and start from the folder"
+            )
+        stored, own = json.loads(about["config"]), self.exported.config.to_dict()
+        for name in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers"):
+            if stored.get(name) != own.get(name):
+                raise UserError(
+                    f"ckpt_path: the checkpoint's model has {name} {stored.get(name)}, {self.model_path!r} has {own.get(name)}"
+                )

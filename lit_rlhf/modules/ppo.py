@@ -1,0 +1,311 @@
+"""Step 3 of the paper: PPO against the reward model with a per-token KL penalty (§3.5 Eq. 2, App. C.4)."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lit_rlhf.data.batches import PretrainingBatch, PromptBatch
+from lit_rlhf.errors import UserError
+from lit_rlhf.functional import clipped_policy_loss, clipped_value_loss, k1, language_model_loss, position_ids
+from lit_rlhf.models.adapters import adapter_off, add_lora
+from lit_rlhf.models.loading import load_causal_lm, load_config, maximum_length
+from lit_rlhf.models.options import LoRA, ModelOptions
+from lit_rlhf.models.scalar import ScalarModel, load_scalar_model
+from lit_rlhf.modules.base import LitModule
+from lit_rlhf.rewards import RewardModelReward, RewardSource
+from lit_rlhf.rollout.experience import Episodes, Experience, Trajectories
+from lit_rlhf.rollout.gather import gather_rows
+from lit_rlhf.rollout.generation import CachedGenerator, Generator
+from lit_rlhf.rollout.kl_control import FixedKL, KLController
+from lit_rlhf.rollout.loader import ExperienceLoader, Sizes, advantages_and_returns, cut, rollout_statistics
+from lit_rlhf.rollout.passes import in_chunks, response_logprobs, response_values
+from lit_rlhf.rollout.sampling import Sampling, draw_noise
+from lit_rlhf.strategies import gathered, shard_model
+
+
+@dataclass
+class PPOSettings:
+    """The numbers of the update.
+
+    Args:
+        rollout_batch: episodes an iteration, over all ranks (paper: 512).
+        micro_batch: episodes a backward pass, on each rank. The minibatch is micro_batch x accumulate_grad_batches x
+            ranks (paper: 64).
+        epochs: passes over the experience of an iteration (paper: 1).
+        clip: of the probability ratio (paper: 0.2).
+        value_clip: how far a value may move from that at sampling; the paper is silent (Stiennon 2020: 0.2).
+        value_coefficient: weight of the value loss beside the policy loss. Policy and critic share no weights, so with
+            Adam it only matters for clipping of gradients.
+        discount: 1 in the paper.
+        gae_lambda: the paper is silent (Stiennon 2020: 0.95).
+        critic_learning_rate: of the critic's parameter group (paper: 9e-6).
+        chunk: episodes a forward pass when scoring.
+    """
+
+    rollout_batch: int = 512
+    micro_batch: int = 8
+    epochs: int = 1
+    clip: float = 0.2
+    value_clip: float = 0.2
+    value_coefficient: float = 1.0
+    discount: float = 1.0
+    gae_lambda: float = 0.95
+    critic_learning_rate: float = 9e-6
+    chunk: int = 64
+
+
+class Prompts(Protocol):
+    """Where prompts come from: the same global rows for an iteration, whatever the number of ranks."""
+
+    max_prompt_length: int
+
+    def rows(self, iteration: int, count: int) -> list[Any]:
+        """Return the prompts of an iteration."""
+        ...
+
+    def collate(self, rows: list[Any], index: Tensor) -> PromptBatch:
+        """Return them left-padded."""
+        ...
+
+
+class PPOModule(LitModule):
+    """Policy and critic, trained on rollouts of the policy. One epoch of the Trainer is one PPO iteration.
+
+    Args:
+        model: the SFT model's folder or hub name: start of the policy.
+        reward: what scores a response.
+        sampling: length and temperature of a response.
+        ppo: the numbers of the update.
+        kl: controller of β.
+        critic: start of the critic; by default the reward model (App. C.4), or `model` with a zero head where the reward
+            is no model.
+        reference: what the KL is measured against; by default `model`. With an adapter, the policy's own frozen base.
+        generator: rollout engine.
+        optimizer: a callable from parameter groups to an optimizer.
+        scheduler: a callable from the optimizer to a scheduler (paper: from a tenth, over 10 iterations, then constant).
+        adapter: train low-rank adapters of policy and critic instead of all weights.
+        options: how weights and tokenizer are loaded.
+
+    Attributes:
+        samples: rows of the last rollout for sample tables: prompt, response, score, kl.
+    """
+
+    export_prefix = "policy."
+
+    def __init__(
+        self,
+        model: str,
+        reward: RewardSource,
+        sampling: Sampling | None = None,
+        ppo: PPOSettings | None = None,
+        kl: KLController | None = None,
+        critic: str | None = None,
+        reference: str | None = None,
+        generator: Generator | None = None,
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=5e-6, betas=(0.9, 0.95), weight_decay=0.0),
+        scheduler: LRSchedulerCallable | None = None,
+        adapter: LoRA | None = None,
+        options: ModelOptions | None = None,
+    ) -> None:
+        super().__init__(model, options, adapter, optimizer, scheduler)
+        self.reward, self.sampling, self.ppo = reward, sampling or Sampling(), ppo or PPOSettings()
+        self.kl: KLController = kl or FixedKL()
+        self.critic_path = critic or (reward.path if isinstance(reward, RewardModelReward) else model)
+        self.reference_path = reference or model
+        self.generator = generator or CachedGenerator()
+        if self.sampling.temperature == 0:
+            raise UserError("sampling.temperature is 0: a greedy rollout explores nothing and has no log-probs to learn from")
+        self.policy: PreTrainedModel
+        self.critic: ScalarModel
+        self.frozen: dict[str, Any] = {}  # a plain dict: neither trained, nor wrapped, nor in the checkpoint
+        self.samples: list[dict[str, Any]] = []
+
+    @property
+    def exported(self) -> PreTrainedModel:
+        """The policy."""
+        return self.policy
+
+    def setup(self, stage: str) -> None:
+        """Refuse sizes and lengths that do not fit, before any weight is read."""
+        trainer, ppo = self.trainer, self.ppo
+        self.sizes = Sizes(
+            ppo.rollout_batch, ppo.micro_batch, trainer.accumulate_grad_batches, trainer.world_size, ppo.epochs
+        )
+        for path in (self.model_path, self.reference_path, self.critic_path):
+            load_config(path, self.options)
+        self.seed = trainer.strategy.broadcast(torch.initial_seed())
+
+    def configure_model(self) -> None:
+        """Load the four models, once."""
+        if hasattr(self, "policy"):
+            return
+        device = self.trainer.strategy.root_device
+        self.reward.prepare(self.tokenizer, device)
+        self.policy = load_causal_lm(self.model_path, self.tokenizer, self.options)
+        self.critic = load_scalar_model(self.critic_path, self.tokenizer, self.options)
+        if self.critic.fresh_head:
+            self.critic.model.score.weight.data.zero_()
+        if self.adapter is not None:
+            add_lora(self.policy, self.adapter)
+            add_lora(self.critic.model, self.adapter)
+        if self.adapter is None or self.reference_path != self.model_path:
+            reference = load_causal_lm(self.reference_path, self.tokenizer, self.options)
+            self.frozen["reference"] = reference.to(device).eval().requires_grad_(False)
+        shard_model(self.policy, self.trainer.strategy)
+        shard_model(self.critic, self.trainer.strategy)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the policy's group and the critic's with its own learning rate."""
+        return [
+            {"params": [p for p in self.policy.parameters() if p.requires_grad]},
+            {"params": [p for p in self.critic.parameters() if p.requires_grad], "lr": self.ppo.critic_learning_rate},
+        ]
+
+    def experience(self, prompts: Prompts) -> ExperienceLoader:
+        """Return the training loader over `prompts`; called by the prompt data module."""
+        limit = maximum_length(self.policy.config)
+        need = prompts.max_prompt_length + self.sampling.response_length
+        if limit is not None and need > limit:
+            raise UserError(
+                f"data.max_prompt_length {prompts.max_prompt_length} + sampling.response_length "
+                f"{self.sampling.response_length} = {need} exceeds the model's {limit} positions; lower one"
+            )
+        return ExperienceLoader(lambda: self.collect(prompts), self.sizes.batches)
+
+    def collect(self, prompts: Prompts) -> Iterator[Experience]:
+        """Steps 1 to 6 of an iteration; returns its micro-batches for `training_step`."""
+        # Counted in steps: after a resume current_epoch may be one ahead.
+        iteration = self.trainer.global_step // self.sizes.steps
+        start = time.perf_counter()
+        # A loader runs outside the autocast of training_step; without this the first ratio is not 1.
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            trajectories, seconds = self.roll_out(prompts, iteration)
+        ppo, coefficient = self.ppo, self.kl.coefficient
+        # 4 per-token KL penalty, score on the last action token · 5 GAE · 6 whiten
+        advantages, returns = advantages_and_returns(trajectories, coefficient, ppo.discount, ppo.gae_lambda)
+        statistics = rollout_statistics(trajectories, coefficient, returns)
+        self.kl.update(float(statistics["reward/kl"]), ppo.rollout_batch)
+        seconds["time/rollout"] = time.perf_counter() - start
+        statistics |= {name: torch.tensor(value) for name, value in seconds.items()}
+        rank = self.trainer.global_rank
+        return cut(trajectories, advantages, returns, statistics, self.sizes, rank, self.seed, iteration)
+
+    def roll_out(self, prompts: Prompts, iteration: int) -> tuple[Trajectories, dict[str, float]]:
+        """Steps 1 to 3: generate, score, log-probs and values. Every rank does its share and gets all of them."""
+        start = time.perf_counter()
+        world, rank, width = self.trainer.world_size, self.trainer.global_rank, self.sampling.response_length
+        index = torch.arange(self.ppo.rollout_batch)[rank::world]
+        rows = prompts.rows(iteration, self.ppo.rollout_batch)
+        batch = prompts.collate([rows[int(i)] for i in index], index)
+        ids, mask = batch.input_ids.to(self.device), batch.attention_mask.to(self.device)
+        # 1 generate
+        noise = draw_noise(self.ppo.rollout_batch, width, self.seed, iteration, 0)[index]
+        self.policy.eval()  # in train mode gradient checkpointing switches the cache off
+        with gathered(self.policy):
+            rollout = self.generator.generate(self.policy, ids, mask, noise, self.sampling)
+        self.policy.train()
+        generated = time.perf_counter()
+        # 2 score
+        input_ids = torch.cat([ids, rollout.response_ids], 1)  # (B, T)
+        attention_mask = torch.cat([mask, rollout.response_mask.to(mask)], 1)
+        responses = self.tokenizer.batch_decode(rollout.response_ids, skip_special_tokens=True)
+        episodes = Episodes(input_ids, attention_mask, [row["prompt"] for row in batch.rows], responses, batch.rows)
+        scores = self.checked_scores(episodes, iteration)
+        if self.sampling.missing_end_score is not None:
+            scores = torch.where(rollout.ended, scores, self.sampling.missing_end_score)
+        # 3 log-probs of the reference, values (those of the policy were taken at sampling)
+        reference = in_chunks(self.reference_logprobs, input_ids, attention_mask, width, self.ppo.chunk)
+        values = in_chunks(
+            lambda i, m, w: response_values(self.critic, i, m, w), input_ids, attention_mask, width, self.ppo.chunk
+        )
+        kl = (k1(rollout.logprobs, reference) * rollout.response_mask).sum(1)
+        self.samples = [
+            {"prompt": p, "response": r, "score": float(s), "kl": float(k)}
+            for p, r, s, k in list(zip(episodes.prompts, responses, scores, kl))[:16]
+        ]
+        everything = Trajectories(
+            gather_rows(input_ids, pad_left=True),
+            gather_rows(attention_mask, pad_left=True),
+            *(gather_rows(t) for t in (rollout.response_mask, rollout.logprobs, reference, values, scores, rollout.ended)),
+        )
+        return everything, {"time/generate": generated - start, "time/score": time.perf_counter() - generated}
+
+    def checked_scores(self, episodes: Episodes, iteration: int) -> Tensor:
+        """Return the reward source's scores, or stop where one is not a finite number."""
+        scores = self.reward.score(episodes).float()
+        bad = (~torch.isfinite(scores)).nonzero().flatten()
+        if len(bad):
+            first = int(bad[0])
+            raise UserError(
+                f"reward: {len(bad)} of {len(scores)} scores of iteration {iteration} are not finite; the first is "
+                f"{float(scores[first])} for the prompt {episodes.prompts[first]!r:.200}. The last checkpoint is unharmed"
+            )
+        return scores
+
+    def reference_logprobs(self, input_ids: Tensor, attention_mask: Tensor, width: int) -> Tensor:
+        """Return log-probs of the response under the reference policy, (B, R)."""
+        if "reference" in self.frozen:
+            return response_logprobs(
+                self.frozen["reference"], input_ids, attention_mask, width, self.sampling.temperature
+            )
+        with adapter_off(self.policy):
+            return response_logprobs(self.policy, input_ids, attention_mask, width, self.sampling.temperature)
+
+    def training_step(self, batch: Experience | PretrainingBatch, batch_idx: int) -> Tensor:
+        """Return the clipped policy loss plus the clipped value loss, or the loss of a batch of the pretraining mix."""
+        if isinstance(batch, PretrainingBatch):
+            return self.pretraining_step(batch)
+        ppo, width = self.ppo, batch.response_mask.shape[1]
+        ids, mask = batch.input_ids, batch.attention_mask
+        logprobs = response_logprobs(self.policy, ids, mask, width, self.sampling.temperature)  # (B, R)
+        values = response_values(self.critic, ids, mask, width)  # (B, R)
+        policy = clipped_policy_loss(logprobs, batch.logprobs, batch.advantages, batch.response_mask, ppo.clip)
+        value = clipped_value_loss(values, batch.values, batch.returns, batch.response_mask, ppo.value_clip)
+        self.log_dict(
+            {
+                "policy/loss": policy.loss.detach() / policy.count,
+                "policy/clip_fraction": policy.clipped / policy.count,
+                "policy/approx_kl": policy.approx_kl / policy.count,
+                "value/loss": value.loss.detach() / value.count,
+                "value/clip_fraction": value.clipped / value.count,
+            },
+            on_step=False,
+            on_epoch=True,
+            batch_size=int(policy.count),
+        )
+        for name, figure in batch.statistics.items():
+            shown = name in ("reward/score", "reward/kl")
+            self.log(name, figure, on_step=False, on_epoch=True, prog_bar=shown, batch_size=1)
+        return self.normalised(policy.loss + ppo.value_coefficient * value.loss, batch.normalizer)
+
+    def pretraining_step(self, batch: PretrainingBatch) -> Tensor:
+        """Return the language-modelling loss of the policy, mean over tokens (the γ term of Eq. 2, without γ)."""
+        logits = self.policy(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=position_ids(batch.attention_mask),
+            use_cache=False,
+        ).logits
+        total, count = language_model_loss(logits, batch.input_ids, batch.loss_mask)
+        self.log("pretraining/loss", (total / count).detach(), on_step=False, on_epoch=True, batch_size=int(count))
+        return self.normalised(total, batch.normalizer)
+
+    def on_fit_start(self) -> None:
+        """Print the sizes once."""
+        self.print(f"PPO: {self.sizes}")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the state of the KL controller."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["kl_controller"] = self.kl.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back."""
+        super().on_load_checkpoint(checkpoint)
+        self.kl.load_state_dict(checkpoint["kl_controller"])

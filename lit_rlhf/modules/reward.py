@@ -1,0 +1,104 @@
+"""Step 2 of the paper: the reward model (§3.5 Eq. 1, App. C.2)."""
+
+import json
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torchmetrics import MeanMetric
+from torchmetrics.classification import BinaryCalibrationError
+from transformers import PreTrainedModel
+
+from lit_rlhf.data.batches import RankingBatch
+from lit_rlhf.functional import ranking_loss, ranking_pairs
+from lit_rlhf.models.adapters import add_lora
+from lit_rlhf.models.export import CHECKPOINT_KEY
+from lit_rlhf.models.options import LoRA, ModelOptions
+from lit_rlhf.models.scalar import ScalarModel, load_scalar_model
+from lit_rlhf.modules.base import LitModule
+from lit_rlhf.strategies import shard_model
+
+
+class RewardModule(LitModule):
+    """A ranking of K completions is one batch element: K forward passes, C(K, 2) comparisons, one loss term.
+
+    Args:
+        model: a language model's folder or hub name (SFT, or the base model), or a reward model's to go on with.
+        optimizer: a callable from parameter groups to an optimizer (paper, 6B: Adam at 9e-6).
+        scheduler: a callable from the optimizer to a scheduler (paper: cosine to 10 %).
+        head_seed: seed of a fresh head, drawn from N(0, 1/√(d+1)).
+        adapter: train low-rank adapters and the head instead of all weights.
+        options: how weights and tokenizer are loaded.
+    """
+
+    export_prefix = "model.model."
+
+    def __init__(
+        self,
+        model: str,
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=9e-6, betas=(0.9, 0.95), weight_decay=0.0),
+        scheduler: LRSchedulerCallable | None = None,
+        head_seed: int = 0,
+        adapter: LoRA | None = None,
+        options: ModelOptions | None = None,
+    ) -> None:
+        super().__init__(model, options, adapter, optimizer, scheduler)
+        self.head_seed = head_seed
+        self.model: ScalarModel
+        self.validation_loss, self.validation_accuracy = MeanMetric(), MeanMetric()
+        self.calibration = BinaryCalibrationError(n_bins=10, norm="l1")
+
+    @property
+    def exported(self) -> PreTrainedModel:
+        """The sequence-classification model inside."""
+        return self.model.model
+
+    def configure_model(self) -> None:
+        """Load the model, once."""
+        if hasattr(self, "model"):
+            return
+        self.model = load_scalar_model(self.model_path, self.tokenizer, self.options, self.head_seed)
+        if self.adapter is not None:
+            add_lora(self.model.model, self.adapter)
+        shard_model(self.model, self.trainer.strategy)
+
+    def forward(self, batch: RankingBatch) -> Tensor:
+        """Return one score a completion, (N,) float32."""
+        scalars = self.model(batch.input_ids, batch.attention_mask)  # (N, T)
+        last = batch.attention_mask.sum(1) - 1  # right-padded: the last real token by length
+        return scalars.gather(1, last[:, None]).squeeze(1)
+
+    def training_step(self, batch: RankingBatch, batch_idx: int) -> Tensor:
+        """Return Eq. 1 for the rankings of this batch."""
+        result = ranking_loss(self(batch), batch.ranking, batch.ranks)
+        rankings = max(int(result.rankings), 1)
+        self.log("train/loss", result.loss.detach() / rankings, prog_bar=True, batch_size=rankings)
+        self.log("train/accuracy", result.correct / result.pairs.clamp(min=1), batch_size=max(int(result.pairs), 1))
+        return self.normalised(result.loss, batch.normalizer)
+
+    def validation_step(self, batch: RankingBatch, batch_idx: int) -> None:
+        """Add to loss (per ranking), accuracy (per comparison, ties apart) and calibration of σ(Δ)."""
+        scores = self(batch)
+        result = ranking_loss(scores, batch.ranking, batch.ranks)
+        if result.pairs > 0:
+            self.validation_loss.update(result.loss / result.rankings, result.rankings)
+            self.validation_accuracy.update(result.correct / result.pairs, result.pairs)
+            better, worse, _ = ranking_pairs(batch.ranking, batch.ranks)
+            difference = scores[better] - scores[worse]
+            # the surer side of every comparison, and whether it is the side the labeler took
+            self.calibration.update(torch.sigmoid(difference.abs()), (difference > 0).long())
+        self.log("validation/loss", self.validation_loss, prog_bar=True)
+        self.log("validation/accuracy", self.validation_accuracy, prog_bar=True)
+        self.log("validation/calibration_error", self.calibration)
+
+    def test_step(self, batch: RankingBatch, batch_idx: int) -> None:
+        """Do as in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also take the centring constants back."""
+        super().on_load_checkpoint(checkpoint)
+        config = json.loads(checkpoint[CHECKPOINT_KEY]["config"])
+        if "score_shift" in config:
+            self.model.centre(config["score_shift"], config["score_scale"])

@@ -1,0 +1,86 @@
+"""Step 1 of the paper: supervised fine-tuning (§3.5, App. C.1)."""
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torchmetrics import MeanMetric
+from transformers import PreTrainedModel
+
+from lit_rlhf.data.batches import PretrainingBatch, TokenBatch
+from lit_rlhf.functional import language_model_loss, position_ids
+from lit_rlhf.models.adapters import add_lora
+from lit_rlhf.models.loading import load_causal_lm
+from lit_rlhf.models.options import LoRA, ModelOptions
+from lit_rlhf.modules.base import LitModule
+from lit_rlhf.strategies import shard_model
+
+
+class SFTModule(LitModule):
+    """Next-token cross-entropy on the tokens that the batch marks: completions of demonstrations, or all of a text.
+
+    Args:
+        model: folder or hub name of a causal language model.
+        optimizer: a callable from parameter groups to an optimizer (paper: Adam, β₁ 0.9, β₂ 0.95).
+        scheduler: a callable from the optimizer to a scheduler, stepped every optimizer step.
+        dropout: residual dropout (paper: 0.2).
+        adapter: train low-rank adapters instead of all weights.
+        options: how weights and tokenizer are loaded.
+    """
+
+    export_prefix = "model."
+
+    def __init__(
+        self,
+        model: str,
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-5, betas=(0.9, 0.95), weight_decay=0.0),
+        scheduler: LRSchedulerCallable | None = None,
+        dropout: float = 0.0,
+        adapter: LoRA | None = None,
+        options: ModelOptions | None = None,
+    ) -> None:
+        super().__init__(model, options, adapter, optimizer, scheduler)
+        self.dropout = dropout
+        self.model: PreTrainedModel
+        self.validation_loss = MeanMetric()
+
+    @property
+    def exported(self) -> PreTrainedModel:
+        """The language model."""
+        return self.model
+
+    def configure_model(self) -> None:
+        """Load the model, once."""
+        if hasattr(self, "model"):
+            return
+        self.model = load_causal_lm(self.model_path, self.tokenizer, self.options, self.dropout)
+        if self.adapter is not None:
+            add_lora(self.model, self.adapter)
+        shard_model(self.model, self.trainer.strategy)
+
+    def loss(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        """Return the sum of the cross-entropy over the batch's targets, in nats, and how many there are."""
+        logits = self.model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=position_ids(batch.attention_mask),
+            use_cache=False,
+        ).logits  # (B, T, V)
+        return language_model_loss(logits, batch.input_ids, batch.loss_mask)
+
+    def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
+        """Return the normalised loss; a batch of the pretraining mix is logged under its own name."""
+        total, count = self.loss(batch)
+        name = "pretraining/loss" if isinstance(batch, PretrainingBatch) else "train/loss"
+        self.log(name, (total / count).detach(), prog_bar=True, batch_size=int(count))
+        return self.normalised(total, batch.normalizer)
+
+    def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        """Add to the token mean over the whole validation set and all ranks."""
+        total, count = self.loss(batch)
+        if count > 0:
+            self.validation_loss.update(total / count, count)
+        self.log("validation/loss", self.validation_loss, prog_bar=True)
+
+    def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        """Do as in validation."""
+        self.validation_step(batch, batch_idx)

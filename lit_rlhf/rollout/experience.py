@@ -1,0 +1,51 @@
+"""What passes through a rollout. Shape letters: B sequences, P prompt, R response, T = P + R."""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Rollout(NamedTuple):
+    """What a generator returns."""
+
+    response_ids: Tensor  # (B, R) int64, right-padded
+    response_mask: Tensor  # (B, R) bool, True through the end token, which is an action
+    logprobs: Tensor  # (B, R) float32, of the tokens under the distribution they were drawn from; 0 outside the mask
+    ended: Tensor  # (B,) bool, whether an end token was drawn
+
+
+class Episodes(NamedTuple):
+    """What a reward source sees: ids of the policy's tokenizer, texts, and the dataset rows."""
+
+    input_ids: Tensor  # (B, T) int64: left-padded prompt, then right-padded response
+    attention_mask: Tensor  # (B, T) int64
+    prompts: list[str]
+    responses: list[str]  # without special tokens
+    rows: list[dict[str, Any]]  # the prompt rows with their metadata columns
+
+
+class Trajectories(NamedTuple):
+    """All episodes of an iteration, of all ranks, in one order that does not depend on the world size."""
+
+    input_ids: Tensor  # (B, T) int64
+    attention_mask: Tensor  # (B, T) int64
+    response_mask: Tensor  # (B, R) bool
+    logprobs: Tensor  # (B, R) float32, policy at sampling
+    reference: Tensor  # (B, R) float32, reference policy
+    values: Tensor  # (B, R) float32, critic before each token
+    scores: Tensor  # (B,) float32, of the reward source
+    ended: Tensor  # (B,) bool
+
+
+class Experience(NamedTuple):
+    """One micro-batch of the PPO update."""
+
+    input_ids: Tensor  # (B, T) int64: left-padded prompt, then right-padded response
+    attention_mask: Tensor  # (B, T) int64
+    response_mask: Tensor  # (B, R) bool
+    logprobs: Tensor  # (B, R) float32, policy at sampling
+    values: Tensor  # (B, R) float32, critic at sampling
+    advantages: Tensor  # (B, R) float32, whitened over the iteration
+    returns: Tensor  # (B, R) float32
+    normalizer: Tensor  # () float32, response tokens of the whole minibatch: accumulation and ranks included
+    statistics: dict[str, Tensor]  # of the rollout, in the first micro-batch of an iteration; empty in the others

@@ -1,0 +1,25 @@
+"""Rows of all ranks in one tensor, in an order that does not depend on how many ranks there are."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def gather_rows(local: Tensor, pad_left: bool = False) -> Tensor:
+    """Return the rows of all ranks: rank r of W holds rows r, r + W, r + 2 W, … of the result.
+
+    Args:
+        local: (b,) or (b, w) on this rank; every rank has equally many rows, widths may differ.
+        pad_left: whether narrower rows are filled with 0 on the left, else on the right.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return local
+    kind, rows = local.dtype, local.to(torch.uint8) if local.dtype is torch.bool else local
+    if rows.dim() == 2:
+        width = torch.tensor(rows.shape[1], device=rows.device)
+        dist.all_reduce(width, op=dist.ReduceOp.MAX)
+        missing = int(width) - rows.shape[1]
+        rows = torch.nn.functional.pad(rows, (missing, 0) if pad_left else (0, missing))
+    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.stack(parts, dim=1).flatten(0, 1).to(kind)

@@ -1,0 +1,70 @@
+"""Learning-rate schedules of the paper. They take their length from the Trainer, so a recipe need not count steps."""
+
+import math
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from lit_rlhf.errors import UserError
+
+
+class SizedSchedule(LambdaLR):
+    """A factor on every group's learning rate as a function of the step and of the run's length.
+
+    The module sets `total_steps` before the first step; until then the factor is that of a run of one step.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.total_steps = 1
+        super().__init__(optimizer, self.factor)
+
+    def factor(self, step: int) -> float:
+        """Return the factor at an optimizer step."""
+        raise NotImplementedError
+
+    def resize(self, total_steps: int) -> None:
+        """Set the run's length in optimizer steps and the first learning rate accordingly."""
+        self.total_steps = max(int(total_steps), 1)
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs):
+            group["lr"] = base * self.factor(0)
+
+
+class CosineToFraction(SizedSchedule):
+    """Cosine from the full rate to a fraction of it at the last step (App. C.1, C.2: to 10 %, no warm-up).
+
+    Args:
+        optimizer: given by the module.
+        final: fraction of the rate at the end.
+        warmup_steps: linear warm-up before it; the paper has none.
+    """
+
+    def __init__(self, optimizer: Optimizer, final: float = 0.1, warmup_steps: int = 0) -> None:
+        if not 0 <= final <= 1:
+            raise UserError(f"scheduler: final must lie in [0, 1], got {final}")
+        self.final, self.warmup_steps = final, warmup_steps
+        super().__init__(optimizer)
+
+    def factor(self, step: int) -> float:
+        """See `SizedSchedule.factor`."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        progress = min((step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1), 1.0)
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+class WarmupThenConstant(SizedSchedule):
+    """Linear from a fraction of the rate to all of it, then constant (App. C.4: from a tenth, over 10 iterations).
+
+    Args:
+        optimizer: given by the module.
+        warmup_steps: optimizer steps of the warm-up; 10 iterations of 8 minibatches are 80.
+        start: fraction at the first step.
+    """
+
+    def __init__(self, optimizer: Optimizer, warmup_steps: int = 80, start: float = 0.1) -> None:
+        self.warmup_steps, self.start = warmup_steps, start
+        super().__init__(optimizer)
+
+    def factor(self, step: int) -> float:
+        """See `SizedSchedule.factor`."""
+        return min(self.start + (1 - self.start) * step / max(self.warmup_steps, 1), 1.0)

@@ -1,0 +1,50 @@
+"""What Lightning leaves to the module under FSDP2 (`ModelParallelStrategy`): sharding, and gathering for a rollout."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from torch import nn
+
+
+def shard_model(model: nn.Module, strategy: Strategy) -> None:
+    """Shard `model` over the data-parallel mesh, one unit a transformer block; nothing under another strategy."""
+    if not isinstance(strategy, ModelParallelStrategy):
+        return
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = strategy.device_mesh["data_parallel"]
+    for block in transformer_blocks(model):
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def transformer_blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the blocks: the longest `ModuleList` whose members are of one class."""
+    lists = [
+        list(module)
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList) and len({type(child) for child in module}) == 1
+    ]
+    return max(lists, key=len, default=[])
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Hold the whole weights on every rank within the block, so that generation needs no collective a token.
+
+    Ranks may then stop at different lengths: with sharded weights that would hang.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for unit in units:
+        # `root.unshard()` alone leaves the nested blocks sharded
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.set_reshard_after_forward(unit is not model, recurse=False)
+            unit.reshard()

@@ -1,0 +1,19 @@
+import math
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("functional", deadline=None, max_examples=40, derandomize=True, database=None)
+settings.load_profile("functional")
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=[math.nan, math.inf, -math.inf], ids=["nan", "inf", "minus_inf"])
+def poison(request):
+    """What padding may hold without anybody noticing."""
+    return request.param

@@ -1,0 +1,120 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from lit_rlhf.functional import gae, group_relative, leave_one_out
+
+R = 6
+unit = st.floats(0, 1)
+episodes = st.lists(st.integers(0, R), min_size=1, max_size=4)
+
+
+def batch(lengths):
+    rewards, values = torch.randn(2, len(lengths), R, dtype=torch.float64)
+    return rewards, values, torch.arange(R) < torch.tensor(lengths).unsqueeze(1)
+
+
+@given(episodes, unit, unit)
+def test_gae_equals_the_sum_of_discounted_errors(lengths, discount, gae_lambda):
+    rewards, values, mask = batch(lengths)
+    advantages, returns = gae(rewards, values, mask, discount, gae_lambda)
+    for b, length in enumerate(lengths):
+        r, v = rewards[b, :length].tolist(), [*values[b, :length].tolist(), 0.0]
+        errors = [r[t] + discount * v[t + 1] - v[t] for t in range(length)]
+        for t in range(R):
+            expected = math.fsum((discount * gae_lambda) ** (k - t) * errors[k] for k in range(t, length))
+            assert_close(advantages[b, t].item(), expected, rtol=1e-10, atol=1e-12)
+            assert_close(returns[b, t].item(), expected + v[t] if t < length else 0.0, rtol=1e-10, atol=1e-12)
+
+
+@given(episodes)
+def test_without_discount_and_with_lambda_1_returns_are_the_reward_to_go(lengths):
+    rewards, values, mask = batch(lengths)
+    _, returns = gae(rewards, values, mask, 1.0, 1.0)
+    for b, length in enumerate(lengths):
+        for t in range(length):
+            assert_close(returns[b, t].item(), math.fsum(rewards[b, t:length].tolist()), rtol=1e-10, atol=1e-12)
+
+
+@given(episodes, unit)
+def test_with_lambda_0_the_advantage_is_the_one_step_error(lengths, discount):
+    rewards, values, mask = batch(lengths)
+    advantages, _ = gae(rewards, values, mask, discount, 0.0)
+    following = torch.nn.functional.pad((values * mask)[:, 1:], (0, 1))
+    assert_close(advantages, (rewards + discount * following - values) * mask)
+
+
+def test_a_constant_value_gives_a_geometric_series():
+    # score 1 at the end, value c throughout: all errors are (discount - 1) c but the last, which is 1 - c
+    c, discount, gae_lambda = 0.3, 0.9, 0.8
+    rewards = torch.zeros(1, R, dtype=torch.float64)
+    rewards[0, -1] = 1
+    advantages, _ = gae(rewards, torch.full_like(rewards, c), torch.ones(1, R, dtype=torch.bool), discount, gae_lambda)
+    q = discount * gae_lambda
+    for t in range(R):
+        n = R - 1 - t
+        assert_close(
+            advantages[0, t].item(), (discount - 1) * c * (1 - q**n) / (1 - q) + q**n * (1 - c), rtol=1e-12, atol=0
+        )
+
+
+def test_a_perfect_critic_leaves_no_advantage():
+    _, _, mask = batch([R, 3])
+    advantages, returns = gae(
+        torch.zeros(2, R).index_fill(1, torch.tensor([2]), 1.0), (torch.arange(R) < 3) * mask * 1.0, mask, 1.0, 0.95
+    )
+    assert not advantages.any() and returns.tolist() == [[1, 1, 1, 0, 0, 0]] * 2
+
+
+def test_padding_reaches_neither_value_nor_gradient(poison):
+    rewards, values, mask = batch([4, R, 1])
+    clean = gae(rewards, values, mask, 0.9, 0.8)
+    dirty_rewards, dirty = (x.masked_fill(~mask, poison).requires_grad_() for x in (rewards, values))
+    advantages, returns = gae(dirty_rewards, dirty, mask, 0.9, 0.8)
+    assert torch.equal(advantages, clean[0]) and torch.equal(returns, clean[1])
+    (advantages + returns).sum().backward()
+    assert (dirty.grad[~mask] == 0).all() and dirty.grad.isfinite().all()
+    assert (dirty_rewards.grad[~mask] == 0).all() and dirty_rewards.grad.isfinite().all()
+
+
+def test_rows_and_the_width_of_the_padding_do_not_matter():
+    rewards, values, mask = batch([4, 2])
+    whole, _ = gae(rewards, values, mask, 0.9, 0.8)
+    alone, _ = gae(rewards[1:, :2], values[1:, :2], mask[1:, :2], 0.9, 0.8)
+    assert torch.equal(alone, whole[1:, :2])
+
+
+@pytest.mark.parametrize("row", [[False, True, True], [True, False, True]])
+def test_a_mask_with_a_hole_is_refused(row):
+    with pytest.raises(AssertionError, match="contiguous"):
+        gae(torch.zeros(1, 3), torch.zeros(1, 3), torch.tensor([row]), 1.0, 1.0)
+
+
+@given(st.lists(st.lists(st.floats(-5, 5, width=32), min_size=3, max_size=3), min_size=1, max_size=4))
+def test_group_advantages_equal_a_loop(groups):
+    scores = torch.tensor(groups, dtype=torch.float64).flatten()
+    relative, others = group_relative(scores, 3), leave_one_out(scores, 3)
+    assert relative.shape == others.shape == scores.shape
+    for g, group in enumerate(groups):
+        mean = math.fsum(group) / 3
+        deviation = math.sqrt(math.fsum((s - mean) ** 2 for s in group) / 3 + 1e-8)
+        for i, score in enumerate(group):
+            rest = [s for j, s in enumerate(group) if j != i]
+            assert_close(relative[3 * g + i].item(), (score - mean) / deviation, rtol=1e-9, atol=1e-9)
+            assert_close(others[3 * g + i].item(), score - math.fsum(rest) / 2, rtol=1e-12, atol=1e-12)
+
+
+def test_equal_scores_have_no_group_advantage():
+    assert not group_relative(torch.full((4,), 0.5), 2).any()
+    assert not leave_one_out(torch.full((4,), 0.5), 2).any()
+
+
+@pytest.mark.parametrize("estimator", [group_relative, leave_one_out])
+@pytest.mark.parametrize("size", [1, 4])
+def test_groups_must_be_whole_and_hold_two(estimator, size):
+    with pytest.raises(AssertionError):
+        estimator(torch.zeros(6), size)

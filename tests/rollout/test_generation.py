@@ -1,0 +1,90 @@
+"""Engines: the same draws from the same noise, greedy text equal to transformers' own, exact probabilities."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_rlhf.functional import pad_left
+from lit_rlhf.models.loading import load_causal_lm
+from lit_rlhf.models.options import ModelOptions
+from lit_rlhf.rollout.generation import CachedGenerator, HuggingFaceGenerator
+from lit_rlhf.rollout.passes import in_chunks, response_logprobs
+from lit_rlhf.rollout.sampling import Sampling, choose_tokens, draw_noise
+
+ARCHITECTURES = ["llama", "gpt2", "qwen2", "gpt_neox", "opt", "gemma"]
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [4, 4], [20, 21, 22, 23]]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_engines_draw_the_same_and_report_the_log_probs_of_a_plain_forward(name, model_folders, tokenizer):
+    model = load_causal_lm(model_folders[name], tokenizer, ModelOptions()).eval()
+    ids, mask = pad_left(PROMPTS, tokenizer.pad_token_id)
+    sampling = Sampling(response_length=12, temperature=1.3)
+    noise = draw_noise(len(PROMPTS), 12, 3)
+    ours = CachedGenerator(batch_size=2).generate(model, ids, mask, noise, sampling)
+    theirs = HuggingFaceGenerator().generate(model, ids, mask, noise, sampling)
+    assert torch.equal(ours.response_ids, theirs.response_ids)
+    assert torch.equal(ours.response_mask, theirs.response_mask)
+    torch.testing.assert_close(ours.logprobs, theirs.logprobs, atol=2e-5, rtol=1e-5)
+    assert ours.ended.any() or name != "llama"
+    for row, prompt in enumerate(PROMPTS):  # one row at a time, without any padding
+        response = ours.response_ids[row][ours.response_mask[row]]
+        logits = model(torch.tensor([prompt + response.tolist()])).logits[0, len(prompt) - 1 : -1].double()
+        expected = torch.log_softmax(logits / 1.3, -1).gather(1, response[:, None]).squeeze(1)
+        torch.testing.assert_close(ours.logprobs[row][ours.response_mask[row]].double(), expected, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_greedy_text_is_that_of_transformers(name, model_folders, tokenizer):
+    model = load_causal_lm(model_folders[name], tokenizer, ModelOptions()).eval()
+    ids, mask = pad_left(PROMPTS, tokenizer.pad_token_id)
+    ours = CachedGenerator().generate(model, ids, mask, draw_noise(5, 10, 0), Sampling(10, temperature=0.0))
+    theirs = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=10, do_sample=False)[:, ids.shape[1] :]
+    assert torch.equal(ours.response_ids[:, : theirs.shape[1]], theirs)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_scoring_in_chunks_equals_sampling(name, model_folders, tokenizer):
+    model = load_causal_lm(model_folders[name], tokenizer, ModelOptions()).eval()
+    ids, mask = pad_left(PROMPTS, tokenizer.pad_token_id)
+    rollout = CachedGenerator().generate(model, ids, mask, draw_noise(5, 9, 1), Sampling(9, temperature=0.7))
+    all_ids = torch.cat([ids, rollout.response_ids], 1)
+    all_mask = torch.cat([mask, rollout.response_mask.long()], 1)
+    again = in_chunks(lambda i, m, w: response_logprobs(model, i, m, w, 0.7), all_ids, all_mask, 9, rows=2)
+    torch.testing.assert_close(again * rollout.response_mask, rollout.logprobs, atol=2e-5, rtol=1e-5)
+
+
+def test_a_response_does_not_depend_on_its_batch(model_folders, tokenizer):
+    model = load_causal_lm(model_folders["llama"], tokenizer, ModelOptions()).eval()
+    ids, mask = pad_left(PROMPTS, tokenizer.pad_token_id)
+    noise = draw_noise(5, 16, 7)
+    together = CachedGenerator().generate(model, ids, mask, noise, Sampling(16))
+    for row in range(5):
+        alone = CachedGenerator().generate(model, ids[row : row + 1], mask[row : row + 1], noise[row : row + 1], Sampling(16))
+        assert torch.equal(alone.response_ids[0], together.response_ids[row])
+
+
+def test_draws_follow_the_distribution():
+    logits = torch.tensor([[0.0, 1.0, -torch.inf, 2.0, -1.0]]).expand(60_000, -1)
+    tokens, logprobs = choose_tokens(logits, draw_noise(60_000, 1, 0).squeeze(1), temperature=0.5)
+    expected = torch.softmax(logits[0].double() / 0.5, -1)
+    observed = torch.bincount(tokens, minlength=5) / 60_000
+    assert observed[2] == 0
+    assert (observed - expected).abs().max() < 4 * 0.5 / 60_000**0.5
+    torch.testing.assert_close(logprobs.double(), expected.log()[tokens], atol=1e-6, rtol=1e-6)
+
+
+@given(st.floats(0, 1, exclude_max=True), st.integers(0, 10_000))
+def test_never_a_token_of_probability_zero(uniform, seed):
+    logits = torch.randn(1, 9, generator=torch.Generator().manual_seed(seed))
+    logits[0, ::2] = -torch.inf
+    token, _ = choose_tokens(logits, torch.tensor([uniform], dtype=torch.float64), 1.0)
+    assert int(token) % 2 == 1
+
+
+def test_noise_depends_on_the_place_alone():
+    assert torch.equal(draw_noise(4, 3, 1, 2, 0), draw_noise(4, 3, 1, 2, 0))
+    assert torch.equal(draw_noise(4, 3, 1, 2, 0)[:2], draw_noise(8, 3, 1, 2, 0)[:2])
+    for other in [(2, 2, 0), (1, 3, 0), (1, 2, 1)]:
+        assert not torch.equal(draw_noise(4, 3, 1, 2, 0), draw_noise(4, 3, *other))
