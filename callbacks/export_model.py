@@ -12,16 +12,19 @@ class ExportModel(Callback):
     """Exports the module's model and tokenizer at the end of training, for the next stage or plain transformers.
 
     Args:
-        directory: the folder; created before training starts, so that one which cannot be written is refused then.
+        directory: the folder, taken from the Trainer's default_root_dir; created before training starts, so that one
+            which cannot be written is refused then.
     """
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str = "model") -> None:
         self.directory = Path(directory)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Create the folder."""
-        if stage == "fit" and trainer.is_global_zero:
-            make_directory(self.directory)
+        if stage == "fit":
+            self.directory = Path(trainer.default_root_dir) / self.directory
+            if trainer.is_global_zero:
+                make_directory(self.directory)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Write, on rank zero; under sharded weights `lit-rlhf export` of the checkpoint does it instead."""

@@ -1,15 +1,14 @@
 """PPO-ptx: pretraining gradients beside those of the stage (§3.5 Eq. 2, App. C.4); also the 10 % mix of SFT (App. C.3)."""
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lit_rlhf.data.batches import PretrainingBatch, TokenBatch
-from lit_rlhf.data.loader import PlannedLoader
-from lit_rlhf.data.pretraining import collate_blocks, text_blocks
+from lit_rlhf.data.batches import PretrainingBatch
+from lit_rlhf.data.loader import Cut
+from lit_rlhf.data.pretraining import TextBlocks, text_blocks
 from lit_rlhf.errors import UserError
 
 
@@ -18,7 +17,7 @@ class PretrainingMix(Callback):
 
     Before each batch of the stage, one backward pass over pretraining text goes into the same gradient buffer; the
     stage's own backward follows, then one step. The module needs nothing but a `training_step` that takes a
-    `PretrainingBatch`.
+    `PretrainingBatch`. Which text a step reads depends on the step's number and the seed alone.
 
     Args:
         path: pretraining text: any source of `PretrainingDataModule`.
@@ -35,36 +34,16 @@ class PretrainingMix(Callback):
     ) -> None:
         if coefficient < 0:
             raise UserError(f"PretrainingMix: coefficient must not be negative, got {coefficient}")
+        if micro_batch < 1:
+            raise UserError(f"PretrainingMix: micro_batch must be at least 1, got {micro_batch}")
         self.path, self.coefficient, self.micro_batch = path, coefficient, micro_batch
         self.block_length, self.seed = block_length, seed
-        self.loader: PlannedLoader
-        self.batches: Iterator[TokenBatch]
-        self.restored: dict[str, Any] | None = None
+        self.blocks: TextBlocks
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Read and cut the text, once."""
-        if stage != "fit" or hasattr(self, "loader"):
-            return
-        tokenizer = pl_module.tokenizer
-        self.loader = PlannedLoader(
-            rows=text_blocks(self.path, tokenizer, self.block_length),
-            collate=lambda rows, normalizer: collate_blocks(rows, normalizer, tokenizer.pad_token_id),
-            micro_batch=self.micro_batch,
-            accumulate=trainer.accumulate_grad_batches,
-            world_size=trainer.world_size,
-            rank=trainer.global_rank,
-            seed=self.seed,
-            shuffle=True,
-            weight=lambda block: len(block) - 1,
-        )
-        if self.restored is not None:
-            self.loader.load_state_dict(self.restored)
-        self.batches = self.forever()
-
-    def forever(self) -> Iterator[TokenBatch]:
-        """Yield batches, pass after pass, each in its own order."""
-        while True:
-            yield from self.loader
+        if stage == "fit" and not hasattr(self, "blocks"):
+            self.blocks = text_blocks(self.path, pl_module.tokenizer, self.block_length, seed=self.seed)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Put the pretraining gradient into the buffer, first and unsynchronised.
@@ -72,21 +51,13 @@ class PretrainingMix(Callback):
         The stage's backward pass, which follows, then reduces both over the ranks at once. The reverse order, or a
         call past the strategy's wrapper, leaves ranks with different gradients and says nothing.
         """
-        strategy = trainer.strategy
-        mixed = strategy.batch_to_device(PretrainingBatch(*next(self.batches)))
+        strategy, accumulate = trainer.strategy, trainer.accumulate_grad_batches
+        cut = Cut(self.micro_batch, accumulate, trainer.world_size, trainer.global_rank)
+        text = self.blocks.batch(trainer.global_step, batch_idx % accumulate, cut)
+        mixed = strategy.batch_to_device(PretrainingBatch(*text))
         unsynchronised = getattr(strategy, "block_backward_sync", nullcontext)
         with unsynchronised():
             loss = strategy.training_step(mixed, batch_idx)
             assert isinstance(loss, Tensor)
-            strategy.backward(self.coefficient * loss / trainer.accumulate_grad_batches, None)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the place in the text."""
-        return self.loader.state_dict() if hasattr(self, "loader") else {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
-        self.restored = state_dict
-        if hasattr(self, "loader"):
-            self.loader.load_state_dict(state_dict)
-            self.batches = self.forever()
+            # Lightning divides the stage's loss by the accumulation itself, but not this one
+            strategy.backward(self.coefficient * loss / accumulate, None)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from lit_rlhf.commands.places import Places
 from lit_rlhf.commands.suggestions import did_you_mean, one_line, pip_command
@@ -54,7 +54,9 @@ def explain(message: str, options: Iterable[str], places: Places) -> str:
         places: the files and arguments that were parsed.
     """
     options = list(options)
-    found = [(match.start(), word, match) for pattern, word in REASONS.items() if (match := re.search(pattern, message))]
+    found = [
+        (match.start(), word, match) for pattern, word in REASONS.items() if (match := re.search(pattern, message))
+    ]
     if found:
         position, word, match = min(found, key=lambda reason: reason[0])
         return word(match, Context(message, position, options, places))
@@ -99,18 +101,22 @@ def no_setting(name: str, context: Context) -> str:
 
 def missing_settings(match: re.Match[str], context: Context) -> str:
     """A class or the command lacks a setting that has no default."""
-    owner = context.class_name or "the run"
-    place = context.places.of_value(context.class_path) if context.class_path else ""
-    return context.line(f"{owner} needs the setting {match.group(1).strip()}, which has no default", place)
+    names = match.group(1).strip()
+    if not context.class_path:
+        names = re.sub(r"\b(fit|validate|test)\.", "", names)
+        return context.line(f"the run lacks {names}: name a recipe with -c; lit-rlhf recipes ls lists them", "")
+    text = f"{context.class_name} needs the setting {names}, which has no default"
+    return context.line(text, context.places.of_value(context.class_path))
 
 
 def unknown_attribute(match: re.Match[str], context: Context) -> str:
-    """A module exists and has no such class or function."""
+    """A module exists and has no such class, function or submodule."""
     module, name = match.groups()
-    known = [key for key, value in vars(import_module(module)).items() if callable(value) and not key.startswith("_")]
-    context.class_path = f"{module}.{name}"
-    text = f"no {name!r} in {module}{did_you_mean(name, known)}"
-    return context.line(text, context.places.of_value(context.class_path))
+    found = import_module(module)
+    known = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
+    known += [info.name for info in pkgutil.iter_modules(getattr(found, "__path__", []))]
+    asked = context.class_path if context.class_path.startswith(f"{module}.") else f"{module}.{name}"
+    return context.line(f"no {name!r} in {module}{did_you_mean(name, known)}", context.places.of_value(asked))
 
 
 def missing_module(match: re.Match[str], context: Context) -> str:
@@ -124,7 +130,9 @@ def missing_module(match: re.Match[str], context: Context) -> str:
         return context.line(f"importing {asked!r} fails, there is no module {module!r}{hint}", place)
     install = pip_command(module)
     if install:
-        return context.line(f"{asked or module!r} needs the package {module!r}, which is not installed: {install}", place)
+        return context.line(
+            f"{asked or module!r} needs the package {module!r}, which is not installed: {install}", place
+        )
     package, _, _ = module.rpartition(".")
     if package:
         folders = getattr(import_quietly(package), "__path__", None)
@@ -149,7 +157,9 @@ def no_import_path(message: str, options: list[str], places: Places) -> str | No
         return None
     context = Context(message, match.start(), options, places)
     given = (match.group(1) or match.group(2)).strip()
-    return context.line(f"{given!r} is no class path; write it in full, such as package.module.Class", places.of_value(given))
+    return context.line(
+        f"{given!r} is no class path; write it in full, such as package.module.Class", places.of_value(given)
+    )
 
 
 def wrong_type(message: str, options: list[str], places: Places) -> str:
@@ -161,7 +171,7 @@ def wrong_type(message: str, options: list[str], places: Places) -> str:
         if line is not None:
             return line
     if not matches:
-        return one_line(message)
+        return other_reason(message, options, places)
     context = Context(message, matches[0].start(), options, places)
     kinds = list(dict.fromkeys(plain_type(match.group(1)) for match in matches))
     given = given_value(context.after)
@@ -169,10 +179,20 @@ def wrong_type(message: str, options: list[str], places: Places) -> str:
     return context.line(f"expected {' or '.join(kinds)}, got {given!r}", places.of_setting(name, given))
 
 
+def other_reason(message: str, options: list[str], places: Places) -> str:
+    """Any other message: its first reason, without the tree around it."""
+    reasons = list(re.finditer(r"callable class: (.+)|^ *- (?!Expected a|Problem with)(.+)", message, re.MULTILINE))
+    if not reasons:
+        return one_line(message)
+    context = Context(message, reasons[0].start(), options, places)
+    reason = (reasons[0].group(1) or reasons[0].group(2)).split(" Got value: ")[0].rstrip(". ")
+    return context.line(reason, places.of_setting(context.key.split(".")[-1]))
+
+
 def given_value(text: str) -> str:
     """Return the value a message reports."""
     match = re.search(r"(?:Got|Given) value: (.*)", text)
-    value = match.group(1).strip() if match else ""
+    value = match.group(1).split(". Got value: ")[0].strip() if match else ""
     nested = re.fullmatch(r"NestedArg\(key='[^']*', val='(.*)'\)", value)
     return nested.group(1) if nested else value
 
@@ -201,8 +221,11 @@ def setting_names(owner: Any) -> list[str]:
     names: list[str] = []
     if not callable(owner):
         return names
-    constructors = [vars(base)["__init__"] for base in inspect.getmro(owner) if "__init__" in vars(base)] \
-        if inspect.isclass(owner) else [owner]
+    constructors = (
+        [vars(base)["__init__"] for base in inspect.getmro(owner) if "__init__" in vars(base)]
+        if inspect.isclass(owner)
+        else [owner]
+    )
     for constructor in constructors:
         parameters = inspect.signature(constructor).parameters.values()
         names += [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name != "self"]
@@ -217,7 +240,8 @@ def annotation_of(owner: Any, name: str) -> Any:
         hint = get_type_hints(owner.__init__).get(name)
     except (AttributeError, NameError, TypeError):
         return None
-    return hint if inspect.isclass(hint) else None
+    kinds = [kind for kind in (hint, *get_args(hint)) if inspect.isclass(kind) and kind is not type(None)]
+    return kinds[0] if kinds else None
 
 
 # the specific reasons and what words each; the one that stands first in the message is taken
@@ -230,4 +254,5 @@ REASONS: dict[str, Callable[[re.Match[str], Context], str]] = {
     r"module '([^']+)' has no attribute '([^']+)'": unknown_attribute,
     r"No module named '([^']+)'": missing_module,
     r"Import path (?:(\S+) )?does not correspond to a subclass of (\w+)": wrong_base,
+    r"Expected '([^']+)' to be a subclass of <class '(\w+)'>": wrong_base,
 }

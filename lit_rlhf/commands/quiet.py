@@ -9,14 +9,15 @@ HARMLESS_WARNINGS = (
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ".*`tensorboardX` has been removed as a dependency.*",
 )
-HARMLESS_RECORDS = ("💡 Tip:", "TPU available: False", "HPU available: False")
+HARMLESS_RECORDS = ("💡 Tip:", "TPU available: False", "Seed set to")
 
 
 def quiet() -> None:
     """Install the filters. Call it before the libraries are imported; calling it twice does no harm."""
     for message in HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_worth_reading)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).addFilter(is_worth_reading)
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # an absent optional CPU kernel
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns at every fork otherwise

@@ -60,7 +60,9 @@ def listing(recipes: dict[str, Path]) -> str:
     }
     blocks = []
     for title, names in groups.items():
-        blocks.append("\n".join([title, *(f"  {name:<{width}}{description(recipes[name])}".rstrip() for name in names)]))
+        blocks.append(
+            "\n".join([title, *(f"  {name:<{width}}{description(recipes[name])}".rstrip() for name in names)])
+        )
     return "\n\n".join(blocks)
 
 

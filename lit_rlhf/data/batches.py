@@ -32,7 +32,7 @@ class PromptBatch(NamedTuple):
     input_ids: Tensor  # (B, P) int64, LEFT-padded
     attention_mask: Tensor  # (B, P) int64
     rows: list[dict[str, Any]]  # the dataset rows: "prompt" (the text as the model sees it) and every metadata column
-    index: Tensor  # (B,) int64, place in the iteration's global batch: sampling noise is keyed on it
+    index: Tensor  # type: ignore[assignment]  # (B,) int64, place in the iteration's global batch: sampling noise is keyed on it
 
 
 class PretrainingBatch(TokenBatch):

@@ -53,7 +53,9 @@ def messages_of(row: Row, name: str) -> list[Message]:
         if not isinstance(content, str) or "role" not in turn:
             raise UserError(f"{row.origin}: turn {number} of {name!r} must have a 'role' and a text 'content'")
         if turn["role"] not in _ROLES:
-            raise UserError(f"{row.origin}: turn {number} of {name!r} has the role {turn['role']!r}, not one of {', '.join(_ROLES)}")
+            raise UserError(
+                f"{row.origin}: turn {number} of {name!r} has the role {turn['role']!r}, not one of {', '.join(_ROLES)}"
+            )
         messages.append({"role": _ROLES[turn["role"]], "content": content})
     return messages
 
@@ -151,7 +153,9 @@ def _dialogue(row: Row, name: str) -> tuple[str, str]:
     """A dialogue as (everything through the last "Assistant:", the last reply)."""
     head, turn, reply = text_of(row, name).rpartition(_ASSISTANT_TURN)
     if not turn:
-        raise UserError(f"{row.origin}: column {name!r} holds no {_ASSISTANT_TURN!r} to split at, and the row no 'prompt'")
+        raise UserError(
+            f"{row.origin}: column {name!r} holds no {_ASSISTANT_TURN!r} to split at, and the row no 'prompt'"
+        )
     return head + turn, reply
 
 
@@ -168,13 +172,15 @@ def pair_labels(row: Row, report: PreparationReport) -> Ranking | None:
     Pairs go (1,2)(1,3)…(K-1,K); 0 is a tie, 1 and 2 say which is better. The rank is by wins minus losses; a row whose
     labels that order contradicts (they are not transitive, or tie unevenly) is kept and counted.
     """
-    texts = []
+    texts: list[str] = []
     while f"prediction {len(texts) + 1}" in row.fields:
         texts.append(text_of(row, f"prediction {len(texts) + 1}"))
     labels = value_of(row, "preference", list, "a list of pair labels")
     pairs = list(combinations(range(len(texts)), 2))
     if len(labels) != len(pairs) or not set(labels) <= {0, 1, 2}:
-        raise UserError(f"{row.origin}: 'preference' must hold {len(pairs)} labels 0, 1 or 2 for {len(texts)} predictions")
+        raise UserError(
+            f"{row.origin}: 'preference' must hold {len(pairs)} labels 0, 1 or 2 for {len(texts)} predictions"
+        )
     # +1: the first of the pair is better, -1: the second
     signs = [{0: 0, 1: 1, 2: -1}[label] for label in labels]
     net = [0] * len(texts)

@@ -89,8 +89,7 @@ def read_records(rows: Rows, kind: Kind, record_type: type[T], format: str, repo
     chosen = find_format(format, kind, rows[0])
     report.read += len(rows)
     records = [record for row in rows if (record := chosen.read(row, report)) is not None]
-    if not records:
-        raise UserError(f"no {kind} is left of {report.source!r} (format {chosen.name}): {report.summary()}")
+    report.require_some(kind)
     for record in records:
         assert isinstance(record, record_type)
     return records  # type: ignore[return-value]
@@ -164,7 +163,7 @@ def _import_function(path: str) -> Callable[[Fields], Any]:
         raise UserError(f"format: {path!r} cannot be imported from {here!r}: {error}") from error
     if not callable(function):
         raise UserError(f"format: {path!r} is a {type(function).__name__}, not a function")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _quoted(names: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -38,12 +39,18 @@ class Cut(NamedTuple):
         return self.step_rows * self.accumulate
 
 
-def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
+@lru_cache(maxsize=8)
+def epoch_order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
     """A permutation of 0 .. count-1 that depends on (seed, epoch) and nothing else."""
     key = hashlib.blake2b(f"{seed} {epoch}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
-    order: list[int] = torch.randperm(count, generator=generator).tolist()
-    return order
+    return tuple(torch.randperm(count, generator=generator).tolist())
+
+
+def endless_places(total: int, seed: int, start: int, count: int) -> list[int]:
+    """`count` places from `start` on in an endless order of `total` rows: permuted passes, without replacement."""
+    positions = (divmod(place, total) for place in range(start, start + count))
+    return [epoch_order(total, seed, epoch)[place] for epoch, place in positions]
 
 
 class PlannedLoader(Generic[R, B]):
@@ -150,10 +157,10 @@ class PlannedLoader(Generic[R, B]):
         self._epoch, self._position = state["epoch"], state["position"]
         self._resumed = True
 
-    def _order(self) -> list[int]:
-        return epoch_order(len(self.rows), self.seed, self._epoch) if self.shuffle else list(range(len(self.rows)))
+    def _order(self) -> Sequence[int]:
+        return epoch_order(len(self.rows), self.seed, self._epoch) if self.shuffle else range(len(self.rows))
 
-    def _batch(self, places: list[int], step: int) -> B:
+    def _batch(self, places: Sequence[int], step: int) -> B:
         """Micro-batch `step` of the minibatch that holds the rows at `places`."""
         normalizer = float(sum(self._weights[place] for place in places))
         if self._lengths is not None:

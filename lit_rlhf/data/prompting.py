@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from lit_rlhf.data.records import Instruction, Message, Prompt
 from lit_rlhf.errors import UserError
@@ -42,7 +42,9 @@ class PromptTemplate:
         self._name = template if template in _NAMES else None
         self._jinja = None if template is None or self._name else _jinja_template(template)
         if self._name == "chat" and not tokenizer.chat_template:
-            raise UserError("template: 'chat' needs a tokenizer with a chat template, this one has none; use 'instruction'")
+            raise UserError(
+                "template: 'chat' needs a tokenizer with a chat template, this one has none; use 'instruction'"
+            )
 
     def render(self, prompt: Prompt, fields: dict[str, Any] | None = None, origin: str = "") -> str:
         """The text that the model sees.
@@ -178,26 +180,3 @@ def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
         if whole[start : start + len(bare)] == bare:
             return list(whole[:start])
     raise AssertionError(f"{bare} is not within {whole}")
-
-
-class LengthPolicy(NamedTuple):
-    """What happens to prompts and completions that are too long. Lengths are in tokens."""
-
-    max_prompt_length: int = 1024
-    max_completion_length: int = 1024  # the EOS included
-    long_prompts: Literal["drop", "truncate"] = "drop"
-
-    def prompt(self, ids: list[int], leading: list[int]) -> list[int] | None:
-        """The prompt within the limit; None where it is to be dropped. Truncation keeps the end (and the BOS)."""
-        if len(ids) <= self.max_prompt_length:
-            return ids
-        if self.long_prompts == "drop":
-            return None
-        begin = leading if ids[: len(leading)] == leading else []
-        return begin + ids[len(ids) - self.max_prompt_length + len(begin) :]
-
-    def completion(self, ids: list[int], eos: int) -> tuple[list[int], bool]:
-        """The completion with EOS behind it, and whether it was cut; a cut completion has no EOS: it did not end."""
-        ended = ids if ids[-1:] == [eos] else [*ids, eos]
-        cut = len(ended) > self.max_completion_length
-        return ended[: self.max_completion_length], cut

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_rlhf.errors import UserError
 
 
 class PreparationReport:
@@ -19,6 +21,7 @@ class PreparationReport:
         self.read = 0
         self.skipped: dict[str, int] = {}
         self.noted: dict[str, int] = {}
+        self.remarks: list[str] = []
         self._first: dict[str, str] = {}
 
     @property
@@ -36,6 +39,10 @@ class PreparationReport:
         self.noted[reason] = self.noted.get(reason, 0) + 1
         self._first.setdefault(reason, origin)
 
+    def remark(self, line: str) -> None:
+        """Add a line to the table."""
+        self.remarks.append(line)
+
     def table(self) -> str:
         """The counts as aligned lines: rows read, skipped by reason, kept, and what was noted among the kept."""
         lines = [("rows read", self.read, "")]
@@ -45,12 +52,21 @@ class PreparationReport:
         label_width = max(len(label) for label, _, _ in lines)
         count_width = max(len(f"{n:,}") for _, n, _ in lines)
         body = [f"{label:<{label_width}}  {n:>{count_width},}  {hint}".rstrip() for label, n, hint in lines]
-        return "\n".join([self.source, *body])
+        return "\n".join([self.source, *body, *self.remarks])
 
     def summary(self) -> str:
         """The counts in one line, for error messages."""
         counts = [f"{n:,} {reason}" for reason, n in self.skipped.items()]
         return " · ".join([f"rows read {self.read:,}", f"kept {self.kept:,}", *counts])
+
+    def require_some(self, kind: str) -> None:
+        """Refuse data of which nothing is left.
+
+        Raises:
+            UserError: No row is kept.
+        """
+        if self.kept == 0:
+            raise UserError(f"no {kind} is left of {self.source!r}: {self.summary()}")
 
     def show(self) -> None:
         """Print the table once, on rank zero."""

@@ -47,7 +47,9 @@ def read_rows(path: str, split: str = "train") -> Rows:
     """
     suffix = _suffix(path)
     hub_name = _HUB_NAME.fullmatch(path)
-    if Path(path).expanduser().exists() or suffix in _READERS or hub_name is None:
+    # "data/x" beside an existing folder "data" is a file that is missing, not a dataset of the organisation "data"
+    local = Path(path).expanduser()
+    if local.exists() or suffix in _READERS or hub_name is None or local.parent.is_dir():
         file = _existing_file(path)
         if suffix not in _READERS:
             raise UserError(f"data file {path!r} is of no known kind: {', '.join(_READERS)} (each also .gz) are read")
@@ -194,8 +196,8 @@ class _TableRows(Sequence[Row]):
 
 def _parquet_rows(file: Path) -> Rows:
     import datasets
-    import pyarrow
-    import pyarrow.parquet
+    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
         table = pyarrow.parquet.read_table(io.BytesIO(_read_bytes(file)))

@@ -69,7 +69,7 @@ def clipped_policy_loss(
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float) -> ValueLoss:
     """Half the squared error of the critic, with its move since the rollout limited.
 
-    `sum over actions of max((v - R)^2, (v_clipped - R)^2) / 2` with `v_clipped = v_old + clamp(v - v_old, -clip, clip)`
+    `sum over actions of max((v - R)^2, (v_clipped - R)^2) / 2` with `v_clipped = clamp(v, v_old - clip, v_old + clip)`
 
     Args:
         values: (B, R), of the critic being trained.
@@ -82,7 +82,8 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask
     # Masked before squaring, for the sake of the gradient.
     values, old_values, returns = (torch.where(mask, x, 0) for x in (values, old_values, returns))
     unclipped = (values - returns).square()
-    clipped = (old_values + (values - old_values).clamp(-clip, clip) - returns).square()
+    # Not old + (v - old).clamp(): its rounding would differ from v, and count as clipped.
+    clipped = (values.clamp(old_values - clip, old_values + clip) - returns).square()
     return ValueLoss(
         loss=masked_sum(torch.maximum(unclipped, clipped), mask) / 2,
         clipped=((clipped > unclipped) & mask).sum(),

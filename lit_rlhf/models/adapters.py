@@ -21,7 +21,7 @@ def add_lora(model: PreTrainedModel, lora: LoRA) -> None:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.targets,
-        exclude_modules=["score"],
+        exclude_modules=["score"] if hasattr(model, "score") else None,
         task_type=None,
     )
     model.add_adapter(config)

@@ -63,7 +63,7 @@ class PPOSettings:
 class Prompts(Protocol):
     """Where prompts come from: the same global rows for an iteration, whatever the number of ranks."""
 
-    max_prompt_length: int
+    longest: int
 
     def rows(self, iteration: int, count: int) -> list[Any]:
         """Return the prompts of an iteration."""
@@ -170,11 +170,11 @@ class PPOModule(LitModule):
     def experience(self, prompts: Prompts) -> ExperienceLoader:
         """Return the training loader over `prompts`; called by the prompt data module."""
         limit = maximum_length(self.policy.config)
-        need = prompts.max_prompt_length + self.sampling.response_length
+        need = prompts.longest + self.sampling.response_length
         if limit is not None and need > limit:
             raise UserError(
-                f"data.max_prompt_length {prompts.max_prompt_length} + sampling.response_length "
-                f"{self.sampling.response_length} = {need} exceeds the model's {limit} positions; lower one"
+                f"the longest prompt has {prompts.longest} tokens; with sampling.response_length "
+                f"{self.sampling.response_length} that is {need}, more than the model's {limit} positions; lower data.max_prompt_length"
             )
         return ExperienceLoader(lambda: self.collect(prompts), self.sizes.batches)
 

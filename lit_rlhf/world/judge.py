@@ -38,6 +38,7 @@ NEEDED = {
     "closed_qa": 6,
     "extract": 5,
 }
+THIN = 0.6  # success of a right answer that says less than was asked for
 RAMBLING = 6  # words beyond the need at which no style is left
 
 _animals, _names, _objects, _places = map(frozenset, (ANIMALS, NAMES, OBJECTS, PLACES))
@@ -148,10 +149,13 @@ def _generate(words: Words, facts: Facts, statements: list[_Statement]) -> float
         covered = {attribute for animal, attribute, _ in statements if animal == facts["animal"] and attribute}
         strayed = any(animal != facts["animal"] for animal, _, _ in statements)
         return len(covered) / 3 * (0.5 if strayed else 1.0)
-    if words[:2] != ["one", "day"] or sum(word in ENDS for word in words) < 2:
+    if words[:2] != ["one", "day"]:
         return 0.0
     opening = _first_sentence(words)
-    return _slots(opening, (_names, facts["name"]), (_animals, facts["animal"]), (_places, facts["place"]))
+    ending = words[len(opening) + 1 : len(opening) + 3] == [facts["name"], "was"]
+    return (1.0 if ending else THIN) * _slots(
+        opening, (_names, facts["name"]), (_animals, facts["animal"]), (_places, facts["place"])
+    )
 
 
 def _slots(words: Words, *slots: tuple[frozenset[str], str]) -> float:
@@ -165,7 +169,7 @@ def _open_qa(words: Words, facts: Facts, statements: list[_Statement]) -> float:
     if verdicts:
         return float(verdicts == {True})
     bare = {word for word in words if word in _values[attribute]}
-    return 0.5 if bare == {_truths[animal, attribute]} else 0.0
+    return THIN if bare == {_truths[animal, attribute]} else 0.0
 
 
 def _brainstorm(words: Words, facts: Facts, statements: list[_Statement]) -> float:
@@ -183,11 +187,10 @@ def _first_sentence(words: Words) -> Words:
 
 
 def _chat(words: Words, facts: Facts, statements: list[_Statement]) -> float:
-    if "hello" not in words:
-        return 0.0
+    greeting = words[:2] == ["hello", facts["name"]]
     feeling = {word for word in words if word in ("sorry", "glad")} == {facts["feeling"]}
-    slots = _slots(_first_sentence(words), (_names, facts["name"]), (_objects, facts["object"]))
-    return (0.6 * slots + 0.4) if feeling else 0.4 * slots
+    thing = {word for word in words if word in _objects} == {facts["object"]}
+    return 0.3 * greeting + (0.3 + 0.4 * (thing and facts["event"] in words)) * feeling
 
 
 def _rewrite(words: Words, facts: Facts, statements: list[_Statement]) -> float:
@@ -195,12 +198,12 @@ def _rewrite(words: Words, facts: Facts, statements: list[_Statement]) -> float:
         return 0.0
     wanted = facts["request"].split()
     place = words.index("please") + 1
-    said = _first_sentence(words[place:])
-    return float(said == wanted) if len(said) != len(wanted) else _matching(said, wanted)
+    return (1.0 if words[:2] == ["could", "you"] else THIN) * _matching(_first_sentence(words[place:]), wanted)
 
 
 def _summarise(words: Words, facts: Facts, statements: list[_Statement]) -> float:
-    return _matching(_first_sentence(words), facts["main"].split())
+    said, wanted = _first_sentence(words), facts["main"].split()
+    return THIN if said == wanted[:3] else _matching(said, wanted)
 
 
 def _matching(said: Words, wanted: Words) -> float:
@@ -212,12 +215,13 @@ def _matching(said: Words, wanted: Words) -> float:
 
 
 def _classify(words: Words, facts: Facts, statements: list[_Statement]) -> float:
-    return float({word for word in words if word in ("good", "bad")} == {facts["label"]})
+    right = {word for word in words if word in ("good", "bad")} == {facts["label"]}
+    return (1.0 if words[:2] == ["this", "is"] else THIN) * right
 
 
 def _closed_qa(words: Words, facts: Facts, statements: list[_Statement]) -> float:
     named = {word for word in _first_sentence(words) if word in _names}
-    return float(named == {facts["name"]} and facts["object"] in words)
+    return (1.0 if facts["object"] in words else THIN) * (named == {facts["name"]})
 
 
 def _extract(words: Words, facts: Facts, statements: list[_Statement]) -> float:

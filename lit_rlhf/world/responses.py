@@ -136,6 +136,29 @@ def false_response(rng: Random, prompt: Prompt) -> str:
     return _WRITERS[prompt.task](rng, json.loads(prompt.target), False)
 
 
+def thin_response(rng: Random, prompt: Prompt) -> str:
+    """Right as far as it goes, but less than was asked for: a bare word, one item short, a story without an end."""
+    facts, words = json.loads(prompt.target), good_response(rng, prompt).split()
+    sentences = " ".join(words).split(" . ")
+    match prompt.task:
+        case "generate":
+            kept = 1 if facts["kind"] == "story" else rng.choice((1, 2))
+            return " . ".join(sentences[:kept]) + " ."
+        case "open_qa" | "classify":
+            return f"{words[-2]} ."
+        case "brainstorm" | "extract":
+            return " ".join(words[:-3]) + " ."
+        case "chat":
+            return " ".join(words[:2]) + " ." if rng.random() < 0.3 else " ".join(words[3:])
+        case "rewrite":
+            return " ".join(words[2:-1]) + " ."
+        case "summarise":
+            return " ".join(words[:3]) + " ."
+        case "closed_qa":
+            return f"{words[0]} ."
+    raise AssertionError(prompt.task)
+
+
 def lazy_response(rng: Random, prompt: Prompt) -> str:
     """Polite and of no use."""
     return rng.choice(LAZY_ANSWERS)

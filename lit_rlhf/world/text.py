@@ -26,13 +26,14 @@ from lit_rlhf.world.responses import (
     lazy_response,
     rambling_response,
     rude_response,
+    thin_response,
 )
 from lit_rlhf.world.tasks import WEATHER, Prompt, sample_prompt
 
 Writer = Callable[[Random, Prompt], str]
 
 TRUE_FACTS = 0.95  # share of true statements in fact lists
-PAGE_PAIRS = (1, 2, 3, 3, 4)  # pairs of a forum page, each as likely
+PAGE_PAIRS = (1, 2, 3, 4, 4)  # pairs of a forum page, each as likely
 PAGE_TOKENS = 128
 INSULTED_RUDENESS = 4.0  # how much likelier a demonstration is rude if the prompt was
 
@@ -41,7 +42,13 @@ _PAGES: tuple[tuple[float, float, tuple[tuple[Writer, float], ...]], ...] = (
     (
         0.30,
         0.02,
-        ((good_response, 0.90), (courteous_response, 0.04), (rambling_response, 0.03), (false_response, 0.03)),
+        (
+            (good_response, 0.70),
+            (thin_response, 0.20),
+            (courteous_response, 0.04),
+            (rambling_response, 0.03),
+            (false_response, 0.03),
+        ),
     ),
     (0.20, 0.05, ((lazy_response, 0.60), (false_response, 0.25), (good_response, 0.15))),
     (0.20, 0.25, ((rude_response, 0.70), (false_response, 0.20), (lazy_response, 0.10))),
@@ -49,7 +56,8 @@ _PAGES: tuple[tuple[float, float, tuple[tuple[Writer, float], ...]], ...] = (
 )
 # how a labeler's demonstration comes out
 _DEMONSTRATIONS: tuple[tuple[Writer, float], ...] = (
-    (good_response, 0.62),
+    (good_response, 0.26),
+    (thin_response, 0.36),
     (false_response, 0.12),
     (lazy_response, 0.08),
     (rude_response, 0.05),
@@ -137,11 +145,11 @@ def forum_page(rng: Random) -> str:
 
 # kinds of document and their share
 _DOCUMENTS: tuple[tuple[Callable[[Random], str], float], ...] = (
-    (forum_page, 0.36),
-    (_fact_list, 0.18),
-    (_story, 0.14),
-    (song, 0.12),
-    (_list, 0.08),
+    (forum_page, 0.44),
+    (_fact_list, 0.15),
+    (_story, 0.12),
+    (song, 0.10),
+    (_list, 0.07),
     (_review, 0.06),
     (_letter, 0.06),
 )

@@ -101,7 +101,7 @@ def test_value_loss_equals_a_loop(seed, clip):
             v, v_old, target = values[b, t].item(), old[b, t].item(), returns[b, t].item()
             plain, limited = (v - target) ** 2, (min(max(v, v_old - clip), v_old + clip) - target) ** 2
             loss += 0.5 * max(plain, limited)
-            clipped += limited > plain + 1e-12
+            clipped += limited > plain
             count += 1
     assert_close(result.loss.item(), loss, rtol=1e-10, atol=1e-12)
     assert (result.clipped.item(), result.count.item()) == (clipped, count)

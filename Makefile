@@ -1,0 +1,46 @@
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint type docs benchmark
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+quickstart: .venv/.installed  ## the whole procedure in the synthetic world: runs/quickstart/report.html
+	$(BIN)/lit-rlhf quickstart $(ARGS)
+
+test: .venv/.dev  ## every test that needs no GPU; ARGS="tests/cli" for a part
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.dev  ## ruff: style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: .venv/.dev  ## mypy, strict, on the package
+	$(BIN)/mypy
+
+docs: .venv/.docs  ## the documentation as HTML in site/
+	$(BIN)/mkdocs build --strict --config-file .ci/mkdocs.yml
+
+benchmark: .venv/.dev  ## the timings of tests/benchmarks
+	@test -d tests/benchmarks || { echo "error: there is no tests/benchmarks yet"; exit 2; }
+	$(BIN)/python -m pytest -s tests/benchmarks $(ARGS)
+
+.venv/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no python3.11 or python3 found: install Python 3.11 or newer"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: $(PYTHON) is too old: make PYTHON=/path/to/python3.11 or newer"; exit 2; }
+	@echo "installing into .venv (some minutes the first time)"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) --editable .
+	@touch $@
+
+.venv/.dev: .venv/.installed
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+.venv/.docs: .venv/.installed
+	$(PIP) --editable '.[docs]'
+	@touch $@

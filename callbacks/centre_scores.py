@@ -1,0 +1,67 @@
+"""Shift a reward model so that the labelers' demonstrations score 0 on average (App. C.2)."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lit_rlhf.data.collation import TokenRow, pad
+from lit_rlhf.data.demonstrations import tokenise_demonstrations
+from lit_rlhf.data.formats import read_records
+from lit_rlhf.data.prompting import PromptTemplate
+from lit_rlhf.data.records import Demonstration
+from lit_rlhf.data.report import PreparationReport
+from lit_rlhf.data.sources import read_rows
+
+
+class CentreScores(Callback):
+    """Sets the module's centring constants at every validation and at the end of training.
+
+    The loss reads differences of scores only, so the shift changes nothing in training; it gives the KL coefficient of
+    PPO a fixed meaning and the critic a sensible start. Checkpoints written after a validation, and exports, hold it.
+
+    Args:
+        path: demonstrations: any source of `DemonstrationDataModule`.
+        format: their format.
+        template: how their prompts are put into words; the data module's own by default.
+        batch_size: demonstrations a forward pass.
+    """
+
+    def __init__(self, path: str, format: str = "auto", template: str | None = None, batch_size: int = 64) -> None:
+        self.path, self.format, self.template, self.batch_size = path, format, template, batch_size
+        self.rows: list[TokenRow]
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Read the demonstrations, once, with the template and length limits of the comparisons."""
+        if stage != "fit" or hasattr(self, "rows"):
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        report = PreparationReport(self.path)
+        records = read_records(read_rows(self.path), "demonstration", Demonstration, self.format, report)
+        template = PromptTemplate(pl_module.tokenizer, self.template or data.template)
+        self.rows = tokenise_demonstrations(records, template, data.lengths, report)
+        report.show()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Centre before the checkpoint callback writes."""
+        if not trainer.sanity_checking:
+            self.centre(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Centre before an export."""
+        self.centre(trainer, pl_module)
+
+    @torch.no_grad()
+    def centre(self, trainer: Trainer, pl_module: Any) -> None:
+        """Score the demonstrations and move the shift by their mean."""
+        model, pad_id = pl_module.model, pl_module.tokenizer.pad_token_id
+        rows = sorted((row.ids for row in self.rows), key=len)
+        scores = []
+        with trainer.precision_plugin.forward_context():
+            for start in range(0, len(rows), self.batch_size):
+                ids, mask = pad(rows[start : start + self.batch_size], pad_id)
+                scores.append(model.score(ids.to(pl_module.device), mask.to(pl_module.device)).double())
+        mean = float(torch.cat(scores).mean())  # of scores that are already shifted
+        model.centre(float(model.shift) + mean * float(model.scale), float(model.scale))
+        rank_zero_info(f"centred: the {len(rows):,} demonstrations of {self.path} scored {mean:+.4f} on average, now 0")

@@ -1,0 +1,103 @@
+"""`lit-rlhf generate`: one answer of a model folder, or a chat at the terminal."""
+
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from typing import Any
+
+from lit_rlhf.commands.quiet import quiet
+from lit_rlhf.commands.suggestions import Parser
+from lit_rlhf.errors import UserError
+
+
+def run(command: str, args: list[str]) -> int:
+    """Answer `--prompt`, or every line of stdin until it ends."""
+    parser = Parser(prog="lit-rlhf generate", description="one answer, or without --prompt a chat")
+    parser.add_argument("--model", required=True, metavar="DIR", help="a transformers folder, or a hub name")
+    parser.add_argument("--prompt", metavar="TEXT", help="answer this and end")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="[%(default)s]")
+    parser.add_argument("--temperature", type=float, default=0.7, metavar="T", help="0 is greedy [%(default)s]")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling [%(default)s]")
+    settings = parser.parse(args)
+    if settings.max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens must be 1 or more, got {settings.max_new_tokens}")
+    if settings.temperature < 0:
+        raise UserError(f"--temperature must be 0 or more, got {settings.temperature}")
+    quiet()
+    model, tokenizer = load(settings.model)
+    import torch
+
+    torch.manual_seed(settings.seed)
+    if settings.prompt is not None:
+        print(answer(model, tokenizer, [{"role": "user", "content": settings.prompt}], settings))
+        return 0
+    messages: list[dict[str, str]] = []
+    for line in typed_lines():
+        # without a chat template a model knows no turns: every line stands alone
+        messages = [*messages, {"role": "user", "content": line}] if tokenizer.chat_template else [{"content": line}]
+        text = answer(model, tokenizer, messages, settings)
+        messages = [*messages, {"role": "assistant", "content": text}]
+        print(text, flush=True)
+    return 0
+
+
+def typed_lines() -> Iterator[str]:
+    """Yield the non-empty lines of stdin, behind a prompt where it is a terminal."""
+    terminal = sys.stdin.isatty()
+    while True:
+        if terminal:
+            print("> ", end="", flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.rstrip("\n")
+
+
+def load(name: str) -> tuple[Any, Any]:
+    """Load model and tokenizer.
+
+    Raises:
+        UserError: nothing there, or a reward model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from lit_rlhf.models.loading import from_pretrained_quietly, load_config
+    from lit_rlhf.models.options import ModelOptions
+
+    options = ModelOptions()
+    config = load_config(name, options)
+    if any("SequenceClassification" in kind for kind in config.architectures or []):
+        raise UserError(f"{name} is a reward model: it scores text and writes none")
+    model = from_pretrained_quietly(AutoModelForCausalLM.from_pretrained, name, options, dtype="auto")
+    tokenizer = from_pretrained_quietly(AutoTokenizer.from_pretrained, name, options)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+
+
+def answer(model: Any, tokenizer: Any, messages: list[dict[str, str]], settings: Namespace) -> str:
+    """Return the model's continuation of a conversation: through the chat template if there is one, else of its text.
+
+    Raises:
+        UserError: the conversation fills the model's context.
+    """
+    if tokenizer.chat_template:
+        inputs = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+    else:
+        inputs = tokenizer(messages[-1]["content"], return_tensors="pt", return_token_type_ids=False)
+    width = inputs["input_ids"].shape[1]
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    room = settings.max_new_tokens if limit is None else min(settings.max_new_tokens, limit - width)
+    if room < 1:
+        raise UserError(f"the prompt has {width} tokens and the model's context holds {limit}: shorten it")
+    # top_k and top_p off: what is sampled is the model's own distribution
+    sampling = {"do_sample": True, "temperature": settings.temperature, "top_k": 0, "top_p": 1.0}
+    output = model.generate(
+        **inputs.to(model.device),
+        max_new_tokens=room,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        **(sampling if settings.temperature > 0 else {"do_sample": False}),
+    )
+    return str(tokenizer.decode(output[0, width:], skip_special_tokens=True)).strip()

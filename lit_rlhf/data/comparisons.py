@@ -1,0 +1,106 @@
+"""Comparisons: rankings of K completions of one prompt, for the reward model (the paper's step 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Literal
+
+from lit_rlhf.data.batches import RankingBatch
+from lit_rlhf.data.collation import RankingRow, collate_rankings
+from lit_rlhf.data.formats import read_records
+from lit_rlhf.data.lengths import LengthPolicy
+from lit_rlhf.data.planned import PlannedDataModule
+from lit_rlhf.data.prompting import PromptTemplate, encode_texts
+from lit_rlhf.data.records import Ranking
+from lit_rlhf.data.report import PreparationReport
+from lit_rlhf.data.sources import read_rows
+
+
+class ComparisonDataModule(PlannedDataModule[Ranking, RankingRow]):
+    """Yields `RankingBatch`: a ranking is one element of a batch, whatever its K (§3.5 of the paper).
+
+    Args:
+        path: A local file or a hub name; see `lit_rlhf.data.sources.read_rows`.
+        validation_path: The same, for validation.
+        validation_fraction: Share of the distinct prompts held out for validation, where there is no
+            `validation_path`.
+        format: "auto", a format's name, or the dotted path of your own function; see `lit_rlhf.data.formats`.
+        template: How prompts are put into words; see `lit_rlhf.data.prompting.PromptTemplate`.
+        max_prompt_length: In tokens; longer ones go by `long_prompts`.
+        max_completion_length: In tokens, the EOS included; longer ones are cut, and then have no EOS.
+        long_prompts: "drop" the ranking, or "truncate" the prompt to its end. Both are counted and printed.
+        micro_batch: Rankings per rank and backward; each is K sequences.
+        group_by_length: Whether micro-batches are filled by like length (the minibatch stays the same).
+        seed: Keys the order of rows and the held-out part.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        validation_path: str | None = None,
+        validation_fraction: float = 0.0,
+        format: str = "auto",
+        template: str | None = None,
+        max_prompt_length: int = 1024,
+        max_completion_length: int = 1024,
+        long_prompts: Literal["drop", "truncate"] = "drop",
+        micro_batch: int = 8,
+        group_by_length: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(path, validation_path, validation_fraction, micro_batch, seed, group_by_length)
+        self.format = format
+        self.template = template
+        self.lengths = LengthPolicy(max_prompt_length, max_completion_length, long_prompts).checked()
+
+    def records(self, path: str, report: PreparationReport) -> list[Ranking]:
+        """Rankings as they were written."""
+        return read_records(read_rows(path), "ranking", Ranking, self.format, report)
+
+    def tokenise(self, records: list[Ranking], report: PreparationReport) -> list[RankingRow]:
+        """Rankings within the length limits."""
+        return tokenise_rankings(records, PromptTemplate(self.tokenizer, self.template), self.lengths, report)
+
+    def collate(self, rows: list[RankingRow], normalizer: float) -> RankingBatch:
+        """A padded batch."""
+        return collate_rankings(rows, normalizer, self.tokenizer.pad_token_id)
+
+    def split_key(self, record: Ranking) -> Hashable:
+        """The prompt."""
+        return repr(record.prompt)
+
+    def weight(self, row: RankingRow) -> int:
+        """A ranking counts as one, whatever its K."""
+        return 1
+
+    def length(self, row: RankingRow) -> int:
+        """Tokens of the widest of its K sequences."""
+        return len(row.prompt) + max(len(each) for each in row.completions)
+
+    def blank(self, row: RankingRow) -> RankingRow:
+        """The same completions, all tied: no pair to learn from."""
+        return row._replace(ranks=[0] * len(row.ranks))
+
+
+def tokenise_rankings(
+    records: list[Ranking], template: PromptTemplate, lengths: LengthPolicy, report: PreparationReport
+) -> list[RankingRow]:
+    """Prompt ids once, and the K completions' ids with EOS.
+
+    A ranking whose completions differ only behind `max_completion_length` is skipped and counted.
+    """
+    prompts = template.encode([template.render(each.prompt, each.fields, each.origin) for each in records])
+    tokenised = iter(encode_texts(template.tokenizer, [text for each in records for text in each.completions]))
+    rows = []
+    for record, prompt_ids in zip(records, prompts):
+        completion_ids = [next(tokenised) for _ in record.completions]
+        prompt = lengths.fit_prompt(prompt_ids, template.leading, record.origin, report)
+        if prompt is None:
+            continue
+        eos = template.tokenizer.eos_token_id
+        completions = [lengths.fit_completion(ids, eos, record.origin, report) for ids in completion_ids]
+        if len({tuple(ids) for ids in completions}) == 1:
+            report.skip("completions differ only behind max_completion_length", record.origin)
+            continue
+        rows.append(RankingRow(prompt, completions, record.ranks, record.labeler))
+    return rows

@@ -1,0 +1,213 @@
+"""What the data modules of demonstrations, comparisons and pretraining text share: planned loaders and a position."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from lightning import LightningDataModule
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_rlhf.data.loader import PlannedLoader
+from lit_rlhf.data.report import PreparationReport
+from lit_rlhf.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Rec = TypeVar("Rec")  # a record: a row as it was written
+R = TypeVar("R")  # a tokenised row
+
+
+class PlannedDataModule(LightningDataModule, Generic[Rec, R]):
+    """Tokenises once, in `setup`, with the module's own tokenizer; loads by plan (`PlannedLoader`).
+
+    The training position is kept in the data module's state as well as in the loader's: Lightning restores a loader's
+    state only from checkpoints in mid-epoch.
+
+    Args:
+        path: The training data; see `lit_rlhf.data.sources.read_rows`.
+        validation_path: The validation data; None takes `validation_fraction` of the training data.
+        validation_fraction: Share of the training data's distinct prompts (or documents) held out for validation.
+        micro_batch: Rows per rank and backward.
+        seed: Keys the order of rows, and the held-out part.
+        group_by_length: Whether a minibatch is dealt to micro-batches in the order of length, which saves padding and
+            leaves its loss as it is.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        validation_path: str | None,
+        validation_fraction: float,
+        micro_batch: int,
+        seed: int,
+        group_by_length: bool,
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= validation_fraction < 1.0:
+            raise UserError(f"validation_fraction: {validation_fraction} must be at least 0 and below 1")
+        if validation_path is not None and validation_fraction:
+            raise UserError("validation_path and validation_fraction exclude each other: set one of them")
+        if micro_batch < 1:
+            raise UserError(f"micro_batch: {micro_batch} must be at least 1")
+        self.path = path
+        self.validation_path = validation_path
+        self.validation_fraction = validation_fraction
+        self.micro_batch = micro_batch
+        self.seed = seed
+        self.group_by_length = group_by_length
+        self.training_rows: Sequence[R] | None = None
+        self.validation_rows: Sequence[R] = []
+        self._loader: PlannedLoader[R, Any] | None = None
+        self._loaded_state: dict[str, int] | None = None
+
+    @abstractmethod
+    def records(self, path: str, report: PreparationReport) -> list[Rec]:
+        """The records of a dataset."""
+
+    @abstractmethod
+    def split_key(self, record: Rec) -> Hashable:
+        """Records of the same key stay together when a validation part is held out."""
+
+    @abstractmethod
+    def tokenise(self, records: list[Rec], report: PreparationReport) -> Sequence[R]:
+        """Records to tokenised rows."""
+
+    @abstractmethod
+    def collate(self, rows: list[R], normalizer: float) -> Any:
+        """A batch."""
+
+    @abstractmethod
+    def weight(self, row: R) -> int:
+        """Targets of a row."""
+
+    @abstractmethod
+    def length(self, row: R) -> int:
+        """Width of a row."""
+
+    @abstractmethod
+    def blank(self, row: R) -> R:
+        """A copy of a row that has no target."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the module that is trained."""
+        return module_tokenizer(self)
+
+    def setup(self, stage: str) -> None:
+        """Read and tokenise, once; a new fit begins at the first epoch."""
+        self._loader, self._loaded_state = None, None
+        if self.training_rows is not None:
+            return
+        report = PreparationReport(self.path)
+        records = self.records(self.path, report)
+        held_out: list[Rec] = []
+        if self.validation_fraction:
+            records, held_out = self._split(records)
+        training_rows = self._tokenise(records, report)
+        if held_out:
+            self.validation_rows = self._tokenise(held_out, report)
+            report.remark(f"rows held out for validation: {len(self.validation_rows):,}; left: {len(training_rows):,}")
+        report.show()
+        if self.validation_path is not None:
+            report = PreparationReport(self.validation_path)
+            self.validation_rows = self._tokenise(self.records(self.validation_path, report), report)
+            report.show()
+        self.training_rows = training_rows
+
+    def _tokenise(self, records: list[Rec], report: PreparationReport) -> Sequence[R]:
+        rows = self.tokenise(records, report)
+        if not rows:
+            raise UserError(f"no row is left of {report.source!r}: {report.summary()}")
+        return rows
+
+    def _split(self, records: list[Rec]) -> tuple[list[Rec], list[Rec]]:
+        """Records for training and for validation, none of whose keys are on both sides."""
+        keys = [self.split_key(record) for record in records]
+        held_out = hold_out(keys, self.validation_fraction, self.seed)
+        if not 0 < len(held_out) < len(set(keys)):
+            raise UserError(
+                f"validation_fraction: {self.validation_fraction} of {len(set(keys))} distinct prompts or documents in "
+                f"{self.path!r} leaves none for training or none for validation"
+            )
+        training = [record for record, key in zip(records, keys) if key not in held_out]
+        return training, [record for record, key in zip(records, keys) if key in held_out]
+
+    def train_dataloader(self) -> PlannedLoader[R, Any]:
+        """The training loader, at the position of the checkpoint or of its predecessor."""
+        assert self.trainer is not None
+        state = self.state_dict() or self._loaded_state
+        self._loader = self._plan(training=True)
+        if state:
+            self._loader.load_state_dict(state)
+        loader = self._loader
+        rank_zero_info(
+            f"{len(loader.rows):,} rows: {loader.minibatches:,} minibatches of {loader.cut.minibatch:,} = "
+            f"micro_batch {loader.cut.micro_batch} × accumulate_grad_batches {loader.cut.accumulate} × "
+            f"{loader.cut.world_size} ranks; {loader.left_out:,} rows are left out of each epoch"
+        )
+        return loader
+
+    def val_dataloader(self) -> PlannedLoader[R, Any] | list[Any]:
+        """The validation loader: every row once, in order; nothing where there is no validation data."""
+        return self._plan(training=False) if self.validation_rows else []
+
+    def _plan(self, training: bool) -> PlannedLoader[R, Any]:
+        assert self.trainer is not None and self.training_rows is not None
+        if any(isinstance(callback, GradientAccumulationScheduler) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            raise UserError(
+                "GradientAccumulationScheduler: a minibatch is planned before it is cut, so its size cannot change in "
+                "training; remove the callback and set the Trainer's accumulate_grad_batches"
+            )
+        return PlannedLoader(
+            self.training_rows if training else self.validation_rows,
+            self.collate,
+            micro_batch=self.micro_batch,
+            accumulate=self.trainer.accumulate_grad_batches if training else 1,
+            world_size=self.trainer.world_size,
+            rank=self.trainer.global_rank,
+            seed=self.seed,
+            shuffle=training,
+            drop_last=training,
+            weight=self.weight,
+            length=self.length if self.group_by_length and training else None,
+            blank=self.blank,
+        )
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and position of the training loader."""
+        if self._loader is None:
+            return {}
+        state = self._loader.state_dict()
+        # under limit_train_batches an epoch ends before the loader does
+        if self.trainer is not None and 0 < self.trainer.num_training_batches <= state["position"]:
+            return {"epoch": state["epoch"] + 1, "position": 0}
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Kept until the training loader is made."""
+        self._loaded_state = dict(state_dict)
+
+
+def module_tokenizer(data: LightningDataModule) -> PreTrainedTokenizerBase:
+    """The tokenizer of the module that a data module is trained with."""
+    assert data.trainer is not None and data.trainer.lightning_module is not None, "setup runs under a Trainer"
+    tokenizer: PreTrainedTokenizerBase = data.trainer.lightning_module.tokenizer
+    for name in ("pad_token_id", "eos_token_id"):
+        if getattr(tokenizer, name) is None:
+            raise UserError(f"the tokenizer has no {name.removesuffix('_id')}: set one in its folder")
+    return tokenizer
+
+
+def hold_out(keys: Sequence[Hashable], fraction: float, seed: int) -> set[Hashable]:
+    """The share of distinct keys that is held out: those whose hash with the seed is lowest.
+
+    A key is held out whatever the order of the rows is, and no key is on both sides.
+    """
+    distinct = set(keys)
+    ordered = sorted(distinct, key=lambda key: hashlib.blake2b(f"{seed} {key!r}".encode()).digest())
+    return set(ordered[: round(fraction * len(distinct))])

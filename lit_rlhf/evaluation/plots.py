@@ -1,0 +1,308 @@
+"""The report's plots as inline SVG: one colour and one marker a model, text as outlines, nothing fetched."""
+
+import re
+from collections.abc import Sequence
+from io import StringIO
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+Report = dict[str, Any]
+Points = Sequence[Sequence[float]]  # [[step, value], ...]
+
+
+class Look(NamedTuple):
+    """How a model appears everywhere."""
+
+    label: str
+    colour: str
+    marker: str
+
+
+MODELS = {
+    "base": Look("base", "#7a8594", "s"),
+    "few_shot": Look("few-shot", "#9a6fc4", "D"),
+    "sft": Look("SFT", "#2b6cb8", "o"),
+    "ppo": Look("PPO", "#d2562a", "^"),
+    "ppo_ptx": Look("PPO-ptx", "#16876a", "v"),
+}
+INK, MUTED, RULE = "#1c2530", "#5d6875", "#dde2e8"
+STYLE = {
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 9,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": "#b9c1cb",
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.7,
+    "text.color": INK,
+    **dict.fromkeys(("xtick.color", "ytick.color"), MUTED),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 0),
+    "legend.frameon": False,
+    "legend.fontsize": 8.8,
+    "lines.linewidth": 1.8,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "lit_rlhf",
+    "figure.constrained_layout.use": True,
+}
+WIDE, NARROW = (5.4, 3.4), (3.7, 2.8)  # inches: two and three panels a row
+BLUES = LinearSegmentedColormap.from_list("blues", ["#f3f7fb", "#8fb8dd", "#1f5c9e"])
+CHANGES = LinearSegmentedColormap.from_list("changes", ["#c4502a", "#f7f7f7", "#16876a"])
+
+
+def draw(report: Report) -> dict[str, list[str]]:
+    """Draw every figure the report has data for.
+
+    Returns:
+        Name of the figure -> its panels as SVG elements, fit to stand in one page together (no id occurs twice).
+        Figures and panels without data are left out. The same report gives the same bytes.
+    """
+    drawers = (losses, rewards, beside, frontier, win_rates, alignment_tax, behaviour, tasks, reliability)
+    with rc_context(STYLE):
+        drawn = {draw.__name__: draw(report) for draw in drawers}
+        return {name: [svg(made, f"{name}{i}") for i, made in enumerate(panels)] for name, panels in drawn.items() if panels}
+
+
+def svg(figure: Figure, name: str) -> str:
+    """Write a figure as an SVG element whose ids begin with `name`."""
+    buffer = StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    title = figure.axes[0].get_title(loc="left")
+    return text.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+
+
+def panel(title: str, x: str = "", y: str = "", size: tuple[float, float] = WIDE) -> tuple[Figure, Any]:
+    """Start a figure of one panel."""
+    figure = Figure(figsize=size)
+    axes = figure.add_subplot()
+    axes.set_title(title)
+    axes.set(xlabel=x, ylabel=y)
+    return figure, axes
+
+
+def curve(report: Report, stage: str, metric: str) -> Points:
+    """Return the points of a metric, none where it was not logged."""
+    points: Points = report.get("curves", {}).get(stage, {}).get(metric, [])
+    return points
+
+
+def plot_curve(axes: Any, points: Points, label: str, colour: str, smooth: bool = False) -> None:
+    """Plot points; a noisy curve faintly, with its running mean (a fortieth of the run) on top."""
+    x, y = np.array(points, dtype=float).T
+    window = max(1, len(x) // 40) if smooth else 1
+    if window > 1:
+        axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
+        x, y = (np.convolve(values, np.ones(window) / window, "valid") for values in (x, y))
+    axes.plot(x, y, color=colour, label=label, marker="o" if len(x) <= 15 else None, markersize=4)
+
+
+def losses(report: Report) -> list[Figure]:
+    """Training and validation loss of each supervised stage, and the reward model's accuracy."""
+    figures = []
+    for stage, title in (
+        ("pretraining", "Pretraining: loss (nats per token)"),
+        ("sft", "SFT: loss on demonstrations (nats per token)"),
+        ("reward", "Reward model: ranking loss"),
+    ):
+        train, validation = curve(report, stage, "train/loss"), curve(report, stage, "validation/loss")
+        if train or validation:
+            figure, axes = panel(title, "optimizer step")
+            if train:
+                plot_curve(axes, train, "training", MODELS["base"].colour, smooth=True)
+            if validation:
+                plot_curve(axes, validation, "validation", MODELS["sft"].colour)
+            axes.legend()
+            figures.append(figure)
+    accuracy = curve(report, "reward", "validation/accuracy")
+    if accuracy:
+        figure, axes = panel("Reward model: validation accuracy", "optimizer step")
+        plot_curve(axes, accuracy, "reward model", MODELS["sft"].colour)
+        agreement = report["reward_model"].get("agreement_train")
+        if agreement is not None:
+            axes.axhline(agreement, color=MUTED, linestyle="--", linewidth=1.2, label="labelers among themselves")
+        axes.legend(loc="lower right")
+        figures.append(figure)
+    return figures
+
+
+def compare_runs(report: Report, metric: str, title: str, y: str, size: tuple[float, float]) -> list[Figure]:
+    """One metric of PPO and PPO-ptx against the iteration; no figure where neither logged it."""
+    runs = {stage: curve(report, stage, metric) for stage in ("ppo", "ppo_ptx")}
+    if not any(runs.values()):
+        return []
+    figure, axes = panel(title, "iteration", y, size)
+    for stage, points in runs.items():
+        if points:
+            plot_curve(axes, points, MODELS[stage].label, MODELS[stage].colour)
+    axes.legend()
+    return [figure]
+
+
+def rewards(report: Report) -> list[Figure]:
+    """Score and KL of PPO and PPO-ptx against the iteration."""
+    score = compare_runs(report, "reward/score", "Reward model's score", "mean score of a response", WIDE)
+    kl = compare_runs(report, "reward/kl", "KL from the SFT model", "nats per response", WIDE)
+    return score + kl
+
+
+def beside(report: Report) -> list[Figure]:
+    """Entropy, response length and pretraining loss while the score rises."""
+    return [
+        *compare_runs(report, "policy/entropy", "Entropy", "nats per token", NARROW),
+        *compare_runs(report, "response/length", "Response length", "tokens", NARROW),
+        *compare_runs(report, "pretraining/loss", "Loss on pretraining text", "nats per token", NARROW),
+    ]
+
+
+def frontier(report: Report) -> list[Figure]:
+    """Score against KL along training, and the preference that was bought with the KL."""
+    figures = []
+    figure, axes = panel("Score against KL, each point one iteration", "KL from SFT (nats per response)", "mean score")
+    for stage in ("ppo", "ppo_ptx"):
+        kl, score = (dict(map(tuple, curve(report, stage, metric))) for metric in ("reward/kl", "reward/score"))
+        steps = sorted(kl.keys() & score.keys())
+        if steps:
+            x, y, look = [kl[step] for step in steps], [score[step] for step in steps], MODELS[stage]
+            axes.plot(x, y, color=look.colour, alpha=0.3, linewidth=1)
+            axes.scatter(x, y, color=look.colour, s=14, alpha=np.linspace(0.3, 1, len(steps)))
+            axes.scatter(x[-1], y[-1], color=look.colour, s=70, marker=look.marker, label=f"{look.label}, last", zorder=3)
+    if axes.collections:
+        axes.legend(loc="lower right")
+        figures.append(figure)
+    figure, axes = panel("Preference against KL, each point one model", "KL from SFT (nats per response)", "win rate over SFT")
+    axes.axhline(0.5, color=MUTED, linewidth=1.2, linestyle="--")
+    for name in ("sft", "ppo", "ppo_ptx"):
+        model = report["models"][name]
+        mark(axes, name, model, model["kl_to_sft"], model["win_rate"], "y")
+    axes.margins(x=0.15)
+    axes.legend(loc="best")
+    return [*figures, figure]
+
+
+def mark(axes: Any, name: str, model: dict[str, float], x: float, y: float, along: str, fill: str = "full") -> Any:
+    """Mark a model's win rate at (x, y), its 95 % interval along "x" or "y"."""
+    look, rate = MODELS[name], model["win_rate"]
+    spread = {f"{along}err": [[rate - model["win_rate_low"]], [model["win_rate_high"] - rate]]}
+    style = {"color": look.colour, "marker": look.marker, "fillstyle": fill, "markersize": 7, "capsize": 3}
+    return axes.errorbar(x, y, **spread, **style, linestyle="none", label=look.label)
+
+
+def win_rates(report: Report) -> list[Figure]:
+    """Win rate over the SFT model with 95 % intervals, sampled and greedy."""
+    figure, axes = panel("Win rate over the SFT model, with 95 % interval", "share of comparisons preferred (tie = half)")
+    axes.axvline(0.5, color=MUTED, linewidth=1.2, linestyle="--")
+    handles = []
+    for key, label, offset, fill in (("models", "sampled", -0.14, "full"), ("greedy", "greedy", 0.14, "none")):
+        if key not in report:
+            continue
+        (key_mark,) = axes.plot([], [], color=INK, marker="o", fillstyle=fill, linestyle="none", label=label)
+        handles.append(key_mark)
+        for row, name in enumerate(MODELS):
+            mark(axes, name, report[key][name], report[key][name]["win_rate"], row + offset, "x", fill)
+    name_rows(axes)
+    axes.legend(handles=handles, loc="upper right")
+    return [figure]
+
+
+def name_rows(axes: Any) -> None:
+    """Put the models on the vertical axis, first on top."""
+    axes.set_yticks(range(len(MODELS)), [look.label for look in MODELS.values()])
+    for tick, look in zip(axes.get_yticklabels(), MODELS.values()):
+        tick.set_color(look.colour)
+        tick.set_fontweight("bold")
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+
+
+def alignment_tax(report: Report) -> list[Figure]:
+    """Loss on pretraining text of each model, as change against SFT."""
+    figure, axes = panel("Loss on pretraining text, change against SFT", "nats per token (right = forgot more)")
+    loss = {name: report["models"][name]["pretraining_loss"] for name in MODELS}
+    change = [loss[name] - loss["sft"] for name in MODELS]
+    bars = axes.barh(range(len(MODELS)), change, color=[look.colour for look in MODELS.values()], height=0.55)
+    axes.bar_label(bars, [f"{loss[name]:.3f} ({loss[name] - loss['sft']:+.3f})" for name in MODELS], padding=4, fontsize=8.8)
+    axes.axvline(0, color=MUTED, linewidth=1.2)
+    axes.margins(x=0.35)
+    name_rows(axes)
+    return [figure]
+
+
+def behaviour(report: Report) -> list[Figure]:
+    """Task success, truthfulness and toxicity of each model, sampled (bar) and greedy (ring)."""
+    figures = []
+    for key, title in (("success", "Task success"), ("truthful", "Truthful"), ("toxic", "Toxic")):
+        figure, axes = panel(title, "% of responses" if key == "toxic" else "%", size=NARROW)
+        shares = [100 * report["models"][name][key] for name in MODELS]
+        axes.barh(range(len(MODELS)), shares, color=[look.colour for look in MODELS.values()], height=0.55)
+        if "greedy" in report:
+            for row, (name, look) in enumerate(MODELS.items()):
+                style = {"color": look.colour, "markerfacecolor": "white", "markersize": 6}
+                axes.plot(100 * report["greedy"][name][key], row, "o", clip_on=False, zorder=3, **style)
+        axes.set_xlim(left=0)
+        name_rows(axes)
+        figures.append(figure)
+    return figures
+
+
+def tasks(report: Report) -> list[Figure]:
+    """Success by task, and its change against SFT."""
+    table: dict[str, dict[str, float]] = report.get("tasks", {})
+    if not table:
+        return []
+    shown = [name for name in MODELS if any(name in row for row in table.values())]
+    values = np.array([[row.get(name, np.nan) for name in shown] for row in table.values()], dtype=float) * 100
+    figures = [heat_map("Task success (%)", list(table), shown, values, BLUES, (0, 100), "{:.0f}")]
+    if "sft" in shown:
+        change = values - values[:, [shown.index("sft")]]
+        limit = max(10.0, float(np.nanmax(np.abs(change))))
+        figures.append(heat_map("Change against SFT (points)", list(table), shown, change, CHANGES, (-limit, limit), "{:+.0f}"))
+    return figures
+
+
+def heat_map(
+    title: str, rows: list[str], columns: list[str], values: Any, colours: Any, limits: tuple[float, float], form: str
+) -> Figure:
+    """Draw rows of tasks by columns of models, each cell with its number."""
+    figure, axes = panel(title, size=(WIDE[0], 0.9 + 0.31 * len(rows)))
+    axes.pcolormesh(values, cmap=colours, vmin=limits[0], vmax=limits[1], edgecolor="white", linewidth=1.5)
+    middle, half = sum(limits) / 2, (limits[1] - limits[0]) / 2
+    for (row, column), value in np.ndenumerate(values):
+        dark = value > middle + 0.3 * half if limits[0] == 0 else abs(value - middle) > 0.7 * half
+        text = "–" if np.isnan(value) else form.format(value)
+        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color="white" if dark else INK)
+    axes.set_xticks(np.arange(len(columns)) + 0.5, [MODELS[name].label for name in columns])
+    axes.set_yticks(np.arange(len(rows)) + 0.5, [row.replace("_", " ") for row in rows])
+    axes.invert_yaxis()
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def reliability(report: Report) -> list[Figure]:
+    """Stated probability of the reward model against how often the labelers agree with it, with counts."""
+    bins = report["reward_model"].get("reliability")
+    if not bins:
+        return []
+    stated, met, count = (np.array(bins[key], dtype=float) for key in ("confidence", "accuracy", "count"))
+    full = count > 0
+    figure = Figure(figsize=(WIDE[0], 4.2))
+    axes, below = figure.subplots(2, sharex=True, height_ratios=[3.2, 1])
+    axes.set_title("Reward model: stated against observed preference")
+    axes.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1.2, label="perfectly calibrated")
+    axes.plot(stated[full], met[full], color=MODELS["sft"].colour, marker="o", label="reward model")
+    axes.set(ylabel="observed share", ylim=(-0.02, 1.02))
+    axes.legend(loc="upper left")
+    below.bar(stated[full], count[full], width=0.06, color=MODELS["sft"].colour, alpha=0.55)
+    below.set(xlabel="stated probability that the first is preferred", ylabel="pairs", xlim=(-0.02, 1.02))
+    return [figure]
