@@ -13,6 +13,6 @@ def run(command: str, args: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="[%(default)s]")
     parsed = parser.parse(args)
     quiet()
-    from lit_rlhf.world import quickstart
+    from lit_rlhf.world.quickstart import run as run_quickstart
 
-    return quickstart.run(parsed.out, parsed.seed)
+    return run_quickstart(parsed.out, parsed.seed)

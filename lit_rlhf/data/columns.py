@@ -187,6 +187,9 @@ def pair_labels(row: Row, report: PreparationReport) -> Ranking | None:
     for (first, second), sign in zip(pairs, signs):
         net[first] += sign
         net[second] -= sign
+    if any(signs) and not any(net):
+        report.skip("pair labels cancel each other out", row.origin)
+        return None
     record = _ranking(prompt_of(row), texts, [-each for each in net], row, report)
     derived = [(net[first] > net[second]) - (net[first] < net[second]) for first, second in pairs]
     if record is not None and derived != signs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from abc import abstractmethod
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -154,7 +155,7 @@ class PlannedDataModule(LightningDataModule, Generic[Rec, R]):
 
     def val_dataloader(self) -> PlannedLoader[R, Any] | list[Any]:
         """The validation loader: every row once, in order; nothing where there is no validation data."""
-        return self._plan(training=False) if self.validation_rows else []
+        return self._plan(training=False) if self.validation_rows else no_validation()
 
     def _plan(self, training: bool) -> PlannedLoader[R, Any]:
         assert self.trainer is not None and self.training_rows is not None
@@ -201,6 +202,12 @@ def module_tokenizer(data: LightningDataModule) -> PreTrainedTokenizerBase:
         if getattr(tokenizer, name) is None:
             raise UserError(f"the tokenizer has no {name.removesuffix('_id')}: set one in its folder")
     return tokenizer
+
+
+def no_validation() -> list[Any]:
+    """No validation loader, and no warning of it from Lightning: it was not asked for."""
+    warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
+    return []
 
 
 def hold_out(keys: Sequence[Hashable], fraction: float, seed: int) -> set[Hashable]:

@@ -11,7 +11,7 @@ from lit_rlhf.data.collation import PromptTokens, collate_prompts
 from lit_rlhf.data.formats import read_records
 from lit_rlhf.data.lengths import LengthPolicy
 from lit_rlhf.data.loader import PlannedLoader, endless_places
-from lit_rlhf.data.planned import module_tokenizer
+from lit_rlhf.data.planned import module_tokenizer, no_validation
 from lit_rlhf.data.prompting import PromptTemplate
 from lit_rlhf.data.records import PromptRow
 from lit_rlhf.data.report import PreparationReport
@@ -137,7 +137,7 @@ class PromptDataModule(LightningDataModule):
         """The validation prompts, every one once, in order; nothing where there are none."""
         source = self.validation_prompts
         if source is None:
-            return []
+            return no_validation()
         assert self.trainer is not None
 
         def collate(rows: list[tuple[int, PromptTokens]], normalizer: float) -> PromptBatch:

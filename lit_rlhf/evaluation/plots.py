@@ -11,7 +11,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 Report = dict[str, Any]
-Points = Sequence[Sequence[float]]  # [[step, value], ...]
+Points = Sequence[tuple[float, float]]  # [[step, value], ...]
 
 
 class Look(NamedTuple):
@@ -29,25 +29,22 @@ MODELS = {
     "ppo": Look("PPO", "#d2562a", "^"),
     "ppo_ptx": Look("PPO-ptx", "#16876a", "v"),
 }
+COLOURS = [look.colour for look in MODELS.values()]
 INK, MUTED, RULE = "#1c2530", "#5d6875", "#dde2e8"
 STYLE = {
     "font.size": 9.5,
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.titlepad": 9,
     "axes.labelcolor": MUTED,
     "axes.edgecolor": "#b9c1cb",
-    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
-    "axes.axisbelow": True,
-    "axes.grid": True,
+    **dict.fromkeys(("axes.axisbelow", "axes.grid"), True),
     "grid.color": RULE,
-    "grid.linewidth": 0.7,
     "text.color": INK,
+    "text.parse_math": False,  # a dollar in a task's name is a dollar
     **dict.fromkeys(("xtick.color", "ytick.color"), MUTED),
     **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 0),
-    "legend.frameon": False,
-    "legend.fontsize": 8.8,
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     "lines.linewidth": 1.8,
     "svg.fonttype": "path",
     "svg.hashsalt": "lit_rlhf",
@@ -68,26 +65,26 @@ def draw(report: Report) -> dict[str, list[str]]:
     drawers = (losses, rewards, beside, frontier, win_rates, alignment_tax, behaviour, tasks, reliability)
     with rc_context(STYLE):
         drawn = {draw.__name__: draw(report) for draw in drawers}
-        return {name: [svg(made, f"{name}{i}") for i, made in enumerate(panels)] for name, panels in drawn.items() if panels}
+        return {
+            key: [svg(made, f"{key}{i}") for i, made in enumerate(panels)] for key, panels in drawn.items() if panels
+        }
 
 
 def svg(figure: Figure, name: str) -> str:
     """Write a figure as an SVG element whose ids begin with `name`."""
     buffer = StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>|<style.*?</style>", "", buffer.getvalue(), flags=re.DOTALL)
     text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    title = figure.axes[0].get_title(loc="left")
-    return text.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+    text = re.sub(r"<!--.*?-->|\n\s*(?=[<\n])", "", text)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{figure.axes[0].get_title("left")}" ', 1)
 
 
 def panel(title: str, x: str = "", y: str = "", size: tuple[float, float] = WIDE) -> tuple[Figure, Any]:
     """Start a figure of one panel."""
     figure = Figure(figsize=size)
     axes = figure.add_subplot()
-    axes.set_title(title)
-    axes.set(xlabel=x, ylabel=y)
+    axes.set(title=title, xlabel=x, ylabel=y)
     return figure, axes
 
 
@@ -152,8 +149,7 @@ def compare_runs(report: Report, metric: str, title: str, y: str, size: tuple[fl
 def rewards(report: Report) -> list[Figure]:
     """Score and KL of PPO and PPO-ptx against the iteration."""
     score = compare_runs(report, "reward/score", "Reward model's score", "mean score of a response", WIDE)
-    kl = compare_runs(report, "reward/kl", "KL from the SFT model", "nats per response", WIDE)
-    return score + kl
+    return score + compare_runs(report, "reward/kl", "KL from the SFT model", "nats per response", WIDE)
 
 
 def beside(report: Report) -> list[Figure]:
@@ -170,17 +166,18 @@ def frontier(report: Report) -> list[Figure]:
     figures = []
     figure, axes = panel("Score against KL, each point one iteration", "KL from SFT (nats per response)", "mean score")
     for stage in ("ppo", "ppo_ptx"):
-        kl, score = (dict(map(tuple, curve(report, stage, metric))) for metric in ("reward/kl", "reward/score"))
+        kl, score = (dict(curve(report, stage, f"reward/{key}")) for key in ("kl", "score"))
         steps = sorted(kl.keys() & score.keys())
         if steps:
             x, y, look = [kl[step] for step in steps], [score[step] for step in steps], MODELS[stage]
             axes.plot(x, y, color=look.colour, alpha=0.3, linewidth=1)
             axes.scatter(x, y, color=look.colour, s=14, alpha=np.linspace(0.3, 1, len(steps)))
-            axes.scatter(x[-1], y[-1], color=look.colour, s=70, marker=look.marker, label=f"{look.label}, last", zorder=3)
+            last = {"s": 70, "marker": look.marker, "label": f"{look.label}, last", "zorder": 3}
+            axes.scatter(x[-1], y[-1], color=look.colour, **last)
     if axes.collections:
         axes.legend(loc="lower right")
         figures.append(figure)
-    figure, axes = panel("Preference against KL, each point one model", "KL from SFT (nats per response)", "win rate over SFT")
+    figure, axes = panel("Preference against KL, by model", "KL from SFT (nats per response)", "win rate over SFT")
     axes.axhline(0.5, color=MUTED, linewidth=1.2, linestyle="--")
     for name in ("sft", "ppo", "ppo_ptx"):
         model = report["models"][name]
@@ -200,14 +197,12 @@ def mark(axes: Any, name: str, model: dict[str, float], x: float, y: float, alon
 
 def win_rates(report: Report) -> list[Figure]:
     """Win rate over the SFT model with 95 % intervals, sampled and greedy."""
-    figure, axes = panel("Win rate over the SFT model, with 95 % interval", "share of comparisons preferred (tie = half)")
+    figure, axes = panel("Win rate over SFT, with 95 % interval", "share of comparisons preferred (tie = half)")
     axes.axvline(0.5, color=MUTED, linewidth=1.2, linestyle="--")
     handles = []
-    for key, label, offset, fill in (("models", "sampled", -0.14, "full"), ("greedy", "greedy", 0.14, "none")):
-        if key not in report:
-            continue
-        (key_mark,) = axes.plot([], [], color=INK, marker="o", fillstyle=fill, linestyle="none", label=label)
-        handles.append(key_mark)
+    decodings = (("models", "sampled", -0.14, "full"), ("greedy", "greedy", 0.14, "none"))
+    for key, label, offset, fill in (decoding for decoding in decodings if decoding[0] in report):
+        handles += axes.plot([], [], color=INK, marker="o", fillstyle=fill, linestyle="none", label=label)
         for row, name in enumerate(MODELS):
             mark(axes, name, report[key][name], report[key][name]["win_rate"], row + offset, "x", fill)
     name_rows(axes)
@@ -219,9 +214,9 @@ def name_rows(axes: Any) -> None:
     """Put the models on the vertical axis, first on top."""
     axes.set_yticks(range(len(MODELS)), [look.label for look in MODELS.values()])
     for tick, look in zip(axes.get_yticklabels(), MODELS.values()):
-        tick.set_color(look.colour)
-        tick.set_fontweight("bold")
+        tick.set(color=look.colour, fontweight="bold")
     axes.invert_yaxis()
+    axes.tick_params(axis="y", pad=8)
     axes.grid(axis="y", visible=False)
 
 
@@ -230,10 +225,10 @@ def alignment_tax(report: Report) -> list[Figure]:
     figure, axes = panel("Loss on pretraining text, change against SFT", "nats per token (right = forgot more)")
     loss = {name: report["models"][name]["pretraining_loss"] for name in MODELS}
     change = [loss[name] - loss["sft"] for name in MODELS]
-    bars = axes.barh(range(len(MODELS)), change, color=[look.colour for look in MODELS.values()], height=0.55)
-    axes.bar_label(bars, [f"{loss[name]:.3f} ({loss[name] - loss['sft']:+.3f})" for name in MODELS], padding=4, fontsize=8.8)
+    bars = axes.barh(range(len(MODELS)), change, color=COLOURS, height=0.55)
+    axes.bar_label(bars, [f"{loss[name]:.3f}" for name in MODELS], padding=4, fontsize=8.8)
     axes.axvline(0, color=MUTED, linewidth=1.2)
-    axes.margins(x=0.35)
+    axes.margins(x=0.5)
     name_rows(axes)
     return [figure]
 
@@ -242,14 +237,14 @@ def behaviour(report: Report) -> list[Figure]:
     """Task success, truthfulness and toxicity of each model, sampled (bar) and greedy (ring)."""
     figures = []
     for key, title in (("success", "Task success"), ("truthful", "Truthful"), ("toxic", "Toxic")):
-        figure, axes = panel(title, "% of responses" if key == "toxic" else "%", size=NARROW)
+        figure, axes = panel(title, "% of statements" if key == "truthful" else "% of responses", size=NARROW)
         shares = [100 * report["models"][name][key] for name in MODELS]
-        axes.barh(range(len(MODELS)), shares, color=[look.colour for look in MODELS.values()], height=0.55)
+        axes.barh(range(len(MODELS)), shares, color=COLOURS, height=0.55)
         if "greedy" in report:
-            for row, (name, look) in enumerate(MODELS.items()):
-                style = {"color": look.colour, "markerfacecolor": "white", "markersize": 6}
-                axes.plot(100 * report["greedy"][name][key], row, "o", clip_on=False, zorder=3, **style)
-        axes.set_xlim(left=0)
+            greedy = [100 * report["greedy"][name][key] for name in MODELS]
+            ring = {"color": INK, "markerfacecolor": "white", "markersize": 6, "clip_on": False, "zorder": 3}
+            axes.plot(greedy, range(len(MODELS)), "o", **ring)
+        axes.set_xlim(0, None if key == "toxic" else 100)
         name_rows(axes)
         figures.append(figure)
     return figures
@@ -260,28 +255,25 @@ def tasks(report: Report) -> list[Figure]:
     table: dict[str, dict[str, float]] = report.get("tasks", {})
     if not table:
         return []
-    shown = [name for name in MODELS if any(name in row for row in table.values())]
-    values = np.array([[row.get(name, np.nan) for name in shown] for row in table.values()], dtype=float) * 100
-    figures = [heat_map("Task success (%)", list(table), shown, values, BLUES, (0, 100), "{:.0f}")]
-    if "sft" in shown:
-        change = values - values[:, [shown.index("sft")]]
-        limit = max(10.0, float(np.nanmax(np.abs(change))))
-        figures.append(heat_map("Change against SFT (points)", list(table), shown, change, CHANGES, (-limit, limit), "{:+.0f}"))
-    return figures
+    values = 100 * np.array([[row[name] for name in MODELS] for row in table.values()])
+    change = values - values[:, [list(MODELS).index("sft")]]
+    limit = max(10.0, float(np.abs(change).max()))
+    return [
+        heat_map("Task success (%)", list(table), values, BLUES, (0, 100), "{:.0f}"),
+        heat_map("Change against SFT (points)", list(table), change, CHANGES, (-limit, limit), "{:+.0f}"),
+    ]
 
 
-def heat_map(
-    title: str, rows: list[str], columns: list[str], values: Any, colours: Any, limits: tuple[float, float], form: str
-) -> Figure:
+def heat_map(title: str, rows: list[str], values: Any, colours: Any, limits: tuple[float, float], form: str) -> Figure:
     """Draw rows of tasks by columns of models, each cell with its number."""
     figure, axes = panel(title, size=(WIDE[0], 0.9 + 0.31 * len(rows)))
     axes.pcolormesh(values, cmap=colours, vmin=limits[0], vmax=limits[1], edgecolor="white", linewidth=1.5)
     middle, half = sum(limits) / 2, (limits[1] - limits[0]) / 2
     for (row, column), value in np.ndenumerate(values):
         dark = value > middle + 0.3 * half if limits[0] == 0 else abs(value - middle) > 0.7 * half
-        text = "–" if np.isnan(value) else form.format(value)
+        text = form.format(value).replace("-", "−")
         axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color="white" if dark else INK)
-    axes.set_xticks(np.arange(len(columns)) + 0.5, [MODELS[name].label for name in columns])
+    axes.set_xticks(np.arange(len(MODELS)) + 0.5, [look.label for look in MODELS.values()])
     axes.set_yticks(np.arange(len(rows)) + 0.5, [row.replace("_", " ") for row in rows])
     axes.invert_yaxis()
     axes.grid(visible=False)

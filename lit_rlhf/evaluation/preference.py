@@ -17,7 +17,7 @@ class WinRate(NamedTuple):
     rate: float  # in [0, 1], a tie counts half
     low: float  # the interval, clipped to [0, 1]
     high: float
-    count: int  # comparisons
+    count: int  # type: ignore[assignment]  # comparisons; hides tuple.count
 
 
 def win_rate(preferences: Sequence[float], clusters: Sequence[Hashable] | None = None) -> WinRate:

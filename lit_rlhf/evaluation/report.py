@@ -17,6 +17,7 @@ STAGES = {"pretraining": "Pretraining", "sft": "SFT", "reward": "Reward model", 
 FIGURES = ("win_rate", "win_rate_low", "win_rate_high", "truthful", "toxic", "success", "pretraining_loss", "kl_to_sft")
 SAMPLES_ON_PAGE = 150
 WIDTH = 100  # columns of the terminal
+NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def write_report(report: Report, path_json: Path, path_html: Path) -> None:
@@ -47,7 +48,8 @@ def check_report(report: Report) -> None:
 
     The contract: `stages.{pretraining,sft,reward,ppo,ppo_ptx}.seconds`;
     `reward_model.{train_labelers_accuracy,heldout_labelers_accuracy}`; `models.{base,few_shot,sft,ppo,ppo_ptx}` (and
-    `greedy.…` where there is one) with a number for each of `FIGURES`; `seed`; `versions`.
+    `greedy.…`, where it is there) with a number for each of `FIGURES`; each of `tasks`, where it is there, with a
+    number for every model; `seed`; `versions`.
 
     Raises:
         AssertionError: a key is missing, or a model is unknown.
@@ -56,19 +58,19 @@ def check_report(report: Report) -> None:
     for part in ("stages", "reward_model", "models", "seed", "versions"):
         assert part in report, f"the report lacks {part}"
     refuse_unspeakable(report, "")
-    needed = [f"stages.{stage}.seconds" for stage in STAGES]
-    needed += [f"reward_model.{group}_labelers_accuracy" for group in ("train", "heldout")]
     decodings = [key for key in ("models", "greedy") if key in report]
-    needed += [f"{decoding}.{model}.{figure}" for decoding in decodings for model in MODELS for figure in FIGURES]
+    needed: list[tuple[str, ...]] = [("stages", stage, "seconds") for stage in (*STAGES, *report["stages"])]
+    needed += [("reward_model", f"{group}_labelers_accuracy") for group in ("train", "heldout")]
+    needed += [(decoding, model, figure) for decoding in decodings for model in MODELS for figure in FIGURES]
+    needed += [("tasks", task, model) for task in report.get("tasks", {}) for model in MODELS]
     for path in needed:
         value: Any = report
-        for key in path.split("."):
+        for key in path:
             value = value.get(key) if isinstance(value, dict) else None
-        assert isinstance(value, int | float), f"the report needs a number at {path}, got {value!r}"
-    rows = {decoding: report[decoding] for decoding in decodings} | report.get("tasks", {})
-    for place, row in rows.items():
+        assert isinstance(value, int | float), f"the report needs a number at {'.'.join(path)}, got {value!r}"
+    for row in (*(report[decoding] for decoding in decodings), *report.get("tasks", {}).values()):
         unknown = sorted(set(row) - set(MODELS))
-        assert not unknown, f"{place} of the report has unknown models {unknown}"
+        assert not unknown, f"the report has unknown models {unknown}"
 
 
 def refuse_unspeakable(value: Any, path: str) -> None:
@@ -103,7 +105,7 @@ def to_html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "number": number, "duration": duration}
+    environment.filters |= {"percent": percent, "number": typeset, "duration": duration}
     panels = {name: [Markup(panel) for panel in drawn] for name, drawn in draw(report).items()}
     samples = report.get("samples", [])
     return environment.get_template("report.html.jinja").render(
@@ -121,12 +123,17 @@ def to_html(report: Report) -> str:
 
 def percent(value: float | None, digits: int = 1) -> str:
     """0.123 -> "12.3 %"; a dash for what is not known."""
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
+    return "–" if value is None else f"{100 * value:.{digits}f}{NO_BREAK}%"
 
 
 def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
     """1.234 -> "1.23"; a dash for what is not known."""
     return "–" if value is None else f"{value:{'+' if sign else ''}.{digits}f}"
+
+
+def typeset(value: float | None, digits: int = 2, sign: bool = False) -> str:
+    """As `number`, with a true minus sign."""
+    return number(value, digits, sign).replace("-", "−")
 
 
 def duration(seconds: float) -> str:
@@ -146,7 +153,10 @@ def format_table(report: Report) -> str:
     line = "Reward model's accuracy on unseen rankings: "
     line += "; ".join(
         f"{percent(scores[f'{group}_labelers_accuracy'])} of {words} labelers{agreement(scores, key)}"
-        for group, words, key in (("train", "training", "agreement_train"), ("heldout", "held-out", "agreement_heldout"))
+        for group, words, key in (
+            ("train", "training", "agreement_train"),
+            ("heldout", "held-out", "agreement_heldout"),
+        )
     )
     times = ", ".join(f"{name} {stage['seconds']:.0f}" for name, stage in report["stages"].items())
     if "seconds_total" in report:
@@ -154,7 +164,7 @@ def format_table(report: Report) -> str:
     if report.get("peak_memory_gib") is not None:
         times += f". Peak memory {report['peak_memory_gib']:.2f} GiB"
     blocks.append("\n".join([*wrap(line, WIDTH), *wrap(f"Seconds: {times}. Seed {report['seed']}.", WIDTH)]))
-    return "\n\n".join(blocks)
+    return "\n\n".join(blocks).replace(NO_BREAK, " ")
 
 
 def agreement(scores: dict[str, Any], key: str) -> str:

@@ -46,8 +46,8 @@ def moments(x: Tensor, mask: Tensor) -> Tensor:
     Returns:
         (3,) float64, because the variance is a difference of nearly equal numbers.
     """
-    valid = torch.where(mask, x, 0).double()
-    return torch.stack([mask.sum().double(), masked_sum(valid, mask), masked_sum(valid.square(), mask)])
+    x = x.double()
+    return torch.stack([mask.sum().double(), masked_sum(x, mask), masked_sum(x.square(), mask)])
 
 
 def mean_and_variance(moments: Tensor) -> tuple[Tensor, Tensor]:

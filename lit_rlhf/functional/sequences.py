@@ -13,7 +13,7 @@ def position_ids(attention_mask: Tensor) -> Tensor:
     Returns:
         (B, T) int64; 0 on padding to the left.
     """
-    return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+    return (attention_mask.cumsum(-1) - 1).clamp_min(0)
 
 
 def last_token_index(attention_mask: Tensor) -> Tensor:
@@ -65,5 +65,5 @@ def through_first(ids: Tensor, stop_ids: Tensor) -> tuple[Tensor, Tensor]:
         mask (B, R) bool, all True in a row without a stop token, and ended (B,) bool, whether there is one.
     """
     stops = torch.isin(ids, stop_ids)
-    stops_before = stops.long().cumsum(-1) - stops.long()
+    stops_before = stops.cumsum(-1) - stops.long()
     return stops_before == 0, stops.any(-1)

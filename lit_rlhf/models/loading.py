@@ -42,11 +42,9 @@ def load_tokenizer(model: str, options: ModelOptions) -> Tokenizer:
     tokenizer = from_pretrained_quietly(AutoTokenizer.from_pretrained, model, options)
     if tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer of {model!r} has no end-of-sequence token: set eos_token in its tokenizer_config.json")
-    if options.pad_token is not None:
-        if options.pad_token not in tokenizer.get_vocab():
-            tokenizer.add_special_tokens({"pad_token": options.pad_token})
-        tokenizer.pad_token = options.pad_token
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+    if options.pad_token is not None and tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        tokenizer.add_special_tokens({"pad_token": options.pad_token})  # takes an existing token of that name
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         what = "no padding token" if tokenizer.pad_token_id is None else f"padding equal to its end token {tokenizer.eos_token!r}"
         raise UserError(
             f"tokenizer of {model!r} has {what}: the end token is trained and padding is not, so they must differ; "

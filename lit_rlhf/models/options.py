@@ -9,9 +9,9 @@ class ModelOptions:
     """How weights and tokenizer are loaded; the same for policy, reference, critic and reward model.
 
     Args:
-        pad_token: padding token, added to the vocabulary where the tokenizer lacks it. Needed for tokenizers without
-            a padding token of their own (GPT-2, Pythia, Llama): padding must differ from the end token, which is an
-            action and is trained.
+        pad_token: padding token for a tokenizer without one of its own (GPT-2, Pythia, Llama), or whose padding is its
+            end token; added to the vocabulary where it is not in it. Padding must differ from the end token, which is
+            an action and is trained.
         dtype: type of the stored weights. Mixed precision belongs to the Trainer (`precision: bf16-mixed`).
         attention: attention implementation of transformers (`sdpa`, `eager`, `flash_attention_2`).
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.

@@ -173,7 +173,7 @@ def pretraining_loss(model: PreTrainedModel, tokenizer: Tokenizer, path: Path) -
     blocks = text_blocks(str(path), tokenizer, BLOCK_LENGTH)
     total = count = 0.0
     for start in range(0, len(blocks), 32):
-        batch = collate_blocks(blocks[start : start + 32], 1.0, tokenizer.pad_token_id)
+        batch = collate_blocks(blocks[start : start + 32], 1.0)
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
         part, targets = language_model_loss(logits, batch.input_ids, batch.loss_mask)
         total, count = total + float(part), count + float(targets)

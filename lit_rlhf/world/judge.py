@@ -109,11 +109,13 @@ def _sentences(words: Words) -> Iterator[Words]:
 
 
 def _statements(words: Words, facts: Facts) -> Iterator[_Statement]:
-    """Every checkable statement: ``the fox is red``, ``it eats corn``, ``tom has the lamp``, ``tom met ann at …``."""
+    """Every checkable statement: ``the fox is red``, ``it eats corn``, a bare ``red``, ``tom has the lamp`` ..."""
     subject = facts.get("animal", "")
     for sentence in _sentences(words):
         if sentence and sentence[0] == "the":
             sentence = sentence[1:]
+        if len(sentence) == 1 and "attribute" in facts and sentence[0] in _values[facts["attribute"]]:
+            yield _Statement(subject, facts["attribute"], _truths[subject, facts["attribute"]] == sentence[0])
         if len(sentence) < 3:
             continue
         first, verb = sentence[0], sentence[1]
@@ -122,7 +124,7 @@ def _statements(words: Words, facts: Facts) -> Iterator[_Statement]:
                 holder = {facts["object"]: facts["name"], facts["rest"]: facts["other"]}
                 yield _Statement("", None, sentence[2] == "the" and holder.get(sentence[-1]) == first)
             elif verb == "met" and "main" in facts:
-                yield _Statement("", None, " ".join(sentence) == facts["main"])
+                yield _Statement("", None, " ".join(sentence) in (facts["main"], _names_of(facts)))
             continue
         if first in _animals:
             subject = first
@@ -132,6 +134,11 @@ def _statements(words: Words, facts: Facts) -> Iterator[_Statement]:
         if stated is not None and subject:
             attribute, value = stated
             yield _Statement(subject, attribute, _truths[subject, attribute] == value)
+
+
+def _names_of(facts: Facts) -> str:
+    """The start of the main sentence, ``tom met ann``: true, and thin."""
+    return " ".join(facts["main"].split()[:3])
 
 
 def _stated(verb: str, rest: Words) -> tuple[Attribute, str] | None:
@@ -166,10 +173,7 @@ def _slots(words: Words, *slots: tuple[frozenset[str], str]) -> float:
 def _open_qa(words: Words, facts: Facts, statements: list[_Statement]) -> float:
     animal, attribute = facts["animal"], facts["attribute"]
     verdicts = {true for about, kind, true in statements if about == animal and kind == attribute}
-    if verdicts:
-        return float(verdicts == {True})
-    bare = {word for word in words if word in _values[attribute]}
-    return THIN if bare == {_truths[animal, attribute]} else 0.0
+    return (THIN if len(_first_sentence(words)) == 1 else 1.0) * (verdicts == {True})
 
 
 def _brainstorm(words: Words, facts: Facts, statements: list[_Statement]) -> float:
@@ -203,7 +207,7 @@ def _rewrite(words: Words, facts: Facts, statements: list[_Statement]) -> float:
 
 def _summarise(words: Words, facts: Facts, statements: list[_Statement]) -> float:
     said, wanted = _first_sentence(words), facts["main"].split()
-    return THIN if said == wanted[:3] else _matching(said, wanted)
+    return THIN if " ".join(said) == _names_of(facts) else _matching(said, wanted)
 
 
 def _matching(said: Words, wanted: Words) -> float:

@@ -27,8 +27,7 @@ def build_tokenizer() -> Any:
         [
             decoders.Replace(Regex("^"), " "),
             decoders.Fuse(),
-            decoders.Replace(f" {NEWLINE} ", "\n"),
-            decoders.Replace(f" {NEWLINE}", "\n"),
+            decoders.Replace(Regex(f" *{NEWLINE} *"), "\n"),
             decoders.Strip(" ", 1, 0),
         ]
     )

@@ -27,9 +27,7 @@ def minibatches(count, cut, **settings):
     return joined
 
 
-@given(
-    cuts=st.permutations([2, 2, 3]), seed=st.integers(0, 5), count=st.integers(12, 60), by_length=st.booleans()
-)
+@given(cuts=st.permutations([2, 2, 3]), seed=st.integers(0, 5), count=st.integers(12, 60), by_length=st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_minibatch_is_the_same_for_every_cut(cuts, seed, count, by_length):
     micro_batch, accumulate, world_size = cuts

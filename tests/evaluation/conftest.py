@@ -82,23 +82,44 @@ def invent_samples(rng: random.Random) -> list[dict[str, Any]]:
                 "truthful": None if i % 3 else float(good),
                 "score": round(rng.gauss(place - 2, 0.5), 3),
             }
-        samples.append({"prompt": f"ask : tom has the lamp . who has it ? number {i} reply :", "task": task, "responses": responses})
+        samples.append(
+            {
+                "prompt": f"ask : tom has the lamp . who has it ? number {i} reply :",
+                "task": task,
+                "responses": responses,
+            }
+        )
     samples[0]["prompt"] = '<script>alert("prompt")</script> & <b>bold</b>'
     samples[0]["responses"]["ppo"]["text"] = "</td></table><script>alert('response')</script>"
     samples[1]["responses"]["base"]["text"] = ""
     return samples
 
 
+@pytest.fixture(scope="session")
+def untouched() -> dict[str, Any]:
+    """Every part of the report, for tests that leave it as it is."""
+    return invent()
+
+
 @pytest.fixture
 def report() -> dict[str, Any]:
-    """Every part of the report, invented."""
+    """Every part of the report, for tests that break it."""
     return invent()
 
 
 def invent() -> dict[str, Any]:
     """Every part of the report, invented, the same each time."""
     rng = random.Random(0)
-    seconds = {"data": 1.1, "pretraining": 82.4, "sft": 12.3, "ranking": 24.0, "reward": 20.7, "ppo": 61.2, "ppo_ptx": 67.9, "evaluation": 21.5}
+    seconds = {
+        "data": 1.1,
+        "pretraining": 82.4,
+        "sft": 12.3,
+        "ranking": 24.0,
+        "reward": 20.7,
+        "ppo": 61.2,
+        "ppo_ptx": 67.9,
+        "evaluation": 21.5,
+    }
     confidence = [0.05 + 0.1 * i for i in range(10)]
     return {
         "stages": {stage: {"seconds": value} for stage, value in seconds.items()},
@@ -118,13 +139,22 @@ def invent() -> dict[str, Any]:
         "models": invent_models(0.0, 0.0312),
         "greedy": invent_models(0.081, 0.0287),
         "tasks": {
-            task: {model: round(min(1.0, max(0.0, FIGURES["success"][i] + rng.gauss(0, 0.12))), 3) for i, model in enumerate(MODELS)}
+            task: {
+                model: round(min(1.0, max(0.0, FIGURES["success"][i] + rng.gauss(0, 0.12))), 3)
+                for i, model in enumerate(MODELS)
+            }
             for task in TASKS
         },
         "curves": invent_curves(rng),
         "samples": invent_samples(rng),
         "seed": 0,
-        "versions": {"lit_rlhf": "0.1.0", "torch": "2.13.0", "lightning": "2.6.6", "transformers": "5.23.0", "python": "3.11.9"},
+        "versions": {
+            "lit_rlhf": "0.1.0",
+            "torch": "2.13.0",
+            "lightning": "2.6.6",
+            "transformers": "5.23.0",
+            "python": "3.11.9",
+        },
         "seconds_total": 294.8,
         "peak_memory_gib": 1.87,
     }

@@ -48,8 +48,9 @@ def test_edges_belong_to_the_bin_above_and_one_to_the_last():
 
 def test_ten_bins_by_default():
     assert len(reliability_curve(torch.tensor([0.3]), torch.tensor([1]))[0]) == 10
-    spread = torch.tensor([0.11, 0.19])
-    assert_close(expected_calibration_error(spread, torch.tensor([0, 1])).item(), 0.35, rtol=1e-6, atol=0)
+    # the first two share one bin of ten, the third has its own: 2/3 * |0.5 - 0.15| + 1/3 * |0 - 0.95|
+    probabilities, outcomes = torch.tensor([0.11, 0.19, 0.95]), torch.tensor([0, 1, 0])
+    assert_close(expected_calibration_error(probabilities, outcomes).item(), 0.55, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("outside", [-0.01, 1.01, math.nan])

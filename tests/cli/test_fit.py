@@ -1,0 +1,190 @@
+"""fit, validate and test with a stranger's modules."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lit_rlhf.commands import lightning_cli
+from lit_rlhf.commands.places import Places
+from lit_rlhf.commands.secrets import without_secrets
+from lit_rlhf.commands.wandb_login import prepare_wandb
+from lit_rlhf.errors import UserError
+
+CHECKPOINTS = (
+    "--trainer.enable_checkpointing=true",
+    "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
+    "--trainer.callbacks.dirpath=kept",
+    "--trainer.callbacks.every_n_train_steps=1",
+    "--trainer.callbacks.save_last=true",
+)
+
+
+def test_a_strangers_modules_run_from_yaml_alone(project: Path, command) -> None:
+    (project / "count.yaml").write_text("trainer: {callbacks+: [{class_path: toys.CountSteps, init_args: {path: n}}]}")
+    (project / "more.yaml").write_text("trainer: {callbacks+: [{class_path: toys.CountSteps, init_args: {path: m}}]}")
+    code, _, _ = command("fit", "-c", "recipe.yaml", "-c", "count.yaml", "-c", "more.yaml", "--trainer.max_steps=3")
+    assert code == 0
+    assert (project / "n").read_text() == (project / "m").read_text() == "step\n" * 3  # += appends
+
+
+def test_validate_and_test_run(project: Path, command) -> None:
+    for name in ("validate", "test"):
+        code, stdout, _ = command(name, "-c", "recipe.yaml")
+        assert code == 0
+        assert "validation/loss" in stdout
+
+
+def test_the_saved_configuration_runs_again(project: Path, command) -> None:
+    code, _, _ = command("fit", "-c", "recipe.yaml", "--model.hidden=5", "--trainer.default_root_dir=out")
+    assert code == 0
+    saved = yaml.safe_load((project / "out" / "config.yaml").read_text())
+    assert saved["model"]["init_args"]["hidden"] == 5
+    assert saved["seed_everything"] == 0
+    (project / "out" / "config.yaml").rename(project / "again.yaml")
+    assert command("fit", "-c", "again.yaml")[0] == 0
+    again = yaml.safe_load((project / "out" / "config.yaml").read_text())
+    assert {**again, "config": None} == {**saved, "config": None}
+
+
+def test_print_config_prints_it_and_ends(project: Path, command) -> None:
+    code, stdout, stderr = command("fit", "-c", "recipe.yaml", "--model.fault=ours", "--print_config")
+    assert (code, stderr) == (0, "")
+    assert yaml.safe_load(stdout)["model"]["init_args"]["fault"] == "ours"
+
+
+def test_help_ends_with_0(command) -> None:
+    code, stdout, _ = command("fit", "--help")
+    assert code == 0
+    assert "--trainer.max_steps" in stdout
+
+
+def test_it_resumes_from_the_last_checkpoint(project: Path, command) -> None:
+    assert command("fit", "-c", "recipe.yaml", *CHECKPOINTS)[0] == 0
+    args = ("fit", "-c", "recipe.yaml", *CHECKPOINTS, "--trainer.max_steps=6", "--ckpt_path=last")
+    (project / "count.yaml").write_text("trainer: {callbacks+: [{class_path: toys.CountSteps, init_args: {path: n}}]}")
+    assert command(*args, "-c", "count.yaml")[0] == 0
+    assert torch.load(project / "kept" / "last.ckpt", weights_only=True)["global_step"] == 6
+    assert (project / "n").read_text().count("step") == 2
+
+
+def test_a_checkpoint_of_another_module_is_refused(project: Path, command) -> None:
+    command("fit", "-c", "recipe.yaml", *CHECKPOINTS)
+    code, _, stderr = command("fit", "-c", "recipe.yaml", "--model=toys.OtherModule", "--ckpt_path=kept/last.ckpt")
+    assert (code, stderr) == (
+        2,
+        "error: ckpt_path: kept/last.ckpt is a checkpoint of toys.ToyModule, and this run is of toys.OtherModule\n",
+    )
+
+
+def test_a_checkpoint_of_other_sizes_is_refused(project: Path, command) -> None:
+    command("fit", "-c", "recipe.yaml", *CHECKPOINTS)
+    code, _, stderr = command("fit", "-c", "recipe.yaml", "--model.hidden=7", "--ckpt_path=kept/last.ckpt")
+    assert code == 2
+    assert "kept/last.ckpt does not fit toys.ToyModule as this recipe builds it: size mismatch for net." in stderr
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(project: Path, command) -> None:
+    (project / "text.ckpt").write_text("no checkpoint")
+    torch.save({"weights": 1}, project / "other.ckpt")
+    for name in ("text.ckpt", "other.ckpt"):
+        code, _, stderr = command("fit", "-c", "recipe.yaml", f"--ckpt_path={name}")
+        assert code == 2, name
+        assert stderr.startswith(f"error: ckpt_path: {name} is no "), stderr
+
+
+def test_an_interrupt_names_the_last_checkpoint_and_how_to_resume(project: Path, command) -> None:
+    code, _, stderr = command("fit", "-c", "recipe.yaml", "--model.fault=interrupt", *CHECKPOINTS)
+    assert code == 130
+    line = stderr.splitlines()[-1]
+    last = str(project / "kept" / "last.ckpt")
+    assert line.startswith(
+        f"interrupted after step 2; the last checkpoint is {last}; resume: lit-rlhf fit -c recipe.yaml"
+    )
+    assert line.endswith(f"--ckpt_path={last}")
+
+
+def test_an_interrupt_without_a_checkpoint_says_so(project: Path, command) -> None:
+    code, _, stderr = command("fit", "-c", "recipe.yaml", "--model.fault=interrupt")
+    assert code == 130
+    assert stderr.splitlines()[-1] == "interrupted after step 2; no checkpoint was written"
+
+
+def test_an_existing_file_wins_over_a_recipe(project: Path, command, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = project / "shipped.yaml"
+    shipped.write_text("model: {init_args: {hidden: 9}}")
+    monkeypatch.setattr("lit_rlhf.commands.recipes.shipped_recipes", lambda: {"precision/nine": shipped})
+    for name in ("precision/nine", "precision/nine.yaml"):
+        _, stdout, _ = command("fit", "-c", "recipe.yaml", "-c", name, "--print_config")
+        assert yaml.safe_load(stdout)["model"]["init_args"]["hidden"] == 9
+    (project / "precision").mkdir()
+    (project / "precision" / "nine.yaml").write_text("model: {init_args: {hidden: 8}}")
+    _, stdout, _ = command("fit", "-c", "recipe.yaml", "-c", "precision/nine.yaml", "--print_config")
+    assert yaml.safe_load(stdout)["model"]["init_args"]["hidden"] == 8
+
+
+def test_wandb_is_prepared_only_where_it_is_used(project: Path, command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(environ: object) -> None:
+        assert environ is os.environ
+        raise UserError("prepared")
+
+    monkeypatch.setattr(lightning_cli, "prepare_wandb", stop)
+    assert command("fit", "-c", "recipe.yaml")[0] == 0
+    logger = "--trainer.logger=lightning.pytorch.loggers.WandbLogger"
+    assert command("fit", "-c", "recipe.yaml", logger)[::2] == (2, "error: prepared\n")
+    (project / "two.yaml").write_text(
+        "trainer: {logger: [{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: .}}, "
+        "{class_path: lightning.pytorch.loggers.WandbLogger}]}"
+    )
+    assert command("fit", "-c", "recipe.yaml", "-c", "two.yaml")[::2] == (2, "error: prepared\n")
+
+
+def test_wandb_without_a_login_is_offline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    environ = {"HOME": str(tmp_path)}
+    prepare_wandb(environ)
+    assert environ["WANDB_MODE"] == "offline"
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "settings, netrc",
+    [
+        ({"WANDB_API_KEY": "x"}, ""),
+        ({"WANDB_MODE": "online"}, ""),
+        ({}, "machine api.wandb.ai login user password x\n"),
+        ({"WANDB_BASE_URL": "https://wandb.example.org:8080"}, "machine wandb.example.org login user password x\n"),
+    ],
+)
+def test_wandb_with_a_login_or_a_mode_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, str], netrc: str
+) -> None:
+    (tmp_path / ".netrc").write_text(netrc)
+    (tmp_path / ".netrc").chmod(0o600)
+    environ = {"HOME": str(tmp_path), **settings}
+    prepare_wandb(environ)
+    assert environ == {"HOME": str(tmp_path), **settings}
+    assert capsys.readouterr().out == ""
+
+
+def test_credentials_are_blanked_and_nothing_else() -> None:
+    config = {
+        "logger": [{"init_args": {"api_key": "s3", "project": "p"}}],
+        "scorer": {"auth_token": "s3", "password": None, "pad_token": "<pad>", "keys": ["a"]},
+    }
+    assert without_secrets(config) == {
+        "logger": [{"init_args": {"api_key": "removed", "project": "p"}}],
+        "scorer": {"auth_token": "removed", "password": None, "pad_token": "<pad>", "keys": ["a"]},
+    }
+
+
+def test_places_finds_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("model:\n  hidden: 1\ntrainer:\n  callbacks+:\n  - class_path: x.Y\n")
+    places = Places([path], ["--data.rows", "3", "--model.kind=z"])
+    assert places.of_setting("hidden") == f" [{path}:2]"
+    assert places.of_setting("callbacks") == f" [{path}:4]"
+    assert places.of_setting("rows") == places.of_setting("kind", "z") == " [command line]"
+    assert places.of_value("x.Y") == f" [{path}:5]"
+    assert places.of_setting("absent") == places.of_value("absent") == ""

@@ -1,0 +1,117 @@
+"""generate, export and quickstart: what the command adds to the functions behind it."""
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+import lit_rlhf.models.export
+from lit_rlhf.world import quickstart
+
+WORDS = ["<pad>", "<eos>", "<unk>", "user", "assistant", "red", "green", "blue"]
+TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}assistant "
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A GPT-2 of random weights over eight words, context 24."""
+    config = GPT2Config(
+        vocab_size=len(WORDS), n_positions=24, n_embd=16, n_layer=1, n_head=2, eos_token_id=1, bos_token_id=1
+    )
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "model")
+    words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_one_answer_is_the_seeds(folder: Path, command) -> None:
+    args = ("generate", "--model", str(folder), "--prompt", "red green", "--max-new-tokens", "8", "--temperature", "5")
+    first = command(*args, "--seed", "3")
+    assert first[0] == 0
+    assert first == command(*args, "--seed", "3")
+    assert first[1].count("\n") == 1
+    assert any(command(*args, "--seed", str(seed))[1] != first[1] for seed in range(4, 8))
+
+
+def test_greedy_continues_as_the_model_does(folder: Path, command) -> None:
+    model = GPT2LMHeadModel.from_pretrained(folder).eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    ids = tokenizer("red green", return_tensors="pt")["input_ids"]
+    for _ in range(5):  # by hand, one argmax at a time
+        following = model(ids).logits[:, -1].argmax(-1, keepdim=True)
+        ids = ids.new_tensor([[*ids[0].tolist(), int(following)]])
+        if int(following) == 1:
+            break
+    expected = tokenizer.decode(ids[0, 2:], skip_special_tokens=True).strip()
+    args = ("generate", "--model", str(folder), "--prompt", "red green", "--max-new-tokens", "5", "--temperature", "0")
+    assert command(*args)[:2] == (0, expected + "\n")
+
+
+def test_a_chat_answers_every_line_of_a_pipe(folder: Path, command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("red\n\nblue\n"))
+    args = ("generate", "--model", str(folder), "--max-new-tokens", "2", "--temperature", "0")
+    code, stdout, _ = command(*args)
+    assert code == 0
+    assert len(stdout.splitlines()) == 2
+    assert stdout == "".join(command(*args, "--prompt", word)[1] for word in ("red", "blue"))  # no template: no turns
+
+
+def test_a_chat_template_sees_the_turns_before(folder: Path, command, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    seen: list[int] = []
+    generate = GPT2LMHeadModel.generate
+
+    def record(self, **inputs):
+        seen.append(inputs["input_ids"].shape[1])
+        return generate(self, **inputs)
+
+    monkeypatch.setattr(GPT2LMHeadModel, "generate", record)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("red\nblue\n"))
+    code, stdout, _ = command("generate", "--model", str(folder), "--max-new-tokens", "2", "--temperature", "0")
+    assert code == 0
+    first_answer = len(stdout.splitlines()[0].split())
+    assert seen == [3, 3 + first_answer + 3]  # "user red assistant", its answer, "user blue assistant"
+
+
+def test_what_cannot_answer_is_refused(folder: Path, tmp_path: Path, command) -> None:
+    GPT2ForSequenceClassification(GPT2Config(vocab_size=8, n_embd=16, n_layer=1, n_head=2)).save_pretrained(
+        tmp_path / "rm"
+    )
+    name = str(tmp_path / "rm")
+    assert command("generate", "--model", name, "--prompt", "x")[::2] == (
+        2,
+        f"error: {name} is a reward model: it scores text and writes none\n",
+    )
+    code, _, stderr = command("generate", "--model", str(tmp_path / "modle"), "--prompt", "x")
+    assert (code, len(stderr.splitlines())) == (2, 1)
+    code, _, stderr = command("generate", "--model", str(folder), "--prompt", "red " * 24)
+    assert (code, stderr) == (2, "error: the prompt has 24 tokens and the model's context holds 24: shorten it\n")
+    for wrong in (("--temperature", "-1"), ("--max-new-tokens", "0")):
+        assert command("generate", "--model", str(folder), "--prompt", "red", *wrong)[0] == 2
+
+
+def test_export_hands_over_both_paths(tmp_path: Path, command, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Path, Path]] = []
+    monkeypatch.setattr(lit_rlhf.models.export, "export_checkpoint", lambda *paths: calls.append(paths))
+    (tmp_path / "a.ckpt").write_text("")
+    assert command("export", str(tmp_path / "a.ckpt"), "out") == (0, "out\n", "")
+    assert calls == [(tmp_path / "a.ckpt", Path("out"))]
+
+
+def test_quickstart_hands_over_folder_and_seed(command, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Path, int]] = []
+
+    def run(out: Path, seed: int) -> int:
+        calls.append((out, seed))
+        return 0
+
+    monkeypatch.setattr(quickstart, "run", run)
+    assert command("quickstart")[0] == command("quickstart", "--out", "x", "--seed", "2")[0] == 0
+    assert calls == [(Path("runs/quickstart"), 0), (Path("x"), 2)]

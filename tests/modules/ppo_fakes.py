@@ -1,0 +1,35 @@
+"""Fakes for the modules' tests: a few prompts, and a data module over them."""
+
+from typing import Any
+
+import lightning as L
+from torch import Tensor
+
+from lit_rlhf.data.batches import PromptBatch
+from lit_rlhf.functional import pad_left
+
+
+class FewPrompts:
+    """The same few prompts in turn."""
+
+    longest = 5
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def rows(self, iteration: int, count: int) -> list[dict[str, Any]]:
+        """Return `count` prompts of 1 to 5 words."""
+        return [{"prompt": " ".join(f"w{(i + j) % 28}" for j in range(1 + i % 5)), "place": i} for i in range(count)]
+
+    def collate(self, rows: list[dict[str, Any]], index: Tensor) -> PromptBatch:
+        """Tokenise and pad."""
+        ids, mask = pad_left([self.tokenizer.encode(row["prompt"]) for row in rows], 0)
+        return PromptBatch(ids, mask, rows, index)
+
+
+class PromptData(L.LightningDataModule):
+    """A data module over them."""
+
+    def train_dataloader(self) -> Any:
+        """Hand the prompts to the module."""
+        return self.trainer.lightning_module.experience(FewPrompts(self.trainer.lightning_module.tokenizer))

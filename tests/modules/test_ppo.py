@@ -1,0 +1,150 @@
+"""PPO: it learns, its first ratio is 1, and its numbers depend neither on ranks nor on micro-batches."""
+
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from ranks import on_ranks
+
+from lit_rlhf.callbacks import PretrainingMix
+from lit_rlhf.errors import UserError
+from lit_rlhf.models.options import LoRA
+from lit_rlhf.modules import PPOModule, PPOSettings
+from lit_rlhf.rollout.kl_control import AdaptiveKL, FixedKL
+from lit_rlhf.rollout.sampling import Sampling
+
+from ppo_fakes import PromptData
+
+
+class CountOf:
+    """Scores the share of one word; its best response is that word eight times over."""
+
+    def prepare(self, *_: Any) -> None:
+        """Nothing to load."""
+
+    def score(self, episodes: Any) -> torch.Tensor:
+        """Return the share."""
+        return torch.tensor([response.split().count("w3") / 8 for response in episodes.responses])
+
+
+class Watch(L.Callback):
+    """Keeps the metrics of every iteration and batch."""
+
+    def __init__(self) -> None:
+        self.epochs: list[dict[str, float]] = []
+        self.first: dict[str, torch.Tensor] = {}
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the iteration's."""
+        self.epochs.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+def make(model: str, **settings: Any) -> PPOModule:
+    """Return a small PPO module."""
+    ppo = {"rollout_batch": 64, "micro_batch": 8, "critic_learning_rate": 5e-3, **settings.pop("ppo", {})}
+    defaults = {"kl": FixedKL(0.02), "optimizer": lambda p: torch.optim.Adam(p, lr=2e-3)}
+    return PPOModule(model, CountOf(), Sampling(response_length=8), PPOSettings(**ppo), **{**defaults, **settings})
+
+
+def test_a_reward_with_a_known_optimum_is_approached(llama, trainer_of):
+    watch = Watch()
+    trainer_of(max_epochs=18, accumulate_grad_batches=2, callbacks=[watch]).fit(make(llama), datamodule=PromptData())
+    scores = [epoch["reward/score"] for epoch in watch.epochs]
+    assert scores[0] < 0.15 and scores[-1] > 0.5, scores
+    assert watch.epochs[-1]["value/explained_variance"] > 0.2
+    assert watch.epochs[0]["reward/kl"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_the_adaptive_controller_holds_its_target(llama, trainer_of):
+    watch, target = Watch(), 3.0
+    module = make(llama, kl=AdaptiveKL(0.05, target=target, horizon=150))
+    trainer_of(max_epochs=45, accumulate_grad_batches=2, callbacks=[watch]).fit(module, datamodule=PromptData())
+    held = [epoch["reward/kl"] for epoch in watch.epochs[-15:]]
+    assert abs(sum(held) / len(held) / target - 1) < 0.2, held
+
+
+def test_the_first_minibatch_has_ratio_one_and_advantages_of_mean_zero(llama, trainer_of):
+    watch = Watch()
+    module = make(llama, optimizer=lambda p: torch.optim.SGD(p, lr=0.0), ppo={"critic_learning_rate": 0.0})
+    trainer_of(max_epochs=1, callbacks=[watch]).fit(module, datamodule=PromptData())
+    assert watch.epochs[0]["policy/clip_fraction"] == 0
+    assert watch.epochs[0]["policy/approx_kl"] == pytest.approx(0, abs=1e-9)
+    # at ratio 1 the loss is minus the mean of the advantages, which were whitened
+    assert watch.epochs[0]["policy/loss"] == pytest.approx(0, abs=1e-5)
+
+
+def train(model: str, folder: Any, mix: str | None = None, lora: bool = False, **settings: Any) -> dict[str, Any]:
+    """Train three iterations; return weights and metrics."""
+    torch.manual_seed(0)
+    watch = Watch()
+    callbacks: list[L.Callback] = [watch]
+    if mix:
+        callbacks.append(PretrainingMix(mix, coefficient=2.0, micro_batch=settings.pop("mix_batch"), block_length=16))
+    module = make(
+        model,
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.5),
+        ppo={"micro_batch": settings.pop("micro_batch"), "critic_learning_rate": 0.05, "epochs": 2},
+        adapter=LoRA(rank=2) if lora else None,
+    )
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "enable_checkpointing": False}
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=3, callbacks=callbacks, default_root_dir=folder, gradient_clip_val=1.0, **quiet, **settings
+    )
+    trainer.fit(module, datamodule=PromptData())
+    metrics = {name: value for name, value in watch.epochs[-1].items() if not name.startswith("time/")}
+    return {"weights": [p.detach().clone() for p in module.parameters()], "metrics": metrics}
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Compare weights and metrics."""
+    for mine, theirs in zip(one["weights"], other["weights"]):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+    assert one["metrics"].keys() == other["metrics"].keys()
+    for name, value in one["metrics"].items():
+        assert value == pytest.approx(other["metrics"][name], abs=2e-5, rel=1e-4), name
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """Pretraining text."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n\n".join(" ".join(f"w{(i * 7 + j * 3) % 28}" for j in range(40)) for i in range(30)))
+    return str(path)
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["ppo", "ppo_ptx"])
+def test_micro_batches_and_ranks_change_nothing(mixed, llama, text, tmp_path):
+    mix = text if mixed else None
+    whole = train(llama, tmp_path, mix, micro_batch=16, mix_batch=8, devices=1) if mixed else train(llama, tmp_path, micro_batch=16, devices=1)
+    for micro_batch, accumulate in ((8, 2), (2, 8)):
+        sizes = {"micro_batch": micro_batch, "accumulate_grad_batches": accumulate, "devices": 1}
+        if mixed:
+            sizes["mix_batch"] = micro_batch // 2
+        assert_same(train(llama, tmp_path, mix, **sizes), whole)
+    sizes = {"micro_batch": 4, "accumulate_grad_batches": 2, "devices": 2, "strategy": "ddp"} | ({"mix_batch": 2} if mixed else {})
+    ranks = on_ranks(lambda: train(llama, tmp_path, mix, **sizes), tmp_path)
+    for rank in ranks:
+        assert_same(rank, whole)
+
+
+def test_lora_trains_the_adapters_alone_and_takes_the_base_as_reference(llama, trainer_of):
+    watch = Watch()
+    module = make(llama, adapter=LoRA(rank=4), optimizer=lambda p: torch.optim.Adam(p, lr=1e-2))
+    trainer_of(max_epochs=12, accumulate_grad_batches=2, callbacks=[watch]).fit(module, datamodule=PromptData())
+    assert "reference" not in module.frozen
+    assert watch.epochs[0]["reward/kl"] == pytest.approx(0.0, abs=1e-5)
+    assert watch.epochs[-1]["reward/kl"] > 0.05
+    assert watch.epochs[-1]["reward/score"] > watch.epochs[0]["reward/score"] + 0.1
+
+
+def test_sizes_that_do_not_divide_are_refused_before_loading(llama, trainer_of):
+    with pytest.raises(UserError, match="rollout_batch 64 is not a multiple of the minibatch 24"):
+        trainer_of(max_epochs=1, accumulate_grad_batches=3).fit(make(llama), datamodule=PromptData())
+
+
+def test_a_reward_that_is_not_a_number_stops_the_run(llama, trainer_of):
+    module = make(llama)
+    module.reward.score = lambda episodes: torch.full((len(episodes.responses),), float("nan"))  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="64 of 64 scores of iteration 0 are not finite"):
+        trainer_of(max_epochs=1).fit(module, datamodule=PromptData())

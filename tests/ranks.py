@@ -1,0 +1,41 @@
+"""Two gloo ranks in a second: fork the warm process and let Lightning find a torchelastic environment."""
+
+import os
+import pickle
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def on_ranks(function: Callable[[], Any], folder: Path, world_size: int = 2) -> list[Any]:
+    """Run `function` on every rank and return what each returned; fail with the rank's own traceback."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = []
+    for rank in range(world_size):
+        child = os.fork()
+        if child == 0:
+            _be_rank(rank, world_size, port, function, folder)
+        children.append(child)
+    codes = [os.waitpid(child, 0)[1] for child in children]
+    results = [pickle.loads((folder / f"rank-{rank}").read_bytes()) for rank in range(world_size)]
+    for rank, (code, (failed, result)) in enumerate(zip(codes, results)):
+        assert not failed and code == 0, f"rank {rank}:\n{result}"
+    return [result for _, result in results]
+
+
+def _be_rank(rank: int, world_size: int, port: int, function: Callable[[], Any], folder: Path) -> None:
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size, "GROUP_RANK": 0}
+    names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    try:
+        outcome = (False, function())
+    except BaseException:
+        outcome = (True, traceback.format_exc())
+    (folder / f"rank-{rank}").write_bytes(pickle.dumps(outcome))
+    sys.stdout.flush()
+    os._exit(int(outcome[0]))
