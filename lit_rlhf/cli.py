@@ -4,6 +4,7 @@ Exit codes: 0 done, 2 the user's mistake (one line on stderr), 130 interrupted, 
 Nothing heavy is imported here: a subcommand imports what it needs when it runs.
 """
 
+import os
 import sys
 from importlib import import_module
 
@@ -21,11 +22,21 @@ COMMANDS = {
     "generate": "one answer, or a chat at the terminal: generate --model DIR [--prompt TEXT]",
 }
 MODULES = {"validate": "fit", "test": "fit"}  # one module runs all three Trainer methods
+READ_ONLY = {"recipes", "--help", "-h", "--print_config"}  # often piped into head
 
 
 def entry() -> None:
     """The console script."""
-    sys.exit(main(sys.argv[1:]))
+    args = sys.argv[1:]
+    try:
+        code = main(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if args and not READ_ONLY & set(args):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader (head, less) has seen enough
+        code = 0
+    sys.exit(code)
 
 
 def main(args: list[str]) -> int:

@@ -23,7 +23,14 @@ IDS = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0, "max_position_em
 CONFIGS = {
     "llama": LlamaConfig(**SIZE, **IDS, intermediate_size=64, num_key_value_heads=2),
     "gpt2": GPT2Config(
-        vocab_size=len(VOCABULARY), n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=1, eos_token_id=1, pad_token_id=0
+        vocab_size=len(VOCABULARY),
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=128,
+        bos_token_id=1,
+        eos_token_id=1,
+        pad_token_id=0,
     ),
     "qwen2": Qwen2Config(**SIZE, **IDS, intermediate_size=64, num_key_value_heads=2),
     "gpt_neox": GPTNeoXConfig(**SIZE, **IDS, intermediate_size=64),
@@ -44,7 +51,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.WordLevel(VOCABULARY, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", clean_up_tokenization_spaces=False
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
     )
 
 

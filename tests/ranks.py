@@ -29,7 +29,13 @@ def on_ranks(function: Callable[[], Any], folder: Path, world_size: int = 2) -> 
 
 
 def _be_rank(rank: int, world_size: int, port: int, function: Callable[[], Any], folder: Path) -> None:
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size, "GROUP_RANK": 0}
+    names = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": world_size,
+        "LOCAL_WORLD_SIZE": world_size,
+        "GROUP_RANK": 0,
+    }
     names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
     os.environ.update({name: str(value) for name, value in names.items()})
     try:

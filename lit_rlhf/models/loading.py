@@ -41,11 +41,17 @@ def load_tokenizer(model: str, options: ModelOptions) -> Tokenizer:
     """
     tokenizer = from_pretrained_quietly(AutoTokenizer.from_pretrained, model, options)
     if tokenizer.eos_token_id is None:
-        raise UserError(f"tokenizer of {model!r} has no end-of-sequence token: set eos_token in its tokenizer_config.json")
+        raise UserError(
+            f"tokenizer of {model!r} has no end-of-sequence token: set eos_token in its tokenizer_config.json"
+        )
     if options.pad_token is not None and tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         tokenizer.add_special_tokens({"pad_token": options.pad_token})  # takes an existing token of that name
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        what = "no padding token" if tokenizer.pad_token_id is None else f"padding equal to its end token {tokenizer.eos_token!r}"
+        what = (
+            "no padding token"
+            if tokenizer.pad_token_id is None
+            else f"padding equal to its end token {tokenizer.eos_token!r}"
+        )
         raise UserError(
             f"tokenizer of {model!r} has {what}: the end token is trained and padding is not, so they must differ; "
             "set model.options.pad_token (for example '<|pad|>', which is added to the vocabulary)"
@@ -113,7 +119,9 @@ def set_dropout(config: PretrainedConfig, residual: float) -> None:
     """
     present = [name for name in RESIDUAL_DROPOUT if hasattr(config, name)]
     if residual and not present:
-        raise UserError(f"dropout: {residual} asked for, but {config.model_type} has no residual dropout; set dropout: 0")
+        raise UserError(
+            f"dropout: {residual} asked for, but {config.model_type} has no residual dropout; set dropout: 0"
+        )
     for name in present:
         setattr(config, name, residual)
     for name in OTHER_DROPOUT:
@@ -143,7 +151,9 @@ def from_pretrained_quietly(load: Callable[..., Any], model: str, options: Model
         return load(model, revision=options.revision, trust_remote_code=options.trust_remote_code, **settings)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model: cannot load {model!r} (neither a folder here nor a reachable hub name): {reason}") from error
+        raise UserError(
+            f"model: cannot load {model!r} (neither a folder here nor a reachable hub name): {reason}"
+        ) from error
     finally:
         transformers_logging.set_verbosity(before)
         transformers_logging.enable_progress_bar()

@@ -64,7 +64,10 @@ class ScalarModel(nn.Module):
             (B, keep) float32, centred.
         """
         hidden = self.model.base_model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids(attention_mask), use_cache=False
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids(attention_mask),
+            use_cache=False,
         )[0]  # (B, T, D)
         if keep is not None:
             hidden = hidden[:, hidden.shape[1] - keep :]

@@ -1,6 +1,7 @@
 """The paper's three steps as Lightning modules."""
 
-from lit_rlhf.modules.ppo import PPOModule, PPOSettings
+from lit_rlhf.modules.ppo import PPOModule
+from lit_rlhf.modules.ppo_settings import PPOSettings
 from lit_rlhf.modules.reward import RewardModule
 from lit_rlhf.modules.sft import SFTModule
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +17,7 @@ from lit_rlhf.models.loading import load_causal_lm, load_config, maximum_length
 from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.models.scalar import ScalarModel, load_scalar_model
 from lit_rlhf.modules.base import LitModule
+from lit_rlhf.modules.ppo_settings import PPOSettings
 from lit_rlhf.rewards import RewardModelReward, RewardSource
 from lit_rlhf.rollout.experience import Episodes, Experience, Trajectories
 from lit_rlhf.rollout.gather import gather_rows
@@ -27,37 +27,6 @@ from lit_rlhf.rollout.loader import ExperienceLoader, Sizes, advantages_and_retu
 from lit_rlhf.rollout.passes import in_chunks, response_logprobs, response_values
 from lit_rlhf.rollout.sampling import Sampling, draw_noise
 from lit_rlhf.strategies import gathered, shard_model
-
-
-@dataclass
-class PPOSettings:
-    """The numbers of the update.
-
-    Args:
-        rollout_batch: episodes an iteration, over all ranks (paper: 512).
-        micro_batch: episodes a backward pass, on each rank. The minibatch is micro_batch x accumulate_grad_batches x
-            ranks (paper: 64).
-        epochs: passes over the experience of an iteration (paper: 1).
-        clip: of the probability ratio (paper: 0.2).
-        value_clip: how far a value may move from that at sampling; the paper is silent (Stiennon 2020: 0.2).
-        value_coefficient: weight of the value loss beside the policy loss. Policy and critic share no weights, so with
-            Adam it only matters for clipping of gradients.
-        discount: 1 in the paper.
-        gae_lambda: the paper is silent (Stiennon 2020: 0.95).
-        critic_learning_rate: of the critic's parameter group (paper: 9e-6).
-        chunk: episodes a forward pass when scoring.
-    """
-
-    rollout_batch: int = 512
-    micro_batch: int = 8
-    epochs: int = 1
-    clip: float = 0.2
-    value_clip: float = 0.2
-    value_coefficient: float = 1.0
-    discount: float = 1.0
-    gae_lambda: float = 0.95
-    critic_learning_rate: float = 9e-6
-    chunk: int = 64
 
 
 class Prompts(Protocol):
@@ -120,7 +89,9 @@ class PPOModule(LitModule):
         self.reference_path = reference or model
         self.generator = generator or CachedGenerator()
         if self.sampling.temperature == 0:
-            raise UserError("sampling.temperature is 0: a greedy rollout explores nothing and has no log-probs to learn from")
+            raise UserError(
+                "sampling.temperature is 0: a greedy rollout explores nothing and has no log-probs to learn from"
+            )
         self.policy: PreTrainedModel
         self.critic: ScalarModel
         self.frozen: dict[str, Any] = {}  # a plain dict: neither trained, nor wrapped, nor in the checkpoint
@@ -232,7 +203,10 @@ class PPOModule(LitModule):
         everything = Trajectories(
             gather_rows(input_ids, pad_left=True),
             gather_rows(attention_mask, pad_left=True),
-            *(gather_rows(t) for t in (rollout.response_mask, rollout.logprobs, reference, values, scores, rollout.ended)),
+            *(
+                gather_rows(t)
+                for t in (rollout.response_mask, rollout.logprobs, reference, values, scores, rollout.ended)
+            ),
         )
         return everything, {"time/generate": generated - start, "time/score": time.perf_counter() - generated}
 
@@ -278,6 +252,7 @@ class PPOModule(LitModule):
             on_step=False,
             on_epoch=True,
             batch_size=int(policy.count),
+            sync_dist=True,
         )
         for name, figure in batch.statistics.items():
             shown = name in ("reward/score", "reward/kl")
@@ -293,7 +268,8 @@ class PPOModule(LitModule):
             use_cache=False,
         ).logits
         total, count = language_model_loss(logits, batch.input_ids, batch.loss_mask)
-        self.log("pretraining/loss", (total / count).detach(), on_step=False, on_epoch=True, batch_size=int(count))
+        mean = (total / count).detach()
+        self.log("pretraining/loss", mean, on_step=False, on_epoch=True, batch_size=int(count), sync_dist=True)
         return self.normalised(total, batch.normalizer)
 
     def on_fit_start(self) -> None:

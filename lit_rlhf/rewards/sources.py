@@ -106,7 +106,9 @@ class PythonReward:
         """See `RewardSource.score`."""
         scores = self.function(episodes.prompts, episodes.responses, episodes.rows)
         if len(scores) != len(episodes.responses):
-            raise UserError(f"reward {self.name}: {len(scores)} scores for {len(episodes.responses)} responses; return one each")
+            raise UserError(
+                f"reward {self.name}: {len(scores)} scores for {len(episodes.responses)} responses; return one each"
+            )
         return torch.tensor([float(score) for score in scores], device=episodes.input_ids.device)
 
 
@@ -143,7 +145,9 @@ def import_function(path: str) -> TextReward:
     try:
         module = import_module(module_name)
     except ModuleNotFoundError as error:
-        raise UserError(f"{path!r}: there is no module {error.name!r} here ({Path.cwd()}) or among the installed ones") from error
+        raise UserError(
+            f"{path!r}: there is no module {error.name!r} here ({Path.cwd()}) or among the installed ones"
+        ) from error
     if not hasattr(module, name):
         near = get_close_matches(name, dir(module), 1)
         raise UserError(f"{path!r}: {module_name} has no {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))

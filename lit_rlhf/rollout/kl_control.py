@@ -53,7 +53,9 @@ class AdaptiveKL:
 
     def __init__(self, coefficient: float = 0.2, target: float = 6.0, horizon: int = 10_000) -> None:
         if target <= 0 or horizon <= 0 or coefficient <= 0:
-            raise UserError(f"kl: coefficient, target and horizon must be positive, got {coefficient}, {target}, {horizon}")
+            raise UserError(
+                f"kl: coefficient, target and horizon must be positive, got {coefficient}, {target}, {horizon}"
+            )
         self.coefficient, self.target, self.horizon = coefficient, target, horizon
 
     def update(self, kl: float, episodes: int) -> None:

@@ -151,7 +151,7 @@ def cut(
 def rollout_statistics(trajectories: Trajectories, kl_coefficient: float, returns: Tensor) -> dict[str, Tensor]:
     """Return the metrics of a rollout over all episodes of all ranks (docs/metrics.md)."""
     mask = trajectories.response_mask
-    kl = (k1(trajectories.logprobs, trajectories.reference) * mask).sum(1)  # (B,) nats a response
+    kl = torch.where(mask, k1(trajectories.logprobs, trajectories.reference), 0).sum(1)  # (B,) nats a response
     return {
         "reward/score": trajectories.scores.mean(),
         "reward/score_std": trajectories.scores.std(),

@@ -200,7 +200,9 @@ def evaluate_reward_model(
         correct = pairs = loss = rankings = 0.0
         differences = []
         for labeler in labelers:
-            ranks = torch.tensor([rank for prompt, responses in candidates for rank in ranking(labeler, prompt, responses)])
+            ranks = torch.tensor(
+                [rank for prompt, responses in candidates for rank in ranking(labeler, prompt, responses)]
+            )
             outcome = ranking_loss(scores, numbers, ranks)
             correct, pairs = correct + float(outcome.correct), pairs + float(outcome.pairs)
             loss, rankings = loss + float(outcome.loss), rankings + float(outcome.rankings)

@@ -80,10 +80,14 @@ def run(out: Path, seed: int) -> int:
             {"base": folders[1], "few_shot": folders[1]} | {n: out / n / "model" for n in ("sft", "ppo", "ppo_ptx")},
             paths.pretraining_validation,
         )
-    report["curves"] = {stage: read_curves(out / stage, stage) for stage in ("pretraining", "sft", "reward", "ppo", "ppo_ptx")}
+    report["curves"] = {
+        stage: read_curves(out / stage, stage) for stage in ("pretraining", "sft", "reward", "ppo", "ppo_ptx")
+    }
     report["seconds_total"] = time.perf_counter() - start
     # ru_maxrss counts bytes on macOS and kibibytes elsewhere
-    report["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    report["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        2**30 if sys.platform == "darwin" else 2**20
+    )
     write_report(report, out / "report.json", out / "report.html")
     print(format_table(report))
     print(f"\nreport: {out / 'report.html'}")
@@ -140,12 +144,13 @@ def panel(out: Path, paths: WorldPaths, seed: int) -> Panel:
 def read_curves(folder: Path, stage: str) -> dict[str, list[list[float]]]:
     """Return `metric: [[step, value], …]` from the stage's metrics.csv, at most about 200 points a curve."""
     names = CURVES.get(stage) or {name: name for name in PPO_CURVES}
+    place = "step" if stage in CURVES else "epoch"  # an epoch of PPO is an iteration
     curves: dict[str, list[list[float]]] = defaultdict(list)
     with open(folder / "metrics.csv") as file:
         for row in csv.DictReader(file):
             for column, name in names.items():
                 if row.get(column):
-                    curves[name].append([float(row["step"]), float(row[column])])
+                    curves[name].append([float(row[place]), float(row[column])])
     thinned: Callable[[list[list[float]]], list[list[float]]] = lambda points: points[:: max(len(points) // 200, 1)]
     return {name: thinned(points) for name, points in curves.items()}
 
@@ -153,4 +158,6 @@ def read_curves(folder: Path, stage: str) -> dict[str, list[list[float]]]:
 def versions() -> dict[str, str]:
     """Return what the figures were made with."""
     packages = ("lit-rlhf", "torch", "lightning", "transformers")
-    return {"python": platform.python_version(), "threads": str(torch.get_num_threads())} | {p: version(p) for p in packages}
+    return {"python": platform.python_version(), "threads": str(torch.get_num_threads())} | {
+        p: version(p) for p in packages
+    }

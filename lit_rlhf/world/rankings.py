@@ -26,7 +26,9 @@ def sample_candidates(
 ) -> list[tuple[Prompt, list[Response]]]:
     """Return K completions for each prompt, K drawn from 4 to 9, mostly of the SFT model."""
     rng = Random(f"{seed} candidates {place}")
-    wanted = [(number, rng.random() < BASE_SHARE) for number in range(len(prompts)) for _ in range(rng.randint(FEWEST, MOST))]
+    wanted = [
+        (number, rng.random() < BASE_SHARE) for number in range(len(prompts)) for _ in range(rng.randint(FEWEST, MOST))
+    ]
     candidates: list[tuple[Prompt, list[Response]]] = [(prompt, []) for prompt in prompts]
     for from_base, folder in ((False, sft), (True, base)):
         tokenizer = load_tokenizer(str(folder), ModelOptions())
@@ -39,7 +41,9 @@ def sample_candidates(
     return candidates
 
 
-def write_rankings(candidates: list[tuple[Prompt, list[Response]]], labelers: list[Labeler], path: Path, seed: int) -> None:
+def write_rankings(
+    candidates: list[tuple[Prompt, list[Response]]], labelers: list[Labeler], path: Path, seed: int
+) -> None:
     """Have one labeler rank each prompt's completions, as most of the paper's comparisons were (§5.3)."""
     rng = Random(f"{seed} labelers")
     rows = []

@@ -31,6 +31,7 @@ from lit_rlhf.world.responses import (
 from lit_rlhf.world.tasks import WEATHER, Prompt, sample_prompt
 
 Writer = Callable[[Random, Prompt], str]
+Mixture = tuple[tuple[Writer, float], ...]  # ways to write, and the share of each
 
 TRUE_FACTS = 0.95  # share of true statements in fact lists
 PAGE_PAIRS = (1, 2, 3, 4, 4)  # pairs of a forum page, each as likely
@@ -38,24 +39,24 @@ PAGE_TOKENS = 128
 INSULTED_RUDENESS = 4.0  # how much likelier a demonstration is rude if the prompt was
 
 # kinds of forum page: share of the pages, insulting share of its prompts, and how its replies come out
-_PAGES: tuple[tuple[float, float, tuple[tuple[Writer, float], ...]], ...] = (
+_PAGES: tuple[tuple[float, float, Mixture], ...] = (
     (
         0.30,
         0.02,
         (
-            (good_response, 0.70),
+            (good_response, 0.72),
             (thin_response, 0.20),
-            (courteous_response, 0.04),
-            (rambling_response, 0.03),
+            (courteous_response, 0.03),
+            (rambling_response, 0.02),
             (false_response, 0.03),
         ),
     ),
-    (0.20, 0.05, ((lazy_response, 0.60), (false_response, 0.25), (good_response, 0.15))),
-    (0.20, 0.25, ((rude_response, 0.70), (false_response, 0.20), (lazy_response, 0.10))),
-    (0.30, 0.05, ((junk_response, 0.45), (false_response, 0.30), (rambling_response, 0.15), (good_response, 0.10))),
+    (0.20, 0.05, ((lazy_response, 0.75), (false_response, 0.15), (thin_response, 0.10))),
+    (0.20, 0.25, ((rude_response, 0.80), (false_response, 0.15), (lazy_response, 0.05))),
+    (0.30, 0.05, ((junk_response, 0.60), (false_response, 0.20), (rambling_response, 0.15), (good_response, 0.05))),
 )
 # how a labeler's demonstration comes out
-_DEMONSTRATIONS: tuple[tuple[Writer, float], ...] = (
+_DEMONSTRATIONS: Mixture = (
     (good_response, 0.26),
     (thin_response, 0.36),
     (false_response, 0.12),
@@ -66,7 +67,7 @@ _DEMONSTRATIONS: tuple[tuple[Writer, float], ...] = (
 )
 
 
-def _write(rng: Random, prompt: Prompt, mixture: tuple[tuple[Writer, float], ...]) -> str:
+def _write(rng: Random, prompt: Prompt, mixture: Mixture) -> str:
     writers, shares = zip(*mixture)
     return rng.choices(writers, shares)[0](rng, prompt)
 

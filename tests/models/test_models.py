@@ -56,7 +56,10 @@ def test_scores_depend_on_neither_padding_nor_batch(name, model_folders, tokeniz
 
 def test_a_fresh_head_is_drawn_with_deviation_one_over_root_d_plus_one(model_folders, tokenizer):
     heads = torch.cat(
-        [load_scalar_model(model_folders["llama"], tokenizer, ModelOptions(), seed).model.score.weight for seed in range(40)]
+        [
+            load_scalar_model(model_folders["llama"], tokenizer, ModelOptions(), seed).model.score.weight
+            for seed in range(40)
+        ]
     )
     expected = 1 / math.sqrt(33)
     assert abs(heads.std() - expected) < 4 * expected / math.sqrt(2 * heads.numel())

@@ -13,7 +13,12 @@ def trainer_of(tmp_path):
 
     def make(**settings: Any) -> L.Trainer:
         torch.manual_seed(settings.pop("seed", 0))
-        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "enable_checkpointing": False}
+        quiet = {
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "logger": False,
+            "enable_checkpointing": False,
+        }
         return L.Trainer(accelerator="cpu", devices=1, default_root_dir=tmp_path, **{**quiet, **settings})
 
     return make

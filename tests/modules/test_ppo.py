@@ -5,6 +5,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from ppo_fakes import PromptData
 from ranks import on_ranks
 
 from lit_rlhf.callbacks import PretrainingMix
@@ -13,8 +14,6 @@ from lit_rlhf.models.options import LoRA
 from lit_rlhf.modules import PPOModule, PPOSettings
 from lit_rlhf.rollout.kl_control import AdaptiveKL, FixedKL
 from lit_rlhf.rollout.sampling import Sampling
-
-from ppo_fakes import PromptData
 
 
 class CountOf:
@@ -58,9 +57,9 @@ def test_a_reward_with_a_known_optimum_is_approached(llama, trainer_of):
 
 def test_the_adaptive_controller_holds_its_target(llama, trainer_of):
     watch, target = Watch(), 3.0
-    module = make(llama, kl=AdaptiveKL(0.05, target=target, horizon=150))
-    trainer_of(max_epochs=45, accumulate_grad_batches=2, callbacks=[watch]).fit(module, datamodule=PromptData())
-    held = [epoch["reward/kl"] for epoch in watch.epochs[-15:]]
+    module = make(llama, kl=AdaptiveKL(0.05, target=target, horizon=400))
+    trainer_of(max_epochs=60, accumulate_grad_batches=2, callbacks=[watch]).fit(module, datamodule=PromptData())
+    held = [epoch["reward/kl"] for epoch in watch.epochs[-25:]]
     assert abs(sum(held) / len(held) / target - 1) < 0.2, held
 
 
@@ -83,13 +82,24 @@ def train(model: str, folder: Any, mix: str | None = None, lora: bool = False, *
         callbacks.append(PretrainingMix(mix, coefficient=2.0, micro_batch=settings.pop("mix_batch"), block_length=16))
     module = make(
         model,
-        optimizer=lambda p: torch.optim.SGD(p, lr=0.5),
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
         ppo={"micro_batch": settings.pop("micro_batch"), "critic_learning_rate": 0.05, "epochs": 2},
         adapter=LoRA(rank=2) if lora else None,
     )
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "enable_checkpointing": False}
+    quiet = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "logger": False,
+        "enable_checkpointing": False,
+    }
     trainer = L.Trainer(
-        accelerator="cpu", max_epochs=3, callbacks=callbacks, default_root_dir=folder, gradient_clip_val=1.0, **quiet, **settings
+        accelerator="cpu",
+        max_epochs=3,
+        callbacks=callbacks,
+        default_root_dir=folder,
+        gradient_clip_val=1.0,
+        **quiet,
+        **settings,
     )
     trainer.fit(module, datamodule=PromptData())
     metrics = {name: value for name, value in watch.epochs[-1].items() if not name.startswith("time/")}
@@ -116,13 +126,19 @@ def text(tmp_path_factory):
 @pytest.mark.parametrize("mixed", [False, True], ids=["ppo", "ppo_ptx"])
 def test_micro_batches_and_ranks_change_nothing(mixed, llama, text, tmp_path):
     mix = text if mixed else None
-    whole = train(llama, tmp_path, mix, micro_batch=16, mix_batch=8, devices=1) if mixed else train(llama, tmp_path, micro_batch=16, devices=1)
+    whole = (
+        train(llama, tmp_path, mix, micro_batch=16, mix_batch=8, devices=1)
+        if mixed
+        else train(llama, tmp_path, micro_batch=16, devices=1)
+    )
     for micro_batch, accumulate in ((8, 2), (2, 8)):
         sizes = {"micro_batch": micro_batch, "accumulate_grad_batches": accumulate, "devices": 1}
         if mixed:
             sizes["mix_batch"] = micro_batch // 2
         assert_same(train(llama, tmp_path, mix, **sizes), whole)
-    sizes = {"micro_batch": 4, "accumulate_grad_batches": 2, "devices": 2, "strategy": "ddp"} | ({"mix_batch": 2} if mixed else {})
+    sizes = {"micro_batch": 4, "accumulate_grad_batches": 2, "devices": 2, "strategy": "ddp"} | (
+        {"mix_batch": 2} if mixed else {}
+    )
     ranks = on_ranks(lambda: train(llama, tmp_path, mix, **sizes), tmp_path)
     for rank in ranks:
         assert_same(rank, whole)

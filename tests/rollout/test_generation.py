@@ -61,7 +61,9 @@ def test_a_response_does_not_depend_on_its_batch(model_folders, tokenizer):
     noise = draw_noise(5, 16, 7)
     together = CachedGenerator().generate(model, ids, mask, noise, Sampling(16))
     for row in range(5):
-        alone = CachedGenerator().generate(model, ids[row : row + 1], mask[row : row + 1], noise[row : row + 1], Sampling(16))
+        alone = CachedGenerator().generate(
+            model, ids[row : row + 1], mask[row : row + 1], noise[row : row + 1], Sampling(16)
+        )
         assert torch.equal(alone.response_ids[0], together.response_ids[row])
 
 

@@ -1,0 +1,34 @@
+"""The numbers of the PPO update."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class PPOSettings:
+    """The numbers of the update.
+
+    Args:
+        rollout_batch: episodes an iteration, over all ranks (paper: 512).
+        micro_batch: episodes a backward pass, on each rank. The minibatch is micro_batch x accumulate_grad_batches x
+            ranks (paper: 64).
+        epochs: passes over the experience of an iteration (paper: 1).
+        clip: of the probability ratio (paper: 0.2).
+        value_clip: how far a value may move from that at sampling; the paper is silent (Stiennon 2020: 0.2).
+        value_coefficient: weight of the value loss beside the policy loss. Policy and critic share no weights, so with
+            Adam it only matters for clipping of gradients.
+        discount: 1 in the paper.
+        gae_lambda: the paper is silent (Stiennon 2020: 0.95).
+        critic_learning_rate: of the critic's parameter group (paper: 9e-6).
+        chunk: episodes a forward pass when scoring.
+    """
+
+    rollout_batch: int = 512
+    micro_batch: int = 8
+    epochs: int = 1
+    clip: float = 0.2
+    value_clip: float = 0.2
+    value_coefficient: float = 1.0
+    discount: float = 1.0
+    gae_lambda: float = 0.95
+    critic_learning_rate: float = 9e-6
+    chunk: int = 64
