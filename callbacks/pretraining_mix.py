@@ -1,4 +1,4 @@
-"""PPO-ptx: pretraining gradients beside those of the stage (§3.5 Eq. 2, App. C.4); also the 10 % mix of SFT (App. C.3)."""
+"""PPO-ptx: pretraining gradients beside the stage's own (§3.5 Eq. 2, App. C.4); also the 10 % mix of SFT (App. C.3)."""
 
 from contextlib import nullcontext
 from typing import Any

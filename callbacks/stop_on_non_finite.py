@@ -20,7 +20,7 @@ class StopOnNonFinite(Callback):
         """Check the loss."""
         if not torch.isfinite(loss):
             raise UserError(
-                f"the loss is {float(loss.detach())} at step {trainer.global_step} (epoch {trainer.current_epoch}, batch "
-                f"{self.batch_idx}); training stopped before it touched the weights, and the last checkpoint is good. "
+                f"the loss is {float(loss.detach())} at step {trainer.global_step} (epoch {trainer.current_epoch}, "
+                f"batch {self.batch_idx}); training stopped before it touched the weights, and the last checkpoint is good. "
                 "Lower the learning rate, set trainer.gradient_clip_val, or look at that batch"
             )

@@ -150,6 +150,14 @@ def wrong_base(match: re.Match[str], context: Context) -> str:
     return context.line(text, context.places.of_value(given))
 
 
+def wrong_protocol(match: re.Match[str], context: Context) -> str:
+    """A class exists and lacks what a protocol asks for; jsonargparse compares parameters and type hints."""
+    path, protocol = match.groups()
+    given = path or given_value(context.after)
+    text = f"{given.split('.')[-1]!r} is no {protocol}: it needs its methods, with the same parameters and type hints"
+    return context.line(text, context.places.of_value(given))
+
+
 def no_import_path(message: str, options: list[str], places: Places) -> str | None:
     """A class name without its module, where a class is what the setting takes."""
     match = IMPORT_STRING.search(message)
@@ -254,5 +262,6 @@ REASONS: dict[str, Callable[[re.Match[str], Context], str]] = {
     r"module '([^']+)' has no attribute '([^']+)'": unknown_attribute,
     r"No module named '([^']+)'": missing_module,
     r"Import path (?:(\S+) )?does not correspond to a subclass of (\w+)": wrong_base,
+    r"Import path (?:(\S+) )?does not implement protocol (\w+)": wrong_protocol,
     r"Expected '([^']+)' to be a subclass of <class '(\w+)'>": wrong_base,
 }

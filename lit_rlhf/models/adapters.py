@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -57,7 +58,7 @@ def merge_adapter(model: PreTrainedModel) -> None:
         del model.peft_config
 
 
-def _adapter_layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+def _adapter_layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for parent in list(model.modules()):

@@ -101,5 +101,6 @@ class LitModule(LightningModule):
         for name in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers"):
             if stored.get(name) != own.get(name):
                 raise UserError(
-                    f"ckpt_path: the checkpoint's model has {name} {stored.get(name)}, {self.model_path!r} has {own.get(name)}"
+                    f"ckpt_path: the checkpoint's model has {name} {stored.get(name)}, "
+                    f"{self.model_path!r} has {own.get(name)}"
                 )

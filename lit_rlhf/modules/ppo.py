@@ -52,12 +52,13 @@ class PPOModule(LitModule):
         sampling: length and temperature of a response.
         ppo: the numbers of the update.
         kl: controller of β.
-        critic: start of the critic; by default the reward model (App. C.4), or `model` with a zero head where the reward
-            is no model.
+        critic: start of the critic; by default the reward model (App. C.4), or `model` with a zero head where the
+            reward is no model.
         reference: what the KL is measured against; by default `model`. With an adapter, the policy's own frozen base.
         generator: rollout engine.
         optimizer: a callable from parameter groups to an optimizer.
-        scheduler: a callable from the optimizer to a scheduler (paper: from a tenth, over 10 iterations, then constant).
+        scheduler: a callable from the optimizer to a scheduler (paper: from a tenth, over 10 iterations, then
+            constant).
         adapter: train low-rank adapters of policy and critic instead of all weights.
         options: how weights and tokenizer are loaded.
 
@@ -144,8 +145,8 @@ class PPOModule(LitModule):
         need = prompts.longest + self.sampling.response_length
         if limit is not None and need > limit:
             raise UserError(
-                f"the longest prompt has {prompts.longest} tokens; with sampling.response_length "
-                f"{self.sampling.response_length} that is {need}, more than the model's {limit} positions; lower data.max_prompt_length"
+                f"longest prompt {prompts.longest} + sampling.response_length {self.sampling.response_length} = {need} "
+                f"tokens, but the model has {limit} positions; lower data.max_prompt_length or the response length"
             )
         return ExperienceLoader(lambda: self.collect(prompts), self.sizes.batches)
 
@@ -168,26 +169,33 @@ class PPOModule(LitModule):
         return cut(trajectories, advantages, returns, statistics, self.sizes, rank, self.seed, iteration)
 
     def roll_out(self, prompts: Prompts, iteration: int) -> tuple[Trajectories, dict[str, float]]:
-        """Steps 1 to 3: generate, score, log-probs and values. Every rank does its share and gets all of them."""
-        start = time.perf_counter()
-        world, rank, width = self.trainer.world_size, self.trainer.global_rank, self.sampling.response_length
-        index = torch.arange(self.ppo.rollout_batch)[rank::world]
-        rows = prompts.rows(iteration, self.ppo.rollout_batch)
+        """Return the iteration's trajectories and seconds. Every rank answers its share of the rows and gets all."""
+        world, rank, count = self.trainer.world_size, self.trainer.global_rank, self.ppo.rollout_batch
+        index = torch.arange(count)[rank::world]
+        rows = prompts.rows(iteration, count)
         batch = prompts.collate([rows[int(i)] for i in index], index)
+        noise = draw_noise(count, self.sampling.response_length, self.seed, iteration, 0)[index]
+        mine, seconds = self.answer(batch, noise)
+        padded_left = ("input_ids", "attention_mask")
+        return Trajectories(*(gather_rows(t, name in padded_left) for name, t in mine._asdict().items())), seconds
+
+    def answer(self, batch: PromptBatch, noise: Tensor) -> tuple[Trajectories, dict[str, float]]:
+        """Steps 1 to 3: generate, score, log-probs and values."""
+        start, width = time.perf_counter(), self.sampling.response_length
         ids, mask = batch.input_ids.to(self.device), batch.attention_mask.to(self.device)
         # 1 generate
-        noise = draw_noise(self.ppo.rollout_batch, width, self.seed, iteration, 0)[index]
+        training = self.policy.training
         self.policy.eval()  # in train mode gradient checkpointing switches the cache off
         with gathered(self.policy):
             rollout = self.generator.generate(self.policy, ids, mask, noise, self.sampling)
-        self.policy.train()
+        self.policy.train(training)
         generated = time.perf_counter()
         # 2 score
         input_ids = torch.cat([ids, rollout.response_ids], 1)  # (B, T)
         attention_mask = torch.cat([mask, rollout.response_mask.to(mask)], 1)
         responses = self.tokenizer.batch_decode(rollout.response_ids, skip_special_tokens=True)
         episodes = Episodes(input_ids, attention_mask, [row["prompt"] for row in batch.rows], responses, batch.rows)
-        scores = self.checked_scores(episodes, iteration)
+        scores = self.checked_scores(episodes)
         if self.sampling.missing_end_score is not None:
             scores = torch.where(rollout.ended, scores, self.sampling.missing_end_score)
         # 3 log-probs of the reference, values (those of the policy were taken at sampling)
@@ -200,25 +208,19 @@ class PPOModule(LitModule):
             {"prompt": p, "response": r, "score": float(s), "kl": float(k)}
             for p, r, s, k in list(zip(episodes.prompts, responses, scores, kl))[:16]
         ]
-        everything = Trajectories(
-            gather_rows(input_ids, pad_left=True),
-            gather_rows(attention_mask, pad_left=True),
-            *(
-                gather_rows(t)
-                for t in (rollout.response_mask, rollout.logprobs, reference, values, scores, rollout.ended)
-            ),
+        trajectories = Trajectories(
+            input_ids, attention_mask, rollout.response_mask, rollout.logprobs, reference, values, scores, rollout.ended
         )
-        return everything, {"time/generate": generated - start, "time/score": time.perf_counter() - generated}
+        return trajectories, {"time/generate": generated - start, "time/score": time.perf_counter() - generated}
 
-    def checked_scores(self, episodes: Episodes, iteration: int) -> Tensor:
+    def checked_scores(self, episodes: Episodes) -> Tensor:
         """Return the reward source's scores, or stop where one is not a finite number."""
         scores = self.reward.score(episodes).float()
         bad = (~torch.isfinite(scores)).nonzero().flatten()
         if len(bad):
-            first = int(bad[0])
             raise UserError(
-                f"reward: {len(bad)} of {len(scores)} scores of iteration {iteration} are not finite; the first is "
-                f"{float(scores[first])} for the prompt {episodes.prompts[first]!r:.200}. The last checkpoint is unharmed"
+                f"reward: {len(bad)} of {len(scores)} scores at step {self.trainer.global_step} are not finite, first for "
+                f"the prompt {episodes.prompts[int(bad[0])]!r:.200}. The last checkpoint is unharmed"
             )
         return scores
 
@@ -271,6 +273,19 @@ class PPOModule(LitModule):
         mean = (total / count).detach()
         self.log("pretraining/loss", mean, on_step=False, on_epoch=True, batch_size=int(count), sync_dist=True)
         return self.normalised(total, batch.normalizer)
+
+    @torch.no_grad()
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Answer the validation prompts, with the same noise every time, and log mean score and KL."""
+        counted = batch.index >= 0  # a rank without a prompt left repeats another rank's with index -1
+        noise = draw_noise(int(batch.index.max()) + 1, self.sampling.response_length, self.seed, 0, 2)[
+            batch.index.cpu()
+        ]
+        trajectories, _ = self.answer(batch, noise)
+        kl = (k1(trajectories.logprobs, trajectories.reference) * trajectories.response_mask).sum(1)
+        for name, figures in (("validation/score", trajectories.scores), ("validation/kl", kl)):
+            count = int(counted.sum())
+            self.log(name, figures[counted].sum() / max(count, 1), batch_size=count, sync_dist=True, on_epoch=True)
 
     def on_fit_start(self) -> None:
         """Print the sizes once."""

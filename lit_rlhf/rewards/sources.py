@@ -64,14 +64,14 @@ class RewardModelReward:
         own = load_tokenizer(self.path, self.options)
         if own.get_vocab() != tokenizer.get_vocab():
             raise UserError(
-                f"reward: {self.path!r} has another tokenizer than the policy; its ids would mean other words. Use a reward "
-                "model trained from the same family"
+                f"reward: {self.path!r} has another tokenizer than the policy; its ids would mean other words. Use a "
+                "reward model trained from the same family"
             )
         self.model = load_scalar_model(self.path, tokenizer, self.options).to(device).eval().requires_grad_(False)
         if not self.model.centred and self.uncentred == "refuse":
             raise UserError(
-                f"reward: {self.path!r} has no centring constants (score_shift in its config.json): train it with the callback "
-                "CentreScores, or set model.reward.init_args.uncentred to accept"
+                f"reward: {self.path!r} has no centring constants (score_shift in its config.json): train it with the "
+                "callback CentreScores, or set model.reward.init_args.uncentred to accept"
             )
 
     @torch.no_grad()
@@ -80,7 +80,7 @@ class RewardModelReward:
         lengths = episodes.attention_mask.sum(1)
         scores = torch.empty(len(lengths), device=lengths.device)
         prompt_end = episodes.attention_mask.shape[1]
-        for rows in torch.argsort(lengths).split(self.batch_size):
+        for rows in torch.split(torch.argsort(lengths), self.batch_size):
             mask = episodes.attention_mask[rows]
             used = mask.any(0).nonzero()
             columns = slice(int(used[0]), min(int(used[-1]) + 1, prompt_end))

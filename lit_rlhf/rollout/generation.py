@@ -50,7 +50,7 @@ class CachedGenerator:
         lengths = prompt_mask.sum(1)
         order = torch.argsort(lengths)
         pieces = []
-        for rows in order.split(self.batch_size):
+        for rows in torch.split(order, self.batch_size):
             width = int(lengths[rows].max())
             pieces.append(
                 _decode(model, prompt_ids[rows, -width:], prompt_mask[rows, -width:], uniforms[rows.cpu()], sampling)

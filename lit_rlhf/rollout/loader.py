@@ -44,8 +44,8 @@ class Sizes:
         """Refuse a division that leaves a rest."""
         if self.rollout_batch % self.minibatch:
             raise UserError(
-                f"ppo.rollout_batch {self.rollout_batch} is not a multiple of the minibatch {self.minibatch} = micro_batch "
-                f"{self.micro_batch} x accumulate_grad_batches {self.accumulate} x {self.world_size} ranks; change one"
+                f"ppo.rollout_batch {self.rollout_batch} is not a multiple of the minibatch {self.minibatch} = "
+                f"micro_batch {self.micro_batch} x accumulate_grad_batches {self.accumulate} x {self.world_size} ranks; change one"
             )
 
     @property
@@ -67,8 +67,8 @@ class Sizes:
         """One line, printed at the start of a run."""
         return (
             f"{self.rollout_batch} episodes an iteration = {self.rollout_batch // self.minibatch} minibatches of "
-            f"{self.minibatch} (micro-batch {self.micro_batch} x accumulation {self.accumulate} x {self.world_size} ranks), "
-            f"{self.epochs} epoch(s): {self.steps} optimizer steps"
+            f"{self.minibatch} (micro-batch {self.micro_batch} x accumulation {self.accumulate} x {self.world_size} "
+            f"ranks), {self.epochs} epoch(s): {self.steps} optimizer steps"
         )
 
 
@@ -128,7 +128,7 @@ def cut(
     width = trajectories.response_mask.shape[1]
     for epoch in range(sizes.epochs):
         order = torch.randperm(sizes.rollout_batch, generator=seeded(seed, iteration, 1, epoch))
-        for minibatch in order.to(advantages.device).split(sizes.minibatch):
+        for minibatch in torch.split(order.to(advantages.device), sizes.minibatch):
             tokens = trajectories.response_mask[minibatch].sum().float()
             mask = trajectories.attention_mask[minibatch]
             chunks = list(by_length(mask, width, sizes.micro_batch))

@@ -46,7 +46,7 @@ def by_length(attention_mask: Tensor, response_width: int, rows: int) -> Iterato
     prompt_width = attention_mask.shape[1] - response_width
     prompts = attention_mask[:, :prompt_width].sum(1)
     responses = attention_mask[:, prompt_width:].sum(1)
-    for chunk in torch.argsort(prompts + responses).split(rows):
+    for chunk in torch.split(torch.argsort(prompts + responses), rows):
         left = prompt_width - int(prompts[chunk].max())
         width = max(int(responses[chunk].max()), 1)
         yield chunk, slice(left, prompt_width + width), width

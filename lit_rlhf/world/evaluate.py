@@ -1,4 +1,4 @@
-"""The world's evaluation: five models on unseen prompts, judged by held-out labelers, and the reward model on unseen rankings."""
+"""The world's evaluation: five models on unseen prompts, judged by held-out labelers; the reward model on unseen rankings."""
 
 import json
 from collections import defaultdict
@@ -107,7 +107,7 @@ def answer(panel: Panel, model: PreTrainedModel, prompts: list[str], temperature
 @torch.no_grad()
 def scores_of(reward_model: ScalarModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Return the reward model's scores, (B,)."""
-    rows = zip(input_ids.split(256), attention_mask.split(256))
+    rows = zip(torch.split(input_ids, 256), torch.split(attention_mask, 256))
     return torch.cat([reward_model.score(ids, mask) for ids, mask in rows])
 
 
@@ -169,7 +169,7 @@ def samples(prompts: list[Prompt], shown: dict[str, Answers], a_task: int = 6) -
 
 @torch.no_grad()
 def pretraining_loss(model: PreTrainedModel, tokenizer: Tokenizer, path: Path) -> float:
-    """Return the mean next-token loss on unseen pretraining text, in nats a token: what the alignment tax is paid in."""
+    """Return the mean next-token loss on unseen pretraining text, in nats a token: the alignment tax."""
     blocks = text_blocks(str(path), tokenizer, BLOCK_LENGTH)
     total = count = 0.0
     for start in range(0, len(blocks), 32):

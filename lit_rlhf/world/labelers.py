@@ -17,7 +17,7 @@ from lit_rlhf.world.tasks import Prompt
 
 TRAINING_LABELERS = 8
 HELDOUT_LABELERS = 5
-NOISE = 0.7  # standard deviation, in Likert points
+NOISE = 0.95  # standard deviation, in Likert points
 SPREAD = 0.2  # standard deviation of the logarithm of a personal weight
 NEUTRAL_TRUTH = 0.75  # what a response that states nothing checkable counts as
 

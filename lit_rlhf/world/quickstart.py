@@ -109,11 +109,16 @@ def fit(recipes: dict[str, Path], stage: str, seed: int, stages: dict[str, dict[
     """Run one stage through the public command."""
     from lit_rlhf.cli import main
 
-    command = ["fit", "-c", str(recipes[stage]), f"--seed_everything={seed}", f"--data.seed={seed}"]
-    with timed(stage, stages, f"lit-rlhf {' '.join(command)}"):
-        code = main(command)
+    arguments = command(recipes[stage], seed)
+    with timed(stage, stages, f"lit-rlhf {' '.join(arguments)}"):
+        code = main(arguments)
         if code:
             raise SystemExit(code)
+
+
+def command(recipe: Path, seed: int) -> list[str]:
+    """Return the arguments of `lit-rlhf` that run a stage."""
+    return ["fit", "-c", str(recipe), f"--seed_everything={seed}", f"--data.seed={seed}"]
 
 
 @contextmanager
@@ -151,8 +156,7 @@ def read_curves(folder: Path, stage: str) -> dict[str, list[list[float]]]:
             for column, name in names.items():
                 if row.get(column):
                     curves[name].append([float(row[place]), float(row[column])])
-    thinned: Callable[[list[list[float]]], list[list[float]]] = lambda points: points[:: max(len(points) // 200, 1)]
-    return {name: thinned(points) for name, points in curves.items()}
+    return {name: points[:: max(len(points) // 200, 1)] for name, points in curves.items()}
 
 
 def versions() -> dict[str, str]:

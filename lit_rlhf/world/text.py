@@ -34,36 +34,36 @@ Writer = Callable[[Random, Prompt], str]
 Mixture = tuple[tuple[Writer, float], ...]  # ways to write, and the share of each
 
 TRUE_FACTS = 0.95  # share of true statements in fact lists
-PAGE_PAIRS = (1, 2, 3, 4, 4)  # pairs of a forum page, each as likely
+PAGE_PAIRS = (1, 2, 4, 4, 4)  # pairs of a forum page, each as likely
 PAGE_TOKENS = 128
 INSULTED_RUDENESS = 4.0  # how much likelier a demonstration is rude if the prompt was
 
 # kinds of forum page: share of the pages, insulting share of its prompts, and how its replies come out
 _PAGES: tuple[tuple[float, float, Mixture], ...] = (
     (
-        0.30,
+        0.25,
         0.02,
         (
-            (good_response, 0.72),
-            (thin_response, 0.20),
+            (good_response, 0.42),
+            (thin_response, 0.50),
             (courteous_response, 0.03),
             (rambling_response, 0.02),
             (false_response, 0.03),
         ),
     ),
-    (0.20, 0.05, ((lazy_response, 0.75), (false_response, 0.15), (thin_response, 0.10))),
-    (0.20, 0.25, ((rude_response, 0.80), (false_response, 0.15), (lazy_response, 0.05))),
-    (0.30, 0.05, ((junk_response, 0.60), (false_response, 0.20), (rambling_response, 0.15), (good_response, 0.05))),
+    (0.33, 0.05, ((lazy_response, 0.85), (false_response, 0.08), (thin_response, 0.07))),
+    (0.30, 0.15, ((rude_response, 0.88), (false_response, 0.09), (lazy_response, 0.03))),
+    (0.12, 0.05, ((junk_response, 0.60), (false_response, 0.25), (rambling_response, 0.15))),
 )
 # how a labeler's demonstration comes out
 _DEMONSTRATIONS: Mixture = (
-    (good_response, 0.26),
-    (thin_response, 0.36),
-    (false_response, 0.12),
-    (lazy_response, 0.08),
-    (rude_response, 0.05),
-    (rambling_response, 0.07),
-    (courteous_response, 0.06),
+    (good_response, 0.28),
+    (thin_response, 0.38),
+    (false_response, 0.11),
+    (lazy_response, 0.07),
+    (rude_response, 0.045),
+    (rambling_response, 0.06),
+    (courteous_response, 0.055),
 )
 
 
@@ -120,6 +120,13 @@ def _letter(rng: Random) -> str:
     return f"hello , i am {name} . i {event} my {thing} . hello {name} , i am {feeling} you {event} your {thing} ."
 
 
+def _inventory(rng: Random) -> str:
+    owners, things = rng.sample(NAMES, 2), rng.sample(OBJECTS, 2)
+    lines = [f"{owner} has the {thing} ." for owner, thing in zip(owners, things)]
+    asked = rng.randrange(2)
+    return f"{' '.join(lines)} who has the {things[asked]} ? {lines[asked]}"
+
+
 _SONG_WORDS = NAMES + ANIMALS + OBJECTS + PLACES + CATEGORIES["fruits"] + CATEGORIES["games"]
 
 
@@ -147,10 +154,11 @@ def forum_page(rng: Random) -> str:
 # kinds of document and their share
 _DOCUMENTS: tuple[tuple[Callable[[Random], str], float], ...] = (
     (forum_page, 0.44),
-    (_fact_list, 0.15),
-    (_story, 0.12),
+    (_fact_list, 0.13),
+    (_story, 0.10),
     (song, 0.10),
-    (_list, 0.07),
+    (_list, 0.05),
+    (_inventory, 0.06),
     (_review, 0.06),
     (_letter, 0.06),
 )

@@ -111,7 +111,7 @@ def test_padding_must_differ_from_the_end_token(model_folders, tokenizer, tmp_pa
     shared = AutoTokenizer.from_pretrained(tmp_path)
     shared.pad_token = shared.eos_token
     shared.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="set model.options.pad_token"):
+    with pytest.raises(UserError, match=r"set model\.options\.pad_token"):
         load_tokenizer(str(tmp_path), ModelOptions())
     options = ModelOptions(pad_token="<|pad|>")
     mended = load_tokenizer(str(tmp_path), options)
@@ -133,5 +133,5 @@ def test_a_vocabulary_that_is_too_small_is_refused(model_folders, tokenizer, tmp
 
 
 def test_a_missing_folder_is_named_with_its_nearest_neighbour(model_folders):
-    with pytest.raises(UserError, match="no folder.*did you mean"):
+    with pytest.raises(UserError, match=r"no folder.*did you mean"):
         load_tokenizer(model_folders["llama"] + "x", ModelOptions())

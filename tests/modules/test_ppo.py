@@ -162,5 +162,5 @@ def test_sizes_that_do_not_divide_are_refused_before_loading(llama, trainer_of):
 def test_a_reward_that_is_not_a_number_stops_the_run(llama, trainer_of):
     module = make(llama)
     module.reward.score = lambda episodes: torch.full((len(episodes.responses),), float("nan"))  # type: ignore[method-assign]
-    with pytest.raises(UserError, match="64 of 64 scores of iteration 0 are not finite"):
+    with pytest.raises(UserError, match="64 of 64 scores at step 0 are not finite"):
         trainer_of(max_epochs=1).fit(module, datamodule=PromptData())
