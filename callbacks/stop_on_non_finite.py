@@ -21,6 +21,6 @@ class StopOnNonFinite(Callback):
         if not torch.isfinite(loss):
             raise UserError(
                 f"the loss is {float(loss.detach())} at step {trainer.global_step} (epoch {trainer.current_epoch}, "
-                f"batch {self.batch_idx}); training stopped before it touched the weights, and the last checkpoint is good. "
-                "Lower the learning rate, set trainer.gradient_clip_val, or look at that batch"
+                f"batch {self.batch_idx}); training stopped before it touched the weights, and the last checkpoint "
+                "is good. Lower the learning rate, set trainer.gradient_clip_val, or look at that batch"
             )

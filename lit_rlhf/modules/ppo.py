@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -23,24 +23,10 @@ from lit_rlhf.rollout.experience import Episodes, Experience, Trajectories
 from lit_rlhf.rollout.gather import gather_rows
 from lit_rlhf.rollout.generation import CachedGenerator, Generator
 from lit_rlhf.rollout.kl_control import FixedKL, KLController
-from lit_rlhf.rollout.loader import ExperienceLoader, Sizes, advantages_and_returns, cut, rollout_statistics
+from lit_rlhf.rollout.loader import ExperienceLoader, Prompts, Sizes, advantages_and_returns, cut, rollout_statistics
 from lit_rlhf.rollout.passes import in_chunks, response_logprobs, response_values
 from lit_rlhf.rollout.sampling import Sampling, draw_noise
 from lit_rlhf.strategies import gathered, shard_model
-
-
-class Prompts(Protocol):
-    """Where prompts come from: the same global rows for an iteration, whatever the number of ranks."""
-
-    longest: int
-
-    def rows(self, iteration: int, count: int) -> list[Any]:
-        """Return the prompts of an iteration."""
-        ...
-
-    def collate(self, rows: list[Any], index: Tensor) -> PromptBatch:
-        """Return them left-padded."""
-        ...
 
 
 class PPOModule(LitModule):
@@ -219,8 +205,8 @@ class PPOModule(LitModule):
         bad = (~torch.isfinite(scores)).nonzero().flatten()
         if len(bad):
             raise UserError(
-                f"reward: {len(bad)} of {len(scores)} scores at step {self.trainer.global_step} are not finite, first for "
-                f"the prompt {episodes.prompts[int(bad[0])]!r:.200}. The last checkpoint is unharmed"
+                f"reward: {len(bad)} of {len(scores)} scores at step {self.trainer.global_step} are not finite, first "
+                f"for the prompt {episodes.prompts[int(bad[0])]!r:.200}. The last checkpoint is unharmed"
             )
         return scores
 

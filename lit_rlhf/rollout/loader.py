@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from lit_rlhf.data.batches import PromptBatch
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import (
     explained_variance,
@@ -45,7 +47,8 @@ class Sizes:
         if self.rollout_batch % self.minibatch:
             raise UserError(
                 f"ppo.rollout_batch {self.rollout_batch} is not a multiple of the minibatch {self.minibatch} = "
-                f"micro_batch {self.micro_batch} x accumulate_grad_batches {self.accumulate} x {self.world_size} ranks; change one"
+                f"micro_batch {self.micro_batch} x accumulate_grad_batches {self.accumulate} x {self.world_size} ranks; "
+                "change one"
             )
 
     @property
@@ -70,6 +73,20 @@ class Sizes:
             f"{self.minibatch} (micro-batch {self.micro_batch} x accumulation {self.accumulate} x {self.world_size} "
             f"ranks), {self.epochs} epoch(s): {self.steps} optimizer steps"
         )
+
+
+class Prompts(Protocol):
+    """Where prompts come from: the same global rows for an iteration, whatever the number of ranks."""
+
+    longest: int
+
+    def rows(self, iteration: int, count: int) -> list[Any]:
+        """Return the prompts of an iteration."""
+        ...
+
+    def collate(self, rows: list[Any], index: Tensor) -> PromptBatch:
+        """Return them left-padded."""
+        ...
 
 
 class ExperienceLoader:

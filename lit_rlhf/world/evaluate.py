@@ -1,4 +1,4 @@
-"""The world's evaluation: five models on unseen prompts, judged by held-out labelers; the reward model on unseen rankings."""
+"""The world's evaluation: five models on unseen prompts, judged by held-out labelers; the reward model on rankings."""
 
 import json
 from collections import defaultdict
