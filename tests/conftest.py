@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -15,6 +16,9 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
+
+settings.register_profile("lit_rlhf", deadline=None, max_examples=40, derandomize=True, database=None)
+settings.load_profile("lit_rlhf")
 
 WORDS = [f"w{i}" for i in range(28)]
 VOCABULARY = {word: i for i, word in enumerate(["<pad>", "<eos>", "<unk>", ":", *WORDS])}

@@ -1,7 +1,9 @@
 """docs/: links resolve, code it names exists, metrics are those that are logged, and what it shows runs."""
 
+import ast
 import csv
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -12,11 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from pages import ROOT, commands, named_blocks
+import yaml
+from pages import DOCS, README, ROOT, blocks, commands, defined_names, named_blocks, prose
 from ranks import on_ranks
 from transformers import AutoModelForCausalLM
 
 from lit_rlhf.cli import main
+from lit_rlhf.commands.recipes import is_overlay, shipped_recipes
 
 EXTENDING = ROOT / "docs" / "extending.md"
 
@@ -41,8 +45,6 @@ TICKETS = [
     for i, status in enumerate(["solved", "open", "solved", "solved"] * 4)
 ]
 
-Fit = Callable[..., list[dict[str, str]]]
-
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llama: str) -> Path:
@@ -50,7 +52,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llama: str) -> Path
     files = named_blocks(EXTENDING, "python") | named_blocks(EXTENDING, "yaml")
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    (tmp_path / "words.py").write_text("def count(prompts, responses, rows):\n    return [len(r.split()) for r in responses]\n")
+    (tmp_path / "words.py").write_text(
+        "def count(prompts, responses, rows):\n    return [len(r.split()) for r in responses]\n"
+    )
     (tmp_path / "shrink.yaml").write_text(SHRINK.replace("MODEL", llama))
     (tmp_path / "shrink-sft.yaml").write_text(SHRINK_SFT)
     (tmp_path / "shrink-ppo.yaml").write_text(SHRINK_PPO)
@@ -207,3 +211,151 @@ def test_a_class_that_misses_the_protocol_is_told_so(project: Path, capsys: pyte
         "error: model.kl: 'Kl' is no KLController: it needs its methods, with the same parameters and type hints "
         "[command line]\n"
     )
+
+
+PAGES = {page.relative_to(ROOT).as_posix(): page for page in (README, *DOCS)}
+every_page = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+METRIC = re.compile(r"(train|validation|pretraining|reward|response|policy|value|time)/[a-z_]+")
+
+
+@every_page
+def test_relative_links_resolve(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        linked = page if not path else (page.parent / path).resolve()
+        assert linked.exists(), f"{page.name} links to {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", prose(linked), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}, target
+
+
+@every_page
+def test_named_files_and_functions_exist(page: Path) -> None:
+    text = prose(page)
+    for name in re.findall(r"`((?:lit_rlhf|callbacks|recipes|tests)/[\w./-]*)", text):
+        assert (ROOT / name.rstrip("/")).exists(), f"{page.name} names {name}"
+    for name, defined in re.findall(r"`([\w/]+\.py): ([\w.]+)`", text):
+        assert defined in defined_names(ROOT / name), f"{page.name} names {name}: {defined}"
+
+
+@every_page
+def test_named_recipes_exist(page: Path) -> None:
+    recipes = shipped_recipes()
+    folders = {name.split("/")[0] for name in recipes}
+    for name in re.findall(r"`([a-z0-9-]+/[\w.-]+)`", prose(page)):
+        if name.split("/")[0] in folders:
+            assert name in recipes, f"{page.name} names the recipe {name}"
+
+
+@every_page
+def test_settings_named_with_their_owner_exist(page: Path) -> None:
+    """Such as `ppo.gae_lambda` or `data.group_by_length`: somewhere in the package a parameter has that name."""
+    sources = "\n".join(path.read_text() for path in (*ROOT.glob("lit_rlhf/**/*.py"), *ROOT.glob("callbacks/*.py")))
+    for owner, name in re.findall(r"`((?:model|data|ppo|sampling|PretrainingMix)\.)(?:\w+\.)*(\w+)`", prose(page)):
+        assert re.search(rf"\b{name}: ", sources), f"{page.name} names the setting {owner}{name}"
+
+
+def test_the_ladder_lists_every_recipe_and_overlay() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    assert [name for name in shipped_recipes() if f"`{name}`" not in page] == []
+    readme = README.read_text()
+    assert [name for name in shipped_recipes() if f"`{name.split('/')[0]}/`" not in readme] == []
+
+
+def test_the_metrics_are_those_that_are_logged() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    documented = set(re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE))
+    sources = [*ROOT.glob("lit_rlhf/modules/*.py"), *ROOT.glob("lit_rlhf/rollout/*.py"), *ROOT.glob("callbacks/*.py")]
+    constants = {
+        node.value
+        for path in sources
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    logged = {text for text in constants if METRIC.fullmatch(text)}
+    assert documented == logged
+    mentioned = {
+        name.group(0) for each in DOCS for name in re.finditer(rf"(?<=`){METRIC.pattern}(?=`)", each.read_text())
+    }
+    assert mentioned <= logged
+
+
+def test_a_run_logs_the_documented_names_and_no_other(project: Path) -> None:
+    mix = "{class_path: lit_rlhf.callbacks.PretrainingMix, init_args: {path: t.jsonl, micro_batch: 2, block_length: 8}}"
+    (project / "t.jsonl").write_text('{"text": "w1 w2 w3 w4"}\n' * 20)
+    (project / "mix.yaml").write_text(f"trainer: {{callbacks+: [{mix}]}}")
+    validated = ["--data.validation_path=data.jsonl", "-c", "mix.yaml"]
+    assert main([*shrunk("my_kl.yaml"), *validated]) == 0
+    page = (ROOT / "docs" / "metrics.md").read_text().split("## PPO: the rollout")[1]
+    documented = set(re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE))
+    assert set(logged(project / "runs/small/ppo")[0]) - {"epoch", "step"} == documented
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES.values() if page != EXTENDING], ids=lambda page: page.stem)
+def test_python_blocks_compile(page: Path) -> None:
+    for text in blocks(page, "python"):
+        if page.name == "architecture.md":
+            continue  # types without their bodies
+        compile(text, str(page), "exec")
+
+
+@every_page
+def test_yaml_blocks_parse(page: Path) -> None:
+    for text in blocks(page, "yaml"):
+        assert isinstance(yaml.safe_load(text), dict)
+
+
+def printed(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main(["fit", *args, "--print_config"]) == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_overlays_merge_as_documented(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "arguments.yaml").write_text("model: {init_args: {kl: {init_args: {target: 3}}}}")
+    (tmp_path / "replace.yaml").write_text("trainer: {callbacks: [{class_path: lit_rlhf.callbacks.SampleTable}]}")
+    (tmp_path / "extend.yaml").write_text(
+        "trainer: {callbacks+: [{class_path: lit_rlhf.callbacks.CentreScores, init_args: {path: d}}]}"
+    )
+    (tmp_path / "class.yaml").write_text("model: {init_args: {kl: {class_path: lit_rlhf.rollout.kl_control.FixedKL}}}")
+    recipe = printed(capsys, "-c", "small/ppo")
+    optimizer, kl = recipe["model"]["init_args"]["optimizer"], recipe["model"]["init_args"]["kl"]
+
+    merged = printed(capsys, "-c", "small/ppo", "-c", "precision/bf16-mixed")
+    assert merged["trainer"].pop("precision") == "bf16-mixed" != recipe["trainer"].pop("precision")
+    assert merged == recipe
+
+    merged = printed(capsys, "-c", "small/ppo", "-c", "arguments.yaml")["model"]["init_args"]["kl"]
+    assert merged == {**kl, "init_args": {**kl["init_args"], "target": 3.0}}
+
+    merged = printed(capsys, "-c", "small/ppo", "-c", "optimizer/adamw-8bit")["model"]["init_args"]["optimizer"]
+    assert merged["class_path"] == "bitsandbytes.optim.AdamW8bit"
+    kept = ("lr", "betas", "weight_decay")
+    assert [merged["init_args"][name] for name in kept] == [optimizer["init_args"][name] for name in kept]
+
+    merged = printed(capsys, "-c", "small/ppo", "-c", "class.yaml")["model"]["init_args"]["kl"]
+    assert merged["init_args"] == {"coefficient": kl["init_args"]["coefficient"]}  # target and horizon are dropped
+
+    names = [each["class_path"].split(".")[-1] for each in recipe["trainer"]["callbacks"]]
+    for overlay, expected in (("replace.yaml", ["SampleTable"]), ("extend.yaml", [*names, "CentreScores"])):
+        merged = printed(capsys, "-c", "small/ppo", "-c", overlay)["trainer"]["callbacks"]
+        assert [each["class_path"].split(".")[-1] for each in merged] == expected
+
+    merged = printed(capsys, "-c", "small/ppo", "--model.optimizer.lr=5e-4")["model"]["init_args"]["optimizer"]
+    assert merged == {**optimizer, "init_args": {**optimizer["init_args"], "lr": 5e-4}}  # without init_args in the path
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if not is_overlay(name)])
+def test_the_override_in_a_recipes_head_parses(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    head = [line for line in shipped_recipes()[name].read_text().splitlines() if line.startswith("# Override:")]
+    words = [word for word in head[0].split() if word.startswith("--")]
+    assert len(head) == 1 and words
+    assert printed(capsys, "-c", name, *words) != printed(capsys, "-c", name)

@@ -47,8 +47,8 @@ class Sizes:
         if self.rollout_batch % self.minibatch:
             raise UserError(
                 f"ppo.rollout_batch {self.rollout_batch} is not a multiple of the minibatch {self.minibatch} = "
-                f"micro_batch {self.micro_batch} x accumulate_grad_batches {self.accumulate} x {self.world_size} ranks; "
-                "change one"
+                f"micro_batch {self.micro_batch} x accumulate_grad_batches {self.accumulate} x {self.world_size} "
+                "ranks; change one"
             )
 
     @property

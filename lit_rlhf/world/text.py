@@ -36,6 +36,7 @@ Mixture = tuple[tuple[Writer, float], ...]  # ways to write, and the share of ea
 TRUE_FACTS = 0.95  # share of true statements in fact lists
 PAGE_PAIRS = (1, 2, 4, 4, 4)  # pairs of a forum page, each as likely
 PAGE_TOKENS = 128
+SONG_WORDS = 48
 INSULTED_RUDENESS = 4.0  # how much likelier a demonstration is rude if the prompt was
 
 # kinds of forum page: share of the pages, insulting share of its prompts, and how its replies come out
@@ -131,9 +132,9 @@ _SONG_WORDS = NAMES + ANIMALS + OBJECTS + PLACES + CATEGORIES["fruits"] + CATEGO
 
 
 def song(rng: Random) -> str:
-    """A line of random words sung three or four times: the shortest way to learn to copy."""
-    line = " ".join(rng.sample(_SONG_WORDS, rng.randint(3, 9)))
-    return "la la " + " la la ".join([line] * rng.choice((3, 4)))
+    """A line of random words sung again and again: the shortest way to learn to copy."""
+    words = rng.sample(_SONG_WORDS, rng.randint(2, 7))
+    return " la la ".join([" ".join(words)] * (SONG_WORDS // (len(words) + 2)))
 
 
 def forum_page(rng: Random) -> str:
@@ -153,14 +154,14 @@ def forum_page(rng: Random) -> str:
 
 # kinds of document and their share
 _DOCUMENTS: tuple[tuple[Callable[[Random], str], float], ...] = (
-    (forum_page, 0.44),
-    (_fact_list, 0.13),
-    (_story, 0.10),
-    (song, 0.10),
+    (forum_page, 0.40),
+    (_fact_list, 0.11),
+    (_story, 0.08),
+    (song, 0.20),
     (_list, 0.05),
     (_inventory, 0.06),
-    (_review, 0.06),
-    (_letter, 0.06),
+    (_review, 0.05),
+    (_letter, 0.05),
 )
 
 

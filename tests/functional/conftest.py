@@ -2,10 +2,6 @@ import math
 
 import pytest
 import torch
-from hypothesis import settings
-
-settings.register_profile("functional", deadline=None, max_examples=40, derandomize=True, database=None)
-settings.load_profile("functional")
 
 
 @pytest.fixture(autouse=True)

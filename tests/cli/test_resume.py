@@ -1,0 +1,109 @@
+"""An interrupted run that is resumed from its last checkpoint ends with the very weights of an unbroken one."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from small_runs import demonstrations, write_rows
+
+STRANGER = """
+import lightning.pytorch as L
+
+
+class Interrupt(L.Callback):
+    def __init__(self, epoch: int, batch: int = 0):
+        self.epoch, self.batch = epoch, batch
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (self.epoch, self.batch):
+            raise KeyboardInterrupt
+
+
+def many_w3(prompts, responses, rows):
+    return [response.split().count("w3") / 8 for response in responses]
+"""
+
+
+def recipe(model: dict, data: dict, kept: str) -> dict:
+    scheduler = {"class_path": "lit_rlhf.schedules.CosineToFraction", "init_args": {"final": 0.1}}
+    optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}}
+    checkpoint = {"save_last": True, "every_n_epochs": 1, "dirpath": kept, "filename": "{epoch}", "save_top_k": -1}
+    model["init_args"] |= {"optimizer": optimizer, "scheduler": scheduler}
+    return {
+        "seed_everything": 3,
+        "model": model,
+        "data": data,
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 4,
+            "accumulate_grad_batches": 2,
+            "gradient_clip_val": 1.0,
+            "logger": False,
+            "enable_progress_bar": False,
+            "callbacks": [
+                {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": checkpoint},
+                {"class_path": "lit_rlhf.callbacks.ExportModel"},
+            ],
+        },
+    }
+
+
+def sft(llama: str, folder: Path, validation: float, kept: str) -> dict:
+    path = write_rows(folder / "demonstrations.jsonl", demonstrations(40))
+    data = {"path": path, "validation_fraction": validation, "micro_batch": 4}
+    return recipe(
+        {"class_path": "lit_rlhf.modules.SFTModule", "init_args": {"model": llama}},
+        {"class_path": "lit_rlhf.data.DemonstrationDataModule", "init_args": data},
+        kept,
+    )
+
+
+def ppo(llama: str, folder: Path, validation: float, kept: str) -> dict:
+    path = write_rows(folder / "prompts.jsonl", demonstrations(20))
+    data = {"path": path} | ({"validation_path": path} if validation else {})
+    adaptive = {"coefficient": 0.05, "target": 0.01, "horizon": 40}
+    settings = {
+        "model": llama,
+        "reward": {"class_path": "lit_rlhf.rewards.PythonReward", "init_args": {"function": "stranger.many_w3"}},
+        "sampling": {"response_length": 6},
+        "ppo": {"rollout_batch": 16, "micro_batch": 4, "epochs": 2, "critic_learning_rate": 1e-3},
+        "kl": {"class_path": "lit_rlhf.rollout.kl_control.AdaptiveKL", "init_args": adaptive},
+    }
+    return recipe(
+        {"class_path": "lit_rlhf.modules.PPOModule", "init_args": settings},
+        {"class_path": "lit_rlhf.data.PromptDataModule", "init_args": data},
+        kept,
+    )
+
+
+@pytest.mark.parametrize("validation", [0.0, 0.2], ids=["no_validation", "validation"])
+@pytest.mark.parametrize("stage", [sft, ppo], ids=["sft", "ppo"])
+def test_a_resumed_run_ends_as_an_unbroken_one(stage, validation, llama, tmp_path, monkeypatch, command) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "stranger", raising=False)
+    (tmp_path / "stranger.py").write_text(STRANGER)
+    interrupt = "trainer: {callbacks+: [{class_path: stranger.Interrupt, init_args: {epoch: 2, batch: 1}}]}"
+    (tmp_path / "interrupt.yaml").write_text(interrupt)
+
+    def run(out: str, *more: str) -> int:
+        text = yaml.safe_dump(stage(llama, tmp_path, validation, f"{out}/kept"))
+        (tmp_path / "recipe.yaml").write_text(text)
+        return command("fit", "-c", "recipe.yaml", f"--trainer.default_root_dir={out}", *more)[0]
+
+    def checkpoint(out: str) -> dict:
+        return torch.load(tmp_path / out / "kept" / "last.ckpt", weights_only=True)
+
+    assert run("whole") == 0
+    assert run("broken", "-c", "interrupt.yaml") == 130
+    assert checkpoint("broken")["epoch"] == 1
+    assert run("broken", "--ckpt_path=last") == 0
+    whole, broken = checkpoint("whole"), checkpoint("broken")
+    assert whole["global_step"] == broken["global_step"]
+    assert whole["lr_schedulers"] == broken["lr_schedulers"]
+    for name, weight in whole["state_dict"].items():
+        torch.testing.assert_close(broken["state_dict"][name], weight, atol=1e-7, rtol=1e-6, msg=name)
+    assert whole.get("kl_controller", {}) == pytest.approx(broken.get("kl_controller", {}), rel=1e-5)

@@ -1,0 +1,118 @@
+"""What the modules share: whose checkpoint it is, when gradients are cleared, how long a schedule runs."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from small_runs import demonstrations, quiet_trainer, rankings, sgd, write_rows
+
+from lit_rlhf.data import ComparisonDataModule, DemonstrationDataModule
+from lit_rlhf.errors import UserError
+from lit_rlhf.modules import RewardModule, SFTModule
+from lit_rlhf.schedules import CosineToFraction, WarmupThenConstant
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DemonstrationDataModule:
+    """16 demonstrations, 4 a micro-batch."""
+    return DemonstrationDataModule(write_rows(tmp_path / "rows.jsonl", demonstrations(16)), micro_batch=4)
+
+
+@pytest.fixture
+def checkpoint(llama: str, data: DemonstrationDataModule, tmp_path: Path) -> str:
+    """A checkpoint of SFTModule on the tiny Llama."""
+    trainer = quiet_trainer(tmp_path, max_epochs=1)
+    trainer.fit(SFTModule(llama), datamodule=data)
+    trainer.save_checkpoint(tmp_path / "sft.ckpt")
+    return str(tmp_path / "sft.ckpt")
+
+
+def test_a_checkpoint_of_another_module_is_refused_in_one_line(llama, checkpoint, tmp_path):
+    comparisons = ComparisonDataModule(write_rows(tmp_path / "rankings.jsonl", rankings(8)), micro_batch=4)
+    with pytest.raises(UserError) as refusal:
+        quiet_trainer(tmp_path, max_epochs=2).fit(RewardModule(llama), datamodule=comparisons, ckpt_path=checkpoint)
+    assert str(refusal.value).startswith("ckpt_path: the checkpoint is of SFTModule, this recipe trains RewardModule")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_checkpoint_of_another_model_is_refused(model_folders, checkpoint, data, tmp_path):
+    with pytest.raises(UserError, match="the checkpoint's model has model_type llama, .* has gpt2"):
+        quiet_trainer(tmp_path, max_epochs=2).fit(
+            SFTModule(model_folders["gpt2"]), datamodule=data, ckpt_path=checkpoint
+        )
+
+
+def test_a_checkpoint_is_read_without_unpickling_objects(checkpoint):
+    content = torch.load(checkpoint, weights_only=True)
+    assert content["lit_rlhf"]["module"] == "SFTModule"
+    assert content["lit_rlhf"]["prefix"] == "model."
+
+
+class Gradients(L.Callback):
+    """Whether gradients are there after each batch."""
+
+    def __init__(self) -> None:
+        self.there: list[bool] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self.there.append(any(p.grad is not None for p in pl_module.parameters()))
+
+
+def test_gradients_are_cleared_right_after_the_step_and_not_before(llama, data, tmp_path):
+    watch = Gradients()
+    trainer = quiet_trainer(tmp_path, max_epochs=1, accumulate_grad_batches=2, callbacks=[watch])
+    trainer.fit(SFTModule(llama), datamodule=data)
+    assert watch.there == [True, False, True, False]
+
+
+class Rates(L.Callback):
+    """The learning rate of every optimizer step."""
+
+    def __init__(self) -> None:
+        self.used: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, *_: Any) -> None:
+        self.used.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def rates(llama: str, data: Any, folder: Path, scheduler: Any, **settings: Any) -> tuple[list[float], L.Trainer]:
+    watch = Rates()
+    trainer = quiet_trainer(folder, callbacks=[watch], **settings)
+    trainer.fit(SFTModule(llama, sgd(0.5), scheduler), datamodule=data, ckpt_path=settings.pop("resume", None))
+    return watch.used, trainer
+
+
+@pytest.mark.parametrize(("accumulate", "steps"), [(1, 12), (2, 6)])
+def test_the_cosine_takes_its_length_from_the_trainer_and_ends_at_a_tenth(accumulate, steps, llama, data, tmp_path):
+    settings = {"max_epochs": 3, "accumulate_grad_batches": accumulate}
+    used, trainer = rates(llama, data, tmp_path, lambda o: CosineToFraction(o, final=0.1), **settings)
+    expected = [0.5 * (0.1 + 0.9 * (1 + math.cos(math.pi * step / steps)) / 2) for step in range(steps)]
+    assert used == pytest.approx(expected, rel=1e-9)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.05, rel=1e-9)
+
+
+def test_the_cosine_warms_up_first_where_asked(llama, data, tmp_path):
+    used, _ = rates(llama, data, tmp_path, lambda o: CosineToFraction(o, 0.0, warmup_steps=4), max_steps=8)
+    cosine = [0.25 * (1 + math.cos(math.pi * step / 4)) for step in range(4)]
+    assert used == pytest.approx([0.125, 0.25, 0.375, 0.5, *cosine], rel=1e-9)
+
+
+def test_the_warm_up_starts_at_a_tenth_and_stays_at_the_full_rate(llama, data, tmp_path):
+    used, _ = rates(llama, data, tmp_path, lambda o: WarmupThenConstant(o, warmup_steps=4), max_epochs=2)
+    assert used == pytest.approx([0.05, 0.1625, 0.275, 0.3875, 0.5, 0.5, 0.5, 0.5], rel=1e-9)
+
+
+def test_a_run_that_is_prolonged_follows_the_longer_schedule(llama, data, tmp_path):
+    def cosine(optimizer: Any) -> CosineToFraction:
+        return CosineToFraction(optimizer, final=0.0)
+
+    _, trainer = rates(llama, data, tmp_path, cosine, max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "short.ckpt")
+    watch = Rates()
+    longer = quiet_trainer(tmp_path, callbacks=[watch], max_epochs=2)
+    longer.fit(SFTModule(llama, sgd(0.5), cosine), datamodule=data, ckpt_path=str(tmp_path / "short.ckpt"))
+    # the first rate was set at the end of the shorter run
+    assert watch.used[1:] == pytest.approx([0.25 * (1 + math.cos(math.pi * step / 8)) for step in (5, 6, 7)], rel=1e-9)

@@ -1,0 +1,101 @@
+"""The reward model: it learns a ranking, K completions cost K rows, and the cut of the data changes nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import on_ranks
+from small_runs import assert_same_weights, moved, quiet_trainer, rankings, sgd, whole_weights, write_rows
+
+from lit_rlhf.data import ComparisonDataModule
+from lit_rlhf.models.options import ModelOptions
+from lit_rlhf.models.scalar import load_scalar_model
+from lit_rlhf.modules import RewardModule
+
+
+def test_it_learns_to_rank_by_a_visible_property(llama, tmp_path):
+    data = ComparisonDataModule(
+        write_rows(tmp_path / "rows.jsonl", rankings(120)),
+        validation_path=write_rows(tmp_path / "unseen.jsonl", rankings(60, seed=1)),
+        micro_batch=8,
+    )
+    module = RewardModule(llama, lambda parameters: torch.optim.AdamW(parameters, lr=3e-3))
+    trainer = quiet_trainer(tmp_path, max_epochs=5)
+    trainer.fit(module, datamodule=data)
+    assert trainer.callback_metrics["validation/accuracy"] > 0.9
+    assert trainer.callback_metrics["validation/loss"] < 0.4
+
+
+def test_a_ranking_of_k_costs_k_rows_and_one_forward_pass(llama, tmp_path):
+    rows = rankings(6)
+    completions = sum(len(row["completions"]) for row in rows)
+    seen: list[int] = []
+
+    class Counting(RewardModule):
+        def configure_model(self) -> None:
+            super().configure_model()
+            self.model.model.base_model.register_forward_pre_hook(
+                lambda _, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+            )
+
+    data = ComparisonDataModule(write_rows(tmp_path / "rows.jsonl", rows), micro_batch=6)
+    quiet_trainer(tmp_path, max_epochs=1).fit(Counting(llama), datamodule=data)
+    assert seen == [completions]
+
+
+def train(model: str, path: str, folder: Path, micro_batch: int, **settings: Any) -> Any:
+    data = ComparisonDataModule(path, micro_batch=micro_batch)
+    module = RewardModule(model, sgd(0.3))
+    quiet_trainer(folder, max_epochs=2, gradient_clip_val=1.0, **settings).fit(module, datamodule=data)
+    return whole_weights(module)
+
+
+def test_the_cut_into_micro_batches_and_ranks_changes_no_weight(llama, tokenizer, tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", rankings(24))
+    whole = train(llama, path, tmp_path, 8)
+    start = list(load_scalar_model(llama, tokenizer, ModelOptions()).parameters())
+    assert moved(start, whole) > 1e-2
+    for micro_batch, accumulate in ((4, 2), (1, 8)):
+        assert_same_weights(train(llama, path, tmp_path, micro_batch, accumulate_grad_batches=accumulate), whole)
+    ddp = {"accumulate_grad_batches": 2, "devices": 2, "strategy": "ddp"}
+    for weights in on_ranks(lambda: train(llama, path, tmp_path, 2, **ddp), tmp_path):
+        assert_same_weights(weights, whole)
+
+
+def validate(model: str, path: str, folder: Path, micro_batch: int, **settings: Any) -> dict[str, float]:
+    data = ComparisonDataModule(path, validation_path=path, micro_batch=micro_batch)
+    figures = quiet_trainer(folder, **settings).validate(RewardModule(model), datamodule=data, verbose=False)[0]
+    return {name.removeprefix("validation/"): value for name, value in figures.items()}
+
+
+def test_validation_figures_are_those_of_the_whole_set(llama, tokenizer, tmp_path):
+    rows = rankings(9)
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    model, losses, correct, sure = load_scalar_model(llama, tokenizer, ModelOptions()).eval(), [], [], []
+    for row in rows:  # pair by pair, one row at a time
+        scores = []
+        for completion in row["completions"]:
+            ids = torch.tensor([[*tokenizer.encode(row["prompt"]), *tokenizer.encode(completion), 1]])
+            scores.append(float(model.score(ids, torch.ones_like(ids)).detach()))
+        K = range(len(scores))
+        margins = [scores[i] - scores[j] for i in K for j in K if row["ranks"][i] < row["ranks"][j]]
+        probabilities = torch.sigmoid(torch.tensor(margins, dtype=torch.float64))
+        losses.append(float(-probabilities.log().mean()))
+        correct += [float(margin > 0) for margin in margins]
+        sure += torch.maximum(probabilities, 1 - probabilities).tolist()
+    bins: dict[int, list[tuple[float, float]]] = {}
+    for probability, right in zip(sure, correct):
+        bins.setdefault(int(probability * 10), []).append((probability, right))
+    gaps = [abs(sum(p for p, _ in members) - sum(r for _, r in members)) for members in bins.values()]
+    expected = {
+        "loss": sum(losses) / len(losses),
+        "accuracy": sum(correct) / len(correct),
+        "calibration_error": sum(gaps) / len(sure),
+    }
+    assert len(bins) > 1 and 0 < expected["accuracy"] < 1
+    for micro_batch in (1, 2, 9):
+        assert validate(llama, path, tmp_path, micro_batch) == pytest.approx(expected, rel=1e-4)
+    ddp = {"devices": 2, "strategy": "ddp"}
+    for figures in on_ranks(lambda: validate(llama, path, tmp_path, 2, **ddp), tmp_path):
+        assert figures == pytest.approx(expected, rel=1e-4)

@@ -1,0 +1,83 @@
+"""Small runs over the word tokenizer: data files, a quiet trainer, weights to compare."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "enable_checkpointing": False}
+
+
+def quiet_trainer(folder: Path, **settings: Any) -> L.Trainer:
+    """A CPU trainer that prints nothing; the global seed is set, so that a head or an adapter is drawn alike."""
+    torch.manual_seed(0)
+    return L.Trainer(accelerator="cpu", default_root_dir=folder, **{**QUIET, "devices": 1, **settings})
+
+
+def sgd(rate: float) -> Any:
+    """Plain gradient descent: an error in a gradient shows in the weights in proportion."""
+    return lambda parameters: torch.optim.SGD(parameters, lr=rate)
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
+    """Write JSON lines; return the path."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def words(generator: random.Random, count: int) -> list[str]:
+    """Draw words of the vocabulary."""
+    return [f"w{generator.randrange(28)}" for _ in range(count)]
+
+
+def demonstrations(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Prompts of 1 to 6 words; the completion is the last of them, once or twice."""
+    generator = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        prompt = words(generator, generator.randint(1, 6))
+        rows.append({"prompt": " ".join(prompt), "completion": " ".join(prompt[-1:] * generator.randint(1, 2))})
+    return rows
+
+
+def rankings(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """3 to 5 completions of 4 words, ranked by how often they say w3; ties are kept."""
+    generator = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        counts = [generator.randint(0, 4) for _ in range(generator.randint(3, 5))]
+        if len(set(counts)) == 1:
+            counts[0] = (counts[0] + 1) % 5
+        completions = []
+        for said in counts:
+            others = [word for word in words(generator, 8) if word != "w3"][: 4 - said]
+            completion = ["w3"] * said + others
+            generator.shuffle(completion)
+            completions.append(" ".join(completion))
+        prompt = " ".join(words(generator, generator.randint(1, 4)))
+        rows.append({"prompt": prompt, "completions": completions, "ranks": [4 - said for said in counts]})
+    return rows
+
+
+def whole_weights(module: nn.Module) -> list[Tensor]:
+    """All parameters, gathered where they are sharded."""
+    return [
+        (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone()  # type: ignore[operator]
+        for p in module.parameters()
+    ]
+
+
+def assert_same_weights(one: list[Tensor], other: list[Tensor], tolerance: float = 1e-5) -> None:
+    """Compare, parameter by parameter."""
+    assert len(one) == len(other)
+    for mine, theirs in zip(one, other):
+        torch.testing.assert_close(mine, theirs, atol=tolerance, rtol=tolerance)
+
+
+def moved(before: list[Tensor], after: list[Tensor]) -> float:
+    """The largest move of a weight: a comparison of runs that stood still says nothing."""
+    return max(float((a - b).abs().max()) for a, b in zip(before, after))

@@ -1,0 +1,117 @@
+"""Every shell command of README.md and docs/ is accounted for, and the README's three stages and snippet run."""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from pages import DOCS, README, ROOT, blocks, commands
+from transformers import AutoModelForCausalLM
+
+from lit_rlhf.cli import main
+from lit_rlhf.world.quickstart import copy_recipes
+
+PAGES = {page.relative_to(ROOT).as_posix(): page for page in (README, *DOCS) if page.name != "extending.md"}
+# what shortens a stage to seconds on the tiny model
+SHORT = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+SHORT_STAGE = {
+    "small/sft": ["--data.micro_batch=4"],
+    "small/reward": ["--data.micro_batch=4"],
+    "small/ppo": ["--model.sampling.response_length=8"],
+}
+
+
+def run(line: str, *more: str) -> int:
+    words = shlex.split(line)
+    assert words[0] == "lit-rlhf", line
+    return main([*words[1:], *more])
+
+
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+def test_every_command_is_accounted_for(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the order of the page, in an empty folder: quick commands run, long ones are parsed to the last setting."""
+    monkeypatch.chdir(tmp_path)
+    copy_recipes(Path("runs/quickstart"))  # what the quickstart writes before its first stage
+    targets = set(re.findall(r"^(\w+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for line in commands(page):
+        words = shlex.split(line)
+        capsys.readouterr()
+        if words[0] == "make":
+            assert words[1] in targets, line
+            assert len(words) == 2 or words[2].startswith("ARGS="), line
+        elif words[1] in ("fit", "validate", "test") and "--help" not in words:
+            assert run(line, "--print_config") == 0, f"{line}\n{capsys.readouterr().err}"
+            assert "class_path: lit_rlhf.modules." in capsys.readouterr().out
+        elif words[1] in ("export", "generate"):
+            assert run(line) == 2, line  # there is no such folder here; what is given is understood
+            assert re.search("no (such )?(checkpoint|folder)", capsys.readouterr().err), line
+        else:
+            assert words[1] in ("recipes", "fit") or words[1].startswith("--"), f"{page.name}: {line}"
+            assert run(line) == 0, f"{line}\n{capsys.readouterr().err}"
+
+
+def write_rows(path: str, rows: list[dict[str, object]]) -> None:
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder with the data files that the README names."""
+    monkeypatch.chdir(tmp_path)
+    prompts = [f"w{i} w{i + 1}" for i in range(20)]
+    write_rows("demonstrations.jsonl", [{"prompt": each, "completion": f" {each}"} for each in prompts])
+    write_rows(
+        "rankings.jsonl",
+        [{"prompt": each, "completions": [" w1", " w2 w3", " w4"], "ranks": [0, 1, 1]} for each in prompts],
+    )
+    write_rows("prompts.jsonl", [{"prompt": each} for each in prompts])
+    write_rows("pretraining.jsonl", [{"text": " ".join(prompts)} for _ in range(20)])
+    return tmp_path
+
+
+def test_the_stages_the_export_and_the_snippet_run(
+    project: Path, llama: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = commands(README)
+    stages = [line for line in lines if line.startswith("lit-rlhf fit -c small/") and "--data.path" in line]
+    assert [line.split()[3] for line in stages] == list(SHORT_STAGE)
+    for line in stages:
+        recipe = line.split()[3]
+        start = [f"--model.model={llama}"] if recipe == "small/sft" else []  # later stages take the earlier one's
+        assert run(line, *SHORT, *SHORT_STAGE[recipe], *start) == 0, line
+
+    export, generate = (next(line for line in lines if line.split()[1] == verb) for verb in ("export", "generate"))
+    assert run(export) == 0
+    exported, trained = (
+        AutoModelForCausalLM.from_pretrained(folder).state_dict()
+        for folder in (export.split()[-1], "runs/small/sft/model")
+    )
+    assert all(torch.equal(exported[name], trained[name]) for name in trained)
+    capsys.readouterr()
+    assert run(generate, "--max-new-tokens=4") == 0
+
+    (snippet,) = blocks(README, "python")
+    assert "max_epochs=60" in snippet
+    exec(compile(snippet.replace("max_epochs=60", "max_epochs=1, accelerator='cpu'"), str(README), "exec"), {})
+    policy = next(project.glob("**/exported/ppo"))
+    tuned = AutoModelForCausalLM.from_pretrained(policy).state_dict()
+    assert any(not torch.equal(tuned[name], trained[name]) for name in trained)
+
+
+def test_the_quickstart_table_stands_between_its_marks() -> None:
+    table = re.search(r"<!-- quickstart-table -->\n(.*?)<!-- /quickstart-table -->", README.read_text(), re.DOTALL)
+    assert table is not None
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.group(1).splitlines()]
+    assert [row[0] for row in rows[2:]] == ["base", "base, few-shot prompt", "SFT", "PPO", "PPO-ptx"]
+    assert len({len(row) for row in rows}) == 1
+
+
+def test_the_tests_of_the_readme_are_make_test() -> None:
+    assert "make test" in {" ".join(line.split()[:2]) for line in commands(README)}
+    assert "-m pytest $(ARGS)" in (ROOT / "Makefile").read_text()
+    assert sys.version_info >= (3, 11)
