@@ -16,10 +16,10 @@ from lit_rlhf.data.sources import read_rows
 
 
 class CentreScores(Callback):
-    """Sets the module's centring constants at every validation and at the end of training.
+    """Sets the module's centring constants after every validation and epoch, and at the end of training.
 
     The loss reads differences of scores only, so the shift changes nothing in training; it gives the KL coefficient of
-    PPO a fixed meaning and the critic a sensible start. Checkpoints written after a validation, and exports, hold it.
+    PPO a fixed meaning and the critic a sensible start. Exports hold it, and checkpoints written after a validation or an epoch.
 
     Args:
         path: demonstrations: any source of `DemonstrationDataModule`.
@@ -31,6 +31,7 @@ class CentreScores(Callback):
     def __init__(self, path: str, format: str = "auto", template: str | None = None, batch_size: int = 64) -> None:
         self.path, self.format, self.template, self.batch_size = path, format, template, batch_size
         self.rows: list[TokenRow]
+        self.centred_at = -1  # optimizer step
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Read the demonstrations, once, with the template and length limits of the comparisons."""
@@ -45,7 +46,12 @@ class CentreScores(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Centre before the checkpoint callback writes."""
-        if not trainer.sanity_checking:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.centre(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Centre, where no validation did since the last step: the checkpoint callback may write here too."""
+        if self.centred_at != trainer.global_step:
             self.centre(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -55,13 +61,16 @@ class CentreScores(Callback):
     @torch.no_grad()
     def centre(self, trainer: Trainer, pl_module: Any) -> None:
         """Score the demonstrations and move the shift by their mean."""
-        model, pad_id = pl_module.model, pl_module.tokenizer.pad_token_id
+        model, pad_id, training = pl_module.model, pl_module.tokenizer.pad_token_id, pl_module.model.training
+        model.eval()
         rows = sorted((row.ids for row in self.rows), key=len)
         scores = []
         with trainer.precision_plugin.forward_context():
             for start in range(0, len(rows), self.batch_size):
                 ids, mask = pad(rows[start : start + self.batch_size], pad_id)
                 scores.append(model.score(ids.to(pl_module.device), mask.to(pl_module.device)).double())
+        model.train(training)
         mean = float(torch.cat(scores).mean())  # of scores that are already shifted
         model.centre(float(model.shift) + mean * float(model.scale), float(model.scale))
+        self.centred_at = trainer.global_step
         rank_zero_info(f"centred: the {len(rows):,} demonstrations of {self.path} scored {mean:+.4f} on average, now 0")

@@ -5,7 +5,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_rlhf.models.export import export_model, make_directory
+from lit_rlhf.models.export import export_model, export_weights, make_directory
+from lit_rlhf.strategies import is_sharded, whole_state_dict
 
 
 class ExportModel(Callback):
@@ -27,10 +28,12 @@ class ExportModel(Callback):
                 make_directory(self.directory)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Write, on rank zero; under sharded weights `lit-rlhf export` of the checkpoint does it instead."""
-        from lit_rlhf.strategies import gathered
-
-        with gathered(pl_module):
+        """Write, on rank zero, with the weights of all ranks where they are sharded."""
+        model, tokenizer = pl_module.exported, pl_module.tokenizer
+        if is_sharded(model):
+            weights = whole_state_dict(model)  # every rank takes part
             if trainer.is_global_zero:
-                export_model(pl_module.exported, pl_module.tokenizer, self.directory)
+                export_weights(model, weights, pl_module.adapter, tokenizer, self.directory)
+        elif trainer.is_global_zero:
+            export_model(model, tokenizer, self.directory)
         trainer.strategy.barrier()

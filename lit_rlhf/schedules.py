@@ -1,6 +1,7 @@
 """Learning-rate schedules of the paper. They take their length from the Trainer, so a recipe need not count steps."""
 
 import math
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -23,10 +24,16 @@ class SizedSchedule(LambdaLR):
         raise NotImplementedError
 
     def resize(self, total_steps: int) -> None:
-        """Set the run's length in optimizer steps and the first learning rate accordingly."""
+        """Set the run's length in optimizer steps and the learning rate accordingly."""
         self.total_steps = max(int(total_steps), 1)
         for group, base in zip(self.optimizer.param_groups, self.base_lrs):
-            group["lr"] = base * self.factor(0)
+            group["lr"] = base * self.factor(self.last_epoch)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the step back; the length stays the Trainer's, so that a run can be resumed to go on for longer."""
+        total_steps = self.total_steps
+        super().load_state_dict(state_dict)
+        self.resize(total_steps)
 
 
 class CosineToFraction(SizedSchedule):

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import nn
 
@@ -46,6 +47,23 @@ def transformer_blocks(model: nn.Module) -> list[nn.Module]:
         if isinstance(module, nn.ModuleList) and len({type(child) for child in module}) == 1
     ]
     return max(lists, key=len, default=[])
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether some of the weights lie on other ranks."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return any(isinstance(module, FSDPModule) for module in model.modules())
+
+
+def whole_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the state dict of a sharded model, whole and on the CPU of rank zero, empty on the others.
+
+    Every rank must call it. (Within `gathered` a state dict would be sharded again as it is made.)
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
 @contextmanager

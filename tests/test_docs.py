@@ -30,7 +30,10 @@ model: {init_args: {model: MODEL}}
 data: {init_args: {path: data.jsonl}}
 trainer: {accelerator: cpu, max_epochs: 2, enable_progress_bar: false, log_every_n_steps: 1}
 """
-SHRINK_SFT = "data: {init_args: {micro_batch: 4, validation_fraction: 0.0}}\ntrainer: {callbacks: [{class_path: lit_rlhf.callbacks.ExportModel}]}"
+SHRINK_SFT = """
+data: {init_args: {micro_batch: 4, validation_fraction: 0.0}}
+trainer: {callbacks: [{class_path: lit_rlhf.callbacks.ExportModel}]}
+"""
 SHRINK_PPO = """
 model:
   init_args:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -31,10 +32,8 @@ def describe_model(
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         files = {path.name: path.read_text() for path in Path(folder).iterdir() if path.is_file()}
-    config = model.config.to_dict()
-    config["architectures"] = [type(model).__name__]
     return {
-        "config": json.dumps(config, default=str),
+        "config": json.dumps(_settings(model), default=str),
         "tokenizer": files,
         "prefix": prefix,
         "adapter": None if adapter is None else vars(adapter),
@@ -75,17 +74,20 @@ def export_checkpoint(checkpoint: Path, directory: Path) -> None:
     if CHECKPOINT_KEY not in content:
         raise UserError(f"{str(checkpoint)!r} is not a checkpoint of SFTModule, RewardModule or PPOModule")
     about = content[CHECKPOINT_KEY]
-    model = _empty_model(json.loads(about["config"]))
-    if about["adapter"] is not None:
-        add_lora(model, LoRA(**about["adapter"]))
     prefix = about["prefix"]
     weights = {name[len(prefix) :]: value for name, value in content["state_dict"].items() if name.startswith(prefix)}
-    model.load_state_dict(weights)
-    merge_adapter(model)
-    make_directory(directory)
-    model.save_pretrained(directory)
+    adapter = None if about["adapter"] is None else LoRA(**about["adapter"])
+    _write(json.loads(about["config"]), weights, adapter, directory)
     for name, text in about["tokenizer"].items():
         (directory / name).write_text(text)
+
+
+def export_weights(
+    model: PreTrainedModel, weights: dict[str, Tensor], adapter: LoRA | None, tokenizer: Tokenizer, directory: Path
+) -> None:
+    """Write a folder from a model's configuration and its whole state dict: for a model that is sharded over ranks."""
+    _write(_settings(model), weights, adapter, directory)
+    tokenizer.save_pretrained(directory)
 
 
 def make_directory(directory: Path) -> None:
@@ -94,6 +96,21 @@ def make_directory(directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {str(directory)!r}: {error.strerror}") from error
+
+
+def _settings(model: PreTrainedModel) -> dict[str, Any]:
+    # FSDP2 renames the class of what it shards
+    return {**model.config.to_dict(), "architectures": [type(model).__name__.removeprefix("FSDP")]}
+
+
+def _write(settings: dict[str, Any], weights: dict[str, Tensor], adapter: LoRA | None, directory: Path) -> None:
+    model = _empty_model(settings)
+    if adapter is not None:
+        add_lora(model, adapter)
+    model.load_state_dict(weights)
+    merge_adapter(model)
+    make_directory(directory)
+    model.save_pretrained(directory)
 
 
 def _empty_model(settings: dict[str, Any]) -> PreTrainedModel:

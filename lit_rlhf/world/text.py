@@ -35,8 +35,8 @@ Mixture = tuple[tuple[Writer, float], ...]  # ways to write, and the share of ea
 
 TRUE_FACTS = 0.95  # share of true statements in fact lists
 PAGE_PAIRS = (1, 2, 4, 4, 4)  # pairs of a forum page, each as likely
-PAGE_TOKENS = 128
-SONG_WORDS = 48
+PAGE_TOKENS = 128  # a page fits a packed row
+SONG_WORDS = 48  # about, of a whole song
 INSULTED_RUDENESS = 4.0  # how much likelier a demonstration is rude if the prompt was
 
 # kinds of forum page: share of the pages, insulting share of its prompts, and how its replies come out

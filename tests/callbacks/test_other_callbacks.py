@@ -1,0 +1,159 @@
+"""Export at the end, sample tables, and the stop at a loss that is no number."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from ppo_fakes import PromptData
+from ranks import on_ranks
+from small_runs import demonstrations, quiet_trainer, rankings, sgd, write_rows
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from lit_rlhf.callbacks import ExportModel, PretrainingMix, SampleTable, StopOnNonFinite
+from lit_rlhf.data import ComparisonDataModule, DemonstrationDataModule
+from lit_rlhf.errors import UserError
+from lit_rlhf.models.options import LoRA
+from lit_rlhf.modules import PPOModule, PPOSettings, RewardModule, SFTModule
+from lit_rlhf.rollout.sampling import Sampling
+from lit_rlhf.strategies import FSDP2Strategy
+
+IDS = torch.tensor([[5, 6, 7, 8, 1]])
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> str:
+    """16 demonstrations."""
+    return write_rows(tmp_path / "rows.jsonl", demonstrations(16))
+
+
+@pytest.mark.parametrize("adapter", [None, LoRA(rank=2)], ids=["full", "lora"])
+def test_the_exported_policy_is_the_trained_one(adapter, llama, tokenizer, rows, tmp_path):
+    module = SFTModule(llama, sgd(0.5), adapter=adapter)
+    trainer = quiet_trainer(tmp_path / "run", max_epochs=1, callbacks=[ExportModel("last")])
+    trainer.fit(module, datamodule=DemonstrationDataModule(rows, micro_batch=4))
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "last").eval()
+    torch.testing.assert_close(plain(IDS).logits, module.model.eval()(IDS).logits, atol=1e-5, rtol=1e-5)
+    assert (plain(IDS).logits - AutoModelForCausalLM.from_pretrained(llama)(IDS).logits).abs().max() > 1e-3
+    assert AutoTokenizer.from_pretrained(tmp_path / "run" / "last").get_vocab() == tokenizer.get_vocab()
+
+
+def test_the_exported_reward_model_is_the_trained_one(llama, tmp_path):
+    module = RewardModule(llama, sgd(0.5))
+    data = ComparisonDataModule(write_rows(tmp_path / "rankings.jsonl", rankings(8)), micro_batch=4)
+    quiet_trainer(tmp_path, max_epochs=1, callbacks=[ExportModel()]).fit(module, datamodule=data)
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
+    score = module.model.eval().score(IDS, torch.ones_like(IDS))
+    torch.testing.assert_close(plain(IDS).logits.squeeze(1), score, atol=1e-5, rtol=1e-5)
+
+
+def test_a_sharded_model_is_exported_whole(llama, rows, tmp_path):
+    def train() -> torch.Tensor:
+        module = SFTModule(llama, sgd(0.5))
+        trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[ExportModel()], devices=2, strategy=FSDP2Strategy())
+        trainer.fit(module, datamodule=DemonstrationDataModule(rows, micro_batch=2))
+        return module.model.eval()(input_ids=IDS).logits.detach()
+
+    sharded, _ = on_ranks(train, tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    torch.testing.assert_close(plain(IDS).logits, sharded, atol=1e-5, rtol=1e-5)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_loaded(llama, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr("lit_rlhf.modules.sft.load_causal_lm", lambda *_: pytest.fail("the model was loaded"))
+    (tmp_path / "taken").write_text("")
+    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[ExportModel("taken/model")])
+    with pytest.raises(UserError, match="cannot write to .*taken/model'"):
+        trainer.fit(SFTModule(llama), datamodule=DemonstrationDataModule(rows, micro_batch=4))
+
+
+class TableLogger(CSVLogger):
+    """As much of WandbLogger as a table needs."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder), name="", version="")
+        self.tables: list[tuple[str, list[str], list[list[Any]]]] = []
+
+    def log_table(self, key: str, columns: list[str], data: list[list[Any]]) -> None:
+        """Keep it."""
+        self.tables.append((key, columns, data))
+
+
+class Length:
+    """The score is the number of words."""
+
+    def prepare(self, *_: Any) -> None:
+        """Nothing to load."""
+
+    def score(self, episodes: Any) -> torch.Tensor:
+        """Count."""
+        return torch.tensor([float(len(response.split())) for response in episodes.responses])
+
+
+def test_samples_go_to_a_file_and_to_a_logger_with_tables(llama, tmp_path):
+    logger = TableLogger(tmp_path / "log")
+    module = PPOModule(llama, Length(), Sampling(6), PPOSettings(rollout_batch=8, micro_batch=4), optimizer=sgd(0.1))
+    table = SampleTable(every_n_epochs=2, rows=3)
+    quiet_trainer(tmp_path, max_epochs=4, logger=logger, callbacks=[table]).fit(module, datamodule=PromptData())
+    written = [json.loads(line) for line in (tmp_path / "log" / "samples.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in written] == [2, 2, 2, 6, 6, 6]
+    assert [key for key, _, _ in logger.tables] == ["samples", "samples"]
+    assert all(columns == ["prompt", "response", "score", "kl"] for _, columns, _ in logger.tables)
+    tables = [row for _, _, data in logger.tables for row in data]
+    assert tables == [[row[name] for name in ("prompt", "response", "score", "kl")] for row in written]
+    for row in written:
+        assert row["score"] == len(row["response"].split())
+        assert set(row["prompt"].split()) <= {f"w{i}" for i in range(28)}
+    assert all(abs(row["kl"]) < 1e-4 for row in written[:3]), "the first rollout is the reference's own"
+
+
+class Poisoned(SFTModule):
+    """Its loss is not a number at one batch of the second epoch."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        """Spoil it."""
+        loss = super().training_step(batch, batch_idx)
+        return loss * float("nan") if (self.current_epoch, batch_idx) == (1, 2) else loss
+
+
+def test_a_loss_that_is_no_number_stops_before_the_weights_change(llama, rows, tmp_path):
+    module = Poisoned(llama, sgd(0.5))
+    kept = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=1, save_last=True)
+    callbacks = [kept, StopOnNonFinite()]
+    trainer = quiet_trainer(tmp_path, max_epochs=3, enable_checkpointing=True, callbacks=callbacks)
+    data = DemonstrationDataModule(rows, micro_batch=4)
+    with pytest.raises(UserError, match=r"the loss is nan at step 6 \(epoch 1, batch 2\)") as stop:
+        trainer.fit(module, datamodule=data)
+    assert "\n" not in str(stop.value)
+    saved = torch.load(kept.last_model_path, weights_only=True)
+    assert saved["global_step"] == 6
+    for name, weight in module.state_dict().items():
+        if name.startswith("model."):
+            assert torch.isfinite(weight).all()
+            assert torch.equal(weight, saved["state_dict"][name]), name
+    healthy = SFTModule(llama, sgd(0.5))
+    resumed = quiet_trainer(tmp_path, max_epochs=3, callbacks=[StopOnNonFinite()])
+    resumed.fit(healthy, datamodule=DemonstrationDataModule(rows, micro_batch=4), ckpt_path=kept.last_model_path)
+    assert resumed.global_step == 12
+
+
+def test_a_pretraining_loss_that_is_no_number_stops_too(llama, rows, tmp_path):
+    class PoisonedMix(SFTModule):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            loss = super().training_step(batch, batch_idx)
+            return loss * float("inf") if type(batch).__name__ == "PretrainingBatch" else loss
+
+    (tmp_path / "text.txt").write_text(" ".join(f"w{i % 28}" for i in range(200)))
+    mix = PretrainingMix(str(tmp_path / "text.txt"), 1.0, micro_batch=2, block_length=16)
+    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[mix, StopOnNonFinite()])
+    with pytest.raises(UserError, match=r"the loss is inf at step 0 \(epoch 0, batch 0\)"):
+        trainer.fit(PoisonedMix(llama), datamodule=DemonstrationDataModule(rows, micro_batch=4))
+
+
+def test_a_run_of_another_module_needs_no_samples(llama, rows, tmp_path):
+    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[SampleTable(1)])
+    trainer.fit(SFTModule(llama), datamodule=DemonstrationDataModule(rows, micro_batch=4))
+    assert not list(tmp_path.rglob("samples.jsonl"))
