@@ -9,7 +9,7 @@ HARMLESS_WARNINGS = (
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ".*`tensorboardX` has been removed as a dependency.*",
 )
-HARMLESS_RECORDS = ("💡 Tip:", "TPU available: False", "Seed set to")
+HARMLESS_RECORDS = ("💡 Tip:", "TPU available: False", "Seed set to", "Loading `train_dataloader` to estimate")
 
 
 def quiet() -> None:

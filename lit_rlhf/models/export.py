@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.utils import logging as transformers_logging
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.adapters import add_lora, has_adapter, merge_adapter
@@ -40,10 +41,21 @@ def describe_model(
     }
 
 
-def export_model(model: PreTrainedModel | ScalarModel, tokenizer: Tokenizer, directory: Path) -> None:
+def export_model(
+    model: PreTrainedModel | ScalarModel,
+    tokenizer: Tokenizer,
+    directory: Path,
+    weights: dict[str, Any] | None = None,
+) -> None:
     """Write a folder for `AutoModelForCausalLM`, or `AutoModelForSequenceClassification` for a scalar model.
 
     Adapters are merged into a copy; the live model stays as it is.
+
+    Args:
+        model: what to write.
+        tokenizer: written beside it.
+        directory: created where it is missing.
+        weights: whole weights by name, where the model's own are sharded.
     """
     inner = model.model if isinstance(model, ScalarModel) else model
     inner.config.architectures = [type(inner).__name__]
@@ -53,7 +65,7 @@ def export_model(model: PreTrainedModel | ScalarModel, tokenizer: Tokenizer, dir
         inner = copy.deepcopy(inner)
         merge_adapter(inner)
     make_directory(directory)
-    inner.save_pretrained(directory)
+    save_quietly(inner, directory)
     tokenizer.save_pretrained(directory)
 
 
@@ -90,6 +102,15 @@ def export_weights(
     tokenizer.save_pretrained(directory)
 
 
+def save_quietly(model: PreTrainedModel, directory: Path) -> None:
+    """Write weights and configuration without the progress bar, which would cut through the Trainer's."""
+    transformers_logging.disable_progress_bar()
+    try:
+        model.save_pretrained(directory)
+    finally:
+        transformers_logging.enable_progress_bar()
+
+
 def make_directory(directory: Path) -> None:
     """Create an output folder, or say in one line why that cannot be."""
     try:
@@ -110,7 +131,7 @@ def _write(settings: dict[str, Any], weights: dict[str, Tensor], adapter: LoRA |
     model.load_state_dict(weights)
     merge_adapter(model)
     make_directory(directory)
-    model.save_pretrained(directory)
+    save_quietly(model, directory)
 
 
 def _empty_model(settings: dict[str, Any]) -> PreTrainedModel:

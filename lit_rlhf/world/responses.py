@@ -1,4 +1,4 @@
-"""What people of the world write as replies: good ones, and six ways to go wrong.
+"""What people of the world write as replies: good ones, and seven ways to fall short.
 
 ``good_response`` is what the judge calls right in every respect; the others each spoil one thing.
 """

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from ranks import on_ranks
 from small_runs import demonstrations, quiet_trainer, rankings, sgd, write_rows
 from transformers import AutoModelForSequenceClassification
 
@@ -15,6 +16,7 @@ from lit_rlhf.data import ComparisonDataModule
 from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.models.scalar import ScalarModel, load_scalar_model
 from lit_rlhf.modules import RewardModule
+from lit_rlhf.strategies import FSDP2Strategy
 
 ROWS = demonstrations(40)
 
@@ -29,9 +31,9 @@ def mean_score(model: ScalarModel, tokenizer: Any) -> float:
 
 
 def fit(llama: str, folder: Path, adapter: LoRA | None = None, **settings: Any) -> RewardModule:
-    validation = settings.pop("validation", True)
+    validation, micro_batch = settings.pop("validation", True), settings.pop("micro_batch", 4)
     comparisons = write_rows(folder / "rankings.jsonl", rankings(16))
-    data = ComparisonDataModule(comparisons, validation_path=comparisons if validation else None, micro_batch=4)
+    data = ComparisonDataModule(comparisons, validation_path=comparisons if validation else None, micro_batch=micro_batch)
     module = RewardModule(llama, sgd(0.1), adapter=adapter)
     centre = CentreScores(write_rows(folder / "demonstrations.jsonl", ROWS), batch_size=16)
     # last in the list: Lightning itself moves checkpoints behind the other callbacks
@@ -59,8 +61,8 @@ def test_demonstrations_score_nought_in_module_export_and_checkpoint(validation,
     # what plain transformers reads: the raw score, and the shift beside it
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
     ids = torch.tensor([[5, 6, 7, 1]])
-    centred = (float(plain(ids).logits) - plain.config.score_shift) / plain.config.score_scale
-    assert centred == pytest.approx(float(exported.eval().score(ids, torch.ones_like(ids))), abs=1e-5)
+    centred = (float(plain(ids).logits.detach()) - plain.config.score_shift) / plain.config.score_scale
+    assert centred == pytest.approx(float(exported.eval().score(ids, torch.ones_like(ids)).detach()), abs=1e-5)
 
 
 def test_a_resumed_run_has_the_constants_of_its_checkpoint(llama, tokenizer, tmp_path):
@@ -77,6 +79,28 @@ def test_a_resumed_run_has_the_constants_of_its_checkpoint(llama, tokenizer, tmp
 def test_dropout_of_an_adapter_does_not_blur_the_mean(llama, tokenizer, tmp_path):
     module = fit(llama, tmp_path, adapter=LoRA(rank=2, dropout=0.5))
     assert mean_score(module.model, tokenizer) == pytest.approx(0, abs=1e-4)
+
+
+def test_sharded_scores_are_centred_and_exported(llama, tokenizer, tmp_path):
+    (tmp_path / "one").mkdir()
+    one = fit(llama, tmp_path / "one")
+
+    def train() -> float:
+        sizes = {"devices": 2, "strategy": FSDP2Strategy(), "micro_batch": 2}
+        return float(fit(llama, tmp_path, **sizes).model.shift)
+
+    assert on_ranks(train, tmp_path) == pytest.approx([float(one.model.shift)] * 2, abs=1e-5)
+    exported = load_scalar_model(str(tmp_path / "model"), tokenizer, ModelOptions())
+    assert mean_score(exported, tokenizer) == pytest.approx(0, abs=1e-4)
+
+
+def test_validation_alone_needs_no_demonstrations(llama, tmp_path):
+    comparisons = write_rows(tmp_path / "rankings.jsonl", rankings(8))
+    data = ComparisonDataModule(comparisons, validation_path=comparisons, micro_batch=4)
+    module = RewardModule(llama)
+    centre = CentreScores(str(tmp_path / "demonstrations.jsonl"))
+    quiet_trainer(tmp_path, callbacks=[centre]).validate(module, datamodule=data, verbose=False)
+    assert not module.model.centred
 
 
 def test_the_training_of_the_scores_is_not_changed(llama, tmp_path):

@@ -50,9 +50,10 @@ def test_the_exported_reward_model_is_the_trained_one(llama, tmp_path):
     torch.testing.assert_close(plain(IDS).logits.squeeze(1), score, atol=1e-5, rtol=1e-5)
 
 
-def test_a_sharded_model_is_exported_whole(llama, rows, tmp_path):
+@pytest.mark.parametrize("adapter", [None, LoRA(rank=2)], ids=["full", "lora"])
+def test_a_sharded_model_is_exported_whole(adapter, llama, rows, tmp_path):
     def train() -> torch.Tensor:
-        module = SFTModule(llama, sgd(0.5))
+        module = SFTModule(llama, sgd(0.5), adapter=adapter)
         trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[ExportModel()], devices=2, strategy=FSDP2Strategy())
         trainer.fit(module, datamodule=DemonstrationDataModule(rows, micro_batch=2))
         return module.model.eval()(input_ids=IDS).logits.detach()
@@ -60,6 +61,8 @@ def test_a_sharded_model_is_exported_whole(llama, rows, tmp_path):
     sharded, _ = on_ranks(train, tmp_path)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     torch.testing.assert_close(plain(IDS).logits, sharded, atol=1e-5, rtol=1e-5)
+    assert (sharded - AutoModelForCausalLM.from_pretrained(llama)(IDS).logits).abs().max() > 1e-3
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_loaded(llama, rows, tmp_path, monkeypatch):
@@ -110,17 +113,14 @@ def test_samples_go_to_a_file_and_to_a_logger_with_tables(llama, tmp_path):
     assert all(abs(row["kl"]) < 1e-4 for row in written[:3]), "the first rollout is the reference's own"
 
 
-class Poisoned(SFTModule):
-    """Its loss is not a number at one batch of the second epoch."""
-
-    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        """Spoil it."""
-        loss = super().training_step(batch, batch_idx)
-        return loss * float("nan") if (self.current_epoch, batch_idx) == (1, 2) else loss
-
-
 def test_a_loss_that_is_no_number_stops_before_the_weights_change(llama, rows, tmp_path):
-    module = Poisoned(llama, sgd(0.5))
+    module = SFTModule(llama, sgd(0.5))
+
+    def poisoned(batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = SFTModule.training_step(module, batch, batch_idx)
+        return loss * float("nan") if (module.current_epoch, batch_idx) == (1, 2) else loss
+
+    module.training_step = poisoned  # type: ignore[method-assign]
     kept = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=1, save_last=True)
     callbacks = [kept, StopOnNonFinite()]
     trainer = quiet_trainer(tmp_path, max_epochs=3, enable_checkpointing=True, callbacks=callbacks)

@@ -1,5 +1,6 @@
 """FSDP2 on two gloo ranks gives the weights of one process, for all three modules."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from ppo_fakes import PromptData
 from ranks import on_ranks
 from small_runs import assert_same_weights, demonstrations, quiet_trainer, rankings, sgd, whole_weights, write_rows
 
+from lit_rlhf.cli import main
 from lit_rlhf.data import ComparisonDataModule, DemonstrationDataModule
 from lit_rlhf.modules import PPOModule, PPOSettings, RewardModule, SFTModule
 from lit_rlhf.rollout.sampling import Sampling
@@ -66,3 +68,5 @@ def test_sharded_weights_are_those_of_one_process(stage, llama, tmp_path):
     assert saved.keys() == checkpoint.keys()
     for name, weight in checkpoint.items():
         torch.testing.assert_close(saved[name], weight, atol=1e-5, rtol=1e-5, msg=name)
+    assert main(["export", str(tmp_path / "sharded.ckpt"), str(tmp_path / "model")]) == 0
+    assert not json.loads((tmp_path / "model" / "config.json").read_text())["architectures"][0].startswith("FSDP")

@@ -1,0 +1,89 @@
+"""The three stages on real data, from shipped recipes alone. The figures in docs/real-data.md, asserted with a margin."""
+
+import io
+from contextlib import chdir, redirect_stdout
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+import torch
+from runs import Stage, elsewhere, run
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from lit_rlhf.cli import main
+
+TEXTS = ["### Instruction:\nName a colour.\n\n### Response:\n", "Once upon a time", "The dog was happy. It ran home."]
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder, where the recipes' `runs/small` comes to lie."""
+    return tmp_path_factory.mktemp("project")
+
+
+@pytest.fixture(scope="session")
+def untrained(project: Path, stories: str, real_data: Path) -> Stage:
+    data = f"--data.path={real_data}/demonstrations/small_instructions.json"
+    start = [f"--model.model={stories}", *elsewhere("runs/untrained")]
+    return run(project, "runs/untrained", "validate", "-c", "small/sft", data, *start)
+
+
+@pytest.fixture(scope="session")
+def sft(project: Path, stories: str, real_data: Path) -> Stage:
+    data = f"--data.path={real_data}/demonstrations/small_instructions.json"
+    return run(project, "runs/small/sft", "fit", "-c", "small/sft", data, f"--model.model={stories}")
+
+
+@pytest.fixture(scope="session")
+def reward(project: Path, sft: Stage, real_data: Path) -> Stage:
+    data = f"--data.path={real_data}/preferences/polite_rude.json"
+    return run(project, "runs/small/reward", "fit", "-c", "small/reward", data)
+
+
+@pytest.fixture(scope="session")
+def kwise(project: Path, sft: Stage, real_data: Path) -> Stage:
+    data = f"--data.path={real_data}/preferences/oasst_kwise.jsonl.gz"
+    short = ["--data.long_prompts=truncate", "--data.max_prompt_length=128", "--data.max_completion_length=128"]
+    return run(project, "runs/kwise", "fit", "-c", "small/reward", data, *short, *elsewhere("runs/kwise"))
+
+
+@pytest.fixture(scope="session")
+def ppo(project: Path, reward: Stage, real_data: Path) -> Stage:
+    data = f"--data.path={real_data}/prompts/prompt_lottery_en_250_text.jsonl"
+    words = ["--data.template=instruction", "--trainer.max_epochs=20"]
+    return run(project, "runs/small/ppo", "fit", "-c", "small/ppo", data, *words)
+
+
+def logits(folder: str, texts: list[str]) -> Tensor:
+    """The last logits of each text in plain transformers: next tokens of a policy, the score of a reward model."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    scalar = "SequenceClassification" in (Path(folder) / "config.json").read_text()
+    auto = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
+    model = auto.from_pretrained(folder).eval()
+    rows = []
+    for text in texts:
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        with torch.no_grad():
+            output = model(torch.cat([ids, torch.tensor([[tokenizer.eos_token_id]])], 1)).logits
+        rows.append(output[0] if scalar else output[0, -2])
+    return torch.stack(rows)
+
+
+def trained_weights(checkpoint: str, prefix: str) -> dict[str, Tensor]:
+    """What Lightning saved of the exported model."""
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def exported(stage: Stage) -> str:
+    """The folder that `lit-rlhf export` makes of the last checkpoint."""
+    folder = str(stage.folder / "exported")
+    assert main(["export", stage.checkpoint, folder]) == 0
+    return folder
+
+
+def test_sft_lowers_the_validation_loss_by_a_fifth_and_more(untrained: Stage, sft: Stage) -> None:
+    before, after = untrained.column("validation/loss")[0], sft.column("validation/loss")[-1]
+    assert 4.0 < before < 6.0
+    assert after < 0.6 * before
