@@ -28,8 +28,12 @@ class ExportModel(Callback):
                 make_directory(self.directory)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Write, on rank zero; sharded weights are gathered to its host memory first."""
-        weights = whole_weights(pl_module.exported)
-        if trainer.is_global_zero:
-            export_model(pl_module.exported, pl_module.tokenizer, self.directory, weights)
+        """Write, on rank zero, with the weights of all ranks where they are sharded."""
+        model, tokenizer = pl_module.exported, pl_module.tokenizer
+        if is_sharded(model):
+            weights = whole_state_dict(model)  # every rank takes part
+            if trainer.is_global_zero:
+                export_weights(model, weights, pl_module.adapter, tokenizer, self.directory)
+        elif trainer.is_global_zero:
+            export_model(model, tokenizer, self.directory)
         trainer.strategy.barrier()

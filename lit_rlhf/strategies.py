@@ -85,16 +85,3 @@ def gathered(model: nn.Module) -> Iterator[None]:
         for unit in units:
             unit.set_reshard_after_forward(unit is not model, recurse=False)
             unit.reshard()
-
-
-def whole_weights(model: nn.Module) -> dict[str, Any] | None:
-    """Return the whole weights by name, in host memory of rank zero, or None where the model is not sharded.
-
-    A collective call: every rank must make it.
-    """
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-    from torch.distributed.tensor import DTensor
-
-    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
-        return None
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

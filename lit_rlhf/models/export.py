@@ -41,21 +41,10 @@ def describe_model(
     }
 
 
-def export_model(
-    model: PreTrainedModel | ScalarModel,
-    tokenizer: Tokenizer,
-    directory: Path,
-    weights: dict[str, Any] | None = None,
-) -> None:
+def export_model(model: PreTrainedModel | ScalarModel, tokenizer: Tokenizer, directory: Path) -> None:
     """Write a folder for `AutoModelForCausalLM`, or `AutoModelForSequenceClassification` for a scalar model.
 
     Adapters are merged into a copy; the live model stays as it is.
-
-    Args:
-        model: what to write.
-        tokenizer: written beside it.
-        directory: created where it is missing.
-        weights: whole weights by name, where the model's own are sharded.
     """
     inner = model.model if isinstance(model, ScalarModel) else model
     inner.config.architectures = [type(inner).__name__]

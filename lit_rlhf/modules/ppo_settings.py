@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from lit_rlhf.errors import UserError
+
 
 @dataclass
 class PPOSettings:
@@ -32,3 +34,15 @@ class PPOSettings:
     gae_lambda: float = 0.95
     critic_learning_rate: float = 9e-6
     chunk: int = 64
+
+    def __post_init__(self) -> None:
+        """Refuse what no update can be made with."""
+        for name in ("rollout_batch", "micro_batch", "epochs", "chunk"):
+            if getattr(self, name) < 1:
+                raise UserError(f"ppo.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("clip", "value_clip"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"ppo.{name} must be positive, got {getattr(self, name)}")
+        for name in ("discount", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"ppo.{name} must lie in [0, 1], got {getattr(self, name)}")

@@ -59,7 +59,7 @@ class RewardModelReward:
 
     def prepare(self, tokenizer: Tokenizer, device: torch.device) -> None:
         """Load the model, frozen."""
-        from lit_rlhf.models.loading import load_tokenizer
+        from lit_rlhf.models.loading import load_config, load_tokenizer
 
         own = load_tokenizer(self.path, self.options)
         if own.get_vocab() != tokenizer.get_vocab():
@@ -67,12 +67,12 @@ class RewardModelReward:
                 f"reward: {self.path!r} has another tokenizer than the policy; its ids would mean other words. Use a "
                 "reward model trained from the same family"
             )
-        self.model = load_scalar_model(self.path, tokenizer, self.options).to(device).eval().requires_grad_(False)
-        if not self.model.centred and self.uncentred == "refuse":
+        if self.uncentred == "refuse" and not hasattr(load_config(self.path, self.options), "score_shift"):
             raise UserError(
                 f"reward: {self.path!r} has no centring constants (score_shift in its config.json): train it with the "
                 "callback CentreScores, or set model.reward.init_args.uncentred to accept"
             )
+        self.model = load_scalar_model(self.path, tokenizer, self.options).to(device).eval().requires_grad_(False)
 
     @torch.no_grad()
     def score(self, episodes: Episodes) -> Tensor:
@@ -109,7 +109,10 @@ class PythonReward:
             raise UserError(
                 f"reward {self.name}: {len(scores)} scores for {len(episodes.responses)} responses; return one each"
             )
-        return torch.tensor([float(score) for score in scores], device=episodes.input_ids.device)
+        try:
+            return torch.tensor([float(score) for score in scores], device=episodes.input_ids.device)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"reward {self.name}: a score is no number ({error})") from error
 
 
 class WeightedSum:
@@ -152,4 +155,6 @@ def import_function(path: str) -> TextReward:
         near = get_close_matches(name, dir(module), 1)
         raise UserError(f"{path!r}: {module_name} has no {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     function: TextReward = getattr(module, name)
+    if not callable(function):
+        raise UserError(f"{path!r} is a {type(function).__name__}, not a function")
     return function

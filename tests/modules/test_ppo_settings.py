@@ -1,0 +1,30 @@
+"""The numbers of the update: the paper's by default, and senseless ones refused by name."""
+
+import pytest
+
+from lit_rlhf.errors import UserError
+from lit_rlhf.modules import PPOSettings
+
+
+def test_the_defaults_are_the_papers():
+    settings = PPOSettings()
+    assert (settings.rollout_batch, settings.epochs, settings.clip, settings.discount) == (512, 1, 0.2, 1.0)
+    assert settings.critic_learning_rate == 9e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("rollout_batch", 0, "at least 1"),
+        ("micro_batch", 0, "at least 1"),
+        ("epochs", -1, "at least 1"),
+        ("chunk", 0, "at least 1"),
+        ("clip", 0.0, "be positive"),
+        ("value_clip", -0.2, "be positive"),
+        ("discount", 1.01, r"lie in \[0, 1\]"),
+        ("gae_lambda", -0.1, r"lie in \[0, 1\]"),
+    ],
+)
+def test_a_senseless_number_is_refused_by_name(name, value, rule):
+    with pytest.raises(UserError, match=rf"ppo\.{name} must {rule}, got {value}"):
+        PPOSettings(**{name: value})

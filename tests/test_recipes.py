@@ -1,0 +1,107 @@
+"""Every shipped recipe, alone and under every overlay, becomes module, data module and trainer; its head says how."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+
+from lit_rlhf.cli import main
+from lit_rlhf.commands.lightning_cli import RecipeCLI
+from lit_rlhf.commands.recipes import is_overlay, shipped_recipes
+from lit_rlhf.modules.base import LitModule
+
+RECIPES = {name: path for name, path in shipped_recipes().items() if not is_overlay(name)}
+OVERLAYS = {name: path for name, path in shipped_recipes().items() if is_overlay(name)}
+STAGES = ("quickstart/pretraining", "quickstart/sft", "quickstart/reward", "quickstart/ppo", "quickstart/ppo_ptx")
+HEAD = {"recipe": ("Hardware", "Command", "Override", "Expect"), "overlay": ("Hardware", "Command")}
+
+
+@pytest.fixture
+def instantiate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Everything that `fit` does before it runs, in an empty folder, on one CPU; no model may be read."""
+    made: list[RecipeCLI] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(RecipeCLI, "_run_subcommand", lambda cli, _: made.append(cli))
+    for auto in ("AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoTokenizer", "AutoConfig"):
+        monkeypatch.setattr(f"transformers.{auto}.from_pretrained", lambda *_, **__: pytest.fail("a model was read"))
+
+    def run(*names: str) -> RecipeCLI:
+        recipes = [word for name in names for word in ("-c", name)]
+        assert main(["fit", *recipes, "--trainer.accelerator=cpu", "--trainer.devices=1"]) == 0
+        return made[-1]
+
+    return run
+
+
+def assert_made(cli: RecipeCLI) -> None:
+    assert isinstance(cli.model, LitModule)
+    assert isinstance(cli.datamodule, L.LightningDataModule)
+    assert isinstance(cli.trainer, L.Trainer)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_becomes_module_data_and_trainer(name, instantiate):
+    assert_made(instantiate(name))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_overlay_goes_onto_every_stage(stage, instantiate):
+    plain = instantiate(stage)
+    for overlay in OVERLAYS:
+        cli = instantiate(stage, overlay)
+        assert_made(cli)
+        kinds = [type(callback).__name__ for callback in cli.trainer.callbacks]
+        for callback in plain.trainer.callbacks:
+            assert type(callback).__name__ in kinds, f"{overlay} loses {type(callback).__name__}"
+
+
+def optimizer_of(cli: RecipeCLI) -> dict[str, Any]:
+    settings = cli.config["fit"]["model"]["init_args"]["optimizer"]
+    return {"class_path": settings["class_path"], **settings["init_args"]}
+
+
+@pytest.mark.parametrize("overlay", [name for name in OVERLAYS if name.startswith("optimizer/")])
+def test_an_optimizer_overlay_keeps_rate_and_betas(overlay, instantiate):
+    before, after = optimizer_of(instantiate("quickstart/sft")), optimizer_of(instantiate("quickstart/sft", overlay))
+    assert (after["lr"], list(after["betas"])) == (before["lr"], list(before["betas"]))
+    assert overlay == "optimizer/adamw" or after["class_path"].startswith("bitsandbytes.optim.")
+
+
+def test_overlays_change_what_they_say(instantiate):
+    for precision in ("16-mixed", "32-true", "bf16-mixed", "bf16-true"):
+        assert instantiate("quickstart/sft", f"precision/{precision}").config["fit"]["trainer"]["precision"] == precision
+    assert type(instantiate("quickstart/sft", "strategy/ddp").trainer.strategy).__name__ == "DDPStrategy"
+    assert type(instantiate("quickstart/sft", "strategy/fsdp").trainer.strategy).__name__ == "FSDP2Strategy"
+    assert instantiate("quickstart/ppo", "adapter/lora").model.adapter.rank == 16
+    assert instantiate("quickstart/sft", "logger/off").trainer.logger is None
+    for overlay, offline in (("logger/wandb", False), ("logger/wandb-offline", True)):
+        logger = instantiate("quickstart/sft", overlay).trainer.logger
+        assert type(logger).__name__ == "WandbLogger" and logger._offline == offline
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_the_head_says_what_it_is_on_what_and_how(name):
+    lines = shipped_recipes()[name].read_text().splitlines()
+    head = []
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        head.append(line)
+    fields = HEAD["overlay" if is_overlay(name) else "recipe"]
+    assert len(head[0]) > 20 and head[0].endswith("."), "a title that says what it is"
+    for line, field in zip(head[1:], fields, strict=True):
+        assert re.match(rf"# {field}: +\S", line), f"{name}: the line of {field} is {line!r}"
+    base = "RECIPE -c " if is_overlay(name) else ""
+    assert f"lit-rlhf fit -c {base}{name}" in head[2]
+
+
+def test_commands_and_overrides_of_the_heads_parse(instantiate, capsys):
+    """Every `--key=value` that a head names is a setting of its recipe."""
+    for name, path in RECIPES.items():
+        text = path.read_text()
+        for setting in re.findall(r"--[\w.+]+=\S+", text[: text.index("\nmodel:")]):
+            code = main(["fit", "-c", name, setting, "--print_config"])
+            assert code == 0, f"{name}: {setting}: {capsys.readouterr().err}"
