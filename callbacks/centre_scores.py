@@ -19,7 +19,8 @@ class CentreScores(Callback):
     """Sets the module's centring constants after every validation and epoch, and at the end of training.
 
     The loss reads differences of scores only, so the shift changes nothing in training; it gives the KL coefficient of
-    PPO a fixed meaning and the critic a sensible start. Exports hold it, and checkpoints written after a validation or an epoch.
+    PPO a fixed meaning and the critic a sensible start. Exports hold it, and checkpoints written after a validation or
+    an epoch.
 
     Args:
         path: demonstrations: any source of `DemonstrationDataModule`.

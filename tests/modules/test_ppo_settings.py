@@ -15,10 +15,10 @@ def test_the_defaults_are_the_papers():
 @pytest.mark.parametrize(
     ("name", "value", "rule"),
     [
-        ("rollout_batch", 0, "at least 1"),
-        ("micro_batch", 0, "at least 1"),
-        ("epochs", -1, "at least 1"),
-        ("chunk", 0, "at least 1"),
+        ("rollout_batch", 0, "be at least 1"),
+        ("micro_batch", 0, "be at least 1"),
+        ("epochs", -1, "be at least 1"),
+        ("chunk", 0, "be at least 1"),
         ("clip", 0.0, "be positive"),
         ("value_clip", -0.2, "be positive"),
         ("discount", 1.01, r"lie in \[0, 1\]"),

@@ -1,0 +1,317 @@
+"""Bad input: exit code 2 and one clear line that names the thing, before any weight is read."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from small_runs import demonstrations, rankings, write_rows
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from lit_rlhf.cli import main
+
+Fit = Callable[..., tuple[int, list[str], str]]
+
+
+def stage(module: str, model: dict[str, Any], data: str, settings: dict[str, Any]) -> dict[str, Any]:
+    optimizer = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
+    return {
+        "model": {"class_path": f"lit_rlhf.modules.{module}", "init_args": {**model, "optimizer": optimizer}},
+        "data": {"class_path": f"lit_rlhf.data.{data}", "init_args": settings},
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 2,
+            "logger": False,
+            "enable_progress_bar": False,
+            "default_root_dir": "out",
+        },
+    }
+
+
+@pytest.fixture
+def project(llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with sound recipes of the three steps and their data."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(os.sys.modules, "mine", raising=False)
+    write_rows(tmp_path / "demonstrations.jsonl", demonstrations(8))
+    write_rows(tmp_path / "rankings.jsonl", rankings(8))
+    (tmp_path / "mine.py").write_text(
+        "def nan(prompts, responses, rows):\n    return [float('nan') for _ in responses]\n\n\n"
+        "def words(prompts, responses, rows):\n    return [len(r.split()) for r in responses]\n"
+    )
+    recipes = {
+        "sft": stage("SFTModule", {"model": llama}, "DemonstrationDataModule", {"path": "demonstrations.jsonl"}),
+        "reward": stage("RewardModule", {"model": llama}, "ComparisonDataModule", {"path": "rankings.jsonl"}),
+        "ppo": stage(
+            "PPOModule",
+            {
+                "model": llama,
+                "reward": {"class_path": "lit_rlhf.rewards.PythonReward", "init_args": {"function": "mine.words"}},
+                "sampling": {"response_length": 4},
+                "ppo": {"rollout_batch": 8, "micro_batch": 4},
+            },
+            "PromptDataModule",
+            {"path": "demonstrations.jsonl"},
+        ),
+    }
+    for name, recipe in recipes.items():
+        if name != "ppo":
+            recipe["data"]["init_args"]["micro_batch"] = 4
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+    return tmp_path
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The models whose weights were read."""
+    names: list[str] = []
+    for auto in (AutoModelForCausalLM, AutoModelForSequenceClassification):
+        whole = auto.from_pretrained.__func__
+
+        def reading(cls: Any, name: str, *args: Any, _whole: Any = whole, **settings: Any) -> Any:
+            names.append(name)
+            return _whole(cls, name, *args, **settings)
+
+        monkeypatch.setattr(auto, "from_pretrained", classmethod(reading))
+    return names
+
+
+@pytest.fixture
+def fit(project: Path, capfd: pytest.CaptureFixture[str]) -> Fit:
+    """Run `lit-rlhf fit -c ARGS`: exit code, lines that begin with "error:", all that was printed."""
+
+    def run(*args: str) -> tuple[int, list[str], str]:
+        capfd.readouterr()
+        code = main(["fit", "-c", *args])
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        errors = [line for line in err.splitlines() if line.startswith("error:")]
+        assert not errors or err.splitlines()[-1] == errors[-1], "the error is the last line"
+        return code, errors, out + err
+
+    return run
+
+
+def refused(result: tuple[int, list[str], str], *parts: str) -> None:
+    code, errors, printed = result
+    assert code == 2, printed
+    assert len(errors) == 1, printed
+    for part in parts:
+        assert part in errors[0], f"{part!r} is not in {errors[0]!r}"
+
+
+@pytest.mark.parametrize("recipe", ["sft.yaml", "reward.yaml", "ppo.yaml"])
+def test_the_sound_recipes_run(recipe, fit, reads):
+    code, errors, printed = fit(recipe)
+    assert (code, errors) == (0, []), printed
+    assert reads
+
+
+UNKNOWN = {
+    "recipe": (["quickstart/stf"], ["no recipe 'quickstart/stf'", "did you mean 'quickstart/sft'?"]),
+    "key": (["sft.yaml", "--model.optimiser=x"], ["SFTModule has no setting 'optimiser'", "'optimizer'?"]),
+    "trainer key": (["sft.yaml", "--trainer.max_epoch=3"], ["no setting 'trainer.max_epoch'", "'trainer.max_epochs'?"]),
+    "key of a group": (["ppo.yaml", "--model.ppo.rollout_bach=3"], ["no setting 'rollout_bach'", "'rollout_batch'?"]),
+    "class": (["sft.yaml", "--model=lit_rlhf.modules.SFTModul"], ["no 'SFTModul' in lit_rlhf.modules", "'SFTModule'?"]),
+    "data class": (["sft.yaml", "--data=lit_rlhf.data.DemonstrationData"], ["no 'DemonstrationData'", "DataModule'?"]),
+    "reward class": (["ppo.yaml", "--model.reward=lit_rlhf.rewards.PythonRewar"], ["no 'PythonRewar'", "'PythonReward'?"]),
+    "reward function": (["ppo.yaml", "--model.reward.function=mine.word"], ["mine has no 'word'", "'words'?"]),
+    "model folder": (["sft.yaml", "--model.model=./ou/model"], ["there is no folder './ou/model'"]),
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_an_unknown_name_gets_the_nearest(kind, fit, reads):
+    args, parts = UNKNOWN[kind]
+    refused(fit(*args), *parts)
+    assert not reads
+
+
+ROW = {"prompt": "w1 w2", "completion": "w3"}
+RANKING = {"prompt": "w1", "completions": ["w2", "w3", "w4"], "ranks": [0, 1, 1]}
+BAD_ROWS = {
+    "missing file": ("sft", None, ["no data file 'demonstration.jsonl'", "did you mean 'demonstrations.jsonl'?"]),
+    "no JSON": ("sft", [json.dumps(ROW), '{"prompt": "w1", '], ["bad.jsonl:2: this line does not parse as JSON"]),
+    "no field": (
+        "sft",
+        [json.dumps(ROW), json.dumps({"prompt": "w1"})],
+        ["bad.jsonl:2: no column 'completion'", "the row has 'prompt'"],
+    ),
+    "no field in the first row": (
+        "sft",
+        [json.dumps({"prompt": "w1", "text": "w2"})],
+        ["bad.jsonl:1: no column 'completion'"],
+    ),
+    "a field of another kind": ("sft", [json.dumps({**ROW, "completion": 3})], ["bad.jsonl:1: column 'completion' must"]),
+    "empty file": ("sft", [], ["'bad.jsonl' is empty"]),
+    "only blank lines": ("ppo", ["", ""], ["'bad.jsonl' is empty"]),
+    "ranks of another length": (
+        "reward",
+        [json.dumps(RANKING), json.dumps({**RANKING, "ranks": [0, 1]})],
+        ["bad.jsonl:2: 2 ranks for 3 completions"],
+    ),
+    "all tied": (
+        "reward",
+        [json.dumps({**RANKING, "ranks": [1, 1, 1]})] * 3,
+        ["no ranking is left of 'bad.jsonl'", "3 all completions tied"],
+    ),
+    "fewer rows than a minibatch": ("sft", [json.dumps(ROW)], ["1 rows are fewer than one minibatch of 4"]),
+    "every prompt too long": (
+        "sft",
+        [json.dumps({**ROW, "prompt": "w1 " * 30})] * 5,
+        ["no row is left of 'bad.jsonl'", "5 prompt longer than 20 tokens"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ROWS)
+def test_bad_data_names_file_and_line(kind, fit, project, reads):
+    recipe, lines, parts = BAD_ROWS[kind]
+    path = "demonstration.jsonl" if lines is None else "bad.jsonl"
+    if lines is not None:
+        (project / path).write_text("".join(line + "\n" for line in lines))
+    limit = [] if kind != "every prompt too long" else ["--data.max_prompt_length=20"]
+    refused(fit(f"{recipe}.yaml", f"--data.path={path}", *limit), *parts)
+    assert not reads or kind == "fewer rows than a minibatch", "before any weight is read"
+
+
+@pytest.mark.parametrize(("policy", "said"), [("drop", "skipped: prompt longer than"), ("truncate", "of these: prompt truncated to its last")])
+def test_long_prompts_go_by_their_policy_and_are_counted(policy, said, fit, project):
+    rows = [*demonstrations(8), {**ROW, "prompt": "w1 " * 30}]
+    write_rows(project / "mixed.jsonl", rows)
+    settings = ("--data.path=mixed.jsonl", "--data.max_prompt_length=20", f"--data.long_prompts={policy}")
+    for recipe in ("sft.yaml", "ppo.yaml"):
+        code, _, printed = fit(recipe, *settings)
+        assert code == 0, printed
+        line = next(line for line in printed.splitlines() if said in line)
+        assert "20 tokens" in line and "first: mixed.jsonl:9" in line and " 1  " in line
+
+
+def test_some_tied_rankings_are_counted_and_left_out(fit, project):
+    tied = {**RANKING, "ranks": [1, 1, 1]}
+    write_rows(project / "some.jsonl", [*rankings(8), tied, tied])
+    code, _, printed = fit("reward.yaml", "--data.path=some.jsonl")
+    assert code == 0
+    line = next(line for line in printed.splitlines() if "skipped: all completions tied" in line)
+    assert " 2  first: some.jsonl:9" in line
+
+
+@pytest.mark.parametrize("recipe", ["sft", "reward", "ppo"])
+def test_more_tokens_than_the_model_has_positions_are_refused(recipe, fit, project, reads):
+    long = "w1 " * 150  # the tiny models have 128 positions
+    row = {"prompt": long, "completions": ["w1", "w2"], "ranks": [0, 1]} if recipe == "reward" else {**ROW, "prompt": long}
+    write_rows(project / "long.jsonl", [row] * 8)
+    refused(fit(f"{recipe}.yaml", "--data.path=long.jsonl"), "more than the model's 128 positions", "max_prompt_length")
+    assert not reads
+
+
+def test_pretraining_blocks_longer_than_the_model_are_refused(fit, project, reads):
+    (project / "text.txt").write_text("w1 w2 " * 400)
+    mix = "{class_path: lit_rlhf.callbacks.PretrainingMix, init_args: {path: text.txt, block_length: 200}}"
+    (project / "mix.yaml").write_text(f"trainer: {{callbacks+: [{mix}]}}")
+    refused(fit("sft.yaml", "-c", "mix.yaml"), "block_length 200", "model's 128 positions")
+    text = ("--data=lit_rlhf.data.PretrainingDataModule", "--data.path=text.txt", "--data.block_length=200")
+    refused(fit("sft.yaml", *text), "200", "model's 128 positions")
+    assert not reads
+
+
+def changed_model(llama: str, folder: Path, change: Callable[[Any], None]) -> str:
+    """A copy of the tiny model with another tokenizer."""
+    AutoModelForCausalLM.from_pretrained(llama).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    change(tokenizer)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("recipe", ["sft", "reward", "ppo"])
+def test_a_padding_token_equal_to_the_end_token_is_refused(recipe, fit, llama, project, reads):
+    def same(tokenizer: Any) -> None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+    folder = changed_model(llama, project / "same", same)
+    reads.clear()
+    refused(fit(f"{recipe}.yaml", f"--model.model={folder}"), "padding equal to its end token '<eos>'", "options.pad_token")
+    assert not reads
+    code, _, printed = fit(f"{recipe}.yaml", f"--model.model={folder}", "--model.options.pad_token=<fill>")
+    assert code == 0, printed
+
+
+@pytest.mark.parametrize("recipe", ["sft", "reward", "ppo"])
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(recipe, fit, llama, project, reads):
+    folder = changed_model(llama, project / "larger", lambda tokenizer: tokenizer.add_tokens(["new", "newer"]))
+    reads.clear()
+    refused(fit(f"{recipe}.yaml", f"--model.model={folder}"), "34 tokens, but a vocabulary of 32", folder)
+    assert not reads
+
+
+def test_a_reward_model_that_does_not_fit_the_policy_is_refused(fit, llama, project, reads):
+    folder = changed_model(llama, project / "other", lambda tokenizer: tokenizer.add_tokens(["new", "newer"]))
+    reads.clear()
+    reward = ("--model.reward=lit_rlhf.rewards.RewardModelReward", f"--model.reward.model={folder}")
+    refused(fit("ppo.yaml", *reward), "has another tokenizer than the policy", folder)
+    uncentred = ("--model.reward=lit_rlhf.rewards.RewardModelReward", f"--model.reward.model={llama}")
+    refused(fit("ppo.yaml", *uncentred), "no centring constants", "CentreScores")
+    assert not reads
+
+
+def test_sizes_that_do_not_divide_are_refused(fit, reads):
+    refused(fit("ppo.yaml", "--model.ppo.rollout_batch=10"), "rollout_batch 10 is not a multiple of the minibatch 4")
+    refused(fit("ppo.yaml", "--model.ppo.micro_batch=0"), "ppo.micro_batch must be at least 1, got 0")
+    refused(fit("sft.yaml", "--data.micro_batch=0"), "micro_batch: 0 must be at least 1")
+    assert not reads
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused(fit, project, reads):
+    (project / "taken").write_text("")
+    refused(fit("sft.yaml", "--trainer.default_root_dir=taken/run"), "cannot write to the output folder taken/run")
+    export = "{class_path: lit_rlhf.callbacks.ExportModel, init_args: {directory: ../taken/model}}"
+    (project / "export.yaml").write_text(f"trainer: {{callbacks+: [{export}]}}")
+    refused(fit("sft.yaml", "-c", "export.yaml"), "cannot write to", "taken/model")
+    assert not reads
+
+
+@pytest.fixture
+def checkpoint(fit: Fit, project: Path) -> str:
+    """An SFT checkpoint."""
+    assert fit("sft.yaml", "--trainer.max_epochs=1")[0] == 0
+    return str(next(project.rglob("*.ckpt")))
+
+
+@pytest.mark.parametrize("recipe", ["reward", "ppo"])
+def test_a_checkpoint_of_another_module_is_refused(recipe, fit, checkpoint, reads):
+    reads.clear()
+    module = {"reward": "RewardModule", "ppo": "PPOModule"}[recipe]
+    refused(fit(f"{recipe}.yaml", f"--ckpt_path={checkpoint}"), "SFTModule", module)
+    assert not reads
+
+
+def test_a_checkpoint_that_is_missing_or_none_is_refused(fit, project, reads):
+    (project / "text.ckpt").write_text("no checkpoint")
+    refused(fit("sft.yaml", "--ckpt_path=nowhere.ckpt"), "no checkpoint nowhere.ckpt")
+    refused(fit("sft.yaml", "--ckpt_path=text.ckpt"), "text.ckpt is no readable checkpoint")
+    assert not reads
+
+
+def test_a_reward_that_is_no_number_stops_and_keeps_the_last_checkpoint(fit, project):
+    refused(fit("ppo.yaml", "--model.reward.function=mine.nan"), "8 of 8 scores at step 0 are not finite", "prompt")
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(fit, project):
+    kept = (
+        "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
+        "--trainer.callbacks.dirpath=kept",
+        "--trainer.callbacks.every_n_train_steps=1",
+        "--trainer.callbacks.save_last=true",
+    )
+    # so high a rate that the second loss overflows
+    refused(fit("sft.yaml", "--model.optimizer.lr=1e30", *kept), "the loss is nan at step 1 (epoch 0, batch 1)")
+    saved = torch.load(project / "kept" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 1
+    code, _, printed = fit("sft.yaml", *kept, "--trainer.max_steps=1", "--ckpt_path=kept/last.ckpt")
+    assert code == 0, printed
