@@ -43,6 +43,8 @@ class PretrainingMix(Callback):
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Read and cut the text, once."""
         if stage == "fit" and not hasattr(self, "blocks"):
+            if hasattr(pl_module, "require_positions"):
+                pl_module.require_positions(self.block_length, "PretrainingMix: a block", "its block_length")
             self.blocks = text_blocks(self.path, pl_module.tokenizer, self.block_length, seed=self.seed)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -42,6 +42,8 @@ def project(llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     write_rows(tmp_path / "rankings.jsonl", rankings(8))
     (tmp_path / "mine.py").write_text(
         "def nan(prompts, responses, rows):\n    return [float('nan') for _ in responses]\n\n\n"
+        "calls = []\n\n\ndef later_infinite(prompts, responses, rows):\n    calls.append(1)\n"
+        "    return [float('inf')] * (len(calls) > 1) + [0.0] * (len(responses) - (len(calls) > 1))\n\n\n"
         "def words(prompts, responses, rows):\n    return [len(r.split()) for r in responses]\n"
     )
     recipes = {
@@ -82,17 +84,18 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def fit(project: Path, capfd: pytest.CaptureFixture[str]) -> Fit:
+def fit(project: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Fit:
     """Run `lit-rlhf fit -c ARGS`: exit code, lines that begin with "error:", all that was printed."""
 
     def run(*args: str) -> tuple[int, list[str], str]:
         capfd.readouterr()
+        caplog.clear()
         code = main(["fit", "-c", *args])
         out, err = capfd.readouterr()
         assert "Traceback" not in err
         errors = [line for line in err.splitlines() if line.startswith("error:")]
         assert not errors or err.splitlines()[-1] == errors[-1], "the error is the last line"
-        return code, errors, out + err
+        return code, errors, out + err + caplog.text  # Lightning's logger writes to the stderr of its import
 
     return run
 
@@ -118,8 +121,14 @@ UNKNOWN = {
     "trainer key": (["sft.yaml", "--trainer.max_epoch=3"], ["no setting 'trainer.max_epoch'", "'trainer.max_epochs'?"]),
     "key of a group": (["ppo.yaml", "--model.ppo.rollout_bach=3"], ["no setting 'rollout_bach'", "'rollout_batch'?"]),
     "class": (["sft.yaml", "--model=lit_rlhf.modules.SFTModul"], ["no 'SFTModul' in lit_rlhf.modules", "'SFTModule'?"]),
-    "data class": (["sft.yaml", "--data=lit_rlhf.data.DemonstrationData"], ["no 'DemonstrationData'", "DataModule'?"]),
-    "reward class": (["ppo.yaml", "--model.reward=lit_rlhf.rewards.PythonRewar"], ["no 'PythonRewar'", "'PythonReward'?"]),
+    "data class": (
+        ["sft.yaml", "--data=lit_rlhf.data.DemonstrationModule"],
+        ["no 'DemonstrationModule'", "'DemonstrationDataModule'?"],
+    ),
+    "reward class": (
+        ["ppo.yaml", "--model.reward=lit_rlhf.rewards.PythonRewar"],
+        ["no 'PythonRewar'", "'PythonReward'?"],
+    ),
     "reward function": (["ppo.yaml", "--model.reward.function=mine.word"], ["mine has no 'word'", "'words'?"]),
     "model folder": (["sft.yaml", "--model.model=./ou/model"], ["there is no folder './ou/model'"]),
 }
@@ -147,7 +156,11 @@ BAD_ROWS = {
         [json.dumps({"prompt": "w1", "text": "w2"})],
         ["bad.jsonl:1: no column 'completion'"],
     ),
-    "a field of another kind": ("sft", [json.dumps({**ROW, "completion": 3})], ["bad.jsonl:1: column 'completion' must"]),
+    "a field of another kind": (
+        "sft",
+        [json.dumps({**ROW, "completion": 3})],
+        ["bad.jsonl:1: column 'completion' must"],
+    ),
     "empty file": ("sft", [], ["'bad.jsonl' is empty"]),
     "only blank lines": ("ppo", ["", ""], ["'bad.jsonl' is empty"]),
     "ranks of another length": (
@@ -180,7 +193,10 @@ def test_bad_data_names_file_and_line(kind, fit, project, reads):
     assert not reads or kind == "fewer rows than a minibatch", "before any weight is read"
 
 
-@pytest.mark.parametrize(("policy", "said"), [("drop", "skipped: prompt longer than"), ("truncate", "of these: prompt truncated to its last")])
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [("drop", "skipped: prompt longer than"), ("truncate", "of these: prompt truncated to its last")],
+)
 def test_long_prompts_go_by_their_policy_and_are_counted(policy, said, fit, project):
     rows = [*demonstrations(8), {**ROW, "prompt": "w1 " * 30}]
     write_rows(project / "mixed.jsonl", rows)
@@ -204,7 +220,11 @@ def test_some_tied_rankings_are_counted_and_left_out(fit, project):
 @pytest.mark.parametrize("recipe", ["sft", "reward", "ppo"])
 def test_more_tokens_than_the_model_has_positions_are_refused(recipe, fit, project, reads):
     long = "w1 " * 150  # the tiny models have 128 positions
-    row = {"prompt": long, "completions": ["w1", "w2"], "ranks": [0, 1]} if recipe == "reward" else {**ROW, "prompt": long}
+    row = (
+        {"prompt": long, "completions": ["w1", "w2"], "ranks": [0, 1]}
+        if recipe == "reward"
+        else {**ROW, "prompt": long}
+    )
     write_rows(project / "long.jsonl", [row] * 8)
     refused(fit(f"{recipe}.yaml", "--data.path=long.jsonl"), "more than the model's 128 positions", "max_prompt_length")
     assert not reads
@@ -214,9 +234,9 @@ def test_pretraining_blocks_longer_than_the_model_are_refused(fit, project, read
     (project / "text.txt").write_text("w1 w2 " * 400)
     mix = "{class_path: lit_rlhf.callbacks.PretrainingMix, init_args: {path: text.txt, block_length: 200}}"
     (project / "mix.yaml").write_text(f"trainer: {{callbacks+: [{mix}]}}")
-    refused(fit("sft.yaml", "-c", "mix.yaml"), "block_length 200", "model's 128 positions")
+    refused(fit("sft.yaml", "-c", "mix.yaml"), "PretrainingMix: a block has 200 tokens", "model's 128 positions")
     text = ("--data=lit_rlhf.data.PretrainingDataModule", "--data.path=text.txt", "--data.block_length=200")
-    refused(fit("sft.yaml", *text), "200", "model's 128 positions")
+    refused(fit("sft.yaml", *text), "has 200 tokens", "model's 128 positions", "data.block_length")
     assert not reads
 
 
@@ -236,7 +256,9 @@ def test_a_padding_token_equal_to_the_end_token_is_refused(recipe, fit, llama, p
 
     folder = changed_model(llama, project / "same", same)
     reads.clear()
-    refused(fit(f"{recipe}.yaml", f"--model.model={folder}"), "padding equal to its end token '<eos>'", "options.pad_token")
+    refused(
+        fit(f"{recipe}.yaml", f"--model.model={folder}"), "padding equal to its end token '<eos>'", "options.pad_token"
+    )
     assert not reads
     code, _, printed = fit(f"{recipe}.yaml", f"--model.model={folder}", "--model.options.pad_token=<fill>")
     assert code == 0, printed
@@ -298,20 +320,29 @@ def test_a_checkpoint_that_is_missing_or_none_is_refused(fit, project, reads):
     assert not reads
 
 
+KEPT = (
+    "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
+    "--trainer.callbacks.dirpath=kept",
+    "--trainer.callbacks.every_n_train_steps=1",
+    "--trainer.callbacks.save_last=true",
+)
+
+
 def test_a_reward_that_is_no_number_stops_and_keeps_the_last_checkpoint(fit, project):
-    refused(fit("ppo.yaml", "--model.reward.function=mine.nan"), "8 of 8 scores at step 0 are not finite", "prompt")
+    refused(fit("ppo.yaml", "--model.reward.function=mine.nan", *KEPT), "8 of 8 scores at step 0 are not finite")
+    assert not (project / "kept").exists()
+    # the second iteration, of two steps each
+    result = fit("ppo.yaml", "--model.reward.function=mine.later_infinite", *KEPT)
+    refused(result, "1 of 8 scores at step 2 are not finite", "prompt")
+    assert torch.load(project / "kept" / "last.ckpt", weights_only=True)["global_step"] == 2
+    code, _, printed = fit("ppo.yaml", *KEPT, "--ckpt_path=kept/last.ckpt")
+    assert code == 0, printed
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(fit, project):
-    kept = (
-        "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
-        "--trainer.callbacks.dirpath=kept",
-        "--trainer.callbacks.every_n_train_steps=1",
-        "--trainer.callbacks.save_last=true",
-    )
     # so high a rate that the second loss overflows
-    refused(fit("sft.yaml", "--model.optimizer.lr=1e30", *kept), "the loss is nan at step 1 (epoch 0, batch 1)")
+    refused(fit("sft.yaml", "--model.optimizer.lr=1e30", *KEPT), "the loss is nan at step 1 (epoch 0, batch 1)")
     saved = torch.load(project / "kept" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 1
-    code, _, printed = fit("sft.yaml", *kept, "--trainer.max_steps=1", "--ckpt_path=kept/last.ckpt")
+    code, _, printed = fit("sft.yaml", *KEPT, "--trainer.max_steps=1", "--ckpt_path=kept/last.ckpt")
     assert code == 0, printed

@@ -72,7 +72,9 @@ def test_an_optimizer_overlay_keeps_rate_and_betas(overlay, instantiate):
 
 def test_overlays_change_what_they_say(instantiate):
     for precision in ("16-mixed", "32-true", "bf16-mixed", "bf16-true"):
-        assert instantiate("quickstart/sft", f"precision/{precision}").config["fit"]["trainer"]["precision"] == precision
+        assert (
+            instantiate("quickstart/sft", f"precision/{precision}").config["fit"]["trainer"]["precision"] == precision
+        )
     assert type(instantiate("quickstart/sft", "strategy/ddp").trainer.strategy).__name__ == "DDPStrategy"
     assert type(instantiate("quickstart/sft", "strategy/fsdp").trainer.strategy).__name__ == "FSDP2Strategy"
     assert instantiate("quickstart/ppo", "adapter/lora").model.adapter.rank == 16

@@ -53,7 +53,12 @@ def check_checkpoint(path: str, module: str) -> None:
         raise UserError(f"ckpt_path: {path} is no readable checkpoint ({problem})") from None
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"ckpt_path: {path} is no Lightning checkpoint; it holds no state_dict")
+    from lit_rlhf.models.export import CHECKPOINT_KEY  # here, for --help needs no transformers
+
     owner = (checkpoint.get("hyper_parameters") or {}).get("_class_path", module)
+    if owner == module:  # as the modules here say it, without the package
+        owner = (checkpoint.get(CHECKPOINT_KEY) or {}).get("module", module.rsplit(".", 1)[-1])
+        module = module.rsplit(".", 1)[-1]
     if owner != module:
         raise UserError(f"ckpt_path: {path} is a checkpoint of {owner}, and this run is of {module}")
 

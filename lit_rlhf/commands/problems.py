@@ -114,6 +114,7 @@ def unknown_attribute(match: re.Match[str], context: Context) -> str:
     module, name = match.groups()
     found = import_module(module)
     known = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
+    known += getattr(found, "__all__", [])  # names that are imported on first use
     known += [info.name for info in pkgutil.iter_modules(getattr(found, "__path__", []))]
     asked = context.class_path if context.class_path.startswith(f"{module}.") else f"{module}.{name}"
     return context.line(f"no {name!r} in {module}{did_you_mean(name, known)}", context.places.of_value(asked))

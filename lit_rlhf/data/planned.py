@@ -66,6 +66,9 @@ class PlannedDataModule(LightningDataModule, Generic[Rec, R]):
         self._loader: PlannedLoader[R, Any] | None = None
         self._loaded_state: dict[str, int] | None = None
 
+    #: what to lower where rows are too long for the model
+    length_settings = "data.max_prompt_length or data.max_completion_length"
+
     @abstractmethod
     def records(self, path: str, report: PreparationReport) -> list[Rec]:
         """The records of a dataset."""
@@ -114,11 +117,20 @@ class PlannedDataModule(LightningDataModule, Generic[Rec, R]):
             self.validation_rows = self._tokenise(held_out, report)
             report.remark(f"rows held out for validation: {len(self.validation_rows):,}; left: {len(training_rows):,}")
         report.show()
+        self._check_length(training_rows, self.path)
         if self.validation_path is not None:
             report = PreparationReport(self.validation_path)
             self.validation_rows = self._tokenise(self.records(self.validation_path, report), report)
             report.show()
+        self._check_length(self.validation_rows, self.validation_path or self.path)
         self.training_rows = training_rows
+
+    def _check_length(self, rows: Sequence[R], path: str) -> None:
+        """Let the module refuse rows that its model has no positions for, before it reads any weight."""
+        assert self.trainer is not None
+        check = getattr(self.trainer.lightning_module, "require_positions", None)
+        if check is not None and rows:
+            check(max(self.length(row) for row in rows), f"the longest row of {path!r}", self.length_settings)
 
     def _tokenise(self, records: list[Rec], report: PreparationReport) -> Sequence[R]:
         rows = self.tokenise(records, report)

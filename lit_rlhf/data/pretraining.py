@@ -155,6 +155,8 @@ class PretrainingDataModule(PlannedDataModule[TextRow, Block]):
         seed: Keys the order of documents and blocks, and the held-out part.
     """
 
+    length_settings = "data.block_length"
+
     def __init__(
         self,
         path: str,

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.export import CHECKPOINT_KEY, describe_model
+from lit_rlhf.models.loading import load_config, load_tokenizer, maximum_length
 from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.schedules import SizedSchedule
 
@@ -42,9 +43,19 @@ class LitModule(LightningModule):
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the starting model, with padding that differs from its end token."""
-        from lit_rlhf.models.loading import load_tokenizer
-
         return load_tokenizer(self.model_path, self.options)
+
+    def require_positions(self, tokens: int, what: str, setting: str) -> None:
+        """Refuse more tokens than the starting model has positions for; reads its configuration, not its weights.
+
+        Args:
+            tokens: of the longest sequence.
+            what: that sequence, in words.
+            setting: what to lower.
+        """
+        limit = maximum_length(load_config(self.model_path, self.options))
+        if limit is not None and tokens > limit:
+            raise UserError(f"{what} has {tokens:,} tokens, more than the model's {limit:,} positions; lower {setting}")
 
     @property
     def exported(self) -> PreTrainedModel:

@@ -13,7 +13,7 @@ from lit_rlhf.data.batches import PretrainingBatch, PromptBatch
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import clipped_policy_loss, clipped_value_loss, k1, language_model_loss, position_ids
 from lit_rlhf.models.adapters import adapter_off, add_lora
-from lit_rlhf.models.loading import load_causal_lm, load_config, maximum_length
+from lit_rlhf.models.loading import load_causal_lm, load_config
 from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.models.scalar import ScalarModel, load_scalar_model
 from lit_rlhf.modules.base import LitModule
@@ -97,7 +97,18 @@ class PPOModule(LitModule):
         )
         for path in (self.model_path, self.reference_path, self.critic_path):
             load_config(path, self.options)
+        prompts = getattr(trainer.datamodule, "prompts", None)  # type: ignore[attr-defined]
+        if prompts is not None:
+            self.check_length(prompts)
         self.seed = trainer.strategy.broadcast(torch.initial_seed())
+
+    def check_length(self, prompts: Prompts) -> None:
+        """Refuse prompts that leave no room for a response."""
+        width = self.sampling.response_length
+        what = f"the longest prompt ({prompts.longest}) with sampling.response_length ({width})"
+        self.require_positions(
+            prompts.longest + width, what, "data.max_prompt_length or model.sampling.response_length"
+        )
 
     def configure_model(self) -> None:
         """Load the four models, once."""
@@ -127,13 +138,7 @@ class PPOModule(LitModule):
 
     def experience(self, prompts: Prompts) -> ExperienceLoader:
         """Return the training loader over `prompts`; called by the prompt data module."""
-        limit = maximum_length(self.policy.config)
-        need = prompts.longest + self.sampling.response_length
-        if limit is not None and need > limit:
-            raise UserError(
-                f"longest prompt {prompts.longest} + sampling.response_length {self.sampling.response_length} = {need} "
-                f"tokens, but the model has {limit} positions; lower data.max_prompt_length or the response length"
-            )
+        self.check_length(prompts)
         return ExperienceLoader(lambda: self.collect(prompts), self.sizes.batches)
 
     def collect(self, prompts: Prompts) -> Iterator[Experience]:

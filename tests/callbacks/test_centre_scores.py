@@ -33,7 +33,9 @@ def mean_score(model: ScalarModel, tokenizer: Any) -> float:
 def fit(llama: str, folder: Path, adapter: LoRA | None = None, **settings: Any) -> RewardModule:
     validation, micro_batch = settings.pop("validation", True), settings.pop("micro_batch", 4)
     comparisons = write_rows(folder / "rankings.jsonl", rankings(16))
-    data = ComparisonDataModule(comparisons, validation_path=comparisons if validation else None, micro_batch=micro_batch)
+    data = ComparisonDataModule(
+        comparisons, validation_path=comparisons if validation else None, micro_batch=micro_batch
+    )
     module = RewardModule(llama, sgd(0.1), adapter=adapter)
     centre = CentreScores(write_rows(folder / "demonstrations.jsonl", ROWS), batch_size=16)
     # last in the list: Lightning itself moves checkpoints behind the other callbacks

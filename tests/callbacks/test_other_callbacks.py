@@ -69,7 +69,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_loaded(l
     monkeypatch.setattr("lit_rlhf.modules.sft.load_causal_lm", lambda *_: pytest.fail("the model was loaded"))
     (tmp_path / "taken").write_text("")
     trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[ExportModel("taken/model")])
-    with pytest.raises(UserError, match="cannot write to .*taken/model'"):
+    with pytest.raises(UserError, match=r"cannot write to .*taken/model'"):
         trainer.fit(SFTModule(llama), datamodule=DemonstrationDataModule(rows, micro_batch=4))
 
 

@@ -39,7 +39,7 @@ def test_a_checkpoint_of_another_module_is_refused_in_one_line(llama, checkpoint
 
 
 def test_a_checkpoint_of_another_model_is_refused(model_folders, checkpoint, data, tmp_path):
-    with pytest.raises(UserError, match="the checkpoint's model has model_type llama, .* has gpt2"):
+    with pytest.raises(UserError, match=r"the checkpoint's model has model_type llama, .* has gpt2"):
         quiet_trainer(tmp_path, max_epochs=2).fit(
             SFTModule(model_folders["gpt2"]), datamodule=data, ckpt_path=checkpoint
         )

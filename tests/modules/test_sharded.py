@@ -60,9 +60,7 @@ def test_sharded_weights_are_those_of_one_process(stage, llama, tmp_path):
     one = train(stage, llama, tmp_path, 12)
     checkpoint = torch.load(tmp_path / "sharded.ckpt", weights_only=True)["state_dict"]
     (tmp_path / "sharded.ckpt").unlink()
-    for weights in on_ranks(
-        lambda: train(stage, llama, tmp_path, 3, devices=2, accumulate_grad_batches=2), tmp_path
-    ):
+    for weights in on_ranks(lambda: train(stage, llama, tmp_path, 3, devices=2, accumulate_grad_batches=2), tmp_path):
         assert_same_weights(weights, one)
     saved = torch.load(tmp_path / "sharded.ckpt", weights_only=True)["state_dict"]
     assert saved.keys() == checkpoint.keys()
