@@ -49,6 +49,12 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def seed_of_this_test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command's `seed_everything` leaves the seed in the environment, where Lightning's ranks would take it up."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """Word tokenizer with distinct padding, end and unknown tokens."""

@@ -269,9 +269,8 @@ class PPOModule(LitModule):
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Answer the validation prompts, with the same noise every time, and log mean score and KL."""
         counted = batch.index >= 0  # a rank without a prompt left repeats another rank's with index -1
-        noise = draw_noise(int(batch.index.max()) + 1, self.sampling.response_length, self.seed, 0, 2)[
-            batch.index.cpu()
-        ]
+        index = batch.index.cpu().clamp(min=0)
+        noise = draw_noise(int(index.max()) + 1, self.sampling.response_length, self.seed, 0, 2)[index]
         trajectories, _ = self.answer(batch, noise)
         kl = (k1(trajectories.logprobs, trajectories.reference) * trajectories.response_mask).sum(1)
         for name, figures in (("validation/score", trajectories.scores), ("validation/kl", kl)):

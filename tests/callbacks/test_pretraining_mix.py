@@ -137,6 +137,8 @@ def test_senseless_settings_are_refused():
 def test_missing_text_is_refused_before_the_model_is_loaded(llama, rows, tmp_path, monkeypatch):
     monkeypatch.setattr("lit_rlhf.modules.sft.load_causal_lm", lambda *_: pytest.fail("the model was loaded"))
     data = DemonstrationDataModule(write_rows(tmp_path / "rows.jsonl", rows), micro_batch=8)
-    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[PretrainingMix(str(tmp_path / "texd.txt"))])
+    trainer = quiet_trainer(
+        tmp_path, max_epochs=1, callbacks=[PretrainingMix(str(tmp_path / "texd.txt"), block_length=64)]
+    )
     with pytest.raises(UserError, match="no data file"):
         trainer.fit(SFTModule(llama), datamodule=data)

@@ -87,3 +87,58 @@ def test_sft_lowers_the_validation_loss_by_a_fifth_and_more(untrained: Stage, sf
     before, after = untrained.column("validation/loss")[0], sft.column("validation/loss")[-1]
     assert 4.0 < before < 6.0
     assert after < 0.6 * before
+
+
+def test_the_reward_model_tells_polite_from_rude(reward: Stage) -> None:
+    assert reward.column("validation/accuracy")[-1] >= 0.9
+
+
+def test_the_reward_model_learns_from_rankings_of_many(kwise: Stage) -> None:
+    """164 rankings of long answers teach 260,032 parameters little: it runs, and it does not learn the opposite."""
+    start, end = kwise.column("train/loss")[:5], kwise.column("train/loss")[-5:]
+    assert fmean(end) < fmean(start)
+    assert kwise.column("validation/accuracy")[-1] > 0.4
+
+
+def test_ppo_raises_the_score_by_a_standard_deviation(ppo: Stage) -> None:
+    scores, deviation = ppo.column("reward/score"), ppo.column("reward/score_std")[0]
+    assert fmean(scores[-3:]) > scores[0] + deviation
+    assert max(ppo.column("reward/kl")) < 10
+
+
+@pytest.mark.parametrize(("stage", "prefix"), [("sft", "model."), ("reward", "model.model."), ("ppo", "policy.")])
+def test_callback_and_command_export_what_was_trained(
+    stage: str, prefix: str, request: pytest.FixtureRequest
+) -> None:
+    trained: Stage = request.getfixturevalue(stage)
+    by_command, by_callback = logits(exported(trained), TEXTS), logits(trained.model, TEXTS)
+    assert torch.isfinite(by_callback).all()
+    assert by_callback.std() > 0.1
+    torch.testing.assert_close(by_command, by_callback, atol=1e-5, rtol=0)
+    weights = trained_weights(trained.checkpoint, prefix)
+    auto = AutoModelForSequenceClassification if stage == "reward" else AutoModelForCausalLM
+    state = auto.from_pretrained(trained.model).state_dict()
+    assert weights.keys() == state.keys()
+    assert all(torch.equal(weights[name], state[name]) for name in weights)
+
+
+def test_the_score_in_plain_transformers_is_the_one_that_ppo_saw(ppo: Stage, reward: Stage) -> None:
+    samples = [json.loads(line) for line in (ppo.folder / "samples.jsonl").read_text().splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained(reward.model)
+    assert len(samples) >= 8
+    ended = 0
+    for sample in samples:
+        ids = tokenizer(sample["prompt"]).input_ids
+        answer = tokenizer(sample["response"], add_special_tokens=False).input_ids
+        ended += any(
+            abs(score - sample["score"]) < 1e-3 for score in scores_of(reward.model, [ids + answer + end for end in ([2], [])])
+        )
+    assert ended > len(samples) / 2  # others sampled pieces that are not how the tokenizer would write their text
+
+
+def test_generate_answers(project: Path, sft: Stage) -> None:
+    text = io.StringIO()
+    with chdir(project), redirect_stdout(text):
+        assert main(["generate", "--model", sft.model, "--prompt", TEXTS[0], "--max-new-tokens", "24"]) == 0
+    assert text.getvalue().strip()
+    assert "###" not in text.getvalue()

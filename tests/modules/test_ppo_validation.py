@@ -1,0 +1,50 @@
+"""PPO's validation: mean score and KL over every validation prompt once, however they are cut."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import on_ranks
+from small_runs import demonstrations, quiet_trainer, write_rows
+
+from lit_rlhf.data import PromptDataModule
+from lit_rlhf.modules import PPOModule, PPOSettings
+from lit_rlhf.rollout.sampling import Sampling
+
+
+class Recording:
+    """Scores a response by its words, and keeps the scores."""
+
+    def __init__(self) -> None:
+        self.given: list[float] = []
+
+    def prepare(self, *_: Any) -> None:
+        """Nothing to load."""
+
+    def score(self, episodes: Any) -> torch.Tensor:
+        """Count w1 to w9."""
+        scores = [float(sum(len(word) == 2 for word in response.split())) for response in episodes.responses]
+        self.given += scores
+        return torch.tensor(scores)
+
+
+def validate(model: str, reference: str, path: str, folder: Path, micro_batch: int, **settings: Any) -> Any:
+    reward = Recording()
+    sizes = PPOSettings(rollout_batch=4, micro_batch=2)
+    module = PPOModule(model, reward, Sampling(6), sizes, reference=reference, critic=model)
+    data = PromptDataModule(path, validation_path=path, validation_micro_batch=micro_batch)
+    trainer = quiet_trainer(folder, **settings)
+    return trainer.validate(module, datamodule=data, verbose=False)[0], reward.given
+
+
+def test_every_prompt_counts_once_on_one_process_and_two(model_folders, llama, tmp_path):
+    path, reference = write_rows(tmp_path / "rows.jsonl", demonstrations(5)), model_folders["qwen2"]
+    whole, scores = validate(llama, reference, path, tmp_path, 5)
+    assert len(scores) == 5 and len(set(scores)) > 1
+    assert whole["validation/score"] == pytest.approx(sum(scores) / 5, rel=1e-6)
+    assert abs(whole["validation/kl"]) > 0.1
+    assert validate(llama, reference, path, tmp_path, 2)[0] == pytest.approx(whole, rel=1e-5)
+    ddp = {"devices": 2, "strategy": "ddp"}  # the fifth prompt is alone: the second rank has none left
+    for figures, _ in on_ranks(lambda: validate(llama, reference, path, tmp_path, 2, **ddp), tmp_path):
+        assert figures == pytest.approx(whole, rel=1e-5)
