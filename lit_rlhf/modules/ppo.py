@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
+from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
 from lit_rlhf.data.batches import PretrainingBatch, PromptBatch
@@ -83,6 +84,7 @@ class PPOModule(LitModule):
         self.critic: ScalarModel
         self.frozen: dict[str, Any] = {}  # a plain dict: neither trained, nor wrapped, nor in the checkpoint
         self.samples: list[dict[str, Any]] = []
+        self.validation_score, self.validation_kl = MeanMetric(), MeanMetric()
 
     @property
     def exported(self) -> PreTrainedModel:
@@ -273,9 +275,10 @@ class PPOModule(LitModule):
         noise = draw_noise(int(index.max()) + 1, self.sampling.response_length, self.seed, 0, 2)[index]
         trajectories, _ = self.answer(batch, noise)
         kl = (k1(trajectories.logprobs, trajectories.reference) * trajectories.response_mask).sum(1)
-        for name, figures in (("validation/score", trajectories.scores), ("validation/kl", kl)):
-            count = int(counted.sum())
-            self.log(name, figures[counted].sum() / max(count, 1), batch_size=count, sync_dist=True, on_epoch=True)
+        if counted.any():
+            self.validation_score.update(trajectories.scores[counted])
+            self.validation_kl.update(kl[counted])
+        self.log_dict({"validation/score": self.validation_score, "validation/kl": self.validation_kl})
 
     def on_fit_start(self) -> None:
         """Print the sizes once."""
