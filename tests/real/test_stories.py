@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ def merged_greedily(text: str, pieces: Pieces) -> list[int]:
         code = character.encode()
         ids += [place[code]] if code in place else [byte + BYTES for byte in code]
     while True:
-        joined = [(place.get(pieces[a][0] + pieces[b][0]), at) for at, (a, b) in enumerate(zip(ids, ids[1:]))]
+        joined = [(place.get(pieces[a][0] + pieces[b][0]), at) for at, (a, b) in enumerate(pairwise(ids))]
         possible = [(pieces[piece][1], -at, piece) for piece, at in joined if piece is not None]
         if not possible:
             return ids
