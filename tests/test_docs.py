@@ -190,15 +190,15 @@ def test_a_strangers_strategy_on_two_ranks(project: Path) -> None:
 def test_all_of_a_strangers_parts_at_once_from_one_file(project: Path, watched) -> None:
     python = named_blocks(EXTENDING, "python")
     parts = ("my_kl", "my_generator", "my_rewards", "my_callback", "my_logger")
-    (project / "mine.py").write_text("\n".join(python[f"{name}.py"] for name in (*parts, "my_optimizer")))
+    (project / "all_mine.py").write_text("\n".join(python[f"{name}.py"] for name in (*parts, "my_optimizer")))
     words = []
     for name in (*parts, "my_optimizer"):
         overlay = project / f"{name}.yaml"
-        overlay.write_text(overlay.read_text().replace(f"{name}.", "mine."))
+        overlay.write_text(overlay.read_text().replace(f"{name}.", "all_mine."))
         words += ["-c", overlay.name]
-    import mine
+    import all_mine
 
-    rollouts = watched(mine.PlainGenerator, "generate")
+    rollouts = watched(all_mine.PlainGenerator, "generate")
     assert main([*shrunk("my_kl.yaml"), *words]) == 0
     assert len(rollouts) == 2
     rows = logged(project / "runs/mine")
