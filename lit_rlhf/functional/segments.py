@@ -1,0 +1,38 @@
+"""Several sequences in one row: who sees whom, and where each token stands.
+
+Packed demonstrations are segments that see nothing of each other. A ranking is a prompt and K completions that each
+continue it: every completion names the prompt as its parent, so the prompt is computed once for all K.
+"""
+
+from torch import Tensor
+
+
+def segment_mask(segment: Tensor, parent: Tensor) -> Tensor:
+    """Who may attend to whom: causal, within a token's own segment and the segment that it continues.
+
+    Args:
+        segment: (B, T) int64, the segment of each token, from 1 on; 0 is padding, which sees padding only, so that no
+            row of the softmax is empty.
+        parent: (B, T) int64, the segment that the token's segment continues, which must lie before it; -1 for none.
+
+    Returns:
+        (B, 1, T, T) bool, True where the query (third dimension) sees the key (last one).
+    """
+    assert segment.shape == parent.shape and segment.ndim == 2
+    key = segment.unsqueeze(1)  # (B, 1, T)
+    related = (segment.unsqueeze(2) == key) | (parent.unsqueeze(2) == key)  # (B, T, T)
+    return related.tril().unsqueeze(1)
+
+
+def segment_positions(mask: Tensor, segment: Tensor) -> Tensor:
+    """The place of each token in its sequence: a completion goes on counting where its prompt ends.
+
+    Args:
+        mask: (B, 1, T, T) bool, of `segment_mask`.
+        segment: (B, T) int64.
+
+    Returns:
+        (B, T) int64, from 0 on; 0 on padding, whose count could exceed the model's positions.
+    """
+    seen = mask.sum(-1).squeeze(1)  # (B, T): itself included
+    return (seen - 1).masked_fill(segment == 0, 0)
