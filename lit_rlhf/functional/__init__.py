@@ -6,6 +6,14 @@ bool unless they are named `attention_mask`.
 
 from lit_rlhf.functional.advantages import gae, group_relative, leave_one_out
 from lit_rlhf.functional.calibration import expected_calibration_error, reliability_curve
+from lit_rlhf.functional.ensemble import (
+    AGGREGATIONS,
+    Aggregation,
+    aggregate_scores,
+    ensemble_lower_bound,
+    ensemble_mean,
+    ensemble_minimum,
+)
 from lit_rlhf.functional.kl import k1, k2, k3
 from lit_rlhf.functional.language_model import language_model_loss
 from lit_rlhf.functional.logprobs import token_entropy, token_logprobs
@@ -17,11 +25,17 @@ from lit_rlhf.functional.sequences import last_token_index, pad_left, pad_right,
 from lit_rlhf.functional.shaping import penalised_rewards
 
 __all__ = [
+    "AGGREGATIONS",
+    "Aggregation",
     "PolicyLoss",
     "RankingLoss",
     "ValueLoss",
+    "aggregate_scores",
     "clipped_policy_loss",
     "clipped_value_loss",
+    "ensemble_lower_bound",
+    "ensemble_mean",
+    "ensemble_minimum",
     "expected_calibration_error",
     "explained_variance",
     "gae",
