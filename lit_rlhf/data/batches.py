@@ -21,6 +21,7 @@ class RankingBatch(NamedTuple):
 
     input_ids: Tensor  # (N, T) int64, right-padded: prompt + completion + EOS
     attention_mask: Tensor  # (N, T) int64
+    prompt_length: Tensor  # (N,) int64, how many of a row's tokens are its prompt, which the rows of a ranking share
     ranking: Tensor  # (N,) int64, which ranking of this batch a row belongs to: 0 .. G-1
     ranks: Tensor  # (N,) int64, 0 = best; equal = tie
     normalizer: Tensor  # () float32, rankings in the whole minibatch

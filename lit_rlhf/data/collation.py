@@ -67,10 +67,16 @@ def collate_tokens(rows: Sequence[TokenRow], normalizer: float, pad_id: int) -> 
 def collate_rankings(rows: Sequence[RankingRow], normalizer: float, pad_id: int) -> RankingBatch:
     """Every completion of every ranking behind its prompt, right-padded; the N lines of a ranking lie together."""
     ids, attention = pad([row.prompt + each for row in rows for each in row.completions], pad_id)
+    prompt_length = [len(row.prompt) for row in rows for _ in row.completions]
     ranking = [number for number, row in enumerate(rows) for _ in row.completions]
     ranks = [rank for row in rows for rank in row.ranks]
     return RankingBatch(
-        ids, attention, torch.tensor(ranking), torch.tensor(ranks), torch.tensor(normalizer, dtype=torch.float32)
+        ids,
+        attention,
+        torch.tensor(prompt_length),
+        torch.tensor(ranking),
+        torch.tensor(ranks),
+        torch.tensor(normalizer, dtype=torch.float32),
     )
 
 

@@ -19,7 +19,7 @@ from lit_rlhf.functional.language_model import language_model_loss
 from lit_rlhf.functional.logprobs import token_entropy, token_logprobs
 from lit_rlhf.functional.masked import masked_mean, masked_sum, mean_and_variance, moments, rescale, whiten
 from lit_rlhf.functional.ppo import PolicyLoss, ValueLoss, clipped_policy_loss, clipped_value_loss, explained_variance
-from lit_rlhf.functional.ranking import RankingLoss, ranking_loss, ranking_pairs
+from lit_rlhf.functional.ranking import PairNormalizer, RankingLoss, ranking_loss, ranking_pairs
 from lit_rlhf.functional.segments import segment_mask, segment_positions
 from lit_rlhf.functional.sequences import last_token_index, pad_left, pad_right, position_ids, through_first
 from lit_rlhf.functional.shaping import penalised_rewards
@@ -27,6 +27,7 @@ from lit_rlhf.functional.shaping import penalised_rewards
 __all__ = [
     "AGGREGATIONS",
     "Aggregation",
+    "PairNormalizer",
     "PolicyLoss",
     "RankingLoss",
     "ValueLoss",

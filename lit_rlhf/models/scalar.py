@@ -18,6 +18,7 @@ from lit_rlhf.models.loading import (
     set_dropout,
 )
 from lit_rlhf.models.options import ModelOptions
+from lit_rlhf.models.shared_prompt import RankedRows, last_hidden
 
 
 class ScalarModel(nn.Module):
@@ -63,27 +64,44 @@ class ScalarModel(nn.Module):
         Returns:
             (B, keep) float32, centred.
         """
-        hidden = self.model.base_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids(attention_mask),
-            use_cache=False,
-        )[0]  # (B, T, D)
-        if keep is not None:
-            hidden = hidden[:, hidden.shape[1] - keep :]
-        head = cast(nn.Linear, self.model.score)
-        # the sum over D in float32: scores must not depend on autocast
-        with torch.autocast(hidden.device.type, enabled=False):
-            raw = (hidden.float() @ head.weight.float().T).squeeze(-1)
-        return (raw - self.shift) / self.scale
+        hidden = self._hidden(input_ids, attention_mask)
+        return self._read(hidden if keep is None else hidden[:, hidden.shape[1] - keep :])
 
     def score(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the scalar at the last real token of each row, (B,) float32, centred.
 
         The token is found by the mask, never by searching for a padding id.
         """
-        scalars = self(input_ids, attention_mask)  # (B, T)
-        return scalars.gather(1, last_token_index(attention_mask)[:, None]).squeeze(1)
+        hidden = self._hidden(input_ids, attention_mask)
+        rows = torch.arange(len(hidden), device=hidden.device)
+        return self._read(hidden[rows, last_token_index(attention_mask)])
+
+    def score_rankings(self, rows: RankedRows, shared_prompt: bool = True) -> Tensor:
+        """Return the score of every completion, (N,) float32, centred.
+
+        Args:
+            rows: completions behind their prompts.
+            shared_prompt: compute each prompt once for all its completions, where the model allows it.
+        """
+        return self._read(last_hidden(self.model, rows, shared_prompt))
+
+    def _hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the last layer's output, (B, T, D)."""
+        output = self.model.base_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids(attention_mask),
+            use_cache=False,
+        )
+        return cast(Tensor, output[0])
+
+    def _read(self, hidden: Tensor) -> Tensor:
+        """Return the head's output on (..., D), centred."""
+        head = cast(nn.Linear, self.model.score)
+        # the sum over D in float32: scores must not depend on autocast
+        with torch.autocast(hidden.device.type, enabled=False):
+            raw = (hidden.float() @ head.weight.float().T).squeeze(-1)
+        return (raw - self.shift) / self.scale
 
 
 def load_scalar_model(model: str, tokenizer: Tokenizer, options: ModelOptions, seed: int = 0) -> ScalarModel:

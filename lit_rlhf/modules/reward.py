@@ -5,23 +5,27 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryCalibrationError
 from transformers import PreTrainedModel
 
 from lit_rlhf.data.batches import RankingBatch
-from lit_rlhf.functional import ranking_loss, ranking_pairs
+from lit_rlhf.functional import PairNormalizer, ranking_loss, ranking_pairs
 from lit_rlhf.models.adapters import add_lora
 from lit_rlhf.models.export import CHECKPOINT_KEY
 from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.models.scalar import ScalarModel, load_scalar_model
+from lit_rlhf.models.shared_prompt import RankedRows, reason_against_sharing
 from lit_rlhf.modules.base import LitModule
-from lit_rlhf.strategies import shard_model
+from lit_rlhf.strategies import is_sharded, shard_model
 
 
 class RewardModule(LitModule):
     """A ranking of K completions is one batch element: K forward passes, C(K, 2) comparisons, one loss term.
+
+    The prompt is computed in the first of the K passes alone, and the others go on from there.
 
     Args:
         model: a language model's folder or hub name (SFT, or the base model), or a reward model's to go on with.
@@ -30,6 +34,8 @@ class RewardModule(LitModule):
         head_seed: seed of a fresh head, drawn from N(0, 1/√(d+1)).
         adapter: train low-rank adapters and the head instead of all weights.
         options: how weights and tokenizer are loaded.
+        pair_normalizer: what Eq. 1 divides a ranking's pairs by: those kept without ties, or all C(K, 2).
+        shared_prompt: compute a prompt once for all its completions where the model allows it; off, K whole rows.
     """
 
     export_prefix = "model.model."
@@ -42,9 +48,11 @@ class RewardModule(LitModule):
         head_seed: int = 0,
         adapter: LoRA | None = None,
         options: ModelOptions | None = None,
+        pair_normalizer: PairNormalizer = "kept",
+        shared_prompt: bool = True,
     ) -> None:
         super().__init__(model, options, adapter, optimizer, scheduler)
-        self.head_seed = head_seed
+        self.head_seed, self.pair_normalizer, self.shared_prompt = head_seed, pair_normalizer, shared_prompt
         self.model: ScalarModel
         self.validation_loss, self.validation_accuracy = MeanMetric(), MeanMetric()
         self.calibration = BinaryCalibrationError(n_bins=10, norm="l1")
@@ -62,16 +70,27 @@ class RewardModule(LitModule):
         if self.adapter is not None:
             add_lora(self.model.model, self.adapter)
         shard_model(self.model, self.trainer.strategy)
+        if is_sharded(self.model):
+            from torch.distributed.fsdp import register_fsdp_forward_method
+
+            for entry in ("score", "score_rankings"):
+                register_fsdp_forward_method(self.model, entry)
+        rank_zero_info(self._how_prompts_are_computed())
+
+    def _how_prompts_are_computed(self) -> str:
+        reason = "shared_prompt is off" if not self.shared_prompt else reason_against_sharing(self.model.model)
+        if reason is None:
+            return "prompts: each is computed once for all completions of its ranking"
+        return f"prompts: each is computed again for every completion, because {reason}"
 
     def forward(self, batch: RankingBatch) -> Tensor:
         """Return one score a completion, (N,) float32."""
-        scalars = self.model(batch.input_ids, batch.attention_mask)  # (N, T)
-        last = batch.attention_mask.sum(1) - 1  # right-padded: the last real token by length
-        return scalars.gather(1, last[:, None]).squeeze(1)
+        rows = RankedRows(batch.input_ids, batch.attention_mask, batch.prompt_length, batch.ranking)
+        return self.model.score_rankings(rows, self.shared_prompt)
 
     def training_step(self, batch: RankingBatch, batch_idx: int) -> Tensor:
         """Return Eq. 1 for the rankings of this batch."""
-        result = ranking_loss(self(batch), batch.ranking, batch.ranks)
+        result = ranking_loss(self(batch), batch.ranking, batch.ranks, self.pair_normalizer)
         rankings = max(int(result.rankings), 1)
         self.log("train/loss", result.loss.detach() / rankings, prog_bar=True, batch_size=rankings)
         self.log("train/accuracy", result.correct / result.pairs.clamp(min=1), batch_size=max(int(result.pairs), 1))
@@ -80,7 +99,7 @@ class RewardModule(LitModule):
     def validation_step(self, batch: RankingBatch, batch_idx: int) -> None:
         """Add to loss (per ranking), accuracy (per comparison, ties apart) and calibration of σ(Δ)."""
         scores = self(batch)
-        result = ranking_loss(scores, batch.ranking, batch.ranks)
+        result = ranking_loss(scores, batch.ranking, batch.ranks, self.pair_normalizer)
         if result.pairs > 0:
             self.validation_loss.update(result.loss / result.rankings, result.rankings)
             self.validation_accuracy.update(result.correct / result.pairs, result.pairs)

@@ -19,7 +19,7 @@ def tensors(rows):
     return torch.tensor(scores), torch.tensor(ranking), torch.tensor(ranks)
 
 
-def by_hand(rows):
+def by_hand(rows, pair_normalizer="kept"):
     """Pair by pair in Python floats: loss, rankings, pairs, correct, margins."""
     loss, rankings, pairs, correct, margins = 0.0, 0, 0, 0.0, 0.0
     for ranking in {row[0] for row in rows}:
@@ -34,16 +34,17 @@ def by_hand(rows):
                 correct += 1.0 if margin > 0 else 0.5 if margin == 0 else 0.0
                 margins += margin
         if losses:
-            loss += math.fsum(losses) / len(losses)
+            all_pairs = len(members) * (len(members) - 1) // 2
+            loss += math.fsum(losses) / (len(losses) if pair_normalizer == "kept" else all_pairs)
             rankings += 1
             pairs += len(losses)
     return loss, rankings, pairs, correct, margins
 
 
-@given(rows_of_batches)
-def test_loss_equals_a_loop_over_pairs(rows):
-    result = ranking_loss(*tensors(rows))
-    loss, rankings, pairs, correct, margins = by_hand(rows)
+@given(rows_of_batches, st.sampled_from(["kept", "all"]))
+def test_loss_equals_a_loop_over_pairs(rows, pair_normalizer):
+    result = ranking_loss(*tensors(rows), pair_normalizer)
+    loss, rankings, pairs, correct, margins = by_hand(rows, pair_normalizer)
     assert_close(result.loss.item(), loss, rtol=2e-6, atol=1e-6)
     assert (result.rankings.item(), result.pairs.item()) == (rankings, pairs)
     assert (result.correct.item(), result.margin_sum.item()) == (correct, margins)
@@ -88,6 +89,17 @@ def test_a_ranking_weighs_the_same_however_many_completions_it_has():
     result = ranking_loss(torch.zeros(6), ranking, ranks)
     assert_close(result.loss.item(), 2 * math.log(2), rtol=1e-6, atol=0)
     assert (result.rankings.item(), result.pairs.item(), result.correct.item()) == (2, 6, 3.0)
+
+
+def test_a_ranking_with_ties_weighs_its_share_of_pairs_where_all_are_counted():
+    # K = 4 with one tie: 5 pairs of 6, log 2 each at equal scores
+    ranking, ranks = torch.zeros(4, dtype=torch.long), torch.tensor([0, 1, 2, 2])
+    assert_close(
+        ranking_loss(torch.zeros(4), ranking, ranks, "all").loss.item(), 5 / 6 * math.log(2), rtol=1e-6, atol=0
+    )
+    assert_close(ranking_loss(torch.zeros(4), ranking, ranks, "kept").loss.item(), math.log(2), rtol=1e-6, atol=0)
+    with pytest.raises(AssertionError, match="some"):
+        ranking_loss(torch.zeros(4), ranking, ranks, "some")
 
 
 def test_a_cut_between_rankings_does_not_matter():

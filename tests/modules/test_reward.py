@@ -27,21 +27,29 @@ def test_it_learns_to_rank_by_a_visible_property(llama, tmp_path):
     assert trainer.callback_metrics["validation/loss"] < 0.4
 
 
-def test_a_ranking_of_k_costs_k_rows_and_one_forward_pass(llama, tmp_path):
+@pytest.mark.parametrize("shared_prompt", [True, False])
+def test_a_ranking_of_k_costs_k_rows_and_its_prompt_is_computed_once(shared_prompt, llama, tmp_path):
     rows = rankings(6)
-    completions = sum(len(row["completions"]) for row in rows)
-    seen: list[int] = []
+    K = [len(row["completions"]) for row in rows]
+    seen: list[tuple[int, int]] = []  # rows and tokens of each pass
 
     class Counting(RewardModule):
         def configure_model(self) -> None:
             super().configure_model()
-            self.model.model.base_model.register_forward_pre_hook(
-                lambda _, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
-            )
+            self.model.model.base_model.register_forward_pre_hook(self.note, with_kwargs=True)
+
+        def note(self, module: Any, args: Any, inputs: Any) -> None:
+            mask = inputs["attention_mask"][:, -inputs["input_ids"].shape[1] :]
+            seen.append((len(mask), int(mask.sum())))
 
     data = ComparisonDataModule(write_rows(tmp_path / "rows.jsonl", rows), micro_batch=6)
-    quiet_trainer(tmp_path, max_epochs=1).fit(Counting(llama), datamodule=data)
-    assert seen == [completions]
+    quiet_trainer(tmp_path, max_epochs=1).fit(Counting(llama, shared_prompt=shared_prompt), datamodule=data)
+    prompts, completions = [len(row["prompt"].split()) for row in rows], 5 * sum(K)  # four words and the end token
+    if shared_prompt:
+        assert [count for count, _ in seen] == [6, sum(K) - 6]
+        assert sum(tokens for _, tokens in seen) == sum(prompts) + completions
+    else:
+        assert seen == [(sum(K), sum(k * p for k, p in zip(K, prompts)) + completions)]
 
 
 def train(model: str, path: str, folder: Path, micro_batch: int, **settings: Any) -> Any:

@@ -1,0 +1,132 @@
+"""A prompt computed once for all its completions: scores and gradients of whole rows, fewer tokens, and where not."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForSequenceClassification, MistralConfig
+
+from lit_rlhf.functional import pad_right, ranking_loss
+from lit_rlhf.models.options import LoRA, ModelOptions
+from lit_rlhf.models.scalar import ScalarModel, load_scalar_model
+from lit_rlhf.models.shared_prompt import RankedRows, reason_against_sharing
+
+SHAPES = ["llama", "gpt2", "qwen2", "gpt_neox", "opt", "gemma"]
+token = st.integers(2, 31)
+# rankings of 1 to 5 completions, ragged: [(prompt, [completion, ...]), ...]
+rankings = st.lists(
+    st.tuples(
+        st.lists(token, min_size=1, max_size=9),
+        st.lists(st.lists(token, min_size=1, max_size=7), min_size=1, max_size=5),
+    ),
+    min_size=1,
+    max_size=3,
+)
+RAGGED = [([5, 6, 7, 8, 9], [[4, 1], [10, 11, 12, 1], [13]]), ([14, 15], [[16, 1], [17, 18, 19, 20, 21, 22, 1]])]
+
+
+def batch(written) -> RankedRows:
+    ids, mask = pad_right([prompt + each for prompt, completions in written for each in completions], 0)
+    lengths = [len(prompt) for prompt, completions in written for _ in completions]
+    owners = [number for number, (_, completions) in enumerate(written) for _ in completions]
+    return RankedRows(ids, mask, torch.tensor(lengths), torch.tensor(owners))
+
+
+@pytest.fixture(scope="module")
+def models(model_folders, tokenizer) -> dict[str, ScalarModel]:
+    return {name: load_scalar_model(model_folders[name], tokenizer, ModelOptions()) for name in SHAPES}
+
+
+def loss_gradient(model: ScalarModel, rows: RankedRows, shared: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scores, and the gradient of the K-wise loss with every parameter in one vector."""
+    model.zero_grad()
+    scores = model.score_rankings(rows, shared)
+    ranks = torch.arange(len(scores)) * 7 % 5
+    ranking_loss(scores, rows.ranking, ranks).loss.backward()
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    return scores.detach(), torch.cat([part.flatten() for part in parts])
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@given(written=rankings)
+def test_scores_and_gradient_are_those_of_whole_rows(models, name, written):
+    rows = batch([*written, *RAGGED])
+    whole, gradient = loss_gradient(models[name], rows, shared=False)
+    shared, its_gradient = loss_gradient(models[name], rows, shared=True)
+    torch.testing.assert_close(shared, whole, atol=2e-5, rtol=1e-5)
+    assert gradient.norm() > 1e-3, "a gradient of nought would show nothing"
+    assert (its_gradient - gradient).norm() < 1e-5 * gradient.norm()
+
+
+def seen_by(model: ScalarModel, rows: RankedRows, shared: bool) -> tuple[int, int]:
+    """Rows and tokens, padding apart, that went through the transformer."""
+    passes: list[torch.Tensor] = []
+
+    def note(module, args, inputs):
+        width = inputs["input_ids"].shape[1]
+        passes.append(inputs["attention_mask"][:, -width:])
+
+    hook = model.model.base_model.register_forward_pre_hook(note, with_kwargs=True)
+    model.score_rankings(rows, shared)
+    hook.remove()
+    return sum(len(each) for each in passes), sum(int(each.sum()) for each in passes)
+
+
+def test_k_rows_a_ranking_and_the_prompt_once(models):
+    rows = batch(RAGGED)
+    completions = sum(len(each) for _, every in RAGGED for each in every)
+    assert seen_by(models["llama"], rows, shared=False) == (5, int(rows.attention_mask.sum()))
+    assert seen_by(models["llama"], rows, shared=True) == (5, completions + 5 + 2)
+
+
+def test_adapters_learn_through_the_shared_prompt(llama, tokenizer):
+    from lit_rlhf.models.adapters import add_lora
+
+    model = load_scalar_model(llama, tokenizer, ModelOptions())
+    add_lora(model.model, LoRA(rank=2))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    (_, whole), (_, shared) = (loss_gradient(model, batch(RAGGED), shared=s) for s in (False, True))
+    assert (shared - whole).norm() < 1e-5 * whole.norm()
+
+
+def test_under_autocast_the_scores_are_those_of_whole_rows_up_to_its_rounding(models):
+    model, rows = models["llama"], batch(RAGGED)
+    exact = model.score_rankings(rows)
+    with torch.autocast("cpu", torch.bfloat16):
+        for shared in (False, True):
+            scores = model.score_rankings(rows, shared)
+            assert scores.dtype == torch.float32
+            torch.testing.assert_close(scores, exact, atol=0.1, rtol=0.05)
+
+
+SIZE = {"vocab_size": 32, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0}
+
+
+def mistral(**settings) -> ScalarModel:
+    config = MistralConfig(**SIZE, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2, **settings)
+    config.num_labels = 1
+    return ScalarModel(AutoModelForSequenceClassification.from_config(config))
+
+
+def test_a_window_over_the_tokens_is_refused_and_one_over_all_of_them_is_not():
+    narrow, wide = mistral(sliding_window=4), mistral(sliding_window=64, max_position_embeddings=64)
+    assert "slides over 4 tokens" in reason_against_sharing(narrow.model)
+    assert reason_against_sharing(wide.model) is None
+    rows = batch(RAGGED)
+    for model, passes in ((narrow, int(rows.attention_mask.sum())), (wide, 23)):
+        assert seen_by(model, rows, shared=True) == (5, passes)
+        torch.testing.assert_close(model.score_rankings(rows), model.score_rankings(rows, False), atol=1e-5, rtol=1e-5)
+
+
+def test_gradient_checkpointing_keeps_no_keys(llama, tokenizer):
+    model = load_scalar_model(llama, tokenizer, ModelOptions(gradient_checkpointing=True))
+    plain = load_scalar_model(llama, tokenizer, ModelOptions())
+    rows = batch(RAGGED)
+    assert "checkpointing" in reason_against_sharing(model.model)
+    (scores, gradient), (expected, its_gradient) = (loss_gradient(each, rows, True) for each in (model, plain))
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
+    assert (gradient - its_gradient).norm() < 1e-5 * its_gradient.norm()
+    assert reason_against_sharing(model.eval().model) is None
