@@ -13,15 +13,16 @@ FLOOR_2 = {"rollout", "rewards"}
 LIGHTNING_GAPS = {"schedules", "strategies"}  # only what Lightning lacks
 MAY_IMPORT = {
     "errors": set(),
+    "http": {"errors"},
     "functional": set(),
     "schedules": FLOOR_0,
     "strategies": FLOOR_0,
     "models": FLOOR_0,
     "data": FLOOR_0,
     "rollout": FLOOR_0 | FLOOR_1,
-    "rewards": FLOOR_0 | FLOOR_1,
+    "rewards": FLOOR_0 | FLOOR_1 | {"http"},
     "modules": FLOOR_0 | FLOOR_1 | FLOOR_2 | LIGHTNING_GAPS,
-    "evaluation": FLOOR_0 | FLOOR_1,
+    "evaluation": FLOOR_0 | FLOOR_1 | {"http", "rollout"},
     "callbacks": FLOOR_0 | FLOOR_1 | FLOOR_2 | LIGHTNING_GAPS,
     "world": FLOOR_0 | FLOOR_1 | FLOOR_2 | {"modules", "evaluation", "callbacks", "cli"},
     "commands": FLOOR_0 | FLOOR_1 | FLOOR_2 | {"modules", "evaluation", "callbacks", "world"},

@@ -1,0 +1,133 @@
+"""One client for services behind HTTP: retries with growing pauses, a time limit, a rate, and answers that are checked.
+
+A request that stays without a usable answer becomes a `NoAnswer`, which the caller counts as missing. Nothing is
+ever made up in its place.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
+from typing import Any, NamedTuple, TypeVar
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from lit_rlhf.errors import UserError
+
+Answer = TypeVar("Answer")
+
+REFUSED = (401, 403)  # the key is wrong for every request alike
+PASSING = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # another try may succeed
+
+
+class NoAnswer(NamedTuple):
+    """What stands in place of an answer that did not come."""
+
+    reason: str
+
+
+class JSONClient:
+    """Posts JSON to one address.
+
+    Args:
+        url: the address.
+        headers: beside the content type; credentials belong here and never into a message.
+        timeout: seconds that one try may take.
+        retries: further tries after a failure that may pass: no connection, a time-out, status 408, 429 or 5xx, or an
+            answer that makes no sense.
+        pause: seconds before the second try; each further pause is twice as long, to 60 s. A `Retry-After` of the
+            service is kept to.
+        rate: most requests a second, over all threads; None for no limit.
+        parallel: requests under way at once.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        headers: dict[str, str] | None = None,
+        timeout: float = 60.0,
+        retries: int = 4,
+        pause: float = 1.0,
+        rate: float | None = None,
+        parallel: int = 4,
+    ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise UserError(f"url: {url!r} is no http or https address")
+        if timeout <= 0 or retries < 0 or parallel < 1 or (rate is not None and rate <= 0):
+            raise UserError(
+                f"{self.public(url)}: timeout and rate must be above 0, retries 0 or more, parallel 1 or more"
+            )
+        self.url, self.headers = url, {"Content-Type": "application/json", **(headers or {})}
+        self.timeout, self.retries, self.pause, self.rate, self.parallel = timeout, retries, pause, rate, parallel
+        self._lock, self._next_start = threading.Lock(), 0.0
+
+    @staticmethod
+    def public(url: str) -> str:
+        """The address without its query, which may hold a key."""
+        return url.split("?")[0]
+
+    def ask(self, payload: Any, parse: Callable[[Any], Answer]) -> Answer | NoAnswer:
+        """Post and return the parsed answer, or why there is none.
+
+        Args:
+            payload: what is sent as JSON.
+            parse: gets the decoded answer; raises `ValueError`, `KeyError`, `TypeError` or `IndexError` on one that
+                makes no sense, which is tried again.
+
+        Raises:
+            UserError: the service refuses the credentials (status 401 or 403).
+        """
+        reason = ""
+        for attempt in range(self.retries + 1):
+            wait = min(self.pause * 2 ** (attempt - 1), 60.0) if attempt else 0.0
+            try:
+                self._take_turn()
+                return parse(self._post(payload))
+            except HTTPError as error:
+                reason = f"status {error.code}"
+                if error.code in REFUSED:
+                    raise UserError(
+                        f"{self.public(self.url)} refuses the request (status {error.code}): check the key"
+                    ) from None
+                if error.code not in PASSING:
+                    return NoAnswer(reason)
+                wait = max(self.pause * 2**attempt, retry_after(error))
+            except TimeoutError:
+                reason = f"no answer within {self.timeout:g} s"
+            except (OSError, HTTPException) as error:  # URLError among them
+                inner = getattr(error, "reason", error)
+                reason = f"no answer within {self.timeout:g} s" if isinstance(inner, TimeoutError) else f"{inner}"
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                reason = f"an answer that makes no sense: {type(error).__name__}: {str(error)[:100]}"
+            if attempt < self.retries:
+                time.sleep(min(wait or self.pause, 60.0))
+        return NoAnswer(f"{reason} ({self.retries + 1} tries)")
+
+    def ask_all(self, payloads: Sequence[Any], parse: Callable[[Any], Answer]) -> Iterator[Answer | NoAnswer]:
+        """Yield the answer to each payload, in their order, with up to `parallel` requests under way."""
+        with ThreadPoolExecutor(self.parallel) as pool:
+            yield from pool.map(lambda payload: self.ask(payload, parse), payloads)
+
+    def _post(self, payload: Any) -> Any:
+        request = Request(self.url, json.dumps(payload).encode(), self.headers, method="POST")
+        with urlopen(request, timeout=self.timeout) as response:
+            return json.loads(response.read())
+
+    def _take_turn(self) -> None:
+        """Wait until this request may start under the rate."""
+        if self.rate is None:
+            return
+        with self._lock:
+            start = max(time.monotonic(), self._next_start)
+            self._next_start = start + 1.0 / self.rate
+        time.sleep(max(0.0, start - time.monotonic()))
+
+
+def retry_after(error: HTTPError) -> float:
+    """Seconds that the service asks to wait; 0 where it does not say, or says it as a date."""
+    try:
+        return float(error.headers.get("Retry-After", 0))
+    except (TypeError, ValueError):
+        return 0.0

@@ -1,0 +1,82 @@
+"""A stand-in for services behind HTTP, on loopback: answers by a script, remembers what it was asked."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, NamedTuple
+
+
+class Reply(NamedTuple):
+    """One answer of the service."""
+
+    body: Any = None  # JSON, or bytes as they are
+    status: int = 200
+    headers: dict[str, str] = {}
+    delay: float = 0.0
+    hang_up: bool = False
+
+
+class Request(NamedTuple):
+    path: str
+    headers: dict[str, str]
+    payload: Any
+    time: float
+
+
+class Service:
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.requests: list[Request] = []
+
+
+@contextmanager
+def serve(answer: Callable[[Request, int], Reply]) -> Iterator[Service]:
+    """Run a service; `answer` gets a request and how many requests with the same payload came before."""
+    seen: dict[str, int] = {}
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            request = Request(self.path, dict(self.headers), payload, time.monotonic())
+            with lock:
+                service.requests.append(request)
+                key = json.dumps(payload, sort_keys=True)
+                before = seen.get(key, 0)
+                seen[key] = before + 1
+            reply = answer(request, before)
+            time.sleep(reply.delay)
+            if reply.hang_up:
+                self.connection.close()
+                return
+            body = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
+            try:
+                self.send_response(reply.status)
+                for name, value in {"Content-Length": str(len(body)), **reply.headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    service = Service(f"http://127.0.0.1:{server.server_address[1]}")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield service
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def said(text: str) -> Reply:
+    """A chat completion."""
+    return Reply({"choices": [{"message": {"role": "assistant", "content": text}}]})

@@ -1,0 +1,83 @@
+"""The HTTP client against a stand-in service: what is tried again, what is given up, what is the user's to mend."""
+
+import time
+
+import pytest
+from services import Reply, serve
+
+from lit_rlhf.errors import UserError
+from lit_rlhf.http import JSONClient, NoAnswer
+
+FAST = {"pause": 0.01, "timeout": 0.3, "retries": 2}
+
+
+def value(answer):
+    return float(answer["value"])
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        Reply(status=429),
+        Reply(status=503),
+        Reply(b"<html>busy</html>"),
+        Reply({"other": 1}),
+        Reply({"value": "much"}),
+        Reply(hang_up=True),
+        Reply({"value": 1}, delay=0.5),
+    ],
+    ids=["rate limit", "unavailable", "no JSON", "no value", "nonsense", "hung up", "too slow"],
+)
+def test_a_passing_failure_is_tried_again_and_a_lasting_one_is_no_answer(failure) -> None:
+    with serve(lambda request, before: Reply({"value": 7}) if before == 2 else failure) as service:
+        assert JSONClient(service.url, **FAST).ask({"text": "x"}, value) == 7.0
+        assert len(service.requests) == 3
+    with serve(lambda request, before: failure) as service:
+        answer = JSONClient(service.url, **FAST).ask({}, value)
+        assert isinstance(answer, NoAnswer) and "(3 tries)" in answer.reason
+        assert len(service.requests) == 3
+
+
+def test_a_request_that_the_service_cannot_take_is_not_tried_again() -> None:
+    with serve(lambda request, before: Reply(status=400)) as service:
+        assert JSONClient(service.url, **FAST).ask({}, value) == NoAnswer("status 400")
+        assert len(service.requests) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_key_ends_the_run_and_is_not_in_the_message(status) -> None:
+    with (
+        serve(lambda request, before: Reply(status=status)) as service,
+        pytest.raises(UserError, match=f"refuses the request .status {status}.: check the key") as problem,
+    ):
+        JSONClient(f"{service.url}/v1?key=secret", {"Authorization": "Bearer secret"}, **FAST).ask({}, value)
+    assert "secret" not in str(problem.value)
+
+
+def test_no_service_at_all_is_no_answer() -> None:
+    answer = JSONClient("http://127.0.0.1:9", **FAST).ask({}, value)
+    assert isinstance(answer, NoAnswer) and "refused" in answer.reason.lower()
+
+
+def test_the_service_may_ask_for_patience() -> None:
+    replies = [Reply(status=429, headers={"Retry-After": "0.4"}), Reply({"value": 1})]
+    with serve(lambda request, before: replies[before]) as service:
+        assert JSONClient(service.url, **FAST).ask({}, value) == 1.0
+        first, second = (request.time for request in service.requests)
+        assert second - first >= 0.4
+
+
+def test_the_rate_holds_over_all_threads_and_answers_come_in_order() -> None:
+    with serve(lambda request, before: Reply({"value": request.payload["n"]})) as service:
+        client = JSONClient(service.url, rate=40.0, parallel=4, **FAST)
+        start = time.monotonic()
+        assert list(client.ask_all([{"n": n} for n in range(9)], value)) == list(range(9))
+        assert time.monotonic() - start >= 8 / 40 - 0.01
+
+
+@pytest.mark.parametrize("settings", [{"rate": 0}, {"timeout": 0}, {"parallel": 0}, {"retries": -1}])
+def test_settings_that_cannot_be(settings) -> None:
+    with pytest.raises(UserError, match="http://x"):
+        JSONClient("http://x", **settings)
+    with pytest.raises(UserError, match="no http or https address"):
+        JSONClient("file:///etc")
