@@ -5,14 +5,16 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
-from lit_rlhf.data.collation import TokenRow, pad
+from lit_rlhf.data.collation import pad
 from lit_rlhf.data.demonstrations import tokenise_demonstrations
 from lit_rlhf.data.formats import read_records
 from lit_rlhf.data.prompting import PromptTemplate
 from lit_rlhf.data.records import Demonstration
 from lit_rlhf.data.report import PreparationReport
 from lit_rlhf.data.sources import read_rows
+from lit_rlhf.errors import UserError
 
 
 class CentreScores(Callback):
@@ -20,7 +22,7 @@ class CentreScores(Callback):
 
     The loss reads differences of scores only, so the shift changes nothing in training; it gives the KL coefficient of
     PPO a fixed meaning and the critic a sensible start. Exports hold it, and checkpoints written after a validation or
-    an epoch.
+    an epoch. Loggers get `centring/shift` and `centring/scale`.
 
     Args:
         path: demonstrations: any source of `DemonstrationDataModule`.
@@ -31,19 +33,27 @@ class CentreScores(Callback):
 
     def __init__(self, path: str, format: str = "auto", template: str | None = None, batch_size: int = 64) -> None:
         self.path, self.format, self.template, self.batch_size = path, format, template, batch_size
-        self.rows: list[TokenRow]
+        self.rows: list[list[int]]
         self.centred_at = -1  # optimizer step
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Read the demonstrations, once, with the template and length limits of the comparisons."""
+        """Read the rows, once, with the template and length limits of the comparisons."""
         if stage != "fit" or hasattr(self, "rows"):
             return
+        if sum(isinstance(each, CentreScores) for each in trainer.callbacks) > 1:  # type: ignore[attr-defined]
+            raise UserError("callbacks: scores can be centred in one way; keep one of CentreScores, StandardiseScores")
+        self.rows = self.read(trainer, pl_module)
+
+    def read(self, trainer: Trainer, pl_module: Any) -> list[list[int]]:
+        """Return the token rows that the constants are taken from."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         report = PreparationReport(self.path)
         records = read_records(read_rows(self.path), "demonstration", Demonstration, self.format, report)
         template = PromptTemplate(pl_module.tokenizer, self.template or data.template)
-        self.rows = tokenise_demonstrations(records, template, data.lengths, report)
+        rows = tokenise_demonstrations(records, template, data.lengths, report)
+        report.require_some("demonstration")
         report.show()
+        return [row.ids for row in rows]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Centre before the checkpoint callback writes."""
@@ -57,21 +67,44 @@ class CentreScores(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Centre before an export."""
-        self.centre(trainer, pl_module)
+        if self.centred_at != trainer.global_step:
+            self.centre(trainer, pl_module)
+
+    def centre(self, trainer: Trainer, pl_module: Any) -> None:
+        """Score the rows and set the module's constants."""
+        model = pl_module.model
+        scores = self.scores(trainer, pl_module)  # by the constants so far
+        shift, scale = self.constants(scores * float(model.scale) + float(model.shift), float(model.scale))
+        model.centre(shift, scale)
+        self.centred_at = trainer.global_step
+        for logger in trainer.loggers:
+            logger.log_metrics({"centring/shift": shift, "centring/scale": scale}, step=trainer.global_step)
+        rank_zero_info(f"centred: the {len(self.rows):,} {self.what} scored {float(scores.mean()):+.4f} on average")
+
+    @property
+    def what(self) -> str:
+        """The rows, in words."""
+        return f"demonstrations of {self.path}"
+
+    def constants(self, raw: Tensor, scale: float) -> tuple[float, float]:
+        """Return shift and scale.
+
+        Args:
+            raw: the rows' scores without constants, (n,) float64.
+            scale: the model's so far.
+        """
+        return float(raw.mean()), scale
 
     @torch.no_grad()
-    def centre(self, trainer: Trainer, pl_module: Any) -> None:
-        """Score the demonstrations and move the shift by their mean."""
+    def scores(self, trainer: Trainer, pl_module: Any) -> Tensor:
+        """Return the rows' scores, (n,) float64, in no order."""
         model, pad_id, training = pl_module.model, pl_module.tokenizer.pad_token_id, pl_module.model.training
         model.eval()
-        rows = sorted((row.ids for row in self.rows), key=len)
+        rows = sorted(self.rows, key=len)
         scores = []
         with trainer.precision_plugin.forward_context():
             for start in range(0, len(rows), self.batch_size):
                 ids, mask = pad(rows[start : start + self.batch_size], pad_id)
                 scores.append(model.score(ids.to(pl_module.device), mask.to(pl_module.device)).double())
         model.train(training)
-        mean = float(torch.cat(scores).mean())  # of scores that are already shifted
-        model.centre(float(model.shift) + mean * float(model.scale), float(model.scale))
-        self.centred_at = trainer.global_step
-        rank_zero_info(f"centred: the {len(rows):,} demonstrations of {self.path} scored {mean:+.4f} on average, now 0")
+        return torch.cat(scores)

@@ -117,6 +117,8 @@ def _write(settings: dict[str, Any], weights: dict[str, Tensor], adapter: LoRA |
     model = _empty_model(settings)
     if adapter is not None:
         add_lora(model, adapter)
+    if "score.bias" in weights:  # of a head from elsewhere: transformers' own has none
+        model.score.bias = torch.nn.Parameter(torch.zeros(1))
     model.load_state_dict(weights)
     merge_adapter(model)
     make_directory(directory)

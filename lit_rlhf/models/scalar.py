@@ -1,11 +1,12 @@
 """The scalar head: one class serves the reward model and the critic."""
 
 import math
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
@@ -38,6 +39,16 @@ class ScalarModel(nn.Module):
         self.model, self.fresh_head = model, fresh_head
         self.register_buffer("shift", torch.tensor(getattr(model.config, "score_shift", 0.0), dtype=torch.float32))
         self.register_buffer("scale", torch.tensor(getattr(model.config, "score_scale", 1.0), dtype=torch.float32))
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "ScalarModel":
+        """Keep the constants in float32 where the weights go to half precision: rounded, they would not centre."""
+        constants = self.shift, self.scale
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.shift, self.scale = (
+            kept.to(moved.device) if moved.device.type != "meta" else moved
+            for kept, moved in zip(constants, (self.shift, self.scale))
+        )
+        return self
 
     @property
     def centred(self) -> bool:
@@ -101,6 +112,8 @@ class ScalarModel(nn.Module):
         # the sum over D in float32: scores must not depend on autocast
         with torch.autocast(hidden.device.type, enabled=False):
             raw = (hidden.float() @ head.weight.float().T).squeeze(-1)
+            if head.bias is not None:
+                raw = raw + head.bias.float()
         return (raw - self.shift) / self.scale
 
 
@@ -108,31 +121,85 @@ def load_scalar_model(model: str, tokenizer: Tokenizer, options: ModelOptions, s
     """Return a scalar model from a reward model's folder, or from a language model's with a fresh head.
 
     A fresh head is drawn from N(0, 1/√(d+1)) (Stiennon 2020, App. B.1; Ziegler's code), with a generator of its own,
-    so that the same seed gives the same head whatever was drawn before.
+    so that the same seed gives the same head whatever was drawn before. The bias of a trained head is kept.
 
     Raises:
-        UserError: no such model, an architecture without a sequence-classification class, or more than one label.
+        UserError: no such model, an architecture without a sequence-classification class, more than one label, or a
+            head that is not the one linear layer `score`.
     """
     config = load_config(model, options)
     check_vocabulary(tokenizer, config, model, options)
     set_dropout(config, 0.0)
-    trained_head = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
-    if trained_head and config.num_labels != 1:
-        raise UserError(f"model: {model!r} classifies into {config.num_labels} labels; a reward model has one")
+    trained_head = _has_trained_head(config, model)
     config.num_labels = 1
-    loaded = from_pretrained_quietly(
-        AutoModelForSequenceClassification.from_pretrained,
-        model,
-        options,
-        config=config,
-        dtype=getattr(torch, options.dtype),
-        attn_implementation=options.attention,
-    )
+    loaded, report = _load(AutoModelForSequenceClassification, model, options, config)
     if not isinstance(getattr(loaded, "score", None), nn.Linear):
         raise UserError(f"model: {type(loaded).__name__} has no linear `score` head; use a decoder-only architecture")
+    _check_weights(model, report, trained_head)
+    if trained_head and "score.bias" in report["unexpected_keys"]:
+        loaded = _load_with_bias(type(loaded), model, options, config)
     if not trained_head:
         weight = loaded.score.weight
         generator = torch.Generator().manual_seed(seed)
         fresh = torch.randn(weight.shape, generator=generator) / math.sqrt(weight.shape[1] + 1)
         weight.data.copy_(fresh)
     return ScalarModel(finish_loading(loaded, tokenizer, options), fresh_head=not trained_head)
+
+
+def _has_trained_head(config: PretrainedConfig, model: str) -> bool:
+    """Whether the folder is a reward model's, by the architectures that its configuration names.
+
+    A head that is not known must not be replaced by a fresh one in silence.
+    """
+    for name in config.architectures or []:
+        if name.endswith("ForSequenceClassification"):
+            if config.num_labels != 1:
+                raise UserError(f"model: {model!r} classifies into {config.num_labels} labels; a reward model has one")
+            return True
+        plain = name.endswith("Model") and not any(word in name for word in ("Reward", "Value", "Score"))
+        if not (plain or name.endswith(("ForCausalLM", "ForConditionalGeneration"))):
+            raise UserError(
+                f"model: {model!r} is a {name}: neither a language model nor an AutoModelForSequenceClassification "
+                "with one label; save it as one of these (its head as the linear layer `score`)"
+            )
+    return False
+
+
+def _load(auto: Any, model: str, options: ModelOptions, config: PretrainedConfig) -> tuple[Any, dict[str, set[str]]]:
+    """Return the loaded model, and which weights it lacked and did not know."""
+    loaded: tuple[Any, dict[str, set[str]]] = from_pretrained_quietly(
+        auto.from_pretrained,
+        model,
+        options,
+        config=config,
+        dtype=getattr(torch, options.dtype),
+        attn_implementation=options.attention,
+        output_loading_info=True,
+    )
+    return loaded
+
+
+def _check_weights(model: str, report: dict[str, set[str]], trained_head: bool) -> None:
+    """Refuse weights that transformers would have drawn at random without a word."""
+    missing = sorted(report["missing_keys"] - (set() if trained_head else {"score.weight"}))
+    if not missing:
+        return
+    strange = sorted(report["unexpected_keys"])
+    holds = f" (it holds {', '.join(strange[:3])}{', …' if len(strange) > 3 else ''})" if strange else ""
+    mend = "; a trained head must be one linear layer named `score`" if missing == ["score.weight"] else ""
+    raise UserError(f"model: {model!r} has no weight {missing[0]!r}{holds}{mend}")
+
+
+def _load_with_bias(plain: Any, model: str, options: ModelOptions, config: PretrainedConfig) -> Any:
+    """Load again into a head with a bias, which the classes of transformers lack and would drop."""
+
+    class Biased(plain):
+        score: nn.Linear
+
+        def __init__(self, config: PretrainedConfig) -> None:
+            super().__init__(config)
+            self.score = nn.Linear(self.score.in_features, 1, bias=True)
+
+    loaded, _ = _load(Biased, model, options, config)
+    loaded.__class__ = plain
+    return loaded
