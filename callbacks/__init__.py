@@ -6,5 +6,14 @@ from lit_rlhf.callbacks.pretraining_mix import PretrainingMix
 from lit_rlhf.callbacks.sample_table import SampleTable
 from lit_rlhf.callbacks.standardise_scores import StandardiseScores
 from lit_rlhf.callbacks.stop_on_non_finite import StopOnNonFinite
+from lit_rlhf.callbacks.validation_responses import ValidationResponses
 
-__all__ = ["CentreScores", "ExportModel", "PretrainingMix", "SampleTable", "StandardiseScores", "StopOnNonFinite"]
+__all__ = [
+    "CentreScores",
+    "ExportModel",
+    "PretrainingMix",
+    "SampleTable",
+    "StandardiseScores",
+    "StopOnNonFinite",
+    "ValidationResponses",
+]

@@ -24,13 +24,22 @@ class SampleTable(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the samples of the iteration that ends."""
         samples: list[dict[str, Any]] = getattr(pl_module, "samples", [])[: self.rows]
-        if not samples or trainer.current_epoch % self.every_n_epochs or not trainer.is_global_zero:
-            return
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_table"):
-                columns = list(samples[0])
-                logger.log_table("samples", columns=columns, data=[[row[c] for c in columns] for row in samples])
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "samples.jsonl", "a") as file:
-            file.writelines(json.dumps({"step": trainer.global_step, **row}) + "\n" for row in samples)
+        if trainer.current_epoch % self.every_n_epochs == 0:
+            write_samples(trainer, samples)
+
+
+def write_samples(trainer: Trainer, samples: list[dict[str, Any]]) -> None:
+    """Log rows of one set of columns to the loggers that take tables, and append them to `samples.jsonl`.
+
+    Every rank must call it; rank zero writes.
+    """
+    folder = Path(trainer.log_dir or trainer.default_root_dir)  # a collective call: before any rank leaves
+    if not samples or not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        if hasattr(logger, "log_table"):
+            columns = list(samples[0])
+            logger.log_table("samples", columns=columns, data=[[row[c] for c in columns] for row in samples])
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "samples.jsonl", "a") as file:
+        file.writelines(json.dumps({"step": trainer.global_step, **row}) + "\n" for row in samples)

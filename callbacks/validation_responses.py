@@ -1,0 +1,122 @@
+"""Answer validation prompts at every validation: rows to read, and a mean score to select checkpoints by (App. C.1)."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lit_rlhf.callbacks.sample_table import write_samples
+from lit_rlhf.data.collation import PromptTokens, collate_prompts
+from lit_rlhf.data.formats import read_records
+from lit_rlhf.data.prompting import PromptTemplate
+from lit_rlhf.data.prompts import tokenise_prompts
+from lit_rlhf.data.records import PromptRow
+from lit_rlhf.data.report import PreparationReport
+from lit_rlhf.data.sources import read_rows
+from lit_rlhf.errors import UserError
+from lit_rlhf.rewards import RewardSource
+from lit_rlhf.rollout.experience import Episodes
+from lit_rlhf.rollout.generation import CachedGenerator, Generator
+from lit_rlhf.rollout.sampling import Sampling, draw_noise
+from lit_rlhf.strategies import gathered
+
+
+class ValidationResponses(Callback):
+    """Logs `validation/reward_score`, the mean score of the model's own responses to unseen prompts.
+
+    The paper selects SFT models by it: validation loss rises after one epoch, while this score and human preference go
+    on rising (App. C.1). A ModelCheckpoint that monitors it keeps the best. The prompts are answered with the same
+    noise every time, so that two validations differ by the weights alone.
+
+    Args:
+        path: prompts: any source of `PromptDataModule`; of demonstrations the prompts are taken.
+        reward: what scores a response; None only makes the table of samples.
+        sampling: length and temperature of a response.
+        format: the rows' format.
+        limit: how many prompts, from the beginning.
+        batch_size: prompts answered at once.
+        rows: rows of the table of samples.
+        generator: rollout engine.
+        seed: of the noise.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        reward: RewardSource | None = None,
+        sampling: Sampling | None = None,
+        format: str = "auto",
+        limit: int = 256,
+        batch_size: int = 64,
+        rows: int = 8,
+        generator: Generator | None = None,
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("limit", limit), ("batch_size", batch_size)):
+            if value < 1:
+                raise UserError(f"ValidationResponses: {name} must be at least 1, got {value}")
+        self.path, self.reward, self.sampling, self.format = path, reward, sampling or Sampling(), format
+        self.limit, self.batch_size, self.rows, self.seed = limit, batch_size, rows, seed
+        self.generator: Generator = generator or CachedGenerator()
+        self.prompts: list[PromptTokens]
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Read the prompts, once, with the template and the length limits of the demonstrations; load the scorer."""
+        if stage not in ("fit", "validate") or hasattr(self, "prompts"):
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        report = PreparationReport(self.path)
+        records = read_records(read_rows(self.path), "prompt", PromptRow, self.format, report)
+        template = PromptTemplate(pl_module.tokenizer, data.template)
+        prompts = tokenise_prompts(records, template, data.lengths, report)[: self.limit]
+        report.require_some("prompt")
+        report.show()
+        width = max(len(prompt.ids) for prompt in prompts) + self.sampling.response_length
+        what = "ValidationResponses: the longest prompt with sampling.response_length"
+        pl_module.require_positions(width, what, "one of them")
+        if self.reward is not None:
+            self.reward.prepare(pl_module.tokenizer, trainer.strategy.root_device)
+        self.prompts = prompts
+
+    @torch.no_grad()
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Answer, score and log, before the checkpoint callback looks for the metric."""
+        if trainer.sanity_checking:
+            return
+        index = torch.arange(len(self.prompts))[trainer.global_rank :: trainer.world_size]
+        total = torch.zeros(2, dtype=torch.float64, device=pl_module.device)  # sum of scores, count
+        table: list[dict[str, Any]] = []
+        with trainer.precision_plugin.forward_context(), gathered(pl_module.exported):
+            for part in torch.split(index, self.batch_size) if len(index) else ():
+                episodes, scores = self.answer(pl_module, part)
+                if scores is not None:
+                    total += torch.stack([scores.double().sum(), torch.tensor(float(len(part))).to(total)])
+                rows = [{"prompt": p, "response": r} for p, r in zip(episodes.prompts, episodes.responses)]
+                table += rows if scores is None else [row | {"score": float(s)} for row, s in zip(rows, scores)]
+        write_samples(trainer, table[: self.rows])
+        if self.reward is not None:
+            total = trainer.strategy.reduce(total, reduce_op="sum")
+            pl_module.log("validation/reward_score", float(total[0] / total[1]), prog_bar=True, rank_zero_only=False)
+
+    def answer(self, pl_module: LightningModule, index: Tensor) -> tuple[Episodes, Tensor | None]:
+        """Return the episodes of the prompts at `index`, and their scores where there is a scorer."""
+        tokenizer: Any = pl_module.tokenizer
+        batch = collate_prompts([self.prompts[int(i)] for i in index], index.tolist(), tokenizer.pad_token_id)
+        ids, mask = batch.input_ids.to(pl_module.device), batch.attention_mask.to(pl_module.device)
+        noise = draw_noise(len(self.prompts), self.sampling.response_length, self.seed, 3)[index]
+        model: Any = pl_module.exported
+        rollout = self.generator.generate(model, ids, mask, noise, self.sampling)
+        episodes = Episodes(
+            input_ids=torch.cat([ids, rollout.response_ids], 1),
+            attention_mask=torch.cat([mask, rollout.response_mask.to(mask)], 1),
+            prompts=[row["prompt"] for row in batch.rows],
+            responses=tokenizer.batch_decode(rollout.response_ids, skip_special_tokens=True),
+            rows=batch.rows,
+        )
+        if self.reward is None:
+            return episodes, None
+        scores = self.reward.score(episodes)
+        if self.sampling.missing_end_score is not None:
+            scores = torch.where(rollout.ended, scores, self.sampling.missing_end_score)
+        return episodes, scores
