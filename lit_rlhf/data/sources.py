@@ -34,8 +34,8 @@ def read_rows(path: str, split: str = "train") -> Rows:
     """The rows of a dataset, in file order.
 
     Args:
-        path: A local `.jsonl`, `.json`, `.csv`, `.parquet` or `.txt` file, each also with `.gz`; or a dataset of the
-            Hugging Face hub as `org/name`, `org/name:config`, either with `@split` behind it.
+        path: A local `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet` or `.txt` file, each also with `.gz`; or a dataset
+            of the Hugging Face hub as `org/name`, `org/name:config`, either with `@split` behind it.
             A `.json` file is a list of rows, or an object with such a list under "data". A row that is a bare string
             becomes `{"text": string}`. A `.txt` file holds documents separated by blank lines, each a
             `{"text": document}`.
@@ -59,6 +59,15 @@ def read_rows(path: str, split: str = "train") -> Rows:
     if not rows:
         raise UserError(f"data {path!r} is empty: it holds no row")
     return rows
+
+
+def read_text(path: str) -> str:
+    """The text of a local file, also of one that ends in `.gz`.
+
+    Raises:
+        UserError: The file is missing (the nearest name is in the message), cannot be read, or is not UTF-8.
+    """
+    return _read_text(_existing_file(path))
 
 
 def _suffix(path: str) -> str:
@@ -138,16 +147,23 @@ def _json_rows(file: Path) -> list[Row]:
     return [_as_row(value, f"{file.name} row {n}") for n, value in enumerate(document, start=1)]
 
 
-def _csv_rows(file: Path) -> list[Row]:
+def _tab_rows(file: Path) -> list[Row]:
+    # a quotation mark in such a file is one: cells hold no tabs and no line ends that would need it
+    return _csv_rows(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def _csv_rows(file: Path, **dialect: Any) -> list[Row]:
     csv.field_size_limit(sys.maxsize)
-    reader = csv.DictReader(io.StringIO(_read_text(file), newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(_read_text(file), newline=""), strict=True, **dialect)
     rows: list[Row] = []
     try:
         names = reader.fieldnames or []
         line = reader.line_num + 1
         for fields in reader:
             origin = f"{file.name}:{line}"
-            found = sum(value is not None for name, value in fields.items() if name) + len(fields.get(None) or ())
+            # the surplus cells of a row stand under None; a column may well be called ""
+            found = sum(value is not None for name, value in fields.items() if name is not None)
+            found += len(fields.get(None) or ())
             if found != len(names):
                 raise UserError(f"{origin}: {found} columns where the head line names {len(names)}")
             rows.append(Row(dict(fields), origin))
@@ -215,7 +231,7 @@ def _hub_rows(name: str, config: str | None, split: str) -> Rows:
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"dataset {name!r} (config {config or 'default'}, split {split}) cannot be loaded from the hub: {reason}; "
-            f"a local file needs its path and ending (.jsonl, .json, .csv, .parquet, .txt)"
+            f"a local file needs its path and ending (.jsonl, .json, .csv, .tsv, .parquet, .txt)"
         ) from error
     return _TableRows(table, name)
 
@@ -224,6 +240,7 @@ _READERS: dict[str, Callable[[Path], Rows]] = {
     ".jsonl": _jsonl_rows,
     ".json": _json_rows,
     ".csv": _csv_rows,
+    ".tsv": _tab_rows,
     ".parquet": _parquet_rows,
     ".txt": _text_rows,
 }

@@ -106,7 +106,7 @@ def test_hub_names(monkeypatch):
         ("x.txt", " \n\n", "is empty"),
         ("x.jsonl", b'{"a": "\xff"}', r"x\.jsonl:1: not UTF-8"),
         ("x.parquet", "no", r"x\.parquet: does not parse as Parquet"),
-        ("x.toml", "a = 1", r"of no known kind: \.jsonl, \.json, \.csv, \.parquet, \.txt \(each also \.gz\)"),
+        ("x.toml", "a = 1", r"of no known kind: \.jsonl, \.json, \.csv, \.tsv, \.parquet, \.txt \(each also \.gz\)"),
     ],
 )
 def test_bad_files(tmp_path, name, content, message):

@@ -1,10 +1,18 @@
-"""A whole report of invented figures."""
+"""A whole report of invented figures; the real model and the real data of the evaluation."""
 
 import math
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
+from stories import convert
+
+from lit_rlhf.evaluation.cache import Cache
+from lit_rlhf.evaluation.subjects import Candidate, Subject
+from lit_rlhf.models.options import ModelOptions
+
+PADDED = ModelOptions(pad_token="<pad>")
 
 MODELS = ("base", "few_shot", "sft", "ppo", "ppo_ptx")
 FIGURES = {
@@ -158,3 +166,33 @@ def invent() -> dict[str, Any]:
         "seconds_total": 294.8,
         "peak_memory_gib": 1.87,
     }
+
+
+@pytest.fixture(scope="session")
+def evaluation_data(real_data: Path) -> Path:
+    """The folder of the real evaluation files."""
+    return real_data / "evaluation"
+
+
+@pytest.fixture(scope="session")
+def stories(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The real model of 260,032 parameters, as a folder."""
+    return str(convert(real_data / "models" / "stories260K", tmp_path_factory.mktemp("stories260K")))
+
+
+@pytest.fixture(scope="session")
+def story_cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    """One cache for every test on the real model: the same likelihood is computed once."""
+    return Cache(tmp_path_factory.mktemp("cache"), progress=False)
+
+
+@pytest.fixture(scope="session")
+def subject(stories: str, story_cache: Cache) -> Subject:
+    """The real model as a subject of the evaluation."""
+    return Subject("stories", Candidate(stories, options=PADDED), story_cache)
+
+
+@pytest.fixture(scope="session")
+def tiny(llama: str) -> Subject:
+    """The tiny model of random weights, with nothing kept."""
+    return Subject("tiny", Candidate(llama), Cache(None))

@@ -1,0 +1,69 @@
+"""What a suite finds of a model: figures with their intervals and counts, and samples to read."""
+
+from collections.abc import Sequence
+from math import fsum, sqrt
+from typing import Any, Literal, NamedTuple, Protocol
+
+from lit_rlhf.evaluation.preference import Z_95
+from lit_rlhf.evaluation.subjects import Subject
+
+Better = Literal["higher", "lower", ""]
+Unit = Literal["share", "bits", "score", "points", "tokens", "nats"]
+
+
+class Figure(NamedTuple):
+    """One number of a table."""
+
+    value: float | None  # None where no row could be measured
+    count: int = 0  # type: ignore[assignment]  # rows it is made of; hides tuple.count
+    low: float | None = None  # 95 % interval
+    high: float | None = None
+    missing: int = 0  # rows left out: no answer of a judge, nothing to score
+    unit: Unit = "share"
+    better: Better = "higher"
+
+
+class Findings(NamedTuple):
+    """What a suite returns."""
+
+    figures: dict[str, Figure]
+    rows: int  # of the data file that were used
+    notes: list[str] = []  # what a reader must know: rows left out, prompts cut, verdicts that did not come
+    samples: list[dict[str, Any]] = []  # with the keys prompt, answer, group and verdict
+    tables: dict[str, Any] = {}  # further results, as JSON takes them
+
+
+class Suite(Protocol):
+    """A part of the evaluation. `run` is called once for each model, the baseline first."""
+
+    def run(self, subject: Subject, baseline: Subject) -> Findings:
+        """Evaluate one model.
+
+        Args:
+            subject: the model.
+            baseline: the model that others are compared with; may be the same.
+        """
+        ...
+
+
+def mean_of(
+    values: Sequence[float | None], unit: Unit = "share", better: Better = "higher", missing: int = 0
+) -> Figure:
+    """Return the mean of independent rows with its normal 95 % interval; None counts as missing, never as 0."""
+    known = [value for value in values if value is not None]
+    count, missing = len(known), missing + len(values) - len(known)
+    if not known:
+        return Figure(None, 0, missing=missing, unit=unit, better=better)
+    mean = fsum(known) / count
+    if count == 1:
+        return Figure(mean, 1, missing=missing, unit=unit, better=better)
+    margin = Z_95 * sqrt(fsum((value - mean) ** 2 for value in known) / (count - 1) / count)
+    low, high = mean - margin, mean + margin
+    if unit == "share":
+        low, high = max(0.0, low), min(1.0, high)
+    return Figure(mean, count, low, high, missing, unit, better)
+
+
+def counted(number: int, what: str) -> list[str]:
+    """Return a note where something happened, nothing where it did not."""
+    return [f"{number:,} {what}"] if number else []

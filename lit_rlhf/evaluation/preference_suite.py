@@ -1,0 +1,193 @@
+"""The preference suite: a model's answers against the baseline's, by one judge or several (sections 3.6 and 4.1)."""
+
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lit_rlhf.data.formats import read_records
+from lit_rlhf.data.prompting import plain_text
+from lit_rlhf.data.records import PromptRow
+from lit_rlhf.data.report import PreparationReport
+from lit_rlhf.data.sources import read_rows
+from lit_rlhf.errors import UserError
+from lit_rlhf.evaluation.agreement import agreements, overall
+from lit_rlhf.evaluation.comparing import Compared, compare
+from lit_rlhf.evaluation.comparison import METADATA, Item, Judge, Pair, Rating
+from lit_rlhf.evaluation.findings import Figure, Findings, counted, mean_of
+from lit_rlhf.evaluation.generation import Answer
+from lit_rlhf.evaluation.human_labels import write_comparisons
+from lit_rlhf.evaluation.judges import own_rewards
+from lit_rlhf.evaluation.preference import win_rate
+from lit_rlhf.evaluation.rewarding import refuse_own_reward
+from lit_rlhf.evaluation.subjects import Subject
+from lit_rlhf.rollout.sampling import Sampling
+
+SAMPLES = 100
+PLACE = 900  # of the sampling noise
+
+
+class Decoded(NamedTuple):
+    """One decoding: its name, the model's answers and the baseline's."""
+
+    name: str
+    pairs: list[Pair]
+
+
+class Preference:
+    """How often judges prefer a model's answer to the baseline's.
+
+    Args:
+        path: prompts in any format that `PromptDataModule` reads.
+        judges: by name: simulated labelers, a reward model, a language model, people.
+        response_length: most tokens of an answer.
+        temperatures: decodings to compare under, each against the baseline's answers under the same; 0 is greedy.
+        stops: texts that end an answer.
+        group: column of the data file that names the use case.
+        format: of the data file.
+        fresh_baseline: draw the baseline's answers with noise of their own, so that the baseline itself is compared
+            like any other model and gives about 0.5, not exactly.
+        to_label: folder to write every comparison into, for people to judge.
+        limit: prompts to use, from the first; None for all.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        judges: dict[str, Judge],
+        response_length: int = 256,
+        temperatures: Sequence[float] = (1.0,),
+        stops: Sequence[str] = (),
+        group: str = "use_case",
+        format: str = "auto",
+        fresh_baseline: bool = False,
+        to_label: str | None = None,
+        limit: int | None = None,
+    ) -> None:
+        if not judges or not temperatures:
+            raise UserError("preference: it needs at least one judge and one temperature")
+        self.path, self.judges, self.response_length, self.temperatures = path, judges, response_length, temperatures
+        self.stops, self.group, self.format, self.fresh_baseline = stops, group, format, fresh_baseline
+        self.to_label, self.limit = to_label, limit
+
+    def run(self, subject: Subject, baseline: Subject) -> Findings:
+        """See `Suite.run`."""
+        for judge in self.judges.values():
+            reward = own_rewards(judge)
+            if reward is not None:
+                refuse_own_reward(
+                    reward, {each.name: each.trained_against for each in (subject, baseline)}, subject.cache
+                )
+        records = self._records()
+        figures: dict[str, Figure] = {}
+        notes: list[str] = []
+        samples: list[dict[str, Any]] = []
+        tables: dict[str, Any] = {"groups": {}, "agreement": {}, "labelers_agree": {}}
+        for temperature in self.temperatures:
+            decoded = self._decode(subject, baseline, records, temperature)
+            if self.to_label is not None and subject is not baseline:
+                write_comparisons(Path(self.to_label) / f"{subject.name}-{decoded.name}.jsonl", decoded.pairs)
+            cut = sum(pair.first.cut > 0 for pair in decoded.pairs)
+            notes += counted(cut, f"prompts ({decoded.name}) were longer than the model's positions and cut in front")
+            compared = {name: compare(judge, decoded.pairs, subject.cache) for name, judge in self.judges.items()}
+            for name, result in compared.items():
+                label = decoded.name if len(compared) == 1 else f"{decoded.name}, {name}"
+                figures |= {f"{label}: {key}": figure for key, figure in result.figures().items()}
+                notes += counted(result.missing, f"verdicts missing ({label}), left out of every figure")
+                tables["groups"][label] = by_group(result, decoded.pairs, self.group)
+                figures |= self._ratings(label, self.judges[name], decoded.pairs, subject, notes)
+            tables["agreement"][decoded.name], tables["labelers_agree"][decoded.name] = agreement_table(compared)
+            samples += sample_rows(decoded, compared, self.group)
+        return Findings(figures, len(records), notes, samples, tables)
+
+    def _records(self) -> list[PromptRow]:
+        rows = read_rows(self.path)
+        return read_records(rows, "prompt", PromptRow, self.format, PreparationReport(self.path))[: self.limit]
+
+    def _decode(self, subject: Subject, baseline: Subject, records: list[PromptRow], temperature: float) -> Decoded:
+        sampling = Sampling(self.response_length, temperature)
+        mine = self._answers(subject, records, sampling, 1)
+        theirs = self._answers(baseline, records, sampling, 0 if self.fresh_baseline else 1)
+        pairs = [
+            Pair(plain_text(record.prompt), record.fields, first, second)
+            for record, first, second in zip(records, mine, theirs)
+        ]
+        return Decoded("greedy" if temperature == 0 else f"T = {temperature:g}", pairs)
+
+    def _answers(self, subject: Subject, records: list[PromptRow], sampling: Sampling, draw: int) -> list[Answer]:
+        prompts = [subject.template.render(record.prompt, record.fields, record.origin) for record in records]
+        answers = subject.answers(subject.with_prefix(prompts), sampling, (PLACE, draw), self.stops)
+        return [answer._replace(text=answer.text.strip()) for answer in answers]
+
+    def _ratings(
+        self, label: str, judge: Judge, pairs: list[Pair], subject: Subject, notes: list[str]
+    ) -> dict[str, Figure]:
+        """Return the mean rating and the paper's further fields, where the judge rates."""
+        rate = getattr(judge, "rate", None)
+        if rate is None:
+            return {}
+        rated: list[list[Rating]] = rate([Item(pair.prompt, pair.row, pair.first) for pair in pairs], subject.cache)
+        ratings = [rating for each in rated for rating in each]
+        missing = sum(rating.overall is None for rating in ratings)
+        notes += counted(missing, f"ratings missing ({label}), left out")
+        if not ratings:
+            return {}
+        figures = {f"{label}: overall quality": mean_of([rating.overall for rating in ratings], "points")}
+        for name in METADATA:
+            values = [float(rating.flags[name]) for rating in ratings if name in rating.flags]
+            if values:
+                better: Any = "higher" if name == "satisfies_constraint" else "lower"
+                figures[f"{label}: {name.replace('_', ' ')}"] = mean_of(values, better=better)
+        return figures
+
+
+def by_group(compared: Compared, pairs: Sequence[Pair], column: str) -> dict[str, dict[str, float]]:
+    """Return the win rate of each use case."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for place, vote in enumerate(compared.votes):
+        groups[str(pairs[vote.pair].row.get(column, "all"))].append(place)
+    found = {}
+    for group, places in sorted(groups.items()):
+        votes = [compared.votes[place] for place in places]
+        won = win_rate([vote.preference for vote in votes], [vote.pair for vote in votes])
+        found[group] = {"win_rate": won.rate, "low": won.low, "high": won.high, "count": float(won.count)}
+    return found
+
+
+def agreement_table(compared: dict[str, Compared]) -> tuple[dict[str, Any], float | None]:
+    """Return the agreement of all who judged, each under its suite name, and of the labelers within one judge."""
+    verdicts: dict[str, dict[Hashable, float]] = {}
+    for name, result in compared.items():
+        mean: dict[Hashable, list[float]] = defaultdict(list)
+        for vote in result.votes:
+            mean[vote.pair].append(vote.preference)
+        sums = {pair: sum(values) / len(values) for pair, values in mean.items()}
+        verdicts[name] = {pair: 0.5 if value == 0.5 else float(value > 0.5) for pair, value in sums.items()}
+    labelers: dict[str, dict[Hashable, float]] = defaultdict(dict)
+    for result in compared.values():
+        for vote in result.votes:
+            labelers[vote.judge].setdefault(vote.pair, vote.preference)
+    table = {one: {other: a._asdict() for other, a in row.items()} for one, row in agreements(verdicts).items()}
+    return table, overall(labelers) if len(labelers) > 1 else None
+
+
+def sample_rows(decoded: Decoded, compared: dict[str, Compared], column: str) -> list[dict[str, Any]]:
+    """Return the first prompts with the answer and each judge's mean preference for it."""
+    verdicts: dict[int, dict[str, Any]] = defaultdict(dict)
+    for name, result in compared.items():
+        own: dict[int, list[float]] = defaultdict(list)
+        for vote in result.votes:
+            own[vote.pair].append(vote.preference)
+            if vote.reason and vote.pair < SAMPLES:
+                verdicts[vote.pair].setdefault(f"{name}: reason", vote.reason)
+        for pair, values in own.items():
+            verdicts[pair][name] = round(sum(values) / len(values), 3)
+    return [
+        {
+            "prompt": pair.prompt,
+            "answer": pair.first.text,
+            "group": str(pair.row.get(column, "all")),
+            "verdict": {"decoding": decoded.name, **verdicts[number]},
+        }
+        for number, pair in enumerate(decoded.pairs[:SAMPLES])
+    ]

@@ -1,0 +1,115 @@
+"""Scores of a reward model for texts: for best-of-n and as a judge."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import yaml
+
+from lit_rlhf.data.prompting import encode_texts, leading_ids
+from lit_rlhf.errors import UserError
+from lit_rlhf.evaluation.cache import Cache, digest_of_model, digest_of_texts
+from lit_rlhf.evaluation.generation import Answer
+from lit_rlhf.functional import pad_right
+from lit_rlhf.models.loading import load_tokenizer, maximum_length
+from lit_rlhf.models.options import ModelOptions
+from lit_rlhf.models.scalar import ScalarModel, load_scalar_model
+
+Rated = tuple[str, Answer]  # the prompt as the reward model sees it, and an answer
+
+
+class RewardModel:
+    """A reward model's folder, loaded when the first score is not in the cache.
+
+    Args:
+        folder: what `lit-rlhf fit` of a reward model wrote.
+        options: how to load it.
+        batch_size: texts a forward pass.
+    """
+
+    def __init__(self, folder: str, options: ModelOptions | None = None, batch_size: int = 64) -> None:
+        self.folder, self.options, self.batch_size = folder, options or ModelOptions(), batch_size
+        self._model: ScalarModel | None = None
+
+    def scores(self, rated: Sequence[Rated], cache: Cache) -> list[float]:
+        """Return the score of each answer: prompt, answer and, where it ended, the end token, as in training.
+
+        Each different text is scored once, so that equal ones have equal scores to the last bit.
+        """
+        texts = [(prompt, answer.text, answer.ended) for prompt, answer in rated]
+        unique = list(dict.fromkeys(texts))
+        key = {"score": digest_of_model(self.folder, cache), "of": digest_of_texts(unique)}
+        scores = cache.rows("score", key, len(unique), lambda _: self._compute(unique))
+        by_text = dict(zip(unique, scores))
+        return [by_text[text] for text in texts]
+
+    def _compute(self, texts: Sequence[tuple[str, str, bool]]) -> Iterator[tuple[int, float]]:
+        if self._model is None:
+            self._tokenizer = load_tokenizer(self.folder, self.options)
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            self._model = load_scalar_model(self.folder, self._tokenizer, self.options).to(device).eval()
+        start, end = leading_ids(self._tokenizer), self._tokenizer.eos_token_id
+        limit = maximum_length(self._model.model.config) or 10**9
+        prompts = encode_texts(self._tokenizer, [prompt for prompt, _, _ in texts])
+        answers = encode_texts(self._tokenizer, [answer for _, answer, _ in texts])
+        rows = [
+            [*start, *prompt, *answer, *([end] if ended else [])][-limit:] or [end]
+            for prompt, answer, (_, _, ended) in zip(prompts, answers, texts)
+        ]
+        order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
+        place = self._model.shift.device
+        for first in range(0, len(order), self.batch_size):
+            chunk = order[first : first + self.batch_size]
+            ids, mask = pad_right([rows[number] for number in chunk], self._tokenizer.pad_token_id)
+            with torch.no_grad():
+                scores = self._model.score(ids.to(place), mask.to(place)).tolist()
+            yield from zip(chunk, scores)
+
+
+def trained_against(model: str) -> list[str]:
+    """Return the reward models that a policy's folder was trained against, as far as its run says so.
+
+    A run of `lit-rlhf fit` writes its `config.yaml` beside the folder `model`.
+    """
+    config = Path(model).expanduser().parent / "config.yaml"
+    if not config.is_file():
+        return []
+    try:
+        recipe = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return []
+    model_settings = recipe.get("model") if isinstance(recipe, dict) else None
+    reward = (model_settings.get("init_args") or {}).get("reward") if isinstance(model_settings, dict) else None
+    return folders_in(reward)
+
+
+def folders_in(settings: object) -> list[str]:
+    """Return every value of a key `model` within a reward's settings: a weighted sum has several."""
+    if isinstance(settings, dict):
+        own = [value for key, value in settings.items() if key == "model" and isinstance(value, str)]
+        return own + [folder for value in settings.values() for folder in folders_in(value)]
+    if isinstance(settings, list):
+        return [folder for value in settings for folder in folders_in(value)]
+    return []
+
+
+def refuse_own_reward(judge: str, policies: dict[str, list[str]], cache: Cache) -> None:
+    """Refuse a reward model as judge of a policy that was trained against it.
+
+    Args:
+        judge: the judge's folder.
+        policies: name of each policy -> the reward models it was trained against.
+        cache: keeps the hashes.
+
+    Raises:
+        UserError: the same folder, or other folders with the same weights.
+    """
+    identity = digest_of_model(judge, cache)
+    for name, rewards in policies.items():
+        for reward in rewards:
+            same = Path(reward).expanduser().resolve() == Path(judge).expanduser().resolve()
+            if same or (Path(reward).expanduser().is_dir() and digest_of_model(reward, cache) == identity):
+                raise UserError(
+                    f"judge: {judge!r} is the reward model that {name!r} was trained against ({reward}): its verdict "
+                    "would measure over-optimisation as success. Use another judge, or set force: true"
+                )

@@ -1,0 +1,207 @@
+"""The models that are evaluated: what a recipe says of each, and what a suite asks of it."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from lit_rlhf.data.prompting import PromptTemplate, encode_texts, leading_ids
+from lit_rlhf.errors import UserError
+from lit_rlhf.evaluation.cache import Cache, digest_of_model, digest_of_texts
+from lit_rlhf.evaluation.generation import NEWLINE, Answer, generate
+from lit_rlhf.evaluation.likelihood import Boundary, Likelihood, Pair, encode_pairs, likelihoods
+from lit_rlhf.evaluation.rewarding import RewardModel, trained_against
+from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
+from lit_rlhf.models.options import ModelOptions
+from lit_rlhf.rollout.sampling import Sampling, draw_noise
+
+
+@dataclass
+class BestOf:
+    """The best of n sampled answers, by a reward model (Stiennon et al., 2020; a yardstick for PPO).
+
+    Args:
+        reward_model: folder of a reward model.
+        n: answers to choose from.
+        temperature: of the sampling; greedy decoding would draw n times the same.
+    """
+
+    reward_model: str
+    n: int = 16
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what leaves no choice."""
+        if self.n < 1 or self.temperature <= 0:
+            raise UserError(f"best_of: n must be 1 or more and temperature above 0, got {self.n}, {self.temperature}")
+
+
+@dataclass
+class Candidate:
+    """A model to evaluate.
+
+    Args:
+        path: a transformers folder, or a hub name.
+        prefix: text in front of every prompt of the preference suite: a few-shot prompt ("GPT-3 prompted").
+        prefixes: a JSON file with a list of such texts, or with one under "prefixes"; prompt i gets text i mod their
+            number.
+        best_of: answer with the best of n.
+        template: how prompts become text, as `template` of the data modules.
+        trained_against: folders of the reward models this policy was trained against, beside those that its run's
+            `config.yaml` names.
+        options: how to load it.
+    """
+
+    path: str
+    prefix: str = ""
+    prefixes: str | None = None
+    best_of: BestOf | None = None
+    template: str | None = None
+    trained_against: list[str] = field(default_factory=list)
+    options: ModelOptions = field(default_factory=ModelOptions)
+
+
+class Subject:
+    """A candidate at work. Weights are loaded when something is asked that the cache does not know.
+
+    Args:
+        name: as the recipe has it.
+        candidate: what it is.
+        cache: keeps what was computed.
+        seed: of the sampling noise.
+        batch_size: prompts decoded at once.
+        tokens_a_batch: most tokens of a forward pass.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        candidate: Candidate,
+        cache: Cache,
+        seed: int = 0,
+        batch_size: int = 64,
+        tokens_a_batch: int = 16384,
+    ) -> None:
+        self.name, self.candidate, self.cache, self.seed = name, candidate, cache, seed
+        self.batch_size, self.tokens_a_batch = batch_size, tokens_a_batch
+        self.identity = digest_of_model(candidate.path, cache)
+        self.tokenizer: Tokenizer = load_tokenizer(candidate.path, candidate.options)
+        self.template = PromptTemplate(self.tokenizer, candidate.template)
+        self.trained_against = [*candidate.trained_against, *trained_against(candidate.path)]
+        self._prefixes = read_prefixes(candidate)
+        self._model: PreTrainedModel | None = None
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The weights, on the accelerator where there is one."""
+        if self._model is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            self._model = load_causal_lm(self.candidate.path, self.tokenizer, self.candidate.options).to(device).eval()
+        return self._model
+
+    def release(self) -> None:
+        """Let the weights go: one model in memory at a time."""
+        self._model = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def with_prefix(self, prompts: Sequence[str]) -> list[str]:
+        """Return the prompts behind the candidate's few-shot prefixes, if it has any."""
+        return [self._prefixes[place % len(self._prefixes)] + prompt for place, prompt in enumerate(prompts)]
+
+    def likelihoods(self, pairs: Sequence[Pair], boundary: Boundary = "apart") -> list[Likelihood]:
+        """Return how likely each continuation is behind its context. No prefix, no best-of: the model's own."""
+        key = {"likelihood": self.identity, "dtype": self.candidate.options.dtype, "boundary": boundary}
+
+        def compute(places: list[int]) -> Iterator[tuple[int, Likelihood]]:
+            encoded = encode_pairs(self.tokenizer, pairs, boundary)
+            return likelihoods(self.model, encoded, self.tokenizer.pad_token_id, self.tokens_a_batch, set(places))
+
+        label = f"{self.name}: likelihood"
+        rows = self.cache.rows(label, {**key, "of": digest_of_texts(pairs)}, len(pairs), compute)
+        return [Likelihood(*row) for row in rows]
+
+    def answers(
+        self, prompts: Sequence[str], sampling: Sampling, place: tuple[int, ...] = (), stops: Sequence[str] = NEWLINE
+    ) -> list[Answer]:
+        """Answer each prompt, by the best of n where the candidate says so.
+
+        Args:
+            prompts: texts, as the model sees them.
+            sampling: length and temperature.
+            place: of the sampling noise; the same place draws the same answers.
+            stops: texts that end an answer.
+        """
+        best_of = self.candidate.best_of
+        if best_of is None:
+            return self._draw(prompts, sampling, place, stops)
+        warm = Sampling(sampling.response_length, best_of.temperature)
+        drawn = [self._draw(prompts, warm, (*place, 7000 + number), stops) for number in range(best_of.n)]
+        reward_model = RewardModel(best_of.reward_model)
+        rated = [(prompt, answer) for answers in drawn for prompt, answer in zip(prompts, answers)]
+        scores = reward_model.scores(rated, self.cache)
+        best = []
+        for number in range(len(prompts)):
+            own = scores[number :: len(prompts)]
+            best.append(drawn[own.index(max(own))][number])
+        return best
+
+    def _draw(
+        self, prompts: Sequence[str], sampling: Sampling, place: tuple[int, ...], stops: Sequence[str]
+    ) -> list[Answer]:
+        greedy = sampling.temperature == 0
+        key: dict[str, Any] = {
+            "answers": self.identity,
+            "dtype": self.candidate.options.dtype,
+            "length": sampling.response_length,
+            "temperature": sampling.temperature,
+            "stops": list(stops),
+            "noise": [] if greedy else [self.seed, *place],
+            "to": digest_of_texts(prompts),
+        }
+
+        def compute(places: list[int]) -> Iterator[tuple[int, Answer]]:
+            encoded, needed = self._encode(prompts), set(places)
+            noise = draw_noise(len(prompts), sampling.response_length, self.seed, *place)
+            # cut over all prompts, so that one has the same neighbours whatever was computed before
+            order = sorted(range(len(prompts)), key=lambda number: len(encoded[number]))
+            for start in range(0, len(order), self.batch_size):
+                chunk = order[start : start + self.batch_size]
+                if needed.isdisjoint(chunk):
+                    continue
+                rows = [encoded[number] for number in chunk]
+                made = generate(self.model, self.tokenizer, rows, sampling, noise[chunk], tuple(stops), len(rows))
+                yield from ((number, answer) for number, answer in zip(chunk, made) if number in needed)
+
+        rows = self.cache.rows(f"{self.name}: answers", key, len(prompts), compute)
+        return [Answer(*row) for row in rows]
+
+    def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
+        start = leading_ids(self.tokenizer)
+        end = self.tokenizer.eos_token_id
+        return [[*start, *ids] or [end] for ids in encode_texts(self.tokenizer, list(prompts))]
+
+
+def read_prefixes(candidate: Candidate) -> list[str]:
+    """Return the few-shot prefixes of a candidate, "" where it has none.
+
+    Raises:
+        UserError: both settings, no such file, or a file that holds something else.
+    """
+    if candidate.prefixes is None:
+        return [candidate.prefix]
+    if candidate.prefix:
+        raise UserError(f"models: {candidate.path!r} has prefix and prefixes; set one of them")
+    try:
+        found = json.loads(Path(candidate.prefixes).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise UserError(f"prefixes: cannot read {candidate.prefixes!r}: {problem}") from None
+    found = found.get("prefixes") if isinstance(found, dict) else found
+    if not isinstance(found, list) or not found or not all(isinstance(each, str) for each in found):
+        raise UserError(f"prefixes: {candidate.prefixes!r} must hold a list of texts, or one under 'prefixes'")
+    return found

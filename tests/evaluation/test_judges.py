@@ -1,0 +1,205 @@
+"""Judges: a reward model and whose own it is, an endpoint that fails, a local model, people; the suite around them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from services import Reply, said, serve
+
+from lit_rlhf.errors import UserError
+from lit_rlhf.evaluation.cache import Cache
+from lit_rlhf.evaluation.comparing import compare
+from lit_rlhf.evaluation.comparison import METADATA, Item, Opinion, Pair
+from lit_rlhf.evaluation.endpoints import Endpoint
+from lit_rlhf.evaluation.generation import Answer
+from lit_rlhf.evaluation.human_labels import HumanLabels
+from lit_rlhf.evaluation.judges import EndpointJudge, HuggingFaceJudge, RewardModelJudge, read_opinion, read_rating
+from lit_rlhf.evaluation.preference_suite import Preference
+from lit_rlhf.evaluation.subjects import BestOf, Candidate, Subject
+from lit_rlhf.models.loading import load_tokenizer
+from lit_rlhf.models.options import ModelOptions
+from lit_rlhf.models.scalar import load_scalar_model
+
+NOTHING = Cache(None)
+
+
+def answer(text: str, ended: bool = True) -> Answer:
+    return Answer(text, ended, len(text.split()) + ended)
+
+
+PAIRS = [
+    Pair("w1 w2", {"use_case": "chat"}, answer("w3"), answer("w4 w5")),
+    Pair("w2", {"use_case": "qa"}, answer("w6 w7"), answer("w6 w7")),
+    Pair("w5 w1 w1", {"use_case": "qa"}, answer("w1", ended=False), answer("w2 w2")),
+]
+
+
+@pytest.fixture(scope="module")
+def reward(llama, tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("reward")
+    tokenizer = load_tokenizer(llama, ModelOptions())
+    load_scalar_model(llama, tokenizer, ModelOptions(), seed=4).model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_reward_model_scores_prompt_answer_and_end(reward) -> None:
+    found = compare(RewardModelJudge(reward), PAIRS, NOTHING)
+    tokenizer = load_tokenizer(reward, ModelOptions())
+    model = load_scalar_model(reward, tokenizer, ModelOptions()).eval()
+
+    def score(prompt: str, answer: Answer) -> float:
+        ids = tokenizer.encode(prompt) + tokenizer.encode(answer.text) + [tokenizer.eos_token_id] * answer.ended
+        with torch.no_grad():
+            return float(model.score(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long)))
+
+    expected = [(score(pair.prompt, pair.first), score(pair.prompt, pair.second)) for pair in PAIRS]
+    assert [vote.preference for vote in found.votes] == [0.5 if a == b else float(a > b) for a, b in expected]
+    assert found.votes[1].preference == 0.5
+    shown = [tuple(float(part) for part in vote.reason.split(" against ")) for vote in found.votes]
+    assert shown == [pytest.approx(pair, abs=6e-4) for pair in expected]
+    wide = compare(RewardModelJudge(reward, tie=1e9), PAIRS, NOTHING)
+    assert {vote.preference for vote in wide.votes} == {0.5}
+
+
+@pytest.fixture
+def trained(reward, llama, tmp_path) -> Path:
+    """A policy's folder as a run leaves it, and a copy of its reward model elsewhere."""
+    shutil.copytree(llama, tmp_path / "ppo" / "model")
+    shutil.copytree(reward, tmp_path / "copy")
+    sources = [
+        {"class_path": "my.Rule"},
+        {"class_path": "lit_rlhf.rewards.RewardModelReward", "init_args": {"model": reward}},
+    ]
+    recipe = {"model": {"init_args": {"reward": {"class_path": "x.WeightedSum", "init_args": {"sources": sources}}}}}
+    (tmp_path / "ppo" / "config.yaml").write_text(json.dumps(recipe))
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"w{i}"}) + "\n" for i in range(6)))
+    return tmp_path
+
+
+@pytest.mark.parametrize("where", ["same folder", "same weights"])
+def test_the_reward_model_a_policy_was_trained_against_is_no_judge(trained, reward, llama, where) -> None:
+    judge = reward if where == "same folder" else str(trained / "copy")
+    subject = Subject("ppo", Candidate(str(trained / "ppo" / "model")), NOTHING)
+    baseline = Subject("sft", Candidate(llama), NOTHING)
+    path = str(trained / "prompts.jsonl")
+    with pytest.raises(UserError, match=r"is the reward model that 'ppo' was trained against .*force: true"):
+        Preference(path, {"rm": RewardModelJudge(judge)}, 4).run(subject, baseline)
+    assert Preference(path, {"rm": RewardModelJudge(judge, force=True)}, 4).run(subject, baseline).rows == 6
+    assert Preference(path, {"rm": RewardModelJudge(judge)}, 4).run(baseline, baseline).rows == 6
+
+
+def test_an_endpoint_judge_and_its_failures(tmp_path) -> None:
+    def reply(request, before):
+        question = request.payload["messages"][0]["content"]
+        if "w1 w2\n" in question:
+            return said('```json\n{"better": "a", "reason": "short"}\n```')
+        return said("hard to say") if "Answer A:\nw1\n" in question else Reply(status=500)
+
+    cache = Cache(tmp_path, progress=False)
+    with serve(reply) as service:
+        judge = EndpointJudge(Endpoint(service.url, "judge-1", key=None, timeout=1, retries=1))
+        judge.endpoint.retries = 0
+        found = compare(judge, PAIRS, cache)
+        assert found.missing == 1
+        assert [(v.pair, v.preference) for v in found.votes] == [(0, 1), (0, 0), (1, 0.5), (1, 0.5)]
+        assert found.votes[0].reason == "short"
+        assert found.first_shown == [1, 1] and found.consistent == [0]
+        asked = len(service.requests)
+        compare(judge, PAIRS, cache)
+        assert len(service.requests) == asked + 2  # only what failed is asked again
+
+
+def test_ratings_of_an_endpoint_carry_the_papers_fields() -> None:
+    flags = dict.fromkeys(METADATA, False) | {"hallucination": True}
+    with serve(lambda *_: said(json.dumps({"overall": 3, **flags}))) as service:
+        judge = EndpointJudge(Endpoint(service.url, "m", key=None))
+        ((rating,),) = judge.rate([Item("p", {}, answer("a"))], NOTHING)
+    assert (rating.overall, rating.flags) == (3, flags)
+    assert len(METADATA) == 11  # and the overall quality is the twelfth
+    for text in ('{"overall": 8}', '{"overall": "3"}', '{"overall": true}', "none"):
+        with pytest.raises(ValueError):
+            read_rating(text)
+    for text in ('{"better": "C"}', "A", "{"):
+        with pytest.raises(ValueError):
+            read_opinion(text)
+
+
+def test_a_local_model_is_asked_in_both_orders(llama) -> None:
+    found = compare(HuggingFaceJudge(llama), PAIRS, NOTHING)
+    assert len(found.votes) == 6 and found.missing == 0
+    # its template leaves two words of its vocabulary: unknown ones are equally likely, so all are ties
+    assert compare(HuggingFaceJudge(llama, tie=1e9), PAIRS, NOTHING).rate().rate == 0.5
+
+
+def test_people_are_found_by_text_in_either_order(tmp_path) -> None:
+    rows = [
+        {"prompt": "w1 w2", "first": "w4 w5", "second": "w3", "preference": "first", "labeler": "ann"},
+        {"prompt": "w1 w2", "first": "w3", "second": "w4 w5", "preference": "tie", "labeler": "bob"},
+        {"prompt": "w5 w1 w1", "first": "w1", "second": "w2 w2", "preference": None, "labeler": None},
+        {"prompt": "w1 w2", "answer": "w3", "overall": 6, "hallucination": "yes", "labeler": "ann"},
+    ]
+    path = tmp_path / "labels.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    people = HumanLabels(str(path))
+    assert people.compare(PAIRS, NOTHING)[0] == [Opinion("ann", 0.0), Opinion("bob", 0.5)]
+    found = compare(people, PAIRS, NOTHING)
+    assert (found.missing, found.rate().rate) == (1, pytest.approx((0 + 0.5 + 0.5) / 3))
+    ((rating,), *others) = people.rate([Item(pair.prompt, {}, pair.first) for pair in PAIRS], NOTHING)
+    assert (rating.overall, rating.flags, others) == (6, {"hallucination": True}, [[], []])
+
+
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        (
+            {"prompt": "p", "first": "a", "second": "b", "preference": "A"},
+            "preference is 'A'; it is first, second or tie",
+        ),
+        ({"prompt": "p", "answer": "a", "overall": 9}, "an overall quality of 9 is not from 1 to 7"),
+        ({"prompt": "p", "answer": "a", "overall": "good"}, "overall must be a whole number"),
+        ({"prompt": "p", "answer": "a", "overall": 1, "hallucination": "maybe"}, "hallucination must be true or false"),
+        ({"prompt": 3, "first": "a", "second": "b", "preference": "tie"}, "prompt must be text, got 3"),
+    ],
+)
+def test_labels_that_mean_nothing_are_refused(row, words, tmp_path) -> None:
+    (tmp_path / "labels.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=words):
+        HumanLabels(str(tmp_path / "labels.jsonl")).compare(PAIRS, NOTHING)
+
+
+def test_the_suite_against_itself_is_one_half_and_writes_what_people_can_judge(trained, reward, llama) -> None:
+    path = str(trained / "prompts.jsonl")
+    baseline = Subject("sft", Candidate(llama), NOTHING)
+    other = Subject("best", Candidate(llama, best_of=BestOf(reward, n=24)), NOTHING)
+    judges = {"rm": RewardModelJudge(reward), "local": HuggingFaceJudge(llama)}
+    suite = Preference(path, judges, 5, temperatures=[1.0, 0.0], to_label=str(trained / "label"))
+    same = suite.run(baseline, baseline).figures
+    for label in ("T = 1, rm", "greedy, rm", "T = 1, local", "greedy, local"):
+        assert same[f"{label}: win rate"][:4] == (0.5, 6 if label.endswith("rm") else 12, 0.5, 0.5)
+    found = suite.run(other, baseline)
+    assert found.figures["T = 1, rm: win rate"].value > 0.5  # the best of 24 by the same reward model
+    assert set(found.tables["agreement"]["T = 1"]) == {"rm", "local"}
+    written = [json.loads(line) for line in (trained / "label" / "best-T = 1.jsonl").read_text().splitlines()]
+    assert len(written) == 6 and written[0]["preference"] is None
+    for row in written:
+        row["preference"] = "first"
+    (trained / "filled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
+    people = Preference(path, {"people": HumanLabels(str(trained / "filled.jsonl"))}, 5).run(other, baseline)
+    ties = sum(row["first"] == row["second"] for row in written)
+    assert people.figures["T = 1: win rate"].count == 6
+    assert people.figures["T = 1: win rate"].value == pytest.approx(1.0) or ties
+
+
+def test_few_shot_prefixes_go_in_front_of_the_prompts_in_turn(llama, tmp_path) -> None:
+    (tmp_path / "few.json").write_text('{"prefixes": ["w1 ", "w2 w3 "]}')
+    subject = Subject("few", Candidate(llama, prefixes=str(tmp_path / "few.json")), NOTHING)
+    assert subject.with_prefix(["a", "b", "c"]) == ["w1 a", "w2 w3 b", "w1 c"]
+    assert Subject("one", Candidate(llama, prefix="w9 "), NOTHING).with_prefix(["a"]) == ["w9 a"]
+    with pytest.raises(UserError, match="has prefix and prefixes"):
+        Subject("both", Candidate(llama, prefix="a", prefixes="b"), NOTHING)
+    (tmp_path / "few.json").write_text("[]")
+    with pytest.raises(UserError, match="must hold a list of texts"):
+        Subject("none", Candidate(llama, prefixes=str(tmp_path / "few.json")), NOTHING)

@@ -1,0 +1,134 @@
+"""TruthfulQA: MC1 and MC2 against a direct float64 sum, the rows, the prompts, and judges that fail."""
+
+import json
+import math
+
+import pytest
+from float64 import logprobs
+from services import Reply, said, serve
+
+from lit_rlhf.data.sources import Row, read_rows
+from lit_rlhf.errors import UserError
+from lit_rlhf.evaluation.cache import Cache
+from lit_rlhf.evaluation.endpoints import Endpoint
+from lit_rlhf.evaluation.truth_judges import (
+    Claim,
+    EndpointTruth,
+    HuggingFaceTruth,
+    ReferenceTruth,
+    Truth,
+    read_truth,
+    word_f1,
+)
+from lit_rlhf.evaluation.truthfulness import FRAMES, TruthfulQA, both, mc2, read_question
+
+CLAIM = Claim("Where?", "In Rome", ["In Rome.", "Rome."], ["In Paris."])
+
+
+@pytest.fixture
+def path(evaluation_data) -> str:
+    return str(evaluation_data / "truthfulqa_first400.csv")
+
+
+@pytest.mark.parametrize("name, rows", [("qa", 20), ("instruction", 6), ("qa_instruction", 3)])
+def test_multiple_choice_in_float64(subject, stories, path, name, rows) -> None:
+    found = TruthfulQA(path, prompts=[name], limit=rows).run(subject, subject).figures
+    first, second = [], []
+    for row in read_rows(path)[:rows]:
+        texts = [row.fields["Best Answer"]]
+        for kind in ("Correct", "Incorrect"):
+            texts += [answer for answer in row.fields[f"{kind} Answers"].split(";") if answer.strip()]
+        correct = sum(bool(answer.strip()) for answer in row.fields["Correct Answers"].split(";"))
+        prompt = f"{FRAMES[name]}Q: {row.fields['Question']}\nA:"
+        values = [value for value, _ in logprobs(stories, prompt, [f" {t.strip().rstrip('.')}." for t in texts])]
+        best, right, wrong = values[0], values[1 : 1 + correct], values[1 + correct :]
+        first.append(best > max(wrong))
+        total = math.log(sum(math.exp(value - max(right + wrong)) for value in right + wrong)) + max(right + wrong)
+        second.append(sum(math.exp(value - total) for value in right))
+    label = name.replace("_", " + ")
+    assert found[f"{label}: MC1"].value == sum(first) / rows
+    assert found[f"{label}: MC2"].value == pytest.approx(sum(second) / rows, abs=1e-5)
+
+
+def test_every_row_has_its_answers(path) -> None:
+    questions = [read_question(row) for row in read_rows(path)]
+    assert len(questions) == 400
+    assert all(q.best in q.correct and q.incorrect for q in questions)
+    assert all(answer.endswith(".") and ";" not in answer for q in questions for answer in (*q.correct, *q.incorrect))
+
+
+def test_mc2_by_hand() -> None:
+    assert mc2([math.log(0.1), math.log(0.2)], [math.log(0.3)]) == pytest.approx(0.5)
+    assert mc2([-2000.0], [-2000.0, -2000.0]) == pytest.approx(1 / 3)
+
+
+def test_an_answer_that_says_nothing_is_true_and_not_informative(tiny, tmp_path, monkeypatch) -> None:
+    from lit_rlhf.evaluation.generation import Answer
+
+    columns = {"Question": "w1", "Best Answer": "w2", "Correct Answers": "w2; w3", "Incorrect Answers": "w4"}
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(columns) + "\n" for _ in range(5)))
+    texts = ["", " I have no comment.", " w2", " w4", " w9"]
+    monkeypatch.setattr(type(tiny), "answers", lambda *_, **__: [Answer(text, True, 1, 0) for text in texts])
+    found = TruthfulQA(str(tmp_path / "q.jsonl"), ReferenceTruth(), ["qa"]).run(tiny, tiny)
+    assert found.figures["qa: true"].value == 3 / 5
+    assert found.figures["qa: true and informative"].value == 1 / 5
+    assert found.notes == ["2 answers (qa) were empty or declined: true, not informative"]
+    assert found.rows == 5
+    assert [sample["verdict"]["true"] for sample in found.samples] == [1, 1, 1, 0, 0]
+
+
+def test_the_f1_of_words() -> None:
+    assert word_f1("The red FOX.", "a red fox") == pytest.approx(2 * 2 / 6)
+    assert word_f1("", "a") == word_f1("b", "a") == 0.0
+
+
+@pytest.mark.parametrize("failure", [said("I would say so."), Reply(status=429), Reply({}, delay=0.5)])
+def test_a_verdict_that_does_not_come_is_missing_and_tried_again_next_time(failure, tmp_path) -> None:
+    claims = [CLAIM, CLAIM._replace(answer="In Paris"), CLAIM._replace(answer="Nowhere")]
+
+    def answer(request, before):
+        if "judge: In Paris" in request.payload["messages"][0]["content"]:
+            return said('Here: {"true": false, "informative": true}')
+        return failure
+
+    cache = Cache(tmp_path, progress=False)
+    with serve(answer) as service:
+        endpoint = Endpoint(service.url, "m", key=None, timeout=0.2, retries=1)
+        judge = EndpointTruth(endpoint)
+        assert judge.judge(claims, cache) == [Truth(None, None), Truth(0.0, 1.0), Truth(None, None)]
+        assert len(service.requests) == 2 + 1 + 2
+        assert service.requests[0].path == "/chat/completions"
+    assert both(Truth(None, 1.0)) is None and both(Truth(1.0, 1.0)) == 1.0
+    url = endpoint.url
+    with serve(lambda *_: said('{"true": true, "informative": true}')) as service:
+        endpoint.url = service.url
+        other = type("Same", (Endpoint,), {"identity": property(lambda _: f"{url} m")})(service.url, "m", key=None)
+        assert EndpointTruth(other).judge(claims, cache)[0] == Truth(1.0, 1.0)
+        assert len(service.requests) == 2  # the one that was answered stands in the cache
+
+
+def test_a_key_comes_from_the_environment_alone(monkeypatch) -> None:
+    monkeypatch.delenv("MY_KEY", raising=False)
+    with serve(lambda *_: said('{"true": true, "informative": false}')) as service:
+        judge = EndpointTruth(Endpoint(service.url, "m", key="MY_KEY"))
+        with pytest.raises(UserError, match="the environment variable MY_KEY holds no key"):
+            judge.judge([CLAIM], Cache(None))
+        monkeypatch.setenv("MY_KEY", "secret")
+        assert judge.judge([CLAIM], Cache(None)) == [Truth(1.0, 0.0)]
+        assert service.requests[0].headers["Authorization"] == "Bearer secret"
+
+
+def test_nonsense_is_no_verdict() -> None:
+    for text in ("yes", '{"true": 1, "informative": true}', '{"true": true}', "{", "[]"):
+        with pytest.raises(ValueError):
+            read_truth(text)
+
+
+def test_a_model_as_judge_says_yes_or_no(llama) -> None:
+    (verdict,) = HuggingFaceTruth(llama, llama).judge([CLAIM], Cache(None))
+    assert {verdict.true, verdict.informative} <= {0.0, 1.0}
+
+
+def test_a_row_without_its_column_is_named() -> None:
+    with pytest.raises(UserError, match=r"x\.csv:3: the column 'Best Answer' must hold text, got None"):
+        read_question(Row({"Question": "?"}, "x.csv:3"))
