@@ -270,7 +270,8 @@ def test_the_ladder_lists_every_recipe_and_overlay() -> None:
 def test_the_metrics_are_those_that_are_logged() -> None:
     page = (ROOT / "docs" / "metrics.md").read_text()
     documented = set(re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE))
-    sources = [*ROOT.glob("lit_rlhf/modules/*.py"), *ROOT.glob("lit_rlhf/rollout/*.py"), *ROOT.glob("callbacks/*.py")]
+    packages = ("lit_rlhf/modules", "lit_rlhf/rollout", "lit_rlhf/rewards", "callbacks")
+    sources = [path for package in packages for path in ROOT.glob(f"{package}/*.py")]
     constants = {
         node.value
         for path in sources

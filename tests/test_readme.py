@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pages import DOCS, README, ROOT, blocks, commands
+from pages import DOCS, README, ROOT, blocks, commands, named_blocks
 from transformers import AutoModelForCausalLM
 
 from lit_rlhf.cli import main
@@ -37,6 +37,8 @@ def test_every_command_is_accounted_for(
     """In the order of the page, in an empty folder: quick commands run, long ones are parsed to the last setting."""
     monkeypatch.chdir(tmp_path)
     copy_recipes(Path("runs/quickstart"))  # what the quickstart writes before its first stage
+    for name, text in (named_blocks(page, "python") | named_blocks(page, "yaml")).items():
+        Path(name).write_text(text)
     targets = set(re.findall(r"^(\w+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for line in commands(page):
         words = shlex.split(line)

@@ -19,7 +19,7 @@ from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.models.scalar import ScalarModel, load_scalar_model
 from lit_rlhf.modules.base import LitModule
 from lit_rlhf.modules.ppo_settings import PPOSettings
-from lit_rlhf.rewards import RewardModelReward, RewardSource
+from lit_rlhf.rewards import RewardSource, load_source_state, source_critic, source_details, source_state
 from lit_rlhf.rollout.experience import Episodes, Experience, Trajectories
 from lit_rlhf.rollout.gather import gather_rows
 from lit_rlhf.rollout.generation import CachedGenerator, Generator
@@ -73,7 +73,7 @@ class PPOModule(LitModule):
         super().__init__(model, options, adapter, optimizer, scheduler)
         self.reward, self.sampling, self.ppo = reward, sampling or Sampling(), ppo or PPOSettings()
         self.kl: KLController = kl or FixedKL()
-        self.critic_path = critic or (reward.path if isinstance(reward, RewardModelReward) else model)
+        self.critic_path = critic or source_critic(reward) or model
         self.reference_path = reference or model
         self.generator = generator or CachedGenerator()
         if self.sampling.temperature == 0:
@@ -162,15 +162,16 @@ class PPOModule(LitModule):
         return cut(trajectories, advantages, returns, statistics, self.sizes, rank, self.seed, iteration)
 
     def roll_out(self, prompts: Prompts, iteration: int) -> tuple[Trajectories, dict[str, float]]:
-        """Return the iteration's trajectories and seconds. Every rank answers its share of the rows and gets all."""
+        """Return the iteration's trajectories and figures. Every rank answers its share of the rows and gets all."""
         world, rank, count = self.trainer.world_size, self.trainer.global_rank, self.ppo.rollout_batch
         index = torch.arange(count)[rank::world]
         rows = prompts.rows(iteration, count)
         batch = prompts.collate([rows[int(i)] for i in index], index)
         noise = draw_noise(count, self.sampling.response_length, self.seed, iteration, 0)[index]
-        mine, seconds = self.answer(batch, noise)
+        mine, figures = self.answer(batch, noise)
+        figures |= {name: float(gather_rows(each).mean()) for name, each in source_details(self.reward).items()}
         padded_left = ("input_ids", "attention_mask")
-        return Trajectories(*(gather_rows(t, name in padded_left) for name, t in mine._asdict().items())), seconds
+        return Trajectories(*(gather_rows(t, name in padded_left) for name, t in mine._asdict().items())), figures
 
     def answer(self, batch: PromptBatch, noise: Tensor) -> tuple[Trajectories, dict[str, float]]:
         """Steps 1 to 3: generate, score, log-probs and values."""
@@ -187,7 +188,8 @@ class PPOModule(LitModule):
         input_ids = torch.cat([ids, rollout.response_ids], 1)  # (B, T)
         attention_mask = torch.cat([mask, rollout.response_mask.to(mask)], 1)
         responses = self.tokenizer.batch_decode(rollout.response_ids, skip_special_tokens=True)
-        episodes = Episodes(input_ids, attention_mask, [row["prompt"] for row in batch.rows], responses, batch.rows)
+        prompts, training = [row["prompt"] for row in batch.rows], self.trainer.training
+        episodes = Episodes(input_ids, attention_mask, prompts, responses, batch.rows, ids.shape[1], training)
         scores = self.checked_scores(episodes)
         if self.sampling.missing_end_score is not None:
             scores = torch.where(rollout.ended, scores, self.sampling.missing_end_score)
@@ -285,11 +287,13 @@ class PPOModule(LitModule):
         self.print(f"PPO: {self.sizes}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the state of the KL controller."""
+        """Add the states of the KL controller and of the reward source."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["kl_controller"] = self.kl.state_dict()
+        checkpoint["reward"] = source_state(self.reward)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it back."""
+        """Take them back."""
         super().on_load_checkpoint(checkpoint)
         self.kl.load_state_dict(checkpoint["kl_controller"])
+        load_source_state(self.reward, checkpoint.get("reward", {}))

@@ -1,5 +1,24 @@
-"""What scores a response: plug-ins behind one protocol."""
+"""What scores a response: plug-ins behind one protocol, and the steps that wrap them."""
 
-from lit_rlhf.rewards.sources import PythonReward, RewardModelReward, RewardSource, WeightedSum
+from lit_rlhf.rewards.combined import EnsembleReward, WeightedSum
+from lit_rlhf.rewards.python import PythonReward
+from lit_rlhf.rewards.remote import RemoteReward
+from lit_rlhf.rewards.reward_model import RewardModelReward
+from lit_rlhf.rewards.source import RewardSource, load_source_state, source_critic, source_details, source_state
+from lit_rlhf.rewards.steps import ClippedReward, NormalisedReward, ScaledReward
 
-__all__ = ["PythonReward", "RewardModelReward", "RewardSource", "WeightedSum"]
+__all__ = [
+    "ClippedReward",
+    "EnsembleReward",
+    "NormalisedReward",
+    "PythonReward",
+    "RemoteReward",
+    "RewardModelReward",
+    "RewardSource",
+    "ScaledReward",
+    "WeightedSum",
+    "load_source_state",
+    "source_critic",
+    "source_details",
+    "source_state",
+]

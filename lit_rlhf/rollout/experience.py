@@ -15,13 +15,24 @@ class Rollout(NamedTuple):
 
 
 class Episodes(NamedTuple):
-    """What a reward source sees: ids of the policy's tokenizer, texts, and the dataset rows."""
+    """What a reward source sees: texts, the dataset rows, and ids of the policy's tokenizer."""
 
     input_ids: Tensor  # (B, T) int64: left-padded prompt, then right-padded response
     attention_mask: Tensor  # (B, T) int64
     prompts: list[str]
     responses: list[str]  # without special tokens
     rows: list[dict[str, Any]]  # the prompt rows with their metadata columns
+    prompt_width: int  # P: the first P columns are the prompt's
+    training: bool = True  # False in validation: a source that keeps statistics counts training alone
+
+    def token_ids(self, row: int) -> tuple[list[int], list[int]]:
+        """Return prompt and response of a row without padding; the response with its end token, where it has one."""
+        kept = self.attention_mask[row].bool()
+        width = self.prompt_width
+        prompt, response = (
+            self.input_ids[row, part][kept[part]].tolist() for part in (slice(width), slice(width, None))
+        )
+        return prompt, response
 
 
 class Trajectories(NamedTuple):

@@ -1,25 +1,25 @@
 """Reward sources: a user's function, a weighted sum, and a reward model, read at the right token in any batch."""
 
+import asyncio
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from episodes import PROMPTS, RESPONSES, episodes
 from transformers import PreTrainedTokenizerFast
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.functional import pad_left, pad_right
 from lit_rlhf.models.export import export_model
 from lit_rlhf.models.options import ModelOptions
 from lit_rlhf.models.scalar import load_scalar_model
 from lit_rlhf.rewards import PythonReward, RewardModelReward, WeightedSum
-from lit_rlhf.rollout.experience import Episodes
 
 CPU = torch.device("cpu")
-PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [4, 4]]
-RESPONSES = [[14, 1], [15, 16, 17, 18], [19, 20, 1], [1]]
 MINE = """
+import asyncio
+
 LIMIT = 3
 
 
@@ -37,6 +37,27 @@ def one_short(prompts, responses, rows):
 
 def undecided(prompts, responses, rows):
     return [None for _ in responses]
+
+
+async def later(prompts, responses, rows):
+    await asyncio.sleep(0)
+    return [2.0 * row["place"] for row in rows]
+
+
+def of_one(prompt, response, row):
+    return 10 * row["place"] + len(prompt.split())
+
+
+RUNNING = []
+MOST = []
+
+
+async def of_one_later(prompt, response, row):
+    RUNNING.append(row["place"])
+    MOST.append(len(RUNNING))
+    await asyncio.sleep(0.01 * (4 - row["place"]))  # the last is the first to end
+    RUNNING.remove(row["place"])
+    return row["place"]
 """
 
 
@@ -48,20 +69,6 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sys, "path", [each for each in sys.path if each != str(tmp_path)])
     monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
     return tmp_path
-
-
-def episodes(tokenizer: Any, rows: list[int] | None = None) -> Episodes:
-    """Prompts padded on the left, responses on the right."""
-    rows = rows if rows is not None else list(range(4))
-    prompts, prompt_mask = pad_left([PROMPTS[row] for row in rows], 0)
-    responses, response_mask = pad_right([RESPONSES[row] for row in rows], 0)
-    return Episodes(
-        torch.cat([prompts, responses], 1),
-        torch.cat([prompt_mask, response_mask], 1),
-        [tokenizer.decode(PROMPTS[row]) for row in rows],
-        [tokenizer.decode(RESPONSES[row], skip_special_tokens=True) for row in rows],
-        [{"place": row} for row in rows],
-    )
 
 
 def test_a_function_of_the_users_own_gets_texts_and_rows(mine, tokenizer):
@@ -93,6 +100,31 @@ def test_scores_that_are_missing_or_no_numbers_are_refused(mine, tokenizer):
         PythonReward("my_rewards.undecided").score(episodes(tokenizer))
 
 
+def test_a_function_may_be_async_and_may_take_one_episode(mine, tokenizer):
+    given = episodes(tokenizer)
+    assert PythonReward("my_rewards.later").score(given).tolist() == [0.0, 2.0, 4.0, 6.0]
+    assert PythonReward("my_rewards.of_one", takes="episode").score(given).tolist() == [3.0, 11.0, 25.0, 32.0]
+    for concurrency in (2, 8):
+        source = PythonReward("my_rewards.of_one_later", takes="episode", concurrency=concurrency)
+        assert source.score(given).tolist() == [0.0, 1.0, 2.0, 3.0]
+        most = sys.modules["my_rewards"].MOST
+        assert max(most) == min(concurrency, 4)
+        most.clear()
+
+
+def test_an_async_function_is_waited_for_where_a_loop_is_running(mine, tokenizer):
+    async def notebook() -> list[float]:
+        return PythonReward("my_rewards.later").score(episodes(tokenizer)).tolist()
+
+    assert asyncio.run(notebook()) == [0.0, 2.0, 4.0, 6.0]
+
+
+def test_a_function_of_one_episode_given_a_batch_is_told_so(mine, tokenizer):
+    (mine / "my_rewards.py").write_text("def one(prompt, response, row):\n    return 1.0\n")
+    with pytest.raises(UserError, match=r"must return a list of scores, not 1\.0; .* set takes: episode"):
+        PythonReward("my_rewards.one").score(episodes(tokenizer))
+
+
 def test_a_weighted_sum_is_one(mine, tokenizer):
     source = WeightedSum([PythonReward("my_rewards.brevity"), PythonReward("my_rewards.place")], [0.5, 10.0])
     source.prepare(tokenizer, CPU)
@@ -104,6 +136,11 @@ def test_a_weighted_sum_needs_a_weight_for_every_source(mine):
         WeightedSum([PythonReward("my_rewards.brevity")], [1.0, 2.0])
     with pytest.raises(UserError, match="0 weights for 0 sources"):
         WeightedSum([], [])
+
+
+def test_a_source_may_ask_for_the_token_ids_of_a_row(tokenizer):
+    given = episodes(tokenizer)
+    assert [given.token_ids(row) for row in range(4)] == list(zip(PROMPTS, RESPONSES))
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +182,7 @@ def test_what_stands_in_the_padding_does_not_matter(reward_model, tokenizer):
 
 
 def test_a_reward_model_with_another_tokenizer_is_refused_before_it_is_loaded(reward_model, tokenizer, monkeypatch):
-    monkeypatch.setattr("lit_rlhf.rewards.sources.load_scalar_model", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr("lit_rlhf.rewards.reward_model.load_scalar_model", lambda *_: pytest.fail("it was loaded"))
     other = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, pad_token="<pad>", eos_token="<eos>")
     other.add_tokens(["more"])
     with pytest.raises(UserError, match="has another tokenizer than the policy"):
@@ -155,6 +192,6 @@ def test_a_reward_model_with_another_tokenizer_is_refused_before_it_is_loaded(re
 def test_an_uncentred_reward_model_is_refused_before_it_is_loaded_unless_accepted(llama, tokenizer, monkeypatch):
     accepted = prepared(llama, tokenizer, uncentred="accept")
     assert torch.isfinite(accepted.score(episodes(tokenizer))).all()
-    monkeypatch.setattr("lit_rlhf.rewards.sources.load_scalar_model", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr("lit_rlhf.rewards.reward_model.load_scalar_model", lambda *_: pytest.fail("it was loaded"))
     with pytest.raises(UserError, match=r"no centring constants .* callback CentreScores, or set .*uncentred"):
         prepared(llama, tokenizer)

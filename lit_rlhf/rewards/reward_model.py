@@ -1,0 +1,68 @@
+"""A trained reward model as a reward source."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from lit_rlhf.errors import UserError
+from lit_rlhf.models.options import ModelOptions
+from lit_rlhf.models.scalar import ScalarModel, load_scalar_model
+from lit_rlhf.rollout.experience import Episodes
+
+
+class RewardModelReward:
+    """A trained reward model, read at the last token of the response.
+
+    Args:
+        model: folder of a reward model that shares the policy's tokenizer.
+        uncentred: what to do with a model without centring constants (App. C.2: demonstrations score 0 on average).
+        options: how to load it.
+        batch_size: episodes a forward pass.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        uncentred: Literal["refuse", "accept"] = "refuse",
+        options: ModelOptions | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        self.path, self.uncentred, self.batch_size = model, uncentred, batch_size
+        self.options = options or ModelOptions()
+        self.model: ScalarModel
+
+    def prepare(self, tokenizer: Tokenizer, device: torch.device) -> None:
+        """Load the model, frozen."""
+        from lit_rlhf.models.loading import load_config, load_tokenizer
+
+        own = load_tokenizer(self.path, self.options)
+        if own.get_vocab() != tokenizer.get_vocab():
+            raise UserError(
+                f"reward: {self.path!r} has another tokenizer than the policy; its ids would mean other words. Use a "
+                "reward model trained from the same family"
+            )
+        if self.uncentred == "refuse" and not hasattr(load_config(self.path, self.options), "score_shift"):
+            raise UserError(
+                f"reward: {self.path!r} has no centring constants (score_shift in its config.json): train it with the "
+                "callback CentreScores, or set model.reward.init_args.uncentred to accept"
+            )
+        self.model = load_scalar_model(self.path, tokenizer, self.options).to(device).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def score(self, episodes: Episodes) -> Tensor:
+        """See `RewardSource.score`."""
+        lengths = episodes.attention_mask.sum(1)
+        scores = torch.empty(len(lengths), device=lengths.device)
+        prompt_end = episodes.attention_mask.shape[1]
+        for rows in torch.split(torch.argsort(lengths), self.batch_size):
+            mask = episodes.attention_mask[rows]
+            used = mask.any(0).nonzero()
+            columns = slice(int(used[0]), min(int(used[-1]) + 1, prompt_end))
+            scores[rows] = self.model.score(episodes.input_ids[rows][:, columns], mask[:, columns])
+        return scores
+
+    def critic(self) -> str:
+        """See `RewardSource`: the reward model itself."""
+        return self.path

@@ -1,0 +1,56 @@
+"""What scores a response: one protocol, and what a source may add to it."""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from lit_rlhf.rollout.experience import Episodes
+
+
+class RewardSource(Protocol):
+    """Scores episodes. `prepare` is called once, before the first `score`.
+
+    A source may also have any of these; the functions below read them:
+
+    - `details() -> dict[str, Tensor]`: metrics of the episodes scored last, `reward/NAME` to (B,), the same names on
+      every rank. PPO logs their means over all episodes of all ranks.
+    - `state_dict() -> dict[str, Any]` and `load_state_dict(state: dict[str, Any]) -> None`: what must survive a
+      restart, as plain values and tensors. It goes into the PPO checkpoint.
+    - `critic() -> str | None`: the folder a critic starts from by default.
+    """
+
+    def prepare(self, tokenizer: Tokenizer, device: torch.device) -> None:
+        """Load what is needed.
+
+        Args:
+            tokenizer: the policy's.
+            device: where the episodes' tensors will be.
+        """
+        ...
+
+    def score(self, episodes: Episodes) -> Tensor:
+        """Return one score an episode, (B,) float32, higher is better."""
+        ...
+
+
+def source_details(source: RewardSource) -> dict[str, Tensor]:
+    """Return the metrics of the episodes that `source` scored last, by name, (B,) each."""
+    return source.details() if hasattr(source, "details") else {}
+
+
+def source_state(source: RewardSource) -> dict[str, Any]:
+    """Return what of `source` must survive a restart."""
+    return source.state_dict() if hasattr(source, "state_dict") else {}
+
+
+def load_source_state(source: RewardSource, state: dict[str, Any]) -> None:
+    """Give it back; a source without a state takes none."""
+    if state and hasattr(source, "load_state_dict"):
+        source.load_state_dict(state)
+
+
+def source_critic(source: RewardSource) -> str | None:
+    """Return the folder of the reward model that a critic starts from (App. C.4), or None where there is none."""
+    return source.critic() if hasattr(source, "critic") else None

@@ -1,0 +1,123 @@
+"""Rewards inside PPO: what docs/rewards.md shows, metrics and states on one rank and two."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from pages import DOCS, named_blocks
+from ppo_fakes import PromptData
+from ranks import on_ranks
+from small_runs import quiet_trainer
+
+from lit_rlhf.cli import main
+from lit_rlhf.modules import PPOModule, PPOSettings
+from lit_rlhf.rewards import ClippedReward, EnsembleReward, NormalisedReward
+from lit_rlhf.rollout.experience import Episodes
+from lit_rlhf.rollout.sampling import Sampling
+
+PAGE = next(page for page in DOCS if page.name == "rewards.md")
+
+
+class Above:
+    """Scores the number of words above the thirteenth, times a factor."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def prepare(self, *_: Any) -> None:
+        pass
+
+    def score(self, episodes: Episodes) -> torch.Tensor:
+        return torch.tensor(
+            [self.factor * sum(int(w[1:]) > 13 for w in r.split() if w[0] == "w") for r in episodes.responses]
+        )
+
+
+class Metrics(L.Callback):
+    def __init__(self) -> None:
+        self.epochs: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.epochs.append({n: float(v) for n, v in trainer.callback_metrics.items() if not n.startswith("time/")})
+
+
+def module(model: str) -> PPOModule:
+    reward = ClippedReward(NormalisedReward(EnsembleReward([Above(1.0), Above(3.0)])), -1.0, 1.0)
+    return PPOModule(model, reward, Sampling(response_length=6), PPOSettings(rollout_batch=16, micro_batch=4))
+
+
+def run(model: str, folder: Path, **settings: Any) -> list[dict[str, float]]:
+    metrics = Metrics()
+    trainer = quiet_trainer(folder, max_epochs=2, callbacks=[metrics], **settings)
+    trainer.fit(module(model), datamodule=PromptData())
+    if trainer.is_global_zero:
+        trainer.save_checkpoint(folder / "run.ckpt")
+    return metrics.epochs
+
+
+def test_metrics_and_state_are_those_of_all_ranks(llama, tmp_path):
+    alone = run(llama, tmp_path)
+    state = torch.load(tmp_path / "run.ckpt", weights_only=True)["reward"]
+    assert state["source"]["moments"][0] == 32
+    assert alone[0]["reward/ensemble_spread"] > 0 and 0 < alone[0]["reward/score_clipped"] < 1
+    # a minibatch of 4 on one rank and on two: the same run
+    both = on_ranks(lambda: run_on_two(llama, tmp_path), tmp_path)
+    for rank in both:
+        for mine, theirs in zip(rank, alone):
+            assert mine == pytest.approx(theirs, abs=2e-5, rel=1e-4)
+
+
+def run_on_two(model: str, folder: Path) -> list[dict[str, float]]:
+    metrics = Metrics()
+    made = module(model)
+    made.ppo.micro_batch = 2
+    trainer = quiet_trainer(folder, max_epochs=2, callbacks=[metrics], devices=2, strategy="ddp")
+    trainer.fit(made, datamodule=PromptData())
+    return metrics.epochs
+
+
+def test_the_moments_come_back_from_a_checkpoint(llama, tmp_path):
+    run(llama, tmp_path)
+    resumed = module(llama)
+    trainer = quiet_trainer(tmp_path, max_epochs=3)
+    trainer.fit(resumed, datamodule=PromptData(), ckpt_path=str(tmp_path / "run.ckpt"))
+    assert resumed.reward.state_dict()["source"]["moments"][0] == 48
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder with the files of the page."""
+    files = named_blocks(PAGE, "python") | named_blocks(PAGE, "yaml")
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        monkeypatch.delitem(sys.modules, Path(name).stem, raising=False)
+    (tmp_path / "data.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"w{i}", "target": "w3"}) + "\n" for i in range(9))
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    return tmp_path
+
+
+@pytest.mark.parametrize("overlay", named_blocks(PAGE, "yaml"))
+def test_what_the_page_shows_parses(overlay: str, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "-c", "small/ppo", "-c", overlay, "--print_config"]) == 0, capsys.readouterr().err
+
+
+def test_the_functions_of_the_page_score_a_run(project: Path, llama: str) -> None:
+    settings = ["accelerator=cpu", "max_epochs=1", "enable_progress_bar=false"]
+    sizes = ["sampling.response_length=6", "ppo.rollout_batch=8", "ppo.micro_batch=4", f"model={llama}"]
+    words = [f"--trainer.{each}" for each in settings] + [f"--model.{each}" for each in sizes]
+    assert main(["fit", "-c", "small/ppo", "-c", "my_scores.yaml", "--data.path=data.jsonl", *words]) == 0
+    samples = [json.loads(line) for line in (project / "runs/small/ppo/samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 8
+    for sample in samples:
+        said = sample["response"].split()
+        expected = -0.1 * len(said) + 2.0 * ("w3" in said) + 0.1 * len(set(said))
+        assert sample["score"] == pytest.approx(expected, abs=1e-5)
+    header = (project / "runs/small/ppo/metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"reward/part_short", "reward/part_target", "reward/part_variety"} <= set(header)
