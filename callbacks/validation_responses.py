@@ -113,6 +113,8 @@ class ValidationResponses(Callback):
             prompts=[row["prompt"] for row in batch.rows],
             responses=tokenizer.batch_decode(rollout.response_ids, skip_special_tokens=True),
             rows=batch.rows,
+            prompt_width=ids.shape[1],
+            training=False,
         )
         if self.reward is None:
             return episodes, None

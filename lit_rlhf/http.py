@@ -9,10 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from typing import Any, NamedTuple, TypeVar
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from lit_rlhf.errors import UserError
 
@@ -26,6 +29,13 @@ class NoAnswer(NamedTuple):
     """What stands in place of an answer that did not come."""
 
     reason: str
+
+
+class NoRedirect(HTTPRedirectHandler):
+    """Follows no redirect: credentials would go to an address that nobody named, and a POST become a GET."""
+
+    def redirect_request(self, *args: Any) -> None:
+        """Refuse; the status becomes an error."""
 
 
 class JSONClient:
@@ -55,6 +65,8 @@ class JSONClient:
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise UserError(f"url: {url!r} is no http or https address")
+        if "@" in urlsplit(url).netloc:
+            raise UserError("url: it holds a user name or a password; a credential belongs into the environment")
         if timeout <= 0 or retries < 0 or parallel < 1 or (rate is not None and rate <= 0):
             raise UserError(
                 f"{self.public(url)}: timeout and rate must be above 0, retries 0 or more, parallel 1 or more"
@@ -62,6 +74,7 @@ class JSONClient:
         self.url, self.headers = url, {"Content-Type": "application/json", **(headers or {})}
         self.timeout, self.retries, self.pause, self.rate, self.parallel = timeout, retries, pause, rate, parallel
         self._lock, self._next_start = threading.Lock(), 0.0
+        self._opener = build_opener(NoRedirect)
 
     @staticmethod
     def public(url: str) -> str:
@@ -112,7 +125,7 @@ class JSONClient:
 
     def _post(self, payload: Any) -> Any:
         request = Request(self.url, json.dumps(payload).encode(), self.headers, method="POST")
-        with urlopen(request, timeout=self.timeout) as response:
+        with self._opener.open(request, timeout=self.timeout) as response:
             return json.loads(response.read())
 
     def _take_turn(self) -> None:
@@ -126,8 +139,13 @@ class JSONClient:
 
 
 def retry_after(error: HTTPError) -> float:
-    """Seconds that the service asks to wait; 0 where it does not say, or says it as a date."""
+    """Seconds that the service asks to wait; 0 where it does not say."""
+    text = error.headers.get("Retry-After", "0")
     try:
-        return float(error.headers.get("Retry-After", 0))
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        return (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
     except (TypeError, ValueError):
         return 0.0

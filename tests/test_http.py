@@ -1,6 +1,8 @@
 """The HTTP client against a stand-in service: what is tried again, what is given up, what is the user's to mend."""
 
 import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
 from services import Reply, serve
@@ -65,6 +67,35 @@ def test_the_service_may_ask_for_patience() -> None:
         assert JSONClient(service.url, **FAST).ask({}, value) == 1.0
         first, second = (request.time for request in service.requests)
         assert second - first >= 0.4
+
+
+def test_it_may_name_a_date() -> None:
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)  # in whole seconds: 1 to 2 from now
+    replies = [Reply(status=503, headers={"Retry-After": later}), Reply({"value": 1})]
+    with serve(lambda request, before: replies[before]) as service:
+        assert JSONClient(service.url, **FAST).ask({}, value) == 1.0
+        first, second = (request.time for request in service.requests)
+        assert second - first >= 0.8
+    for nonsense in ("soon", "nan", ""):
+        replies[0] = Reply(status=503, headers={"Retry-After": nonsense})
+        with serve(lambda request, before: replies[before]) as service:
+            assert JSONClient(service.url, **FAST).ask({}, value) == 1.0
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_is_not_followed(status) -> None:
+    with serve(lambda request, before: Reply({"value": 1})) as elsewhere:
+        away = Reply(status=status, headers={"Location": elsewhere.url})
+        with serve(lambda request, before: away) as service:
+            answer = JSONClient(service.url, {"Authorization": "Bearer secret"}, **FAST).ask({}, value)
+        assert answer == NoAnswer(f"status {status}")
+        assert not elsewhere.requests
+
+
+def test_an_address_with_a_password_is_refused() -> None:
+    with pytest.raises(UserError, match="holds a user name or a password") as problem:
+        JSONClient("http://me:hunter2@x/score")
+    assert "hunter2" not in str(problem.value)
 
 
 def test_the_rate_holds_over_all_threads_and_answers_come_in_order() -> None:
