@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from lit_rlhf.models.options import LoRA
 
@@ -38,7 +40,7 @@ def has_adapter(model: nn.Module) -> bool:
 @contextmanager
 def adapter_off(model: nn.Module) -> Iterator[None]:
     """Within the block, `model` computes as its frozen base: the reference policy of a LoRA run, at no memory."""
-    layers = [layer for _, _, layer in _adapter_layers(model)]
+    layers = list(_adapter_layers(model))
     for layer in layers:
         layer.enable_adapters(False)
     try:
@@ -48,20 +50,56 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def merge_adapter(model: PreTrainedModel) -> None:
-    """Fold the adapters into the base weights and remove them: a plain transformers model remains."""
-    for parent, name, layer in list(_adapter_layers(model)):
-        layer.merge()
-        setattr(parent, name, layer.get_base_layer())
-    if hasattr(model, "peft_config"):
-        model._hf_peft_config_loaded = False
-        del model.peft_config
+@torch.no_grad()
+def merged_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the state dict of a plain model that computes what `model` does: adapters folded in, nothing in 4 bits.
+
+    `model` stays as it is.
+    """
+    adapted = {name: layer for name, layer in model.named_modules() if _is_adapter_layer(layer)}
+    weights: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        if "lora_" in name:
+            continue
+        plain = name.replace(".base_layer", "")
+        owned = dict(module.named_parameters(recurse=False)) | {
+            key: value
+            for key, value in module.named_buffers(recurse=False)
+            if key not in module._non_persistent_buffers_set
+        }
+        for key, value in owned.items():
+            whole = _in_full(module, value) if key == "weight" else value.detach()
+            if key == "weight" and name.endswith(".base_layer"):
+                # added in float32: a sum in half precision would lose what the adapter learnt
+                delta = adapted[name.removesuffix(".base_layer")].get_delta_weight("default")
+                whole = (whole.float() + (delta.T if _is_transposed(module) else delta).float()).to(whole.dtype)
+            weights[f"{plain}.{key}" if plain else key] = whole
+    return weights
 
 
-def _adapter_layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
+def _in_full(module: nn.Module, weight: Tensor) -> Tensor:
+    """Return a layer's weight as a plain tensor of the shape that the unquantised layer has."""
+    state = getattr(weight, "quant_state", None)
+    if state is None:
+        return weight.detach()
+    from bitsandbytes.functional import dequantize_4bit
+
+    module.state_dict()  # in eval mode a CPU layer lies repacked, which dequantisation does not know; this undoes it
+    layer: Any = module
+    whole: Tensor = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    return whole.T.contiguous() if _is_transposed(module) else whole
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    """Return whether the layer comes of a `Conv1D`, GPT-2's linear layer with its weight the other way round."""
+    return getattr(module, "source_cls", None) is Conv1D
+
+
+def _is_adapter_layer(module: nn.Module) -> bool:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, BaseTunerLayer):
-                yield parent, name, child
+    return isinstance(module, BaseTunerLayer)
+
+
+def _adapter_layers(model: nn.Module) -> Iterator[Any]:
+    return (module for module in model.modules() if _is_adapter_layer(module))

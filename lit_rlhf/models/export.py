@@ -12,23 +12,29 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.models.adapters import add_lora, has_adapter, merge_adapter
-from lit_rlhf.models.options import LoRA
-from lit_rlhf.models.scalar import ScalarModel
+from lit_rlhf.models.adapters import add_lora, has_adapter, merged_weights
+from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
+from lit_rlhf.models.options import LoRA, ModelOptions
+from lit_rlhf.models.scalar import ScalarModel, load_scalar_model
 
 CHECKPOINT_KEY = "lit_rlhf"
 
 
 def describe_model(
-    model: PreTrainedModel, tokenizer: Tokenizer, prefix: str, adapter: LoRA | None = None
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    prefix: str,
+    adapter: LoRA | None = None,
+    four_bit_base: tuple[str, ModelOptions] | None = None,
 ) -> dict[str, Any]:
-    """Return what a checkpoint must hold, beside its weights, to become a folder again. Plain strings only.
+    """Return what a checkpoint must hold, beside its weights, to become a folder again. Plain values only.
 
     Args:
         model: the transformers model.
         tokenizer: its tokenizer; its files travel inside the checkpoint, so that a checkpoint can be moved.
         prefix: where the model's weights stand in the state dict, such as "policy.".
         adapter: the LoRA settings in use.
+        four_bit_base: the folder or hub name of a base that is not in the checkpoint, and how it was loaded.
     """
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
@@ -38,23 +44,22 @@ def describe_model(
         "tokenizer": files,
         "prefix": prefix,
         "adapter": None if adapter is None else vars(adapter),
+        "four_bit_base": None if four_bit_base is None else [four_bit_base[0], vars(four_bit_base[1])],
     }
 
 
 def export_model(model: PreTrainedModel | ScalarModel, tokenizer: Tokenizer, directory: Path) -> None:
     """Write a folder for `AutoModelForCausalLM`, or `AutoModelForSequenceClassification` for a scalar model.
 
-    Adapters are merged into a copy; the live model stays as it is.
+    Adapters are merged into a copy, and a 4-bit base is written in full; the live model stays as it is.
     """
     inner = model.model if isinstance(model, ScalarModel) else model
     inner.config.architectures = [type(inner).__name__]
     if has_adapter(inner):
-        import copy
-
-        inner = copy.deepcopy(inner)
-        merge_adapter(inner)
-    make_directory(directory)
-    save_quietly(inner, directory)
+        _write(_settings(inner), merged_weights(inner), directory)
+    else:
+        make_directory(directory)
+        save_quietly(inner, directory)
     tokenizer.save_pretrained(directory)
 
 
@@ -78,16 +83,25 @@ def export_checkpoint(checkpoint: Path, directory: Path) -> None:
     prefix = about["prefix"]
     weights = {name[len(prefix) :]: value for name, value in content["state_dict"].items() if name.startswith(prefix)}
     adapter = None if about["adapter"] is None else LoRA(**about["adapter"])
-    _write(json.loads(about["config"]), weights, adapter, directory)
+    make_directory(directory)
     for name, text in about["tokenizer"].items():
         (directory / name).write_text(text)
+    settings = json.loads(about["config"])
+    AutoConfig.for_model(**settings).save_pretrained(directory)  # a tokenizer's folder is known by it
+    if about.get("four_bit_base"):
+        base, options = about["four_bit_base"]
+        weights = _over_four_bits(base, ModelOptions(**options), adapter, settings, weights, directory)
+    elif adapter is not None:
+        weights = _merged(settings, weights, adapter)
+    _write(settings, weights, directory)
 
 
 def export_weights(
     model: PreTrainedModel, weights: dict[str, Tensor], adapter: LoRA | None, tokenizer: Tokenizer, directory: Path
 ) -> None:
     """Write a folder from a model's configuration and its whole state dict: for a model that is sharded over ranks."""
-    _write(_settings(model), weights, adapter, directory)
+    settings = _settings(model)
+    _write(settings, weights if adapter is None else _merged(settings, weights, adapter), directory)
     tokenizer.save_pretrained(directory)
 
 
@@ -109,25 +123,56 @@ def make_directory(directory: Path) -> None:
 
 
 def _settings(model: PreTrainedModel) -> dict[str, Any]:
+    settings = {**model.config.to_dict()}
+    settings.pop("quantization_config", None)  # what is written is not quantised
     # FSDP2 renames the class of what it shards
-    return {**model.config.to_dict(), "architectures": [type(model).__name__.removeprefix("FSDP")]}
+    return settings | {"architectures": [type(model).__name__.removeprefix("FSDP")]}
 
 
-def _write(settings: dict[str, Any], weights: dict[str, Tensor], adapter: LoRA | None, directory: Path) -> None:
-    model = _empty_model(settings)
-    if adapter is not None:
-        add_lora(model, adapter)
-    if "score.bias" in weights:  # of a head from elsewhere: transformers' own has none
-        model.score.bias = torch.nn.Parameter(torch.zeros(1))
+def _is_scalar(settings: dict[str, Any]) -> bool:
+    return bool(settings["architectures"][0].endswith("ForSequenceClassification"))
+
+
+def _merged(settings: dict[str, Any], weights: dict[str, Tensor], adapter: LoRA) -> dict[str, Tensor]:
+    """Return the weights of a checkpoint with its adapters folded in."""
+    model = _empty_model(settings, weights)
+    add_lora(model, adapter)
     model.load_state_dict(weights)
-    merge_adapter(model)
+    return merged_weights(model)
+
+
+def _over_four_bits(
+    base: str,
+    options: ModelOptions,
+    adapter: LoRA | None,
+    settings: dict[str, Any],
+    weights: dict[str, Tensor],
+    tokenizer: Path,
+) -> dict[str, Tensor]:
+    """Return whole weights of a checkpoint that holds the adapters alone: base loaded in 4 bits as for training."""
+    assert adapter is not None, "a 4-bit base is not trained without an adapter"
+    words = load_tokenizer(str(tokenizer), options)
+    model = (
+        load_scalar_model(base, words, options).model if _is_scalar(settings) else load_causal_lm(base, words, options)
+    )
+    add_lora(model, adapter)
+    strange = model.load_state_dict(weights, strict=False).unexpected_keys
+    if strange:
+        raise UserError(f"the checkpoint's weight {strange[0]!r} is of another model than its base {base!r} now is")
+    return merged_weights(model)
+
+
+def _write(settings: dict[str, Any], weights: dict[str, Tensor], directory: Path) -> None:
+    model = _empty_model(settings, weights)
+    model.load_state_dict(weights)
     make_directory(directory)
     save_quietly(model, directory)
 
 
-def _empty_model(settings: dict[str, Any]) -> PreTrainedModel:
+def _empty_model(settings: dict[str, Any], weights: dict[str, Tensor]) -> PreTrainedModel:
     config = AutoConfig.for_model(**settings)
-    scalar = settings["architectures"][0].endswith("ForSequenceClassification")
-    auto = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
+    auto = AutoModelForSequenceClassification if _is_scalar(settings) else AutoModelForCausalLM
     model: PreTrainedModel = auto.from_config(config)
+    if "score.bias" in weights:  # of a head from elsewhere: transformers' own has none
+        model.score.bias = torch.nn.Parameter(torch.zeros(1))
     return model

@@ -85,15 +85,51 @@ def load_causal_lm(model: str, tokenizer: Tokenizer, options: ModelOptions, drop
     config = load_config(model, options)
     check_vocabulary(tokenizer, config, model, options)
     set_dropout(config, dropout)
-    loaded = from_pretrained_quietly(
-        AutoModelForCausalLM.from_pretrained,
+    return finish_loading(load_weights(AutoModelForCausalLM, model, config, options), tokenizer, options)
+
+
+def load_weights(auto: Any, model: str, config: PretrainedConfig, options: ModelOptions, **settings: Any) -> Any:
+    """Return what the auto class's `from_pretrained` gives, in the type and the quantisation of `options`."""
+    if options.quantization is not None:
+        settings |= four_bit(config, options)
+    return from_pretrained_quietly(
+        auto.from_pretrained,
         model,
         options,
         config=config,
         dtype=getattr(torch, options.dtype),
         attn_implementation=options.attention,
+        **settings,
     )
-    return finish_loading(loaded, tokenizer, options)
+
+
+def four_bit(config: PretrainedConfig, options: ModelOptions) -> dict[str, Any]:
+    """Return what `from_pretrained` takes for a 4-bit base.
+
+    Raises:
+        UserError: no GPU, and a width that the CPU kernels of bitsandbytes do not know.
+    """
+    from transformers import BitsAndBytesConfig
+
+    text = config.get_text_config()
+    odd = [
+        f"{name} {width}"
+        for name in ("hidden_size", "intermediate_size")
+        if isinstance(width := getattr(text, name, None), int) and width % 64
+    ]
+    if odd and not torch.cuda.is_available():
+        raise UserError(
+            f"options.quantization: on a CPU 4-bit layers need widths that are multiples of 64, this model has "
+            f"{' and '.join(odd)}; set options.quantization to null"
+        )
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, options.dtype),
+        )
+    }
 
 
 def finish_loading(model: PreTrainedModel, tokenizer: Tokenizer, options: ModelOptions) -> PreTrainedModel:

@@ -14,6 +14,8 @@ class ModelOptions:
             an action and is trained.
         dtype: type of the stored weights. Mixed precision belongs to the Trainer (`precision: bf16-mixed`).
         attention: attention implementation of transformers (`sdpa`, `eager`, `flash_attention_2`).
+        quantization: "nf4" keeps the linear layers in 4-bit NormalFloat, their constants quantised again (QLoRA:
+            Dettmers et al., 2023), computing in `dtype`. Such weights are not trained: a module needs an adapter.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         revision: branch, tag or commit of a hub model.
         trust_remote_code: run Python code that comes with the model. Off: nothing but weights is loaded.
@@ -22,6 +24,7 @@ class ModelOptions:
     pad_token: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     attention: str = "sdpa"
+    quantization: Literal["nf4"] | None = None
     gradient_checkpointing: bool = False
     revision: str | None = None
     trust_remote_code: bool = False

@@ -14,8 +14,8 @@ from lit_rlhf.functional import last_token_index, position_ids
 from lit_rlhf.models.loading import (
     check_vocabulary,
     finish_loading,
-    from_pretrained_quietly,
     load_config,
+    load_weights,
     set_dropout,
 )
 from lit_rlhf.models.options import ModelOptions
@@ -167,15 +167,7 @@ def _has_trained_head(config: PretrainedConfig, model: str) -> bool:
 
 def _load(auto: Any, model: str, options: ModelOptions, config: PretrainedConfig) -> tuple[Any, dict[str, set[str]]]:
     """Return the loaded model, and which weights it lacked and did not know."""
-    loaded: tuple[Any, dict[str, set[str]]] = from_pretrained_quietly(
-        auto.from_pretrained,
-        model,
-        options,
-        config=config,
-        dtype=getattr(torch, options.dtype),
-        attn_implementation=options.attention,
-        output_loading_info=True,
-    )
+    loaded: tuple[Any, dict[str, set[str]]] = load_weights(auto, model, config, options, output_loading_info=True)
     return loaded
 
 

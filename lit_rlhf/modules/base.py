@@ -39,6 +39,13 @@ class LitModule(LightningModule):
         super().__init__()
         self.model_path, self.options, self.adapter = model, options or ModelOptions(), adapter
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
+        if self.options.quantization is not None:
+            if adapter is None:
+                raise UserError(
+                    f"options.quantization: {self.options.quantization} weights are not trained; set model.adapter "
+                    "beside it (-c adapter/qlora sets both), or options.quantization to null"
+                )
+            self.strict_loading = False  # its checkpoints hold what is trained, and `on_load_checkpoint` checks that
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -96,9 +103,17 @@ class LitModule(LightningModule):
         return total / normalizer * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what turns the checkpoint back into a transformers folder."""
-        about = describe_model(self.exported, self.tokenizer, self.export_prefix, self.adapter)
+        """Add what turns the checkpoint back into a transformers folder; leave out a 4-bit base, which has its own."""
+        base = None if self.options.quantization is None else (self.model_path, self.options)
+        about = describe_model(self.exported, self.tokenizer, self.export_prefix, self.adapter, base)
         checkpoint[CHECKPOINT_KEY] = {"module": type(self).__name__, **about}
+        if base is not None:
+            kept = self.weights_of_their_own()
+            checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name in kept}
+
+    def weights_of_their_own(self) -> set[str]:
+        """Return the names of the weights that are trained: with a 4-bit base, all that a checkpoint holds."""
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another module or of another model shape."""
@@ -108,6 +123,9 @@ class LitModule(LightningModule):
                 f"ckpt_path: the checkpoint is of {about.get('module', 'another program')}, this recipe trains "
                 f"{type(self).__name__}; give the matching recipe, or `lit-rlhf export` it and start from the folder"
             )
+        missing = () if self.strict_loading else self.weights_of_their_own() - checkpoint["state_dict"].keys()
+        if missing:
+            raise UserError(f"ckpt_path: the checkpoint lacks the weight {min(missing)!r} that this recipe trains")
         stored, own = json.loads(about["config"]), self.exported.config.to_dict()
         for name in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers"):
             if stored.get(name) != own.get(name):

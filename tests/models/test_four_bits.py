@@ -1,0 +1,112 @@
+"""A base in 4 bits under adapters (QLoRA): trained, checkpointed without its base, resumed, and exported in full."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from ppo_fakes import PromptData
+from small_runs import demonstrations, quiet_trainer, rankings, write_rows
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, LlamaConfig
+
+from lit_rlhf.callbacks import ExportModel
+from lit_rlhf.data import ComparisonDataModule, DemonstrationDataModule
+from lit_rlhf.errors import UserError
+from lit_rlhf.models.export import export_checkpoint
+from lit_rlhf.models.options import LoRA, ModelOptions
+from lit_rlhf.modules import PPOModule, PPOSettings, RewardModule, SFTModule
+from lit_rlhf.rollout.sampling import Sampling
+
+IDS = torch.tensor([[5, 6, 7, 8, 1]])
+SPECIAL = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+LLAMA = {"vocab_size": 32, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+WIDE = {
+    "llama": LlamaConfig(**LLAMA, **SPECIAL, num_attention_heads=4, max_position_embeddings=64),
+    "gpt2": GPT2Config(vocab_size=32, n_embd=64, n_layer=2, n_head=4, n_positions=64, **SPECIAL),
+}
+QLORA = {"adapter": LoRA(rank=4), "options": ModelOptions(quantization="nf4")}
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> dict[str, str]:
+    """Folders of models that are 64 wide: the least that 4-bit layers take on a CPU."""
+    folders = {}
+    for name, config in WIDE.items():
+        torch.manual_seed(0)
+        folders[name] = str(tmp_path_factory.mktemp(f"wide-{name}"))
+        AutoModelForCausalLM.from_config(config).save_pretrained(folders[name])
+        tokenizer.save_pretrained(folders[name])
+    return folders
+
+
+class Words:
+    """A response's score is its number of words."""
+
+    def prepare(self, tokenizer: Any, device: torch.device) -> None:
+        """Nothing to load."""
+
+    def score(self, episodes: Any) -> torch.Tensor:
+        """Count."""
+        return torch.tensor([float(len(response.split())) for response in episodes.responses])
+
+
+def adam(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-2)
+
+
+def stage(kind: str, model: str, folder: Path) -> tuple[Any, Any]:
+    """A module on a 4-bit base, and its data."""
+    if kind == "sft":
+        rows = write_rows(folder / "rows.jsonl", demonstrations(16))
+        return SFTModule(model, adam, **QLORA), DemonstrationDataModule(rows, micro_batch=4)
+    if kind == "reward":
+        rows = write_rows(folder / "rows.jsonl", rankings(8))
+        return RewardModule(model, adam, **QLORA), ComparisonDataModule(rows, micro_batch=2)
+    settings = PPOSettings(rollout_batch=16, micro_batch=4, critic_learning_rate=1e-2)
+    return PPOModule(model, Words(), Sampling(5), settings, optimizer=adam, **QLORA), PromptData()
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("sft", "llama"), ("sft", "gpt2"), ("reward", "llama"), ("ppo", "llama")])
+def test_what_is_exported_answers_as_the_adapters_on_four_bits_do(kind, shape, wide, tmp_path):
+    module, data = stage(kind, wide[shape], tmp_path)
+    checkpoint = ModelCheckpoint(tmp_path, filename="last")
+    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[ExportModel(), checkpoint], enable_checkpointing=True)
+    trainer.fit(module, datamodule=data)
+    layers = {type(layer).__name__ for layer in module.exported.modules()}
+    assert "Linear4bit" in layers
+    trained = module.exported.eval()(input_ids=IDS).logits
+    export_checkpoint(tmp_path / "last.ckpt", tmp_path / "by-command")
+    auto = AutoModelForSequenceClassification if kind == "reward" else AutoModelForCausalLM
+    untouched = auto.from_pretrained(wide[shape]).eval()(input_ids=IDS).logits
+    assert (trained - untouched).abs().max() > 0.02
+    for written in ("model", "by-command"):
+        plain = auto.from_pretrained(tmp_path / written).eval()
+        assert "Linear4bit" not in {type(layer).__name__ for layer in plain.modules()}
+        # bitsandbytes computes 4-bit layers in bfloat16 in some CPU kernels
+        torch.testing.assert_close(plain(input_ids=IDS).logits, trained, atol=0.02, rtol=0.02)
+
+
+def test_a_checkpoint_holds_what_is_trained_and_the_resumed_run_is_the_unbroken_one(wide, tmp_path):
+    module, data = stage("sft", wide["llama"], tmp_path)
+    every = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+    quiet_trainer(tmp_path, max_epochs=2, callbacks=[every], enable_checkpointing=True).fit(module, datamodule=data)
+    content = torch.load(tmp_path / "step=2.ckpt", weights_only=True)
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    assert content["state_dict"].keys() == trained and all("lora_" in name for name in trained)
+    again, data = stage("sft", wide["llama"], tmp_path)
+    trainer = quiet_trainer(tmp_path, max_epochs=2)
+    trainer.fit(again, datamodule=data, ckpt_path=tmp_path / "step=2.ckpt")
+    for (name, one), (_, other) in zip(module.named_parameters(), again.named_parameters()):
+        assert torch.equal(one, other), name
+    del content["state_dict"][min(trained)]
+    with pytest.raises(UserError, match="lacks the weight"):
+        again.on_load_checkpoint(content)
+
+
+def test_what_cannot_be_is_refused(llama, wide, tmp_path):
+    with pytest.raises(UserError, match=r"set model\.adapter"):
+        SFTModule(llama, options=ModelOptions(quantization="nf4"))
+    rows = write_rows(tmp_path / "rows.jsonl", demonstrations(16))
+    with pytest.raises(UserError, match="multiples of 64, this model has hidden_size 32"):
+        quiet_trainer(tmp_path).fit(SFTModule(llama, **QLORA), datamodule=DemonstrationDataModule(rows, micro_batch=4))
