@@ -3,6 +3,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+JOBS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 help:  ## this list
@@ -12,7 +13,7 @@ quickstart: .venv/.installed  ## the whole procedure in the synthetic world: run
 	$(BIN)/lit-rlhf quickstart $(ARGS)
 
 test: .venv/.dev  ## every test that needs no GPU; ARGS="tests/cli" for a part
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 lint: .venv/.dev  ## ruff: style and format
 	$(BIN)/ruff check .
@@ -24,9 +25,8 @@ type: .venv/.dev  ## mypy, strict, on the package
 docs: .venv/.docs  ## the documentation as HTML in site/
 	$(BIN)/mkdocs build --strict --config-file .ci/mkdocs.yml
 
-benchmark: .venv/.dev  ## the timings of tests/benchmarks
-	@test -d tests/benchmarks || { echo "error: there is no tests/benchmarks yet"; exit 2; }
-	$(BIN)/python -m pytest -s tests/benchmarks $(ARGS)
+benchmark: .venv/.dev  ## speed and memory beside other libraries; ARGS="reward_model" for a part
+	$(BIN)/python tests/benchmarks $(ARGS)
 
 .venv/.installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no python3.11 or python3 found: install Python 3.11 or newer"; exit 2; }

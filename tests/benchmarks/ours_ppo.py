@@ -1,0 +1,88 @@
+"""Seconds of a PPO update by this library: rollout, scoring and update, through the Trainer."""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import work
+
+from lit_rlhf.data import PromptDataModule
+from lit_rlhf.modules import PPOModule, PPOSettings
+from lit_rlhf.rewards import RewardModelReward
+from lit_rlhf.rollout.kl_control import FixedKL
+from lit_rlhf.rollout.sampling import Sampling
+
+
+class Biased(PPOModule):
+    """Policy and reference with a constant on the end token's logit."""
+
+    bias: float
+
+    def configure_model(self) -> None:
+        """Load, then bias."""
+        super().configure_model()
+        for model in (self.policy, self.frozen["reference"]):
+            work.bias_end(model, self.bias)
+
+
+class Clock(L.Callback):
+    """Seconds of every epoch (an iteration), and tokens of every response."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.lengths: list[float] = []
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Start."""
+        self.start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Stop."""
+        self.seconds.append(time.perf_counter() - self.start)
+        self.lengths.append(float(trainer.callback_metrics["response/length"]))
+
+
+def main() -> None:
+    """Run."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--updates", type=int, default=3)
+    parser.add_argument("--episodes", type=int, default=64)
+    parser.add_argument("--response", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=1)
+    parser.add_argument("--bias", type=float, default=work.NEVER_ENDS)
+    parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    module = Biased(
+        model=str(args.folder / "policy"),
+        reward=RewardModelReward(str(args.folder / "reward"), uncentred="accept"),
+        sampling=Sampling(response_length=args.response),
+        ppo=PPOSettings(rollout_batch=args.episodes, micro_batch=args.episodes // 4, critic_learning_rate=3e-6),
+        kl=FixedKL(0.05),
+        optimizer=lambda groups: torch.optim.AdamW(groups, lr=3e-6),
+    )
+    module.bias = args.bias
+    clock = Clock()
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=args.updates + 1,
+        precision=args.precision,
+        gradient_clip_val=1.0,
+        logger=False,
+        callbacks=[clock],
+        default_root_dir=args.folder,
+        **quiet,
+    )
+    trainer.fit(module, PromptDataModule(str(args.folder / "prompts.jsonl"), max_prompt_length=2048))
+    work.report(clock.seconds[1:], length=sum(clock.lengths) / len(clock.lengths))
+
+
+if __name__ == "__main__":
+    main()

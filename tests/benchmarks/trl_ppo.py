@@ -1,0 +1,91 @@
+"""Seconds of a PPO update by TRL 1.12.0, the last release with a PPO trainer, on the same models and prompts."""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+import work
+from transformers import TrainerCallback
+from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+
+class Clock(TrainerCallback):
+    """Seconds between the ends of two updates."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Remember when."""
+        self.ends.append(time.perf_counter())
+
+
+def main() -> None:
+    """Run."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--updates", type=int, default=3)
+    parser.add_argument("--episodes", type=int, default=64)
+    parser.add_argument("--response", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=1)
+    parser.add_argument("--bias", type=float, default=work.NEVER_ENDS)
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    transformers.utils.logging.set_verbosity_error()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(args.folder / "policy", padding_side="left")
+    policy, reference = (transformers.LlamaForCausalLM.from_pretrained(args.folder / "policy") for _ in range(2))
+    critic, reward = (
+        transformers.LlamaForSequenceClassification.from_pretrained(args.folder / "reward") for _ in range(2)
+    )
+    for model in (policy, reference):
+        work.bias_end(model, args.bias)
+    prompts = [json.loads(line)["prompt"] for line in (args.folder / "prompts.jsonl").read_text().splitlines()]
+    repeated = [prompt for prompt in prompts for _ in range(args.samples)]
+    rows = [{"input_ids": tokenizer(prompt)["input_ids"]} for prompt in repeated]
+    settings = PPOConfig(
+        output_dir=str(args.folder / "trl"),
+        use_cpu=True,
+        bf16=args.bf16,
+        gradient_checkpointing=False,
+        per_device_train_batch_size=args.episodes // 4,
+        gradient_accumulation_steps=4,
+        num_mini_batches=4,
+        num_ppo_epochs=1,
+        local_rollout_forward_batch_size=args.episodes,
+        total_episodes=args.episodes * (args.updates + 1),
+        response_length=args.response,
+        temperature=1.0,
+        stop_token="eos",
+        kl_coef=0.05,
+        learning_rate=3e-6,
+        num_sample_generations=0,
+        report_to="none",
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+    )
+    clock = Clock()
+    trainer = PPOTrainer(
+        args=settings,
+        processing_class=tokenizer,
+        model=policy,
+        ref_model=reference,
+        reward_model=reward,
+        value_model=critic,
+        train_dataset=datasets.Dataset.from_list(rows),
+        eval_dataset=datasets.Dataset.from_list(rows[:4]),
+        callbacks=[clock],
+    )
+    trainer.train()
+    work.report([later - earlier for earlier, later in zip(clock.ends, clock.ends[1:])])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Seconds of a training step on one ranking by TRL's RewardTrainer: its pairs, as separate rows of one batch."""
+
+import argparse
+import json
+import time
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+import work
+from transformers import TrainerCallback
+from trl import RewardConfig, RewardTrainer
+
+
+class Clock(TrainerCallback):
+    """Seconds of every step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Start."""
+        self.start = time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Stop."""
+        self.seconds.append(time.perf_counter() - self.start)
+
+
+def main() -> None:
+    """Run."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--updates", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    transformers.utils.logging.set_verbosity_error()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(args.folder / "policy")
+    model = transformers.LlamaForSequenceClassification.from_pretrained(args.folder / "policy", num_labels=1)
+    pairs, per_ranking = [], 0
+    for line in (args.folder / "rankings.jsonl").read_text().splitlines()[: args.updates + 1]:
+        row = json.loads(line)
+        texts = [f"{row['prompt']} {completion} <eos>" for completion in row["completions"]]
+        ids = [tokenizer(text)["input_ids"] for _, text in sorted(zip(row["ranks"], texts))]
+        both = list(combinations(ids, 2))
+        per_ranking = len(both)
+        pairs += [{"chosen_ids": better, "rejected_ids": worse} for better, worse in both]
+    settings = RewardConfig(
+        output_dir=str(args.folder / "trl"),
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        per_device_train_batch_size=per_ranking,
+        max_steps=args.updates + 1,
+        max_length=None,
+        learning_rate=1e-5,
+        report_to="none",
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+    )
+    clock = Clock()
+    trainer = RewardTrainer(
+        model=model,
+        args=settings,
+        train_dataset=datasets.Dataset.from_list(pairs),
+        processing_class=tokenizer,
+        callbacks=[clock],
+    )
+    trainer.train()
+    work.report(clock.seconds[1:])
+
+
+if __name__ == "__main__":
+    main()

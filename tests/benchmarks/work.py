@@ -1,0 +1,88 @@
+"""What is measured: models of one shape with random weights, prompts, and how often a response ends."""
+
+import json
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+
+VOCABULARY = 2048
+PAD, EOS = 0, 1
+NEVER_ENDS = -30.0  # added to the logit of the end token
+ENDS_AT_A_THIRD = 4.63  # a mean response of about 21 of 64 tokens, with weights drawn as below
+
+
+def config(hidden: int = 256, layers: int = 4) -> LlamaConfig:
+    """The Llama shape of all benchmarks: 5.2 M parameters at the default size."""
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        intermediate_size=hidden * 11 // 4,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+        bos_token_id=None,
+        tie_word_embeddings=False,
+        num_labels=1,
+    )
+
+
+def write_models(folder: Path, hidden: int = 256, layers: int = 4) -> None:
+    """A policy (`policy/`) and a reward model (`reward/`), random but the same in every process."""
+    vocabulary = {"<pad>": PAD, "<eos>": EOS} | {f"w{i}": i for i in range(2, VOCABULARY)}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
+    for name, kind in (("policy", LlamaForCausalLM), ("reward", LlamaForSequenceClassification)):
+        torch.manual_seed(0)
+        kind(config(hidden, layers)).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+
+
+def write_prompts(path: Path, count: int, length: int) -> None:
+    """Prompts of exactly `length` tokens, as words."""
+    ids = torch.randint(2, VOCABULARY, (count, length), generator=torch.Generator().manual_seed(1))
+    path.write_text("".join(json.dumps({"prompt": " ".join(f"w{i}" for i in row)}) + "\n" for row in ids.tolist()))
+
+
+def bias_end(model: LlamaForCausalLM, bias: float) -> None:
+    """Add a constant to the end token's logit, so that responses end early, late or never."""
+
+    def add(module: torch.nn.Module, inputs: Any, logits: torch.Tensor) -> torch.Tensor:
+        offset = torch.zeros(VOCABULARY, dtype=logits.dtype)
+        offset[EOS] = bias
+        return logits + offset
+
+    model.lm_head.register_forward_hook(add)
+
+
+def report(seconds: list[float], **more: Any) -> None:
+    """The worker's result, as its last line."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there, in KiB elsewhere
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    print(json.dumps({"seconds": seconds, "peak_mib": peak, **more}), flush=True)
+
+
+def write_rankings(path: Path, count: int, completions: int, prompt: int, completion: int) -> None:
+    """Rankings of `completions` random answers without ties, all of the same length."""
+    draw = torch.Generator().manual_seed(2)
+
+    def words(length: int) -> str:
+        return " ".join(f"w{i}" for i in torch.randint(2, VOCABULARY, (length,), generator=draw).tolist())
+
+    rows = [
+        {
+            "prompt": words(prompt),
+            "completions": [words(completion - 1) for _ in range(completions)],  # the end token is one more
+            "ranks": list(range(completions)),
+        }
+        for _ in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
