@@ -115,5 +115,5 @@ def test_the_quickstart_table_stands_between_its_marks() -> None:
 
 def test_the_tests_of_the_readme_are_make_test() -> None:
     assert "make test" in {" ".join(line.split()[:2]) for line in commands(README)}
-    assert "-m pytest $(ARGS)" in (ROOT / "Makefile").read_text()
+    assert "-m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)" in (ROOT / "Makefile").read_text()
     assert sys.version_info >= (3, 11)
