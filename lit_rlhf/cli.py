@@ -20,6 +20,7 @@ COMMANDS = {
     "recipes": "list the shipped recipes, or copy one: recipes ls, recipes cp NAME DEST",
     "export": "Lightning checkpoint to a folder that plain transformers loads: export CHECKPOINT DIR",
     "generate": "one answer, or a chat at the terminal: generate --model DIR [--prompt TEXT]",
+    "rank": "score and rank completions with a reward model or several: rank --model DIR [FILE]",
 }
 MODULES = {"validate": "fit", "test": "fit"}  # one module runs all three Trainer methods
 READ_ONLY = {"recipes", "--help", "-h", "--print_config"}  # often piped into head
