@@ -1,8 +1,5 @@
-"""The report's plots as inline SVG: one colour and one marker a model, text as outlines, nothing fetched."""
+"""The report's plots: one colour and one marker a model."""
 
-import re
-from collections.abc import Sequence
-from io import StringIO
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,8 +7,9 @@ from matplotlib import rc_context
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from lit_rlhf.evaluation.drawing import INK, MUTED, NARROW, STYLE, WIDE, Points, panel, plot_curve, svg
+
 Report = dict[str, Any]
-Points = Sequence[tuple[float, float]]  # [[step, value], ...]
 
 
 class Look(NamedTuple):
@@ -30,27 +28,6 @@ MODELS = {
     "ppo_ptx": Look("PPO-ptx", "#16876a", "v"),
 }
 COLOURS = [look.colour for look in MODELS.values()]
-INK, MUTED, RULE = "#1c2530", "#5d6875", "#dde2e8"
-STYLE = {
-    "font.size": 9.5,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": "#b9c1cb",
-    **dict.fromkeys(("axes.axisbelow", "axes.grid"), True),
-    "grid.color": RULE,
-    "text.color": INK,
-    "text.parse_math": False,  # a dollar in a task's name is a dollar
-    **dict.fromkeys(("xtick.color", "ytick.color"), MUTED),
-    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 0),
-    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
-    "lines.linewidth": 1.8,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "lit_rlhf",
-    "figure.constrained_layout.use": True,
-}
-WIDE, NARROW = (5.4, 3.4), (3.7, 2.8)  # inches: two and three panels a row
 BLUES = LinearSegmentedColormap.from_list("blues", ["#f3f7fb", "#8fb8dd", "#1f5c9e"])
 CHANGES = LinearSegmentedColormap.from_list("changes", ["#c4502a", "#f7f7f7", "#16876a"])
 
@@ -70,38 +47,10 @@ def draw(report: Report) -> dict[str, list[str]]:
         }
 
 
-def svg(figure: Figure, name: str) -> str:
-    """Write a figure as an SVG element whose ids begin with `name`."""
-    buffer = StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>|<style.*?</style>", "", buffer.getvalue(), flags=re.DOTALL)
-    text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    text = re.sub(r"<!--.*?-->|\n\s*(?=[<\n])", "", text)
-    return text.replace("<svg ", f'<svg role="img" aria-label="{figure.axes[0].get_title("left")}" ', 1)
-
-
-def panel(title: str, x: str = "", y: str = "", size: tuple[float, float] = WIDE) -> tuple[Figure, Any]:
-    """Start a figure of one panel."""
-    figure = Figure(figsize=size)
-    axes = figure.add_subplot()
-    axes.set(title=title, xlabel=x, ylabel=y)
-    return figure, axes
-
-
 def curve(report: Report, stage: str, metric: str) -> Points:
     """Return the points of a metric, none where it was not logged."""
     points: Points = report.get("curves", {}).get(stage, {}).get(metric, [])
     return points
-
-
-def plot_curve(axes: Any, points: Points, label: str, colour: str, smooth: bool = False) -> None:
-    """Plot points; a noisy curve faintly, with its running mean (a fortieth of the run) on top."""
-    x, y = np.array(points, dtype=float).T
-    window = max(1, len(x) // 40) if smooth else 1
-    if window > 1:
-        axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
-        x, y = (np.convolve(values, np.ones(window) / window, "valid") for values in (x, y))
-    axes.plot(x, y, color=colour, label=label, marker="o" if len(x) <= 15 else None, markersize=4)
 
 
 def losses(report: Report) -> list[Figure]:
@@ -175,6 +124,10 @@ def frontier(report: Report) -> list[Figure]:
             last = {"s": 70, "marker": look.marker, "label": f"{look.label}, last", "zorder": 3}
             axes.scatter(x[-1], y[-1], color=look.colour, **last)
     if axes.collections:
+        best = report.get("best_of_n")
+        if best:
+            label = f"best of 1 to {len(best['kl'])} of SFT"
+            axes.plot(best["kl"], best["score"], color=MODELS["sft"].colour, linestyle="--", label=label, zorder=2)
         axes.legend(loc="lower right")
         figures.append(figure)
     figure, axes = panel("Preference against KL, by model", "KL from SFT (nats per response)", "win rate over SFT")

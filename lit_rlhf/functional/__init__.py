@@ -5,6 +5,7 @@ bool unless they are named `attention_mask`.
 """
 
 from lit_rlhf.functional.advantages import gae, group_relative, leave_one_out
+from lit_rlhf.functional.best_of_n import best_of_each, best_of_n_kl
 from lit_rlhf.functional.calibration import expected_calibration_error, reliability_curve
 from lit_rlhf.functional.ensemble import (
     AGGREGATIONS,
@@ -14,7 +15,6 @@ from lit_rlhf.functional.ensemble import (
     ensemble_mean,
     ensemble_minimum,
 )
-from lit_rlhf.functional.grouped import correlation, grouped_mean, quantile_groups
 from lit_rlhf.functional.kl import k1, k2, k3
 from lit_rlhf.functional.language_model import language_model_loss
 from lit_rlhf.functional.logprobs import token_entropy, token_logprobs
@@ -33,9 +33,10 @@ __all__ = [
     "RankingLoss",
     "ValueLoss",
     "aggregate_scores",
+    "best_of_each",
+    "best_of_n_kl",
     "clipped_policy_loss",
     "clipped_value_loss",
-    "correlation",
     "ensemble_lower_bound",
     "ensemble_mean",
     "ensemble_minimum",
@@ -43,7 +44,6 @@ __all__ = [
     "explained_variance",
     "gae",
     "group_relative",
-    "grouped_mean",
     "k1",
     "k2",
     "k3",
@@ -58,7 +58,6 @@ __all__ = [
     "pad_right",
     "penalised_rewards",
     "position_ids",
-    "quantile_groups",
     "ranking_loss",
     "ranking_pairs",
     "reliability_curve",

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import yaml
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from lit_rlhf.data.collation import PromptTokens
 from lit_rlhf.data.pretraining import collate_blocks, text_blocks
+from lit_rlhf.evaluation.best_of_n import best_of_n_curve, sample_candidates
 from lit_rlhf.evaluation.preference import win_rate
 from lit_rlhf.functional import (
     expected_calibration_error,
@@ -22,13 +25,17 @@ from lit_rlhf.functional import (
 from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
 from lit_rlhf.models.options import ModelOptions
 from lit_rlhf.models.scalar import ScalarModel, load_scalar_model
+from lit_rlhf.rewards import RewardModelReward
+from lit_rlhf.rollout.sampling import Sampling
 from lit_rlhf.world.judge import judge
 from lit_rlhf.world.labelers import Labeler, Response, agreement, ranking
+from lit_rlhf.world.rankings import read_prompts
 from lit_rlhf.world.sampling import Completions, complete, kl_to
 from lit_rlhf.world.tasks import Prompt
 
 MODELS = ("base", "few_shot", "sft", "ppo", "ppo_ptx")
 BLOCK_LENGTH = 128
+BEST_OF, BEST_OF_PROMPTS = 16, 256  # a standard error of about 0.03 on a score
 
 
 class Panel(NamedTuple):
@@ -235,6 +242,25 @@ def score_rows(model: ScalarModel, rows: list[list[int]], pad_id: int) -> Tensor
         with torch.no_grad():
             scores[chunk] = model.score(ids, mask)
     return scores
+
+
+def best_of_n(out: Path, prompts: Path, seed: int) -> dict[str, list[float]]:
+    """Return score against KL of the SFT model's best of 1 to 16 responses: what PPO has to beat.
+
+    Scored as the recipe of PPO scores its rollouts, on prompts of its own, so that both stand in one plot.
+    """
+    settings = yaml.safe_load((out / "recipes" / "ppo.yaml").read_text())["model"]["init_args"]
+    sft = str(out / "sft" / "model")
+    tokenizer = load_tokenizer(sft, ModelOptions())
+    model = load_causal_lm(sft, tokenizer, ModelOptions()).eval()
+    source = RewardModelReward(str(out / "reward" / "model"))
+    source.prepare(tokenizer, torch.device("cpu"))
+    rows = [{"prompt": prompt.text} for prompt in read_prompts(prompts, BEST_OF_PROMPTS)]
+    tokens = [PromptTokens(tokenizer.encode(row["prompt"]), row) for row in rows]
+    sampling = Sampling(**settings["sampling"])
+    drawn = sample_candidates(model, tokenizer, tokens, source, sampling, BEST_OF, seed, batch_size=512)
+    curve = best_of_n_curve(torch.tensor([candidates.scores for candidates in drawn]))
+    return {"kl": curve.kl_bound, "score": curve.score}
 
 
 def read_prefixes(path: Path) -> list[str]:

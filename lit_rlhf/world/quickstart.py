@@ -25,7 +25,7 @@ from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
 from lit_rlhf.models.options import ModelOptions
 from lit_rlhf.models.scalar import load_scalar_model
 from lit_rlhf.world.build import WorldPaths, write_world
-from lit_rlhf.world.evaluate import Panel, evaluate_models, evaluate_reward_model, read_prefixes
+from lit_rlhf.world.evaluate import Panel, best_of_n, evaluate_models, evaluate_reward_model, read_prefixes
 from lit_rlhf.world.labelers import heldout_labelers, training_labelers
 from lit_rlhf.world.rankings import read_prompts, sample_candidates, write_rankings
 
@@ -80,6 +80,7 @@ def run(out: Path, seed: int) -> int:
             {"base": folders[1], "few_shot": folders[1]} | {n: out / n / "model" for n in ("sft", "ppo", "ppo_ptx")},
             paths.pretraining_validation,
         )
+        report["best_of_n"] = best_of_n(out, paths.ppo_prompts, seed)
     report["curves"] = {
         stage: read_curves(out / stage, stage) for stage in ("pretraining", "sft", "reward", "ppo", "ppo_ptx")
     }

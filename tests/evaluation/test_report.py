@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lit_rlhf.evaluation.plots import frontier
 from lit_rlhf.evaluation.report import SAMPLES_ON_PAGE, format_table, write_report
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "col"}
@@ -124,7 +125,7 @@ def test_same_report_gives_the_same_bytes(report: dict[str, Any], tmp_path: Path
 
 
 def test_optional_parts_may_be_absent(report: dict[str, Any], tmp_path: Path) -> None:
-    for part in ("curves", "samples", "tasks", "greedy", "seconds_total", "peak_memory_gib"):
+    for part in ("curves", "best_of_n", "samples", "tasks", "greedy", "seconds_total", "peak_memory_gib"):
         del report[part]
     for name in ("score", "response_length"):
         for model in report["models"].values():
@@ -138,6 +139,19 @@ def test_optional_parts_may_be_absent(report: dict[str, Any], tmp_path: Path) ->
     assert {"figure-win_rates", "figure-frontier", "sampled", "reward-model"} <= ids
     assert "Greedy" not in format_table(report)
     assert "in all" not in format_table(report)
+
+
+def test_best_of_n_is_drawn_beside_ppo(report: dict[str, Any], tmp_path: Path) -> None:
+    def dashed() -> list[tuple[list[float], list[float]]]:
+        lines = frontier(report)[0].axes[0].lines
+        return [(list(line.get_xdata()), list(line.get_ydata())) for line in lines if line.get_linestyle() == "--"]
+
+    best = report["best_of_n"]
+    assert dashed() == [(best["kl"], best["score"])]
+    assert "best of several responses" in write(report, tmp_path)[1]
+    del report["best_of_n"]
+    assert dashed() == []
+    assert "best of several responses" not in write(report, tmp_path)[1]
 
 
 def test_samples_beyond_the_limit_are_counted(

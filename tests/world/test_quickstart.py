@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_rlhf.world import build, quickstart, rankings
+from lit_rlhf.world import build, evaluate, quickstart, rankings
 
 SMALL = {
     "PRETRAINING_DOCUMENTS": 600,
@@ -31,6 +31,7 @@ def small(monkeypatch):
     for name, size in SMALL.items():
         monkeypatch.setattr(build, name, size)
     monkeypatch.setattr(quickstart, "UNSEEN_RANKINGS", 20)
+    monkeypatch.setattr(evaluate, "BEST_OF_PROMPTS", 8)
     full = quickstart.command
     quiet = ["--trainer.enable_progress_bar=false"]
     monkeypatch.setattr(quickstart, "command", lambda recipe, seed: full(recipe, seed) + SHORT[recipe.stem] + quiet)
@@ -53,6 +54,7 @@ def test_every_stage_runs_and_the_same_seed_gives_the_same_report(small, tmp_pat
     assert report["models"]["sft"]["win_rate_low"] <= 0.5 <= report["models"]["sft"]["win_rate_high"]
     assert report["greedy"]["sft"]["win_rate"] == 0.5
     assert report["models"]["sft"]["kl_to_sft"] == pytest.approx(0, abs=1e-4)
+    assert report["best_of_n"]["score"] == sorted(report["best_of_n"]["score"]) and len(report["best_of_n"]["kl"]) == 16
     for stage in ("pretraining", "sft", "reward", "ppo", "ppo_ptx"):
         assert report["curves"][stage], stage
         assert (tmp_path / "one" / "recipes" / f"{stage}.yaml").is_file()

@@ -1,0 +1,139 @@
+"""`lit-rlhf best-of-n`: sample n responses a prompt, keep the best by a reward; the baseline of a PPO run."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lit_rlhf.commands.quiet import quiet
+from lit_rlhf.commands.suggestions import Parser
+from lit_rlhf.errors import UserError
+
+
+def run(command: str, args: list[str]) -> int:
+    """Sample, score, write the best of each prompt, and print what the best of 1 to n scores."""
+    parser = Parser(
+        prog="lit-rlhf best-of-n", description="n responses a prompt, the best by a reward; the baseline of a PPO run"
+    )
+    parser.add_argument("--model", required=True, metavar="DIR", help="policy: a transformers folder, or a hub name")
+    parser.add_argument(
+        "--reward",
+        required=True,
+        metavar="REWARD",
+        help="a reward model's folder, a function such as my_file.my_function, or the address of a server",
+    )
+    parser.add_argument("--prompts", required=True, metavar="FILE", help="rows {'prompt'}, as PPO takes them")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="JSON lines; must not exist yet")
+    parser.add_argument("--n", type=int, default=16, metavar="N", help="responses a prompt [%(default)s]")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N prompts")
+    parser.add_argument("--template", help="how prompts are put into words, as data.template")
+    parser.add_argument("--max-prompt-length", type=int, default=1024, metavar="N", help="[%(default)s]")
+    parser.add_argument("--response-length", type=int, default=128, metavar="N", help="most tokens [%(default)s]")
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="[%(default)s]")
+    parser.add_argument(
+        "--missing-end-score", type=float, metavar="S", help="score of a response that did not end, as in PPO"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="responses at once [%(default)s]")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="[%(default)s]")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling [%(default)s]")
+    settings = parser.parse(args)
+    check(settings)
+    quiet()
+    curve = sample_and_write(settings)
+    print(table(curve))
+    print(f"\n{settings.out}: the best of {settings.n} for each prompt\n{curve_file(settings.out)}: this table")
+    return 0
+
+
+def check(settings: Namespace) -> None:
+    """Refuse what cannot be, before anything is loaded."""
+    for name, least in (("n", 1), ("limit", 1), ("batch_size", 1), ("max_prompt_length", 1)):
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} must be {least} or more, got {value}")
+    if settings.temperature <= 0:
+        raise UserError(f"--temperature must be above 0, got {settings.temperature}: greedy answers are all the same")
+    for path in (settings.out, curve_file(settings.out)):
+        if path.exists():
+            raise UserError(f"--out: {path} exists already; remove it or name another file")
+    if not settings.out.parent.is_dir():
+        raise UserError(f"--out: there is no folder {settings.out.parent}")
+
+
+def curve_file(out: Path) -> Path:
+    """Return where the curve goes: beside the responses."""
+    return out.with_name(f"{out.stem}.curve.json")
+
+
+def sample_and_write(settings: Namespace) -> Any:
+    """Do it; return the curve."""
+    import torch
+
+    from lit_rlhf.evaluation.best_of_n import best_of_n_curve, check_room, sample_candidates
+    from lit_rlhf.models.loading import load_causal_lm, load_config, load_tokenizer
+    from lit_rlhf.models.options import ModelOptions
+    from lit_rlhf.rollout.sampling import Sampling
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    options = ModelOptions(dtype=settings.dtype)
+    sampling = Sampling(settings.response_length, settings.temperature, settings.missing_end_score)
+    tokenizer = load_tokenizer(settings.model, options)
+    prompts = read_prompts(settings, tokenizer)
+    check_room(load_config(settings.model, options), prompts, sampling)
+    source = reward_source(settings.reward, options)
+    source.prepare(tokenizer, device)
+    policy = load_causal_lm(settings.model, tokenizer, options).to(device).eval()
+    scores = []
+    drawn = sample_candidates(
+        policy, tokenizer, prompts, source, sampling, settings.n, settings.seed, settings.batch_size
+    )
+    with settings.out.open("w", encoding="utf-8") as file:
+        for candidates in drawn:
+            best = candidates.best
+            row = {**candidates.row, "completion": candidates.responses[best], "score": candidates.scores[best]}
+            file.write(json.dumps(row | {"scores": candidates.scores}, default=str) + "\n")
+            scores.append(candidates.scores)
+    curve = best_of_n_curve(torch.tensor(scores))
+    curve_file(settings.out).write_text(json.dumps(curve._asdict(), indent=1) + "\n")
+    return curve
+
+
+def read_prompts(settings: Namespace, tokenizer: Any) -> Any:
+    """Return the tokenised prompts, as PPO's data module prepares them."""
+    from lit_rlhf.data.formats import read_records
+    from lit_rlhf.data.lengths import LengthPolicy
+    from lit_rlhf.data.prompting import PromptTemplate
+    from lit_rlhf.data.prompts import tokenise_prompts
+    from lit_rlhf.data.records import PromptRow
+    from lit_rlhf.data.report import PreparationReport
+    from lit_rlhf.data.sources import read_rows
+
+    report = PreparationReport(settings.prompts)
+    records = read_records(read_rows(settings.prompts), "prompt", PromptRow, "auto", report)
+    lengths = LengthPolicy(settings.max_prompt_length).checked()
+    prompts = tokenise_prompts(records, PromptTemplate(tokenizer, settings.template), lengths, report)
+    report.require_some("prompt")
+    report.show()
+    return prompts[: settings.limit]
+
+
+def reward_source(reward: str, options: Any) -> Any:
+    """Return the source that a word stands for: an address, a folder or hub name, or a function."""
+    from lit_rlhf.rewards import PythonReward, RemoteReward, RewardModelReward
+
+    if "://" in reward:
+        return RemoteReward(reward)
+    if "/" in reward or Path(reward).exists():
+        return RewardModelReward(reward, uncentred="accept", options=options)
+    return PythonReward(reward)
+
+
+def table(curve: Any) -> str:
+    """Return the curve at powers of two and at n, as lines."""
+    shown = [k for k in curve.k if k & (k - 1) == 0 or k == curve.k[-1]]
+    lines = ["  n   mean score   ± s.e.   KL at most (nats a response)"]
+    lines += [
+        f"{k:>3}   {curve.score[k - 1]:>10.4f}   {curve.error[k - 1]:>6.4f}   {curve.kl_bound[k - 1]:>6.3f}"
+        for k in shown
+    ]
+    return "\n".join(lines)

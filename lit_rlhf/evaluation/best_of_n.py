@@ -1,0 +1,112 @@
+"""Best-of-n with a reward source: the baseline that a PPO run should be held against, at its KL."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from lit_rlhf.data.collation import PromptTokens, collate_prompts
+from lit_rlhf.errors import UserError
+from lit_rlhf.functional import best_of_each, best_of_n_kl
+from lit_rlhf.models.loading import maximum_length
+from lit_rlhf.rewards import RewardSource
+from lit_rlhf.rollout.experience import Episodes
+from lit_rlhf.rollout.generation import CachedGenerator
+from lit_rlhf.rollout.sampling import Sampling, draw_noise
+
+
+class Candidates(NamedTuple):
+    """The n responses to one prompt."""
+
+    row: dict[str, Any]  # "prompt" (the text as the model sees it) and every metadata column
+    responses: list[str]
+    scores: list[float]
+
+    @property
+    def best(self) -> int:
+        """The place of the best; of several the first."""
+        return self.scores.index(max(self.scores))
+
+
+class Curve(NamedTuple):
+    """What the best of k scores, for k = 1 to n."""
+
+    k: list[int]
+    score: list[float]  # mean over prompts
+    error: list[float]  # standard error of that mean, by the spread between prompts
+    kl_bound: list[float]  # nats a response, at most
+
+
+def check_room(config: PretrainedConfig, prompts: Sequence[PromptTokens], sampling: Sampling) -> None:
+    """Refuse prompts that leave no room for a response in the model's positions."""
+    limit, longest = maximum_length(config), max(len(prompt.ids) for prompt in prompts)
+    if limit is not None and longest + sampling.response_length > limit:
+        raise UserError(
+            f"the longest prompt ({longest} tokens) and a response of {sampling.response_length} do not fit into the "
+            f"model's {limit} positions; lower the length of responses or of prompts"
+        )
+
+
+def sample_candidates(
+    policy: PreTrainedModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[PromptTokens],
+    source: RewardSource,
+    sampling: Sampling,
+    n: int,
+    seed: int,
+    batch_size: int = 64,
+) -> Iterator[Candidates]:
+    """Yield n scored responses to each prompt, in order.
+
+    A response depends on the seed, the prompt's place and its own number alone, not on `batch_size`.
+
+    Args:
+        policy: what is sampled.
+        tokenizer: its tokenizer.
+        prompts: tokenised prompts.
+        source: scores a response; it has been prepared.
+        sampling: length and temperature, and the score of a response that did not end.
+        n: responses a prompt.
+        seed: of the sampling.
+        batch_size: responses decoded at once; a prompt's n stay together.
+    """
+    at_once = max(batch_size // n, 1)
+    for start in range(0, len(prompts), at_once):
+        places = range(start, min(start + at_once, len(prompts)))
+        repeated = [prompts[place] for place in places for _ in range(n)]
+        batch = collate_prompts(repeated, list(range(len(repeated))), tokenizer.pad_token_id)
+        ids, mask = batch.input_ids.to(policy.device), batch.attention_mask.to(policy.device)
+        noise = torch.cat([draw_noise(n, sampling.response_length, seed, place, 5) for place in places])
+        rollout = CachedGenerator(batch_size).generate(policy, ids, mask, noise, sampling)
+        responses = tokenizer.batch_decode(rollout.response_ids, skip_special_tokens=True)
+        episodes = Episodes(
+            input_ids=torch.cat([ids, rollout.response_ids], 1),
+            attention_mask=torch.cat([mask, rollout.response_mask.to(mask)], 1),
+            prompts=[row["prompt"] for row in batch.rows],
+            responses=responses,
+            rows=batch.rows,
+            prompt_width=ids.shape[1],
+            training=False,
+        )
+        scores = source.score(episodes).float()
+        if sampling.missing_end_score is not None:
+            scores = torch.where(rollout.ended, scores, sampling.missing_end_score)
+        for number, place in enumerate(places):
+            own = slice(number * n, (number + 1) * n)
+            yield Candidates(prompts[place].row, responses[own], scores[own].tolist())
+
+
+def best_of_n_curve(scores: Tensor) -> Curve:
+    """Return what the best of k responses scores, for every k to n, beside the KL that it costs at most.
+
+    Args:
+        scores: (B, n), of n responses to each of B prompts.
+    """
+    count, n = scores.shape
+    estimates, k = best_of_each(scores), torch.arange(1, n + 1)
+    error = estimates.std(0) / count**0.5 if count > 1 else torch.zeros(n)
+    return Curve(k.tolist(), estimates.mean(0).tolist(), error.tolist(), best_of_n_kl(k).tolist())

@@ -1,0 +1,44 @@
+"""Best-of-n sampling: what the best of k responses scores, and how far from the policy it is drawn."""
+
+import torch
+from torch import Tensor
+
+
+def best_of_each(scores: Tensor) -> Tensor:
+    """The expected score of the best of k responses, estimated without bias from n >= k of them, for every k to n.
+
+    With the scores of a prompt in rising order, `s_(i)` is the best of `C(i - 1, k - 1)` of the `C(n, k)` subsets of
+    k, so `E[max of k] = sum_i C(i - 1, k - 1) / C(n, k) * s_(i)`: the mean over all subsets (Chen et al., 2021, for
+    scores of 0 and 1). k = 1 gives the mean, k = n the maximum.
+
+    Args:
+        scores: (B, n), of n independent responses to each of B prompts.
+
+    Returns:
+        (B, n) float64: column k - 1 is the estimate for k.
+    """
+    n = scores.shape[1]
+    ascending = scores.double().sort(1).values  # (B, n)
+    i = torch.arange(1, n + 1, dtype=torch.float64, device=scores.device)  # places
+    k = i[:, None]
+    # log C(i - 1, k - 1) - log C(n, k); lgamma has a pole where i < k, and there the weight is 0
+    above = torch.lgamma(i) - torch.lgamma(k) - torch.lgamma((i - k).clamp(min=0) + 1)
+    subsets = torch.lgamma(i[-1] + 1) - torch.lgamma(k + 1) - torch.lgamma(i[-1] - k + 1)
+    weights = torch.where(i >= k, (above - subsets).exp(), 0.0)  # (k, i)
+    return ascending @ weights.T
+
+
+def best_of_n_kl(n: Tensor) -> Tensor:
+    """`log n - (n - 1) / n`: KL(best of n || policy), in nats a response, at most (Stiennon et al., 2020).
+
+    Exact where no two responses score alike; less where some do, or where a policy has few responses (Beirami et al.,
+    2024).
+
+    Args:
+        n: Any shape, at least 1.
+
+    Returns:
+        The same shape, float64.
+    """
+    n = n.double()
+    return n.log() - (n - 1) / n
