@@ -2,12 +2,10 @@
 
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lit_rlhf.data.collation import pad
 from lit_rlhf.data.demonstrations import tokenise_demonstrations
 from lit_rlhf.data.formats import read_records
 from lit_rlhf.data.prompting import PromptTemplate
@@ -15,6 +13,7 @@ from lit_rlhf.data.records import Demonstration
 from lit_rlhf.data.report import PreparationReport
 from lit_rlhf.data.sources import read_rows
 from lit_rlhf.errors import UserError
+from lit_rlhf.models.scoring import score_rows
 
 
 class CentreScores(Callback):
@@ -95,16 +94,7 @@ class CentreScores(Callback):
         """
         return float(raw.mean()), scale
 
-    @torch.no_grad()
     def scores(self, trainer: Trainer, pl_module: Any) -> Tensor:
-        """Return the rows' scores, (n,) float64, in no order."""
-        model, pad_id, training = pl_module.model, pl_module.tokenizer.pad_token_id, pl_module.model.training
-        model.eval()
-        rows = sorted(self.rows, key=len)
-        scores = []
+        """Return the rows' scores, (n,) float64."""
         with trainer.precision_plugin.forward_context():
-            for start in range(0, len(rows), self.batch_size):
-                ids, mask = pad(rows[start : start + self.batch_size], pad_id)
-                scores.append(model.score(ids.to(pl_module.device), mask.to(pl_module.device)).double())
-        model.train(training)
-        return torch.cat(scores)
+            return score_rows(pl_module.model, self.rows, pl_module.tokenizer.pad_token_id, self.batch_size).double()

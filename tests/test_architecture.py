@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "rewards": FLOOR_0 | FLOOR_1 | {"http"},
     "modules": FLOOR_0 | FLOOR_1 | FLOOR_2 | LIGHTNING_GAPS,
     "evaluation": FLOOR_0 | FLOOR_1 | FLOOR_2 | {"http"},
-    "callbacks": FLOOR_0 | FLOOR_1 | FLOOR_2 | LIGHTNING_GAPS,
+    "callbacks": FLOOR_0 | FLOOR_1 | FLOOR_2 | LIGHTNING_GAPS | {"evaluation"},
     "world": FLOOR_0 | FLOOR_1 | FLOOR_2 | {"modules", "evaluation", "callbacks", "cli"},
     "commands": FLOOR_0 | FLOOR_1 | FLOOR_2 | {"modules", "evaluation", "callbacks", "world"},
     "cli": {"errors", "commands"},

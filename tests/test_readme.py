@@ -49,9 +49,9 @@ def test_every_command_is_accounted_for(
         elif words[1] in ("fit", "validate", "test") and "--help" not in words:
             assert run(line, "--print_config") == 0, f"{line}\n{capsys.readouterr().err}"
             assert "class_path: lit_rlhf.modules." in capsys.readouterr().out
-        elif words[1] in ("export", "generate", "best-of-n"):
-            assert run(line) == 2, line  # there is no such folder here; what is given is understood
-            assert re.search("no (such )?(checkpoint|folder)", capsys.readouterr().err), line
+        elif words[1] in ("export", "generate", "rank", "best-of-n"):
+            assert run(line) == 2, line  # there is no such folder or file here; what is given is understood
+            assert re.search("no (such )?(checkpoint|folder|data file)", capsys.readouterr().err), line
         else:
             assert words[1] in ("recipes", "fit") or words[1].startswith("--"), f"{page.name}: {line}"
             assert run(line) == 0, f"{line}\n{capsys.readouterr().err}"
@@ -96,6 +96,7 @@ def test_the_stages_the_export_and_the_snippet_run(
     assert all(torch.equal(exported[name], trained[name]) for name in trained)
     capsys.readouterr()
     assert run(generate, "--max-new-tokens=4") == 0
+    assert run(next(line for line in lines if line.split()[1] == "rank")) == 0
 
     (snippet,) = blocks(README, "python")
     assert "max_epochs=60" in snippet

@@ -1,20 +1,21 @@
-"""The readers behind `lit_rlhf.data.formats`: from the columns of one row to a record.
+"""The readers behind `lit_rlhf.data.formats`: from the columns of one row to a record, or to several.
 
-Each takes a row and the report. It returns the record; or None, with the reason counted in the report, for a row that
-is well-formed but teaches nothing; or raises `UserError` with file and line for a row that is malformed.
+Each takes a row and the report, and returns what `lit_rlhf.data.checks` makes of the columns.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from itertools import combinations
 from typing import Any
 
+from lit_rlhf.data.checks import check_demonstration, check_pair, check_prompt, check_ranking, check_text
 from lit_rlhf.data.records import Demonstration, Instruction, Message, Prompt, PromptRow, Ranking, Record, TextRow
 from lit_rlhf.data.report import PreparationReport
 from lit_rlhf.data.sources import Row
 from lit_rlhf.errors import UserError
+
+Reader = Callable[[Row, PreparationReport], Record | list[Any] | None]
 
 _ROLES = {
     "system": "system",
@@ -24,7 +25,6 @@ _ROLES = {
     "assistant": "assistant",
     "gpt": "assistant",
 }
-_ASSISTANT_TURN = "\n\nAssistant:"
 
 
 def value_of(row: Row, name: str, kind: type | tuple[type, ...], described: str) -> Any:
@@ -46,26 +46,39 @@ def text_of(row: Row, name: str) -> str:
 
 
 def messages_of(row: Row, name: str) -> list[Message]:
-    """A column that holds a conversation: a list of {role, content}, or {role, text} as OpenAssistant has it."""
-    messages: list[Message] = []
-    for number, turn in enumerate(value_of(row, name, list, "a list of messages"), start=1):
-        content = turn.get("content", turn.get("text")) if isinstance(turn, dict) else None
-        if not isinstance(content, str) or "role" not in turn:
-            raise UserError(f"{row.origin}: turn {number} of {name!r} must have a 'role' and a text 'content'")
-        if turn["role"] not in _ROLES:
-            raise UserError(
-                f"{row.origin}: turn {number} of {name!r} has the role {turn['role']!r}, not one of {', '.join(_ROLES)}"
-            )
-        messages.append({"role": _ROLES[turn["role"]], "content": content})
-    return messages
+    """A column that holds a conversation: a list of {role, content}, {role, text} or {from, value}."""
+    turns = value_of(row, name, list, "a list of messages")
+    return [message_of(turn, f"turn {number} of {name!r}", row) for number, turn in enumerate(turns, start=1)]
+
+
+def message_of(turn: Any, where: str, row: Row) -> Message:
+    """One turn, under whichever names its role and its words stand."""
+    turn = turn if isinstance(turn, dict) else {}
+    role = turn.get("role", turn.get("from"))
+    content = next((turn[name] for name in ("content", "text", "value") if name in turn), None)
+    if not isinstance(content, str) or role is None:
+        raise UserError(f"{row.origin}: {where} must have a 'role' and a text 'content'")
+    if role not in _ROLES:
+        raise UserError(f"{row.origin}: {where} has the role {role!r}, not one of {', '.join(_ROLES)}")
+    return {"role": _ROLES[role], "content": content}
+
+
+def reply_of(row: Row, name: str) -> str:
+    """A column that holds a reply: text, or a conversation of that one turn."""
+    if not isinstance(row.fields.get(name), list):
+        return text_of(row, name)
+    messages = messages_of(row, name)
+    if [message["role"] for message in messages] != ["assistant"]:
+        raise UserError(f"{row.origin}: column {name!r} must hold one reply, it has {len(messages)} turns")
+    return messages[0]["content"]
 
 
 def prompt_of(row: Row) -> Prompt:
     """The prompt of a row, by the same precedence of columns in every kind of data.
 
     "prompt" is text taken as it is (or a conversation, where it is a list); "instruction" (with "input", or Dolly's
-    "context") and "question" (with "passages") are instructions; "messages" is a conversation, less its closing reply;
-    "context" is a conversation that stops before the reply; "text" is taken as it is.
+    "context") and "question" (with "passages") are instructions; "messages" and "conversations" are conversations,
+    less a closing reply; "context" is a conversation that stops before the reply; "text" is taken as it is.
     """
     if "prompt" in row.fields:
         return messages_of(row, "prompt") if isinstance(row.fields["prompt"], list) else text_of(row, "prompt")
@@ -74,9 +87,10 @@ def prompt_of(row: Row) -> Prompt:
         return Instruction(text_of(row, "instruction"), text_of(row, material) if material else "")
     if "question" in row.fields:
         return Instruction(text_of(row, "question"), _passages(row))
-    if "messages" in row.fields:
-        messages = messages_of(row, "messages")
-        return messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
+    for name in ("messages", "conversations"):
+        if name in row.fields:
+            messages = messages_of(row, name)
+            return messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
     if "context" in row.fields:
         return messages_of(row, "context")
     return text_of(row, "text")
@@ -87,83 +101,65 @@ def _passages(row: Row) -> str:
     return "\n\n".join("\n".join(passage) for passage in row.fields.get("passages") or [])
 
 
-def is_empty(prompt: Prompt) -> bool:
-    """Whether a prompt says nothing."""
-    if isinstance(prompt, str):
-        return not prompt.strip()
-    if isinstance(prompt, Instruction):
-        return not (prompt.instruction.strip() or prompt.input.strip())
-    return not prompt
+def last_reply(messages: list[Message]) -> int | None:
+    """The place of the last reply, or None."""
+    return next((n for n in reversed(range(len(messages))) if messages[n]["role"] == "assistant"), None)
 
 
-def demonstration(completion: str) -> Callable[[Row, PreparationReport], Demonstration | None]:
+def demonstration(completion: str) -> Reader:
     """A reader of demonstrations whose completion is in the column of that name."""
 
     def read(row: Row, report: PreparationReport) -> Demonstration | None:
-        return _demonstration(prompt_of(row), text_of(row, completion), row, report)
+        return check_demonstration(prompt_of(row), reply_of(row, completion), row, report)
 
     return read
 
 
-def conversation(row: Row, report: PreparationReport) -> Demonstration | None:
-    """A demonstration from "messages": the last reply is the completion, all before it the prompt."""
-    messages = messages_of(row, "messages")
-    if not messages or messages[-1]["role"] != "assistant":
-        report.skip("conversation does not end with a reply", row.origin)
-        return None
-    return _demonstration(messages[:-1], messages[-1]["content"], row, report)
+def conversation(name: str) -> Reader:
+    """A reader of demonstrations from conversations, each of whose replies is to be learnt."""
+
+    def read(row: Row, report: PreparationReport) -> Demonstration | None:
+        messages = messages_of(row, name)
+        place = last_reply(messages)
+        if place is None:
+            report.skip("conversation does not end with a reply", row.origin)
+            return None
+        if place < len(messages) - 1:
+            report.note("turns behind the last reply left out", row.origin)
+        return check_demonstration(messages[:place], messages[place]["content"], row, report, every_reply=True)
+
+    return read
 
 
-def _demonstration(prompt: Prompt, completion: str, row: Row, report: PreparationReport) -> Demonstration | None:
-    if is_empty(prompt):
-        report.skip("empty prompt", row.origin)
-    elif not completion.strip():
-        report.skip("empty completion", row.origin)
-    else:
-        return Demonstration(prompt, completion, row.fields, row.origin)
-    return None
+def instances(read: Reader) -> Reader:
+    """A reader of rows that hold one instruction and several "instances" of it, each {input, output}."""
+
+    def read_all(row: Row, report: PreparationReport) -> list[Any]:
+        shared = {name: value for name, value in row.fields.items() if name != "instances"}
+        records = []
+        for number, each in enumerate(value_of(row, "instances", list, "a list of instances"), start=1):
+            if not isinstance(each, dict):
+                raise UserError(f"{row.origin}: instance {number} must have 'input' and 'output'")
+            records.append(read(Row({**shared, **each}, row.origin), report))
+        return [record for record in records if record is not None]
+
+    return read_all
 
 
-def ranking(completions: str) -> Callable[[Row, PreparationReport], Ranking | None]:
+def ranking(completions: str) -> Reader:
     """A reader of rankings: K completions in the column of that name, their "ranks" (lowest = best), a "labeler"."""
 
     def read(row: Row, report: PreparationReport) -> Ranking | None:
         texts = value_of(row, completions, list, "a list of texts")
         ranks = value_of(row, "ranks", list, "a list of numbers, lowest = best")
-        return _ranking(prompt_of(row), texts, ranks, row, report)
+        return check_ranking(prompt_of(row), texts, ranks, row, report)
 
     return read
 
 
 def pair(row: Row, report: PreparationReport) -> Ranking | None:
     """A ranking of two, from a prompt, "chosen" and "rejected"."""
-    return _pair(prompt_of(row), text_of(row, "chosen"), text_of(row, "rejected"), row, report)
-
-
-def dialogue_pair(row: Row, report: PreparationReport) -> Ranking | None:
-    """A ranking of two from full dialogues as Anthropic's HH has them: all but the last reply is shared."""
-    chosen, rejected = _dialogue(row, "chosen"), _dialogue(row, "rejected")
-    if chosen[0] != rejected[0]:
-        report.skip("chosen and rejected differ before the last reply", row.origin)
-        return None
-    return _pair(chosen[0], chosen[1], rejected[1], row, report)
-
-
-def _dialogue(row: Row, name: str) -> tuple[str, str]:
-    """A dialogue as (everything through the last "Assistant:", the last reply)."""
-    head, turn, reply = text_of(row, name).rpartition(_ASSISTANT_TURN)
-    if not turn:
-        raise UserError(
-            f"{row.origin}: column {name!r} holds no {_ASSISTANT_TURN!r} to split at, and the row no 'prompt'"
-        )
-    return head + turn, reply
-
-
-def _pair(prompt: Prompt, chosen: str, rejected: str, row: Row, report: PreparationReport) -> Ranking | None:
-    if chosen.strip() == rejected.strip():
-        report.skip("chosen equals rejected", row.origin)
-        return None
-    return _ranking(prompt, [chosen, rejected], [0, 1], row, report)
+    return check_pair(prompt_of(row), text_of(row, "chosen"), text_of(row, "rejected"), row, report)
 
 
 def pair_labels(row: Row, report: PreparationReport) -> Ranking | None:
@@ -190,82 +186,18 @@ def pair_labels(row: Row, report: PreparationReport) -> Ranking | None:
     if any(signs) and not any(net):
         report.skip("pair labels cancel each other out", row.origin)
         return None
-    record = _ranking(prompt_of(row), texts, [-each for each in net], row, report)
+    record = check_ranking(prompt_of(row), texts, [-each for each in net], row, report)
     derived = [(net[first] > net[second]) - (net[first] < net[second]) for first, second in pairs]
     if record is not None and derived != signs:
         report.note("ranks by wins contradict a pair label", row.origin)
     return record
 
 
-def _ranking(
-    prompt: Prompt, texts: list[Any], ranks: list[Any], row: Row, report: PreparationReport, labeler: Any = None
-) -> Ranking | None:
-    """A checked ranking with its ranks made dense: 0, 1, … with equal ranks equal."""
-    if not all(isinstance(each, str) for each in texts):
-        raise UserError(f"{row.origin}: the completions must be texts, not {[type(each).__name__ for each in texts]}")
-    if any(isinstance(each, bool) or not isinstance(each, int | float) or math.isnan(each) for each in ranks):
-        raise UserError(f"{row.origin}: the ranks must be numbers, lowest = best, not {ranks}")
-    if len(ranks) != len(texts):
-        raise UserError(f"{row.origin}: {len(ranks)} ranks for {len(texts)} completions; each completion needs one")
-    reason = _reason_to_skip(prompt, texts, ranks)
-    if reason:
-        report.skip(reason, row.origin)
-        return None
-    places = {rank: place for place, rank in enumerate(sorted(set(ranks)))}
-    labeler = row.fields.get("labeler", labeler)
-    name = None if labeler is None else str(labeler)
-    return Ranking(prompt, texts, [places[rank] for rank in ranks], name, row.fields, row.origin)
-
-
-def _reason_to_skip(prompt: Prompt, texts: list[str], ranks: list[Any]) -> str | None:
-    if is_empty(prompt):
-        return "empty prompt"
-    if len(texts) < 2:
-        return "a single completion"
-    if not all(text.strip() for text in texts):
-        return "empty completion"
-    if len(set(ranks)) == 1:
-        return "all completions tied"
-    if len({text.strip() for text in texts}) == 1:
-        return "all completions identical"
-    return None
-
-
 def prompt(row: Row, report: PreparationReport) -> PromptRow | None:
     """A prompt, from whichever column holds it (see `prompt_of`)."""
-    return _prompt(prompt_of(row), row, report)
-
-
-def dialogue_prompt(row: Row, report: PreparationReport) -> PromptRow | None:
-    """The shared prompt of two full dialogues."""
-    return _prompt(_dialogue(row, "chosen")[0], row, report)
-
-
-def _prompt(value: Prompt, row: Row, report: PreparationReport) -> PromptRow | None:
-    if is_empty(value):
-        report.skip("empty prompt", row.origin)
-        return None
-    return PromptRow(value, row.fields, row.origin)
+    return check_prompt(prompt_of(row), row, report)
 
 
 def text(row: Row, report: PreparationReport) -> TextRow | None:
     """A document."""
-    return _text(text_of(row, "text"), row, report)
-
-
-def _text(value: str, row: Row, report: PreparationReport) -> TextRow | None:
-    if not value.strip():
-        report.skip("empty document", row.origin)
-        return None
-    return TextRow(value, row.origin)
-
-
-def checked(record: Record, row: Row, report: PreparationReport) -> Record | None:
-    """A record that a user's own function made, held to the same rules as any other."""
-    if isinstance(record, Demonstration):
-        return _demonstration(record.prompt, record.completion, row, report)
-    if isinstance(record, Ranking):
-        return _ranking(record.prompt, record.completions, record.ranks, row, report, record.labeler)
-    if isinstance(record, PromptRow):
-        return _prompt(record.prompt, row, report)
-    return _text(record.text, row, report)
+    return check_text(text_of(row, "text"), row, report)

@@ -1,4 +1,6 @@
-"""Row formats: which columns mean what. A row becomes one record: a demonstration, a ranking, a prompt or a text.
+"""Row formats: which columns mean what. A row becomes a record: a demonstration, a ranking, a prompt or a text.
+
+Some rows become several: a tree of conversations, an instruction with its instances, whatever a user's function makes.
 
 A format is recognised by the columns of the first row, named by its setting (`format: alpaca`), or is the user's own
 function, named by its dotted path (`format: my_file.my_function`).
@@ -13,7 +15,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from lit_rlhf.data import columns
+from lit_rlhf.data import columns, dialogues, trees
+from lit_rlhf.data.checks import check_record
 from lit_rlhf.data.records import Demonstration, PromptRow, Ranking, Record, TextRow
 from lit_rlhf.data.report import PreparationReport
 from lit_rlhf.data.sources import Fields, Row, Rows
@@ -35,34 +38,62 @@ class Format(NamedTuple):
 
     name: str
     fields: tuple[str, ...]  # a row with all of these columns is taken to be of this format
-    read: Callable[[Row, PreparationReport], Record | None]  # None: skipped, and counted in the report
+    read: columns.Reader  # None: skipped, and counted in the report
+    fits: Callable[[Fields], bool] = lambda fields: True  # what must hold of the columns besides
 
 
-# The order is the order of recognition: the first format whose columns are all there.
+def _holds(kind: type, *names: str) -> Callable[[Fields], bool]:
+    """Whether these columns hold a value of that kind."""
+    return lambda fields: all(isinstance(fields[name], kind) for name in names)
+
+
+def _named_only(fields: Fields) -> bool:
+    """Never: a format that another one is preferred to, unless it is asked for."""
+    return False
+
+
+_TREE = ("message_tree_id", "prompt")
+_PAIR = ("chosen", "rejected")
+
+# The order is the order of recognition: the first format whose columns are all there and fit.
 FORMATS: dict[Kind, tuple[Format, ...]] = {
     "demonstration": (
         Format("prompt_completion", ("prompt", "completion"), columns.demonstration("completion")),
         Format("prompt_response", ("prompt", "response"), columns.demonstration("response")),
         Format("alpaca", ("instruction", "output"), columns.demonstration("output")),
         Format("instruction_response", ("instruction", "response"), columns.demonstration("response")),
+        Format(
+            "instruction_instances", ("instruction", "instances"), columns.instances(columns.demonstration("output"))
+        ),
         Format("question_answer", ("question", "answer"), columns.demonstration("answer")),
-        Format("messages", ("messages",), columns.conversation),
+        Format("messages", ("messages",), columns.conversation("messages")),
+        Format("conversations", ("conversations",), columns.conversation("conversations")),
+        Format("conversation_tree", _TREE, trees.demonstrations, _holds(dict, "prompt")),
     ),
     "ranking": (
         Format("prompt_completions_ranks", ("prompt", "completions", "ranks"), columns.ranking("completions")),
         Format("context_responses_ranks", ("context", "responses", "ranks"), columns.ranking("responses")),
         Format("finegrained_qa", ("question", "preference", "prediction 1"), columns.pair_labels),
-        Format("prompt_chosen_rejected", ("prompt", "chosen", "rejected"), columns.pair),
-        Format("instruction_chosen_rejected", ("instruction", "chosen", "rejected"), columns.pair),
-        Format("chosen_rejected", ("chosen", "rejected"), columns.dialogue_pair),
+        Format("chosen_rejected_messages", _PAIR, dialogues.pair_of_lists, _holds(list, *_PAIR)),
+        Format("prompt_chosen_rejected", ("prompt", *_PAIR), columns.pair),
+        Format("instruction_chosen_rejected", ("instruction", *_PAIR), columns.pair),
+        Format("question_chosen_rejected", ("question", *_PAIR), columns.pair),
+        Format("chosen_rejected", _PAIR, dialogues.pair),
+        Format("chosen_rejected_chat", _PAIR, dialogues.pair_of_messages, _named_only),
+        Format("conversation_tree", _TREE, trees.rankings, _holds(dict, "prompt")),
     ),
     "prompt": (
+        Format("conversation_tree", _TREE, trees.prompts, _holds(dict, "prompt")),
+        Format("chosen_rejected_messages", _PAIR, dialogues.prompt_of_lists, _holds(list, *_PAIR)),
         Format("prompt", ("prompt",), columns.prompt),
+        Format("instruction_instances", ("instruction", "instances"), columns.instances(columns.prompt)),
         Format("instruction", ("instruction",), columns.prompt),
         Format("question", ("question",), columns.prompt),
         Format("messages", ("messages",), columns.prompt),
+        Format("conversations", ("conversations",), columns.prompt),
         Format("context", ("context",), columns.prompt),
-        Format("chosen_rejected", ("chosen", "rejected"), columns.dialogue_prompt),
+        Format("chosen_rejected", _PAIR, dialogues.prompt),
+        Format("chosen_rejected_chat", _PAIR, dialogues.prompt_of_messages, _named_only),
         Format("text", ("text",), columns.prompt),
     ),
     "text": (Format("text", ("text",), columns.text),),
@@ -78,7 +109,7 @@ def read_records(rows: Rows, kind: Kind, record_type: type[T], format: str, repo
         record_type: The record class of that kind.
         format: "auto" (by the first row's columns), a format's name, or the dotted path of a function that takes a
             row's columns as a dict and returns a record of `lit_rlhf.data.records`, a dict with the columns of a known
-            format, or None to skip the row.
+            format, a list of either, or None to skip the row.
         report: Where the counts go.
 
     Raises:
@@ -88,7 +119,14 @@ def read_records(rows: Rows, kind: Kind, record_type: type[T], format: str, repo
     assert _RECORDS[kind] is record_type, (kind, record_type)
     chosen = find_format(format, kind, rows[0])
     report.read += len(rows)
-    records = [record for row in rows if (record := chosen.read(row, report)) is not None]
+    records: list[Record] = []
+    for row in rows:
+        skipped = sum(report.skipped.values())
+        made = chosen.read(row, report)
+        made = [made] if isinstance(made, tuple) else made or []
+        records += made
+        # a row that is made into none was skipped, once
+        report.added += len(made) + sum(report.skipped.values()) - skipped - 1
     report.require_some(kind)
     for record in records:
         assert isinstance(record, record_type)
@@ -112,7 +150,7 @@ def find_format(format: str, kind: Kind, first: Row) -> Format:
 def recognise(row: Row, kind: Kind) -> Format:
     """The first format of this kind whose columns are all in the row."""
     for each in FORMATS[kind]:
-        if all(name in row.fields for name in each.fields):
+        if all(name in row.fields for name in each.fields) and each.fits(row.fields):
             return each
     nearest = max(FORMATS[kind], key=lambda each: sum(name in row.fields for name in each.fields) / len(each.fields))
     missing = [name for name in nearest.fields if name not in row.fields]
@@ -131,25 +169,32 @@ def own_format(path: str, kind: Kind) -> Format:
     """A format from the dotted path of a user's function, importable from the working directory."""
     function = _import_function(path)
 
-    def read(row: Row, report: PreparationReport) -> Record | None:
+    def read(row: Row, report: PreparationReport) -> list[Any]:
         try:
             value = function(dict(row.fields))
         except Exception as error:
             raise UserError(f"{row.origin}: {path} failed with {type(error).__name__}: {error}") from error
-        if value is None:
+        values = value if isinstance(value, list) else [value]
+        if value is None or not values:
             report.skip(f"by {path}", row.origin)
-            return None
-        if isinstance(value, _RECORDS[kind]):
-            return columns.checked(value, row, report)
-        if isinstance(value, dict):
-            converted = Row(value, row.origin)
-            return recognise(converted, kind).read(converted, report)
-        raise UserError(
-            f"{row.origin}: {path} returned a {type(value).__name__}; it must return a "
-            f"{_RECORDS[kind].__name__}, a dict with the columns of a known format, or None"
-        )
+            return []
+        made = [_own_record(each, path, kind, row, report) for each in values]
+        return [record for record in made if record is not None]
 
     return Format(path, (), read)
+
+
+def _own_record(value: Any, path: str, kind: Kind, row: Row, report: PreparationReport) -> Record | None:
+    if isinstance(value, _RECORDS[kind]):
+        return check_record(value, row, report)
+    if isinstance(value, dict):
+        converted = Row(value, row.origin)
+        record: Any = recognise(converted, kind).read(converted, report)
+        return record if record is None else record._replace(fields={**row.fields, **value})
+    raise UserError(
+        f"{row.origin}: {path} returned a {type(value).__name__}; it must return a "
+        f"{_RECORDS[kind].__name__}, a dict with the columns of a known format, a list of these, or None"
+    )
 
 
 def _import_function(path: str) -> Callable[[Fields], Any]:

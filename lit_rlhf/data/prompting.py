@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from lit_rlhf.data.records import Instruction, Message, Prompt
+from lit_rlhf.data.records import Instruction, Message, Prompt, as_messages, plain_text
 from lit_rlhf.errors import UserError
 
 if TYPE_CHECKING:
@@ -106,15 +106,6 @@ class PromptTemplate:
             raise UserError(f"{origin}: the setting template fails on this row: {error}") from error
 
 
-def plain_text(prompt: Prompt) -> str:
-    """A prompt as text and nothing else: instruction and input, or the turns, with blank lines between."""
-    if isinstance(prompt, str):
-        return prompt
-    if isinstance(prompt, Instruction):
-        return "\n\n".join(part for part in prompt if part)
-    return "\n\n".join(message["content"] for message in prompt)
-
-
 def headed_text(prompt: Prompt) -> str:
     """A prompt under plain headings, for models without a chat template.
 
@@ -141,11 +132,6 @@ def headed_text(prompt: Prompt) -> str:
 def _headed_turn(message: Message) -> str:
     heading = {"user": "### Instruction:\n", "assistant": "### Response:\n", "system": ""}[message["role"]]
     return heading + message["content"]
-
-
-def as_messages(prompt: Prompt) -> list[Message]:
-    """A prompt as a conversation: text and instructions are one user turn."""
-    return prompt if isinstance(prompt, list) else [{"role": "user", "content": plain_text(prompt)}]
 
 
 def _jinja_template(template: str) -> Any:

@@ -30,6 +30,7 @@ class Demonstration(NamedTuple):
     completion: str
     fields: dict[str, Any] = {}  # all columns of the row, for a user's template
     origin: str = ""
+    every_reply: bool = False  # whether the replies within the prompt, a conversation, are to be learnt as well
 
 
 class Ranking(NamedTuple):
@@ -59,3 +60,17 @@ class TextRow(NamedTuple):
 
 
 Record = Demonstration | Ranking | PromptRow | TextRow
+
+
+def plain_text(prompt: Prompt) -> str:
+    """A prompt as text and nothing else: instruction and input, or the turns, with blank lines between."""
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, Instruction):
+        return "\n\n".join(part for part in prompt if part)
+    return "\n\n".join(message["content"] for message in prompt)
+
+
+def as_messages(prompt: Prompt) -> list[Message]:
+    """A prompt as a conversation: text and instructions are one user turn."""
+    return prompt if isinstance(prompt, list) else [{"role": "user", "content": plain_text(prompt)}]

@@ -8,9 +8,10 @@ from lit_rlhf.errors import UserError
 
 
 class PreparationReport:
-    """Counts of rows by what happened to them, each with the origin of the first.
+    """Counts of rows by what happened to them, in the order of the steps, each with the origin of the first.
 
-    A *skipped* row is out of the data; a *noted* one is in it, changed or doubtful.
+    A *skipped* row is out of the data; a *noted* one is in it, changed or doubtful. Where a row becomes several
+    records (a tree of conversations), each of them counts as a row from there on.
 
     Args:
         source: The data's name, the head of the printed table.
@@ -19,6 +20,7 @@ class PreparationReport:
     def __init__(self, source: str) -> None:
         self.source = source
         self.read = 0
+        self.added = 0
         self.skipped: dict[str, int] = {}
         self.noted: dict[str, int] = {}
         self.remarks: list[str] = []
@@ -27,7 +29,11 @@ class PreparationReport:
     @property
     def kept(self) -> int:
         """Rows that are in the data."""
-        return self.read - sum(self.skipped.values())
+        return self.read + self.added - sum(self.skipped.values())
+
+    def step(self, reason: str) -> None:
+        """Give a step its line, though it may skip nothing."""
+        self.skipped.setdefault(reason, 0)
 
     def skip(self, reason: str, origin: str) -> None:
         """Count a row that was left out."""
@@ -46,17 +52,22 @@ class PreparationReport:
     def table(self) -> str:
         """The counts as aligned lines: rows read, skipped by reason, kept, and what was noted among the kept."""
         lines = [("rows read", self.read, "")]
-        lines += [(f"  skipped: {reason}", n, f"first: {self._first[reason]}") for reason, n in self.skipped.items()]
+        if self.added:
+            lines += [("  made into records", self.read + self.added, "")]
+        lines += [(f"  skipped: {reason}", n, self._hint(reason)) for reason, n in self.skipped.items()]
         lines += [("rows kept", self.kept, "")]
-        lines += [(f"  of these: {reason}", n, f"first: {self._first[reason]}") for reason, n in self.noted.items()]
+        lines += [(f"  of these: {reason}", n, self._hint(reason)) for reason, n in self.noted.items()]
         label_width = max(len(label) for label, _, _ in lines)
         count_width = max(len(f"{n:,}") for _, n, _ in lines)
         body = [f"{label:<{label_width}}  {n:>{count_width},}  {hint}".rstrip() for label, n, hint in lines]
         return "\n".join([self.source, *body, *self.remarks])
 
+    def _hint(self, reason: str) -> str:
+        return f"first: {self._first[reason]}" if reason in self._first else ""
+
     def summary(self) -> str:
         """The counts in one line, for error messages."""
-        counts = [f"{n:,} {reason}" for reason, n in self.skipped.items()]
+        counts = [f"{n:,} {reason}" for reason, n in self.skipped.items() if n]
         return " · ".join([f"rows read {self.read:,}", f"kept {self.kept:,}", *counts])
 
     def require_some(self, kind: str) -> None:

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_rlhf.data.formats import read_records
-from lit_rlhf.data.prompting import plain_text
-from lit_rlhf.data.records import PromptRow
+from lit_rlhf.data.records import PromptRow, plain_text
 from lit_rlhf.data.report import PreparationReport
 from lit_rlhf.data.sources import read_rows
 from lit_rlhf.errors import UserError

@@ -15,6 +15,7 @@ from lit_rlhf.functional.ensemble import (
     ensemble_mean,
     ensemble_minimum,
 )
+from lit_rlhf.functional.grouped import correlation, grouped_mean, quantile_groups
 from lit_rlhf.functional.kl import k1, k2, k3
 from lit_rlhf.functional.language_model import language_model_loss
 from lit_rlhf.functional.logprobs import token_entropy, token_logprobs
@@ -37,6 +38,7 @@ __all__ = [
     "best_of_n_kl",
     "clipped_policy_loss",
     "clipped_value_loss",
+    "correlation",
     "ensemble_lower_bound",
     "ensemble_mean",
     "ensemble_minimum",
@@ -44,6 +46,7 @@ __all__ = [
     "explained_variance",
     "gae",
     "group_relative",
+    "grouped_mean",
     "k1",
     "k2",
     "k3",
@@ -58,6 +61,7 @@ __all__ = [
     "pad_right",
     "penalised_rewards",
     "position_ids",
+    "quantile_groups",
     "ranking_loss",
     "ranking_pairs",
     "reliability_curve",

@@ -55,7 +55,7 @@ class RewardModule(LitModule):
         self.head_seed, self.pair_normalizer, self.shared_prompt = head_seed, pair_normalizer, shared_prompt
         self.model: ScalarModel
         self.validation_loss, self.validation_accuracy = MeanMetric(), MeanMetric()
-        self.calibration = BinaryCalibrationError(n_bins=10, norm="l1")
+        self.calibration = BinaryCalibrationError(n_bins=20, norm="l1")
 
     @property
     def exported(self) -> PreTrainedModel:
@@ -96,8 +96,12 @@ class RewardModule(LitModule):
         self.log("train/accuracy", result.correct / result.pairs.clamp(min=1), batch_size=max(int(result.pairs), 1))
         return self.normalised(result.loss, batch.normalizer)
 
-    def validation_step(self, batch: RankingBatch, batch_idx: int) -> None:
-        """Add to loss (per ranking), accuracy (per comparison, ties apart) and calibration of σ(Δ)."""
+    def validation_step(self, batch: RankingBatch, batch_idx: int) -> Tensor:
+        """Add to loss (per ranking), accuracy (per comparison, ties apart) and calibration of σ(Δ).
+
+        Returns:
+            The scores, (N,), for callbacks.
+        """
         scores = self(batch)
         result = ranking_loss(scores, batch.ranking, batch.ranks, self.pair_normalizer)
         if result.pairs > 0:
@@ -110,10 +114,11 @@ class RewardModule(LitModule):
         self.log("validation/loss", self.validation_loss, prog_bar=True)
         self.log("validation/accuracy", self.validation_accuracy, prog_bar=True)
         self.log("validation/calibration_error", self.calibration)
+        return scores
 
-    def test_step(self, batch: RankingBatch, batch_idx: int) -> None:
+    def test_step(self, batch: RankingBatch, batch_idx: int) -> Tensor:
         """Do as in validation."""
-        self.validation_step(batch, batch_idx)
+        return self.validation_step(batch, batch_idx)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also take the centring constants back."""

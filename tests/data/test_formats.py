@@ -272,7 +272,7 @@ def own_module(tmp_path, monkeypatch):
 def test_own_function(own_module):
     rows = [{"a": "p", "b": "c"}, {"a": "p", "b": "skip"}]
     (record,), report = convert("demonstration", *rows, format="my_rows.record")
-    assert tuple(record) == ("p", "c", rows[0], "rows.jsonl:1")
+    assert record[:4] == ("p", "c", rows[0], "rows.jsonl:1")
     assert report.skipped == {"by my_rows.record": 1}
     records, _ = convert("demonstration", *rows, format="my_rows.columns")
     assert [each.completion for each in records] == ["c", "skip"]

@@ -94,7 +94,7 @@ def test_validation_figures_are_those_of_the_whole_set(llama, tokenizer, tmp_pat
         sure += torch.maximum(probabilities, 1 - probabilities).tolist()
     bins: dict[int, list[tuple[float, float]]] = {}
     for probability, right in zip(sure, correct):
-        bins.setdefault(int(probability * 10), []).append((probability, right))
+        bins.setdefault(int(probability * 20), []).append((probability, right))
     gaps = [abs(sum(p for p, _ in members) - sum(r for _, r in members)) for members in bins.values()]
     expected = {
         "loss": sum(losses) / len(losses),

@@ -1,0 +1,67 @@
+"""Means and correlations by group: accuracy by margin, by length, by size of a ranking."""
+
+import torch
+from torch import Tensor
+
+
+def grouped_mean(values: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Mean of the values of each group.
+
+    Args:
+        values: (n,).
+        group: (n,) int64, 0 .. groups - 1.
+        groups: How many there are.
+
+    Returns:
+        Mean and count of each group, (groups,) float64; the mean of an empty group is `nan`.
+    """
+    assert values.shape == group.shape and values.ndim == 1
+    count, total = (
+        torch.zeros(groups, dtype=torch.float64, device=values.device).index_add(0, group, source)
+        for source in (torch.ones_like(values, dtype=torch.float64), values.double())
+    )
+    return total / count, count
+
+
+def quantile_groups(values: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Groups of nearly equal size by value; equal values are never parted, so there may be fewer groups.
+
+    Args:
+        values: (n,), at least one.
+        groups: At most so many, at least 1.
+
+    Returns:
+        The group of each value, (n,) int64 from 0 on, and the lower edge of each group, (number of groups,) float64.
+    """
+    assert values.ndim == 1 and len(values) and groups >= 1
+    ordered = values.double().sort().values
+    starts = torch.arange(groups, device=values.device) * len(values) // groups
+    edges = torch.unique(ordered[starts])
+    return torch.bucketize(values.double(), edges, right=True) - 1, edges
+
+
+def correlation(x: Tensor, y: Tensor, group: Tensor | None = None) -> Tensor:
+    """Pearson's correlation, over all points or within groups.
+
+    Within groups both are taken as differences from their group's mean: of scores and lengths with rankings as groups
+    it says whether the longer of two answers to the same prompt scores higher, whatever the prompts do.
+
+    Args:
+        x: (n,).
+        y: (n,).
+        group: (n,) int64 from 0 on; None takes all points as one group.
+
+    Returns:
+        0-d float64 in [-1, 1]; `nan` where either does not vary.
+    """
+    assert x.shape == y.shape and x.ndim == 1
+    group = torch.zeros(len(x), dtype=torch.int64, device=x.device) if group is None else group
+    groups = int(group.max()) + 1 if len(group) else 0
+    x, y = (_differences(each.double(), group, groups) for each in (x, y))
+    return (x * y).sum() / (x.square().sum() * y.square().sum()).sqrt()
+
+
+def _differences(x: Tensor, group: Tensor, groups: int) -> Tensor:
+    """Each value less its group's mean, with the rounding of equal values taken off."""
+    difference = x - grouped_mean(x, group, groups)[0][group]
+    return difference.masked_fill(difference.abs() <= 1e-12 * x.abs().max(), 0.0)

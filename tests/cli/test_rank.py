@@ -1,0 +1,111 @@
+"""`lit-rlhf rank`: scores are those of transformers, row by row; several models are aggregated; bad rows are named."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_runs import write_rows
+from transformers import AutoModelForSequenceClassification
+
+from lit_rlhf.cli import main
+
+ROWS = [
+    {"prompt": "w1 w2", "completions": ["w3", "w4 w5 w6", "w7 w8"], "place": 0},
+    {"prompt": "w9", "completions": ["w3 w3", "w3 w3"], "place": 1},
+]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, llama: str, tokenizer: Any) -> list[str]:
+    """Three reward models with random heads."""
+    folders = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        folder = tmp_path_factory.mktemp(f"reward-{seed}")
+        model = AutoModelForSequenceClassification.from_pretrained(llama, num_labels=1)
+        torch.nn.init.normal_(model.score.weight)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        folders.append(str(folder))
+    return folders
+
+
+def plain_scores(folder: str, tokenizer: Any, row: dict[str, Any]) -> list[float]:
+    """By transformers alone, one completion at a time."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    texts = [f"{row['prompt']} {completion} <eos>" for completion in row["completions"]]
+    return [float(model(input_ids=torch.tensor([tokenizer.encode(text)])).logits) for text in texts]
+
+
+def ranked(capsys: pytest.CaptureFixture[str], *args: str) -> list[dict[str, Any]]:
+    assert main(["rank", *args]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_scores_and_ranks_of_a_file(models, tokenizer, tmp_path, capsys):
+    rows = ranked(capsys, "--model", models[0], write_rows(tmp_path / "rows.jsonl", ROWS))
+    for row, given in zip(rows, ROWS, strict=True):
+        expected = plain_scores(models[0], tokenizer, given)
+        assert row["scores"] == pytest.approx(expected, abs=1e-5)
+        assert {name: row[name] for name in given} == given
+    order = sorted(range(3), key=lambda i: -rows[0]["scores"][i])
+    assert [rows[0]["ranks"][i] for i in order] == [0, 1, 2]
+    assert rows[1]["ranks"] == [0, 0]
+
+
+def test_an_ensemble_from_stdin_and_a_written_file(models, tokenizer, tmp_path, capsys, monkeypatch):
+    args = [word for model in models for word in ("--model", model)]
+    members = torch.tensor([plain_scores(model, tokenizer, ROWS[0]) for model in models])
+    std = (members - members.mean(0)).square().mean(0).sqrt()
+    text = json.dumps(ROWS[0]) + "\n"
+    for more, expected in (
+        ([], members.mean(0)),
+        (["--aggregate=minimum"], members.min(0).values),
+        (["--aggregate=lower_bound", "--deviations=2"], members.mean(0) - 2 * std),
+    ):
+        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        assert ranked(capsys, *args, *more, "--out", str(tmp_path / "out.jsonl")) == []
+        row = json.loads((tmp_path / "out.jsonl").read_text())
+        assert row["scores"] == pytest.approx(expected.tolist(), abs=1e-5)
+        assert row["spread"] == pytest.approx(std.tolist(), abs=1e-5)
+
+
+def test_a_table_begins_with_the_best(models, tmp_path, capsys):
+    assert main(["rank", "--model", models[0], "--table", write_rows(tmp_path / "rows.jsonl", ROWS)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "w1 w2" and lines[4] == "w9"
+    figures = [float(line.split()[1]) for line in lines[1:4]]
+    assert figures == sorted(figures, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "message"),
+    [
+        ("", [], "stdin holds no row"),
+        ('{"prompt": "w1"}\n', [], "stdin:1: no column of completions"),
+        ('{"completions": ["w1"]}\n', [], "stdin:1: no column 'text'"),
+        ('{"prompt": "w1", "completions": [1]}\n', [], "stdin:1: the completions must be texts"),
+        ('\n{"prompt"\n', [], "stdin:2: this line does not parse as JSON"),
+        (
+            '{"prompt": "' + "w1 " * 130 + '", "completions": ["w1"]}\n',
+            [],
+            "stdin:1: prompt and completion have 132 tokens",
+        ),
+        ("", ["--aggregate=median"], "--aggregate must be one of mean, minimum, lower_bound"),
+        ("", ["--modle=x"], "no option '--modle' (did you mean '--model'?)"),
+        ("", ["no.jsonl"], "no data file 'no.jsonl'"),
+    ],
+)
+def test_what_is_wrong_is_named(text, more, message, models, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    assert main(["rank", "--model", models[0], *more]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_language_model_is_no_reward_model(llama, tmp_path, capsys):
+    assert main(["rank", "--model", llama, write_rows(Path(tmp_path / "rows.jsonl"), ROWS)]) == 2
+    assert "is a language model, not a reward model" in capsys.readouterr().err
