@@ -5,7 +5,8 @@ through the model with the first completion only, and the others go on from its 
 through these. Against K separate rows that is exact up to rounding.
 
 Where no keys and values are kept (gradient checkpointing recomputes its layers), prompt and completions lie in one row
-behind each other, under a mask that keeps the completions apart.
+behind each other, under a mask that keeps the completions apart. That too is exact, and cheaper than K rows as long as
+the completions are not much longer than the prompt.
 
 Shapes: `N` completions of all rankings of a batch, `T` width, `D` of the model.
 """
@@ -19,6 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from lit_rlhf.functional import position_ids
 from lit_rlhf.models.loading import maximum_length
+from lit_rlhf.models.segments import reason_against_segments, segment_inputs
 
 
 class RankedRows(NamedTuple):
@@ -46,9 +48,13 @@ def last_hidden(model: PreTrainedModel, rows: RankedRows, shared_prompt: bool = 
     Returns:
         (N, D).
     """
-    if not shared_prompt or reason_against_sharing(model):
-        return last_hidden_of_rows(model, rows)
-    return last_hidden_through_cache(model, rows)
+    if shared_prompt and reason_against_sharing(model) is None:
+        if not _recomputes(model):
+            return last_hidden_through_cache(model, rows)
+        layout = lay_in_one_row(rows)
+        if _cost(layout.input_ids, model) < _cost(rows.input_ids, model):
+            return last_hidden_in_one_row(model, layout)
+    return last_hidden_of_rows(model, rows)
 
 
 def last_hidden_of_rows(model: PreTrainedModel, rows: RankedRows) -> Tensor:
@@ -92,6 +98,61 @@ def last_hidden_through_cache(model: PreTrainedModel, rows: RankedRows) -> Tenso
     return torch.cat([first, others])[torch.argsort(torch.cat([lead, rest]))]
 
 
+class OneRow(NamedTuple):
+    """Rankings as rows of segments: each a prompt and its completions behind each other; `G` rankings."""
+
+    input_ids: Tensor  # (G, W) int64
+    segment: Tensor  # (G, W) int64: 1 the prompt, 2 .. K+1 the completions, 0 padding
+    parent: Tensor  # (G, W) int64: 1 for completions, -1 else
+    line: Tensor  # (N,) int64, where the last token of each completion lies
+    column: Tensor  # (N,) int64
+
+
+def lay_in_one_row(rows: RankedRows) -> OneRow:
+    """Return the rankings with each prompt written once."""
+    length, place = rows.length, torch.arange(rows.input_ids.shape[1], device=rows.input_ids.device)
+    leads = torch.diff(rows.ranking, prepend=rows.ranking[:1] - 1) != 0
+    lead = leads.nonzero().squeeze(1)  # (G,)
+    start = torch.where(leads, 0, rows.prompt_length)  # the lead brings the prompt along
+    taken = length - start
+    before = taken.cumsum(0) - taken
+    offset = before - before[lead][rows.ranking]  # (N,): where a row's part begins in its ranking's row
+    number = torch.arange(len(leads), device=place.device) - lead[rows.ranking] + 2  # segment of each completion
+    kept = (place >= start[:, None]) & (place < length[:, None])  # (N, T)
+    line = rows.ranking[:, None].expand_as(kept)[kept]
+    column = (offset[:, None] + place - start[:, None])[kept]
+    segments = torch.where(place < rows.prompt_length[:, None], 1, number[:, None])
+    shape = (len(lead), int((offset + taken).max()))
+    ids, segment = (rows.input_ids.new_zeros(shape) for _ in range(2))
+    ids[line, column], segment[line, column] = rows.input_ids[kept], segments[kept]
+    return OneRow(ids, segment, torch.where(segment > 1, 1, -1), rows.ranking, offset + taken - 1)
+
+
+def last_hidden_in_one_row(model: PreTrainedModel, layout: OneRow) -> Tensor:
+    """The same, with a ranking's prompt and completions in one row, under a mask that keeps completions apart.
+
+    Returns:
+        (N, D).
+    """
+    inputs = segment_inputs(layout.segment, layout.parent, model.config._attn_implementation)
+    hidden = _hidden(model, layout.input_ids, inputs["attention_mask"], inputs["position_ids"], use_cache=False)
+    return hidden[layout.line, layout.column]
+
+
+def _cost(input_ids: Tensor, model: PreTrainedModel) -> int:
+    """What a pass over (B, T) takes, in units of 4 D multiplications a layer: 6 D a token, and T for its attention.
+
+    Long completions in one row cost more attention than a second copy of a short prompt.
+    """
+    lines, width = input_ids.shape
+    return lines * width * (6 * int(model.config.get_text_config().hidden_size) + width)
+
+
+def _recomputes(model: PreTrainedModel) -> bool:
+    """Whether gradient checkpointing is at work, which keeps no keys and values to go on from."""
+    return model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
 def reason_against_sharing(model: PreTrainedModel) -> str | None:
     """Why rows must be computed whole, or None where their prompt may be shared.
 
@@ -104,9 +165,7 @@ def reason_against_sharing(model: PreTrainedModel) -> str | None:
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     if window is not None and window < (maximum_length(config) or math.inf):
         return f"the attention of {config.model_type} slides over {window:,} tokens"
-    if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-        return "gradient checkpointing keeps no keys and values to go on from"
-    return None
+    return reason_against_segments(config, config._attn_implementation, 0) if _recomputes(model) else None
 
 
 def _hidden(model: PreTrainedModel, input_ids: Tensor, mask: Tensor, positions: Tensor, **settings: Any) -> Tensor:

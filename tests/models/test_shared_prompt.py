@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, MistralConfig
 from lit_rlhf.functional import pad_right, ranking_loss
 from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.models.scalar import ScalarModel, load_scalar_model
-from lit_rlhf.models.shared_prompt import RankedRows, reason_against_sharing
+from lit_rlhf.models.shared_prompt import RankedRows, lay_in_one_row, reason_against_sharing
 
 SHAPES = ["llama", "gpt2", "qwen2", "gpt_neox", "opt", "gemma"]
 token = st.integers(2, 31)
@@ -121,12 +121,51 @@ def test_a_window_over_the_tokens_is_refused_and_one_over_all_of_them_is_not():
         torch.testing.assert_close(model.score_rankings(rows), model.score_rankings(rows, False), atol=1e-5, rtol=1e-5)
 
 
-def test_gradient_checkpointing_keeps_no_keys(llama, tokenizer):
-    model = load_scalar_model(llama, tokenizer, ModelOptions(gradient_checkpointing=True))
-    plain = load_scalar_model(llama, tokenizer, ModelOptions())
-    rows = batch(RAGGED)
-    assert "checkpointing" in reason_against_sharing(model.model)
-    (scores, gradient), (expected, its_gradient) = (loss_gradient(each, rows, True) for each in (model, plain))
-    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
+LONG_PROMPTS = [([5, 6, 7, 8, 9] * 6, each) for _, each in RAGGED]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_under_gradient_checkpointing_a_ranking_lies_in_one_row(name, attention, models, model_folders, tokenizer):
+    model = load_scalar_model(
+        model_folders[name], tokenizer, ModelOptions(gradient_checkpointing=True, attention=attention)
+    )
+    assert reason_against_sharing(model.model) is None
+    rows = batch(LONG_PROMPTS)
+    scores, gradient = loss_gradient(model, rows, True)
+    expected, its_gradient = loss_gradient(models[name], rows, False)
+    torch.testing.assert_close(scores, expected, atol=2e-5, rtol=1e-5)
     assert (gradient - its_gradient).norm() < 1e-5 * its_gradient.norm()
-    assert reason_against_sharing(model.eval().model) is None
+
+
+@given(written=rankings)
+def test_one_row_holds_every_token_once(written):
+    layout = lay_in_one_row(batch(written))
+    for row, (prompt, completions) in enumerate(written):
+        real = layout.segment[row] > 0
+        assert layout.input_ids[row][real].tolist() == [*prompt, *(token for each in completions for token in each)]
+        numbers = [1] * len(prompt) + [2 + place for place, each in enumerate(completions) for _ in each]
+        assert layout.segment[row][real].tolist() == numbers
+        assert layout.parent[row][real].tolist() == [-1 if number == 1 else 1 for number in numbers]
+    ends = [each[-1] for _, completions in written for each in completions]
+    assert layout.input_ids[layout.line, layout.column].tolist() == ends
+
+
+def lines_of(model: ScalarModel, rows: RankedRows) -> int:
+    """How many rows one pass has."""
+    lines: list[int] = []
+    hook = model.model.base_model.register_forward_pre_hook(
+        lambda _, args, inputs: lines.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    model.score_rankings(rows)
+    hook.remove()
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_under_gradient_checkpointing_the_cheaper_layout_is_taken(llama, tokenizer):
+    model = load_scalar_model(llama, tokenizer, ModelOptions(gradient_checkpointing=True))
+    assert lines_of(model, batch(LONG_PROMPTS)) == 2
+    long = [([5], [[6] * 60, [7] * 60, [8] * 60])]  # 181 tokens that attend over 181, or 183 over 61
+    assert lines_of(model, batch(long)) == 3
+    assert seen_by(model.eval(), batch(RAGGED), shared=True)[0] == 5, "in evaluation the keys are kept"
