@@ -8,7 +8,8 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lit_rlhf.evaluation.plots import INK, MODELS, MUTED, STYLE, WIDE, panel, plot_curve, svg
+from lit_rlhf.evaluation.drawing import INK, MUTED, NARROW, STYLE, WIDE, panel, plot_curve, svg
+from lit_rlhf.evaluation.plots import MODELS
 
 Report = dict[str, Any]
 MAIN, OTHER, BAD = MODELS["sft"].colour, MODELS["base"].colour, MODELS["ppo"].colour
@@ -134,7 +135,7 @@ def training(report: Report) -> list[Figure]:
     for key, title in CURVES.items():
         points = [(row["step"], row[key]) for row in history if row.get(key) is not None]
         if len(points) > 1:
-            figure, axes = panel(title, "optimizer step", size=(3.7, 2.6))
+            figure, axes = panel(title, "optimizer step", size=NARROW)
             plot_curve(axes, points, key, MAIN)
             figures.append(figure)
     return figures
