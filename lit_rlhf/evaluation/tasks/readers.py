@@ -1,0 +1,259 @@
+"""Data files of the benchmarks, in their published layouts, as rows that a task file's prompt can name.
+
+Every function gets `path`, and `shots_path` for few-shot examples of another file, and returns the splits "test" and
+"shots". What lm-eval passes beside that is of no use here.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from datasets import Dataset
+
+from lit_rlhf.data.sources import Row, read_rows, read_text
+from lit_rlhf.errors import UserError
+
+Doc = dict[str, Any]
+Splits = dict[str, Dataset]
+Reader = Callable[[str], Iterator[Doc]]
+
+NOT_IN_BACKGROUND = "Not in background."
+DO_NOT_KNOW = "I don't know."
+
+
+def splits(read: Reader, path: str | None, shots_path: str | None) -> Splits:
+    """Read both files into memory."""
+    if path is None:
+        raise UserError("tasks: a benchmark needs the path of its data file, or a name of the hub")
+    found = {"test": list(read(path))}
+    found["shots"] = list(read(shots_path)) if shots_path is not None else found["test"]
+    for name, docs in found.items():
+        if not docs:
+            raise UserError(f"tasks: {path if name == 'test' else shots_path!r} holds no row")
+    return {name: Dataset.from_list(docs) for name, docs in found.items()}
+
+
+def value(row: Row, *names: str) -> Any:
+    """Return the first of several columns that a row has.
+
+    Raises:
+        UserError: it has none of them.
+    """
+    for name in names:
+        if row.fields.get(name) is not None:
+            return row.fields[name]
+    raise UserError(f"{row.origin}: the row has no {' or '.join(map(repr, names))}")
+
+
+def squad(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
+    """SQuADv2's own JSON: articles, paragraphs, questions."""
+    return splits(squad_docs, path, shots_path)
+
+
+def squad_docs(path: str) -> Iterator[Doc]:
+    """Yield a row a question, behind the answered ones that stand before it in its paragraph."""
+    for article in articles(path):
+        for paragraph in article["paragraphs"]:
+            history = ""
+            for question in paragraph["qas"]:
+                answers = list(dict.fromkeys(answer["text"] for answer in question["answers"]))
+                doc = {
+                    "title": article["title"].replace("_", " "),
+                    "background": paragraph["context"],
+                    "history": history,
+                    "question": question["question"],
+                    "target": answers[0] if answers else NOT_IN_BACKGROUND,
+                    "answers": answers,
+                }
+                yield doc
+                history += f"Q: {doc['question']}\n\nA: {doc['target']}\n\n"
+
+
+def articles(path: str) -> list[Doc]:
+    """Return the articles of a file in SQuAD's or QuAC's layout."""
+    try:
+        found = json.loads(read_text(path))["data"]
+        assert all(question["question"] for a in found for p in a["paragraphs"] for question in p["qas"])
+    except (ValueError, KeyError, TypeError, AssertionError) as problem:
+        raise UserError(f"{path!r} is not in the layout of SQuAD, data › paragraphs › qas: {problem!r}") from None
+    return list(found)
+
+
+def quac(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
+    """QuAC's own JSON: dialogues over a section of an article."""
+    return splits(quac_docs, path, shots_path)
+
+
+def quac_docs(path: str) -> Iterator[Doc]:
+    """Yield a row a question, behind the dialogue so far."""
+    for article in articles(path):
+        section = article.get("section_title")
+        title = f"{article['title']} -- {section}" if section else article["title"]
+        for paragraph in article["paragraphs"]:
+            history = ""
+            for question in paragraph["qas"]:
+                answers = [spoken(answer["text"]) for answer in question["answers"]]
+                own = spoken(question.get("orig_answer", question["answers"][0])["text"])
+                doc = {
+                    "title": title,
+                    "background": paragraph["context"].removesuffix("CANNOTANSWER").strip(),
+                    "history": history,
+                    "question": question["question"],
+                    "target": own,
+                    "answers": list(dict.fromkeys(answers)),
+                }
+                yield doc
+                history += f"Q: {doc['question']}\n\nA: {own}\n\n"
+
+
+def spoken(answer: str) -> str:
+    """Return an answer as the prompt says it."""
+    return DO_NOT_KNOW if answer == "CANNOTANSWER" else answer
+
+
+def drop(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
+    """DROP's own JSON: passages by name, with questions."""
+    return splits(drop_docs, path, shots_path)
+
+
+def drop_docs(path: str) -> Iterator[Doc]:
+    """Yield a row a question. Answers are lists of spans; a number or a date is one of one span."""
+    try:
+        passages = json.loads(read_text(path))
+        pairs = [(passage["passage"], pair) for passage in passages.values() for pair in passage["qa_pairs"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise UserError(f"{path!r} is not in DROP's layout, name › passage and qa_pairs: {problem!r}") from None
+    for passage, pair in pairs:
+        answers = [drop_answer(each) for each in (pair["answer"], *(pair.get("validated_answers") or []))]
+        answers = [answer for answer in answers if answer]
+        doc = {"passage": passage, "question": pair["question"], "answers": answers}
+        yield {**doc, "target": ", ".join(answers[0]) if answers else ""}
+
+
+def drop_answer(answer: Doc) -> list[str]:
+    """Return the spans of an answer of any of DROP's three kinds."""
+    if answer.get("number"):
+        return [str(answer["number"])]
+    if answer.get("spans"):
+        return list(answer["spans"])
+    date = answer.get("date") or {}
+    text = " ".join(str(date[part]) for part in ("day", "month", "year") if date.get(part))
+    return [text] if text else []
+
+
+def hellaswag(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
+    """Rows of ctx (or activity_label and ctx), endings and label."""
+    return splits(hellaswag_docs, path, shots_path)
+
+
+def hellaswag_docs(path: str) -> Iterator[Doc]:
+    """Yield "Activity: context" with its endings."""
+    for row in read_rows(path):
+        activity = row.fields.get("activity_label")
+        context = f"{activity}: {value(row, 'ctx')}" if activity else value(row, "ctx")
+        yield {"context": context, "choices": list(value(row, "endings")), "gold": int(value(row, "label"))}
+
+
+def rte(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
+    """Rows of premise, hypothesis and label (a word, or 0 for entailment)."""
+    return splits(rte_docs, path, shots_path)
+
+
+def rte_docs(path: str) -> Iterator[Doc]:
+    """Yield a row with the choices Yes and No."""
+    for row in read_rows(path):
+        gold = 0 if value(row, "label") in ("entailment", 0, "0") else 1
+        texts = {"premise": value(row, "premise"), "hypothesis": value(row, "hypothesis").rstrip(".")}
+        yield {**texts, "choices": ["Yes", "No"], "gold": gold}
+
+
+def sentiment(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
+    """Rows of text (or sentence) and label, 1 for positive."""
+    return splits(sentiment_docs, path, shots_path)
+
+
+def sentiment_docs(path: str) -> Iterator[Doc]:
+    """Yield a row with the choices negative and positive."""
+    for row in read_rows(path):
+        label = int(value(row, "label"))
+        if label not in (0, 1):
+            raise UserError(f"{row.origin}: label is {label}; it is 0 (negative) or 1 (positive)")
+        yield {"text": value(row, "text", "sentence"), "choices": ["negative", "positive"], "gold": label}
+
+
+def wsc(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
+    """SuperGLUE's rows: text, target (span1_text, span2_text, span2_index) and label."""
+    return splits(wsc_docs, path, shots_path)
+
+
+def wsc_docs(path: str) -> Iterator[Doc]:
+    """Yield the passage with its pronoun in bold, the noun, and whether the pronoun means it."""
+    for row in read_rows(path):
+        target = value(row, "target")
+        words = value(row, "text").split(" ")
+        place, pronoun = int(target["span2_index"]), target["span2_text"]
+        words[place] = words[place].replace(pronoun, f"**{pronoun}**", 1)
+        same = value(row, "label") in (True, 1, "True", "true")
+        yield {"passage": " ".join(words), "pronoun": f"**{pronoun}**", "noun": target["span1_text"], "same": same}
+
+
+def translation(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
+    """Rows of french and english (or fr and en), or lines of English, tab, French."""
+    return splits(translation_docs, path, shots_path)
+
+
+def translation_docs(path: str) -> Iterator[Doc]:
+    """Yield a row a pair."""
+    if not path.removesuffix(".gz").endswith((".txt", ".tsv")):
+        for row in read_rows(path):
+            pair = row.fields.get("translation") or row.fields
+            yield {
+                "french": value(Row(pair, row.origin), "fr", "french"),
+                "english": value(Row(pair, row.origin), "en", "english"),
+            }
+        return
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        parts = line.split("\t")
+        if len(parts) < 2:
+            raise UserError(f"{path}:{number}: a line is English, tab, French")
+        yield {"french": parts[1], "english": parts[0]}
+
+
+def summaries(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
+    """Rows of article and highlights (CNN/DM), or of post and summary (TL;DR)."""
+    return splits(summary_docs, path, shots_path)
+
+
+def summary_docs(path: str) -> Iterator[Doc]:
+    """Yield a row a document."""
+    for row in read_rows(path):
+        document = value(row, "article", "post", "prompt", "document")
+        yield {"document": document, "summary": value(row, "highlights", "summary", "label")}
+
+
+def bbh(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
+    """Rows of task, input and target."""
+    return splits(bbh_docs, path, shots_path)
+
+
+def bbh_docs(path: str) -> Iterator[Doc]:
+    """Yield a row a question, in its task's group."""
+    for row in read_rows(path):
+        yield {"input": value(row, "input"), "target": str(value(row, "target")), "group": value(row, "task")}
+
+
+def ifeval(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
+    """Rows of prompt, instruction_id_list and kwargs."""
+    return splits(ifeval_docs, path, shots_path)
+
+
+def ifeval_docs(path: str) -> Iterator[Doc]:
+    """Yield a row a prompt; the constraints go as JSON, for their settings differ from row to row."""
+    for row in read_rows(path):
+        names, settings = value(row, "instruction_id_list"), value(row, "kwargs")
+        if len(names) != len(settings):
+            raise UserError(f"{row.origin}: {len(names)} constraints and {len(settings)} settings")
+        kept = [{key: each for key, each in one.items() if each is not None} for one in settings]
+        yield {"prompt": value(row, "prompt"), "constraints": json.dumps(list(zip(names, kept)))}
