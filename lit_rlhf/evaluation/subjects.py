@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.data.prompting import PromptTemplate, encode_texts, leading_ids
@@ -16,7 +16,7 @@ from lit_rlhf.evaluation.cache import Cache, digest_of_model, digest_of_texts
 from lit_rlhf.evaluation.generation import NEWLINE, Answer, generate
 from lit_rlhf.evaluation.likelihood import Boundary, Likelihood, Pair, encode_pairs, likelihoods
 from lit_rlhf.evaluation.rewarding import RewardModel, trained_against
-from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
+from lit_rlhf.models.loading import from_pretrained_quietly, load_causal_lm, load_tokenizer
 from lit_rlhf.models.options import ModelOptions
 from lit_rlhf.rollout.sampling import Sampling, draw_noise
 
@@ -90,7 +90,7 @@ class Subject:
         self.name, self.candidate, self.cache, self.seed = name, candidate, cache, seed
         self.batch_size, self.tokens_a_batch = batch_size, tokens_a_batch
         self.identity = digest_of_model(candidate.path, cache)
-        self.tokenizer: Tokenizer = load_tokenizer(candidate.path, candidate.options)
+        self.tokenizer = tokenizer_of(candidate.path, candidate.options)
         self.template = PromptTemplate(self.tokenizer, candidate.template)
         self.trained_against = [*candidate.trained_against, *trained_against(candidate.path)]
         self._prefixes = read_prefixes(candidate)
@@ -101,7 +101,10 @@ class Subject:
         """The weights, on the accelerator where there is one."""
         if self._model is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-            self._model = load_causal_lm(self.candidate.path, self.tokenizer, self.candidate.options).to(device).eval()
+            with torch.random.fork_rng(devices=[]):  # an embedding that is grown is drawn: always alike
+                torch.manual_seed(0)
+                model = load_causal_lm(self.candidate.path, self.tokenizer, self.candidate.options)
+            self._model = model.to(device).eval()
         return self._model
 
     def release(self) -> None:
@@ -185,6 +188,22 @@ class Subject:
         start = leading_ids(self.tokenizer)
         end = self.tokenizer.eos_token_id
         return [[*start, *ids] or [end] for ids in encode_texts(self.tokenizer, list(prompts))]
+
+
+def tokenizer_of(path: str, options: ModelOptions) -> Tokenizer:
+    """Return a model's tokenizer. Where it has no padding token, its end token fills rows: the mask alone counts here.
+
+    A padding token of its own, as training needs one, would add a row to the vocabulary that no data ever trained and
+    that takes a share of the probability.
+    """
+    if options.pad_token is not None:
+        return load_tokenizer(path, options)
+    tokenizer: Tokenizer = from_pretrained_quietly(AutoTokenizer.from_pretrained, path, options)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"tokenizer of {path!r} has no end-of-sequence token: set eos_token in tokenizer_config.json")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def read_prefixes(candidate: Candidate) -> list[str]:

@@ -10,9 +10,6 @@ from stories import convert
 
 from lit_rlhf.evaluation.cache import Cache
 from lit_rlhf.evaluation.subjects import Candidate, Subject
-from lit_rlhf.models.options import ModelOptions
-
-PADDED = ModelOptions(pad_token="<pad>")
 
 MODELS = ("base", "few_shot", "sft", "ppo", "ppo_ptx")
 FIGURES = {
@@ -190,7 +187,7 @@ def story_cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 @pytest.fixture(scope="session")
 def subject(stories: str, story_cache: Cache) -> Subject:
     """The real model as a subject of the evaluation."""
-    return Subject("stories", Candidate(stories, options=PADDED), story_cache)
+    return Subject("stories", Candidate(stories), story_cache)
 
 
 @pytest.fixture(scope="session")

@@ -117,7 +117,7 @@ def test_the_same_choice_scores_as_lm_evals_model(subject, hflm, evaluation_data
     rows = [found["samples"][name] for found in both]
     for theirs, mine in zip(*rows, strict=True):
         assert [each[0] for each in mine["filtered_resps"]] == pytest.approx(
-            [each[0] for each in theirs["filtered_resps"]], abs=2e-4
+            [each[0] for each in theirs["filtered_resps"]], rel=4e-6, abs=1e-4
         )
         assert mine["accuracy by whole option"] == theirs["accuracy by whole option"]
         assert "accuracy" in mine and "accuracy" not in theirs

@@ -82,6 +82,12 @@ def test_joint_moves_space_and_cuts_the_whole_text(subject) -> None:
     assert (context, rest) != encode_pairs(tokenizer, [pair], "apart")[0]
 
 
+def test_a_tokenizer_without_padding_adds_no_token(stories) -> None:
+    subject = Subject("stories", Candidate(stories), Cache(None))
+    assert subject.tokenizer.pad_token_id == subject.tokenizer.eos_token_id
+    assert subject.model.get_input_embeddings().num_embeddings == len(subject.tokenizer) == 512
+
+
 def test_half_precision_weights_are_summed_in_float32(llama) -> None:
     model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.bfloat16).eval()
     row = [5, 6, 7, 8, 9, 10]
