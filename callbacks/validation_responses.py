@@ -1,5 +1,6 @@
 """Answer validation prompts at every validation: rows to read, and a mean score to select checkpoints by (App. C.1)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lit_rlhf.callbacks.sample_table import write_samples
-from lit_rlhf.data.collation import PromptTokens, collate_prompts
+from lit_rlhf.data.collation import PromptTokens, TokenRow, collate_prompts
 from lit_rlhf.data.formats import read_records
 from lit_rlhf.data.prompting import PromptTemplate
 from lit_rlhf.data.prompts import tokenise_prompts
@@ -30,7 +31,8 @@ class ValidationResponses(Callback):
     noise every time, so that two validations differ by the weights alone.
 
     Args:
-        path: prompts: any source of `PromptDataModule`; of demonstrations the prompts are taken.
+        path: prompts: any source of `PromptDataModule`; of demonstrations the prompts are taken. None takes those of
+            the data module's own validation rows.
         reward: what scores a response; None only makes the table of samples.
         sampling: length and temperature of a response.
         format: the rows' format.
@@ -43,7 +45,7 @@ class ValidationResponses(Callback):
 
     def __init__(
         self,
-        path: str,
+        path: str | None = None,
         reward: RewardSource | None = None,
         sampling: Sampling | None = None,
         format: str = "auto",
@@ -62,22 +64,30 @@ class ValidationResponses(Callback):
         self.prompts: list[PromptTokens]
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Read the prompts, once, with the template and the length limits of the demonstrations; load the scorer."""
+        """Gather the prompts, once; load the scorer."""
         if stage not in ("fit", "validate") or hasattr(self, "prompts"):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        report = PreparationReport(self.path)
-        records = read_records(read_rows(self.path), "prompt", PromptRow, self.format, report)
-        template = PromptTemplate(pl_module.tokenizer, data.template)
-        prompts = tokenise_prompts(records, template, data.lengths, report)[: self.limit]
-        report.require_some("prompt")
-        report.show()
+        limit = self.rows if self.reward is None else self.limit
+        if self.path is None:
+            prompts = prompts_of_rows(getattr(data, "validation_rows", ()), pl_module.tokenizer)[:limit]
+        else:
+            prompts = self.read_prompts(self.path, pl_module.tokenizer, data)[:limit]
         width = max(len(prompt.ids) for prompt in prompts) + self.sampling.response_length
         what = "ValidationResponses: the longest prompt with sampling.response_length"
         pl_module.require_positions(width, what, "one of them")
         if self.reward is not None:
             self.reward.prepare(pl_module.tokenizer, trainer.strategy.root_device)
         self.prompts = prompts
+
+    def read_prompts(self, path: str, tokenizer: Any, data: Any) -> list[PromptTokens]:
+        """Return the prompts of a source, with the template and the length limits of the demonstrations."""
+        report = PreparationReport(path)
+        records = read_records(read_rows(path), "prompt", PromptRow, self.format, report)
+        prompts = tokenise_prompts(records, PromptTemplate(tokenizer, data.template), data.lengths, report)
+        report.require_some("prompt")
+        report.show()
+        return prompts
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -122,3 +132,14 @@ class ValidationResponses(Callback):
         if self.sampling.missing_end_score is not None:
             scores = torch.where(rollout.ended, scores, self.sampling.missing_end_score)
         return episodes, scores
+
+
+def prompts_of_rows(rows: Sequence[TokenRow], tokenizer: Any) -> list[PromptTokens]:
+    """Return the distinct prompts of demonstrations: what stands before the first target."""
+    if not rows:
+        raise UserError(
+            "ValidationResponses: there are no validation demonstrations to take prompts from; set its path, or "
+            "data.validation_path or data.validation_fraction"
+        )
+    prompts = dict.fromkeys(tuple(row.ids[: row.targets.index(True)]) for row in rows if any(row.targets))
+    return [PromptTokens(list(ids), {"prompt": tokenizer.decode(ids)}) for ids in prompts if ids]

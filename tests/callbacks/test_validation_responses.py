@@ -102,9 +102,24 @@ def test_without_a_scorer_there_are_samples_and_no_metric(llama, rows, tmp_path)
     assert [row.keys() for row in written] == [{"step", "prompt", "response"}] * 2
 
 
+def test_without_a_path_the_prompts_are_those_of_the_validation_rows(llama, rows, tmp_path):
+    callback = ValidationResponses(sampling=Sampling(LENGTH), rows=16)
+    data = DemonstrationDataModule(rows, validation_fraction=0.4, micro_batch=4)
+    quiet_trainer(tmp_path, callbacks=[callback]).validate(SFTModule(llama), datamodule=data, verbose=False)
+    written = [json.loads(line)["prompt"] for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert 0 < len(written) == len(set(written)) < 16
+    held_out = [" ".join(data.tokenizer.decode(row.ids).split()) for row in data.validation_rows]
+    for prompt in written:
+        assert prompt in {row["prompt"] for row in demonstrations(16)}
+        assert any(row.startswith(prompt) for row in held_out)
+    data = DemonstrationDataModule(rows, micro_batch=4)
+    with pytest.raises(UserError, match=r"no validation demonstrations .* set its path, or data\.validation_path"):
+        quiet_trainer(tmp_path, callbacks=[ValidationResponses()]).fit(SFTModule(llama), datamodule=data)
+
+
 def test_responses_that_do_not_fit_are_refused_before_a_model_is_loaded(llama, rows, tmp_path, monkeypatch):
     monkeypatch.setattr("lit_rlhf.modules.sft.load_causal_lm", lambda *_: pytest.fail("the model was loaded"))
-    callback = ValidationResponses(rows, sampling=Sampling(125))
+    callback = ValidationResponses(rows, sampling=Sampling(125), rows=16)
     data = DemonstrationDataModule(rows, validation_path=rows, micro_batch=8)
     with pytest.raises(UserError, match=r"ValidationResponses: the longest prompt .* 131 tokens"):
         quiet_trainer(tmp_path, max_epochs=1, callbacks=[callback]).fit(SFTModule(llama), datamodule=data)
