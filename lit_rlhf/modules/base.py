@@ -4,6 +4,7 @@ import json
 from functools import cached_property
 from typing import Any
 
+import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
@@ -14,6 +15,8 @@ from lit_rlhf.errors import UserError
 from lit_rlhf.models.export import CHECKPOINT_KEY, describe_model
 from lit_rlhf.models.loading import load_config, load_tokenizer, maximum_length
 from lit_rlhf.models.options import LoRA, ModelOptions
+from lit_rlhf.modules.random_state import random_state, set_random_state
+from lit_rlhf.modules.tally import Tally
 from lit_rlhf.schedules import SizedSchedule
 
 
@@ -23,10 +26,13 @@ class LitModule(LightningModule):
     Attributes:
         model_path: folder or hub name of the starting model.
         tokenizer: loaded from there on first use; the data module takes it from here.
+        tally: what an epoch logs as a mean over its parts.
     """
 
     #: where the exported transformers model stands in the state dict
     export_prefix: str
+    #: means of an epoch on the progress bar
+    shown: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -39,6 +45,8 @@ class LitModule(LightningModule):
         super().__init__()
         self.model_path, self.options, self.adapter = model, options or ModelOptions(), adapter
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
+        self.tally = Tally()
+        self.resumed_random: dict[str, Any] | None = None
         if self.options.quantization is not None:
             if adapter is None:
                 raise UserError(
@@ -106,10 +114,36 @@ class LitModule(LightningModule):
         """Add what turns the checkpoint back into a transformers folder; leave out a 4-bit base, which has its own."""
         base = None if self.options.quantization is None else (self.model_path, self.options)
         about = describe_model(self.exported, self.tokenizer, self.export_prefix, self.adapter, base)
-        checkpoint[CHECKPOINT_KEY] = {"module": type(self).__name__, **about}
+        checkpoint[CHECKPOINT_KEY] = {"module": type(self).__name__, **about, "random": self.random_of_all_ranks()}
         if base is not None:
             kept = self.weights_of_their_own()
             checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name in kept}
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Log the means of an epoch with its last batch, so that callbacks find them when the epoch ends."""
+        if self.trainer.is_last_batch:
+            for name, mean in self.tally.means(self.sum_over_ranks).items():
+                self.log(name, mean, on_step=False, on_epoch=True, prog_bar=name in self.shown, batch_size=1)
+
+    def sum_over_ranks(self, figures: Tensor) -> Tensor:
+        """Return a sum over ranks, on the CPU; every rank must call it."""
+        whole: Tensor = self.trainer.strategy.reduce(figures.to(self.device), reduce_op="sum")
+        return whole.cpu()
+
+    def random_of_all_ranks(self) -> list[dict[str, Any]]:
+        """Return every rank's generators of randomness; every rank must call it."""
+        own = random_state()
+        if not (dist.is_available() and dist.is_initialized()):
+            return [own]
+        states: list[Any] = [None] * self.trainer.world_size
+        dist.all_gather_object(states, own)
+        return states
+
+    def on_train_start(self) -> None:
+        """Take the generators of a resumed run back: after this nothing but training draws from them."""
+        if self.resumed_random is not None:
+            set_random_state(self.resumed_random)
+            self.resumed_random = None
 
     def weights_of_their_own(self) -> set[str]:
         """Return the names of the weights that are trained: with a 4-bit base, all that a checkpoint holds."""
@@ -126,6 +160,9 @@ class LitModule(LightningModule):
         missing = () if self.strict_loading else self.weights_of_their_own() - checkpoint["state_dict"].keys()
         if missing:
             raise UserError(f"ckpt_path: the checkpoint lacks the weight {min(missing)!r} that this recipe trains")
+        states = about.get("random", [])
+        if len(states) == self.trainer.world_size:  # on another number of ranks there is none to go on with
+            self.resumed_random = states[self.trainer.global_rank]
         stored, own = json.loads(about["config"]), self.exported.config.to_dict()
         for name in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers"):
             if stored.get(name) != own.get(name):

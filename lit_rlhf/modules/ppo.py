@@ -1,7 +1,7 @@
 """Step 3 of the paper: PPO against the reward model with a per-token KL penalty (§3.5 Eq. 2, App. C.4)."""
 
 import time
-from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,12 +19,21 @@ from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.models.scalar import ScalarModel, load_scalar_model
 from lit_rlhf.modules.base import LitModule
 from lit_rlhf.modules.ppo_settings import PPOSettings
-from lit_rlhf.rewards import RewardSource, load_source_state, source_critic, source_details, source_state
-from lit_rlhf.rollout.experience import Episodes, Experience, Trajectories
+from lit_rlhf.rewards import RewardSource, finite_scores
+from lit_rlhf.rewards.source import load_source_state, source_critic, source_details, source_state
+from lit_rlhf.rollout.experience import Episodes, Experience, Trajectories, sample_rows
 from lit_rlhf.rollout.gather import gather_rows
 from lit_rlhf.rollout.generation import CachedGenerator, Generator
 from lit_rlhf.rollout.kl_control import FixedKL, KLController
-from lit_rlhf.rollout.loader import ExperienceLoader, Prompts, Sizes, advantages_and_returns, cut, rollout_statistics
+from lit_rlhf.rollout.loader import (
+    ExperienceLoader,
+    Iteration,
+    Prompts,
+    Sizes,
+    advantages_and_returns,
+    cut,
+    rollout_statistics,
+)
 from lit_rlhf.rollout.passes import in_chunks, response_logprobs, response_values
 from lit_rlhf.rollout.sampling import Sampling, draw_noise
 from lit_rlhf.strategies import gathered, shard_model
@@ -54,6 +63,7 @@ class PPOModule(LitModule):
     """
 
     export_prefix = "policy."
+    shown = ("reward/score", "reward/kl")
 
     def __init__(
         self,
@@ -84,6 +94,8 @@ class PPOModule(LitModule):
         self.critic: ScalarModel
         self.frozen: dict[str, Any] = {}  # a plain dict: neither trained, nor wrapped, nor in the checkpoint
         self.samples: list[dict[str, Any]] = []
+        self.loader: ExperienceLoader
+        self.unfinished: dict[str, Any] = {}  # of a checkpoint in the middle of an iteration, until there is a loader
         self.validation_score, self.validation_kl = MeanMetric(), MeanMetric()
 
     @property
@@ -141,10 +153,17 @@ class PPOModule(LitModule):
     def experience(self, prompts: Prompts) -> ExperienceLoader:
         """Return the training loader over `prompts`; called by the prompt data module."""
         self.check_length(prompts)
-        return ExperienceLoader(lambda: self.collect(prompts), self.sizes.batches)
+        sizes, rank = self.sizes, self.trainer.global_rank
+        self.loader = ExperienceLoader(
+            lambda: self.collect(prompts), lambda iteration: cut(iteration, sizes, rank, self.seed), sizes.batches
+        )
+        if self.unfinished:
+            self.loader.resume(self.unfinished, self.device)
+            self.unfinished = {}
+        return self.loader
 
-    def collect(self, prompts: Prompts) -> Iterator[Experience]:
-        """Steps 1 to 6 of an iteration; returns its micro-batches for `training_step`."""
+    def collect(self, prompts: Prompts) -> Iteration:
+        """Steps 1 to 6 of an iteration, all that its micro-batches are cut from."""
         # Counted in steps: after a resume current_epoch may be one ahead.
         iteration = self.trainer.global_step // self.sizes.steps
         start = time.perf_counter()
@@ -158,8 +177,7 @@ class PPOModule(LitModule):
         self.kl.update(float(statistics["reward/kl"]), ppo.rollout_batch)
         seconds["time/rollout"] = time.perf_counter() - start
         statistics |= {name: torch.tensor(value) for name, value in seconds.items()}
-        rank = self.trainer.global_rank
-        return cut(trajectories, advantages, returns, statistics, self.sizes, rank, self.seed, iteration)
+        return Iteration(iteration, trajectories, advantages, returns, statistics)
 
     def roll_out(self, prompts: Prompts, iteration: int) -> tuple[Trajectories, dict[str, float]]:
         """Return the iteration's trajectories and figures. Every rank answers its share of the rows and gets all."""
@@ -190,7 +208,7 @@ class PPOModule(LitModule):
         responses = self.tokenizer.batch_decode(rollout.response_ids, skip_special_tokens=True)
         prompts, training = [row["prompt"] for row in batch.rows], self.trainer.training
         episodes = Episodes(input_ids, attention_mask, prompts, responses, batch.rows, ids.shape[1], training)
-        scores = self.checked_scores(episodes)
+        scores = finite_scores(self.reward, episodes, self.trainer.global_step)
         if self.sampling.missing_end_score is not None:
             scores = torch.where(rollout.ended, scores, self.sampling.missing_end_score)
         # 3 log-probs of the reference, values (those of the policy were taken at sampling)
@@ -199,34 +217,17 @@ class PPOModule(LitModule):
             lambda i, m, w: response_values(self.critic, i, m, w), input_ids, attention_mask, width, self.ppo.chunk
         )
         kl = (k1(rollout.logprobs, reference) * rollout.response_mask).sum(1)
-        self.samples = [
-            {"prompt": p, "response": r, "score": float(s), "kl": float(k)}
-            for p, r, s, k in list(zip(episodes.prompts, responses, scores, kl))[:16]
-        ]
+        self.samples = sample_rows(episodes, scores, kl)
         trajectories = Trajectories(
             input_ids, attention_mask, rollout.response_mask, rollout.logprobs, reference, values, scores, rollout.ended
         )
         return trajectories, {"time/generate": generated - start, "time/score": time.perf_counter() - generated}
 
-    def checked_scores(self, episodes: Episodes) -> Tensor:
-        """Return the reward source's scores, or stop where one is not a finite number."""
-        scores = self.reward.score(episodes).float()
-        bad = (~torch.isfinite(scores)).nonzero().flatten()
-        if len(bad):
-            raise UserError(
-                f"reward: {len(bad)} of {len(scores)} scores at step {self.trainer.global_step} are not finite, first "
-                f"for the prompt {episodes.prompts[int(bad[0])]!r:.200}. The last checkpoint is unharmed"
-            )
-        return scores
-
     def reference_logprobs(self, input_ids: Tensor, attention_mask: Tensor, width: int) -> Tensor:
         """Return log-probs of the response under the reference policy, (B, R)."""
-        if "reference" in self.frozen:
-            return response_logprobs(
-                self.frozen["reference"], input_ids, attention_mask, width, self.sampling.temperature
-            )
-        with adapter_off(self.policy):
-            return response_logprobs(self.policy, input_ids, attention_mask, width, self.sampling.temperature)
+        own = self.frozen.get("reference")
+        with nullcontext() if own else adapter_off(self.policy):
+            return response_logprobs(own or self.policy, input_ids, attention_mask, width, self.sampling.temperature)
 
     def training_step(self, batch: Experience | PretrainingBatch, batch_idx: int) -> Tensor:
         """Return the clipped policy loss plus the clipped value loss, or the loss of a batch of the pretraining mix."""
@@ -238,22 +239,13 @@ class PPOModule(LitModule):
         values = response_values(self.critic, ids, mask, width)  # (B, R)
         policy = clipped_policy_loss(logprobs, batch.logprobs, batch.advantages, batch.response_mask, ppo.clip)
         value = clipped_value_loss(values, batch.values, batch.returns, batch.response_mask, ppo.value_clip)
-        self.log_dict(
-            {
-                "policy/loss": policy.loss.detach() / policy.count,
-                "policy/clip_fraction": policy.clipped / policy.count,
-                "policy/approx_kl": policy.approx_kl / policy.count,
-                "value/loss": value.loss.detach() / value.count,
-                "value/clip_fraction": value.clipped / value.count,
-            },
-            on_step=False,
-            on_epoch=True,
-            batch_size=int(policy.count),
-            sync_dist=True,
-        )
+        self.tally.add("policy/loss", policy.loss, policy.count)
+        self.tally.add("policy/clip_fraction", policy.clipped, policy.count)
+        self.tally.add("policy/approx_kl", policy.approx_kl, policy.count)
+        self.tally.add("value/loss", value.loss, value.count)
+        self.tally.add("value/clip_fraction", value.clipped, value.count)
         for name, figure in batch.statistics.items():
-            shown = name in ("reward/score", "reward/kl")
-            self.log(name, figure, on_step=False, on_epoch=True, prog_bar=shown, batch_size=1)
+            self.tally.add(name, figure)
         return self.normalised(policy.loss + ppo.value_coefficient * value.loss, batch.normalizer)
 
     def pretraining_step(self, batch: PretrainingBatch) -> Tensor:
@@ -265,8 +257,7 @@ class PPOModule(LitModule):
             use_cache=False,
         ).logits
         total, count = language_model_loss(logits, batch.input_ids, batch.loss_mask)
-        mean = (total / count).detach()
-        self.log("pretraining/loss", mean, on_step=False, on_epoch=True, batch_size=int(count), sync_dist=True)
+        self.tally.add("pretraining/loss", total, count)
         return self.normalised(total, batch.normalizer)
 
     @torch.no_grad()
@@ -287,8 +278,11 @@ class PPOModule(LitModule):
         self.print(f"PPO: {self.sizes}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the states of the KL controller and of the reward source."""
+        """Add the states of the KL controller and of the reward source, and the iteration under way."""
         super().on_save_checkpoint(checkpoint)
+        if unfinished := self.loader.unfinished():
+            figures = self.tally.over_ranks(self.sum_over_ranks)
+            checkpoint["iteration"] = unfinished | {"figures": figures, "samples": self.samples}
         checkpoint["kl_controller"] = self.kl.state_dict()
         checkpoint["reward"] = source_state(self.reward)
 
@@ -297,3 +291,7 @@ class PPOModule(LitModule):
         super().on_load_checkpoint(checkpoint)
         self.kl.load_state_dict(checkpoint["kl_controller"])
         load_source_state(self.reward, checkpoint.get("reward", {}))
+        self.unfinished = checkpoint.get("iteration", {})
+        if self.unfinished:
+            self.samples = self.unfinished["samples"]
+            self.tally.load(self.unfinished["figures"], self.trainer.is_global_zero)

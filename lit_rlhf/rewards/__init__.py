@@ -4,7 +4,14 @@ from lit_rlhf.rewards.combined import EnsembleReward, WeightedSum
 from lit_rlhf.rewards.python import PythonReward
 from lit_rlhf.rewards.remote import RemoteReward
 from lit_rlhf.rewards.reward_model import RewardModelReward
-from lit_rlhf.rewards.source import RewardSource, load_source_state, source_critic, source_details, source_state
+from lit_rlhf.rewards.source import (
+    RewardSource,
+    finite_scores,
+    load_source_state,
+    source_critic,
+    source_details,
+    source_state,
+)
 from lit_rlhf.rewards.steps import ClippedReward, NormalisedReward, ScaledReward
 
 __all__ = [
@@ -17,6 +24,7 @@ __all__ = [
     "RewardSource",
     "ScaledReward",
     "WeightedSum",
+    "finite_scores",
     "load_source_state",
     "source_critic",
     "source_details",

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from lit_rlhf.errors import UserError
 from lit_rlhf.rollout.experience import Episodes
 
 
@@ -54,3 +55,19 @@ def load_source_state(source: RewardSource, state: dict[str, Any]) -> None:
 def source_critic(source: RewardSource) -> str | None:
     """Return the folder of the reward model that a critic starts from (App. C.4), or None where there is none."""
     return source.critic() if hasattr(source, "critic") else None
+
+
+def finite_scores(source: RewardSource, episodes: Episodes, step: int) -> Tensor:
+    """Return the source's scores, (B,) float32, or stop where one is not a finite number.
+
+    Raises:
+        UserError: names the optimizer step and the first such prompt.
+    """
+    scores = source.score(episodes).float()
+    bad = (~torch.isfinite(scores)).nonzero().flatten()
+    if len(bad):
+        raise UserError(
+            f"reward: {len(bad)} of {len(scores)} scores at step {step} are not finite, first for the prompt "
+            f"{episodes.prompts[int(bad[0])]!r:.200}. The last checkpoint is unharmed"
+        )
+    return scores

@@ -60,3 +60,9 @@ class Experience(NamedTuple):
     returns: Tensor  # (B, R) float32
     normalizer: Tensor  # () float32, response tokens of the whole minibatch: accumulation and ranks included
     statistics: dict[str, Tensor]  # of the rollout, in the first micro-batch of an iteration; empty in the others
+
+
+def sample_rows(episodes: Episodes, scores: Tensor, kl: Tensor, count: int = 16) -> list[dict[str, Any]]:
+    """Return the first episodes as rows for a table of samples: prompt, response, score, KL in nats."""
+    rows = list(zip(episodes.prompts, episodes.responses, scores, kl))[:count]
+    return [{"prompt": p, "response": r, "score": float(s), "kl": float(k)} for p, r, s, k in rows]

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import islice
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -89,27 +90,78 @@ class Prompts(Protocol):
         ...
 
 
+class Iteration(NamedTuple):
+    """All that the update of one iteration is made from."""
+
+    number: int
+    trajectories: Trajectories
+    advantages: Tensor  # (B, R) float32, whitened
+    returns: Tensor  # (B, R) float32
+    statistics: dict[str, Tensor]  # of the rollout
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return it as plain values and tensors on the CPU."""
+        return {
+            "number": self.number,
+            "trajectories": {name: value.cpu() for name, value in self.trajectories._asdict().items()},
+            "advantages": self.advantages.cpu(),
+            "returns": self.returns.cpu(),
+            "statistics": {name: value.cpu() for name, value in self.statistics.items()},
+        }
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any], device: torch.device) -> "Iteration":
+        """Return the iteration that a state was made of."""
+        trajectories = Trajectories(**{name: value.to(device) for name, value in state["trajectories"].items()})
+        advantages, returns = state["advantages"].to(device), state["returns"].to(device)
+        return cls(state["number"], trajectories, advantages, returns, state["statistics"])
+
+
 class ExperienceLoader:
     """The training loader of PPO: an epoch is one iteration, a rollout and the passes over it.
 
     It has a length, and must: an unsized loader makes Lightning fetch one batch ahead, and the next rollout would be
     sampled from stale weights. `__iter__` is a generator, so nothing is sampled before the first batch is asked for.
 
+    Its state is not called `state_dict`: Lightning would store that a second time, and give it back in mid-epoch only.
+
     Args:
-        collect: makes the micro-batches of one iteration.
+        collect: makes the iteration that comes next.
+        cut: its micro-batches on this rank.
         length: how many.
     """
 
-    def __init__(self, collect: Callable[[], Iterator[Experience]], length: int) -> None:
-        self.collect, self.length = collect, length
+    def __init__(
+        self, collect: Callable[[], Iteration], cut: Callable[[Iteration], Iterator[Experience]], length: int
+    ) -> None:
+        self.collect, self.cut, self.length = collect, cut, length
+        self.iteration: Iteration | None = None
+        self.position = 0  # micro-batches of it that were yielded
+        self.resumed = False
 
     def __len__(self) -> int:
         """Micro-batches an iteration, on this rank."""
         return self.length
 
     def __iter__(self) -> Iterator[Experience]:
-        """Roll out, then yield."""
-        yield from self.collect()
+        """Roll out, then yield; after `resume` go on with the iteration that was begun."""
+        if not self.resumed:
+            self.iteration, self.position = self.collect(), 0
+        self.resumed = False
+        assert self.iteration is not None
+        for batch in islice(self.cut(self.iteration), self.position, None):
+            self.position += 1  # before the yield: what was yielded counts as consumed in a checkpoint
+            yield batch
+
+    def unfinished(self) -> dict[str, Any]:
+        """Return the iteration under way and how far it is, or nothing between two iterations."""
+        if self.iteration is None or not 0 < self.position < self.length:
+            return {}
+        return {"position": self.position, **self.iteration.state_dict()}
+
+    def resume(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on with what `unfinished` returned."""
+        self.iteration, self.position, self.resumed = Iteration.of_state(state, device), state["position"], True
 
 
 def advantages_and_returns(
@@ -128,23 +180,15 @@ def advantages_and_returns(
     return whiten(advantages, mask, mean, variance), returns
 
 
-def cut(
-    trajectories: Trajectories,
-    advantages: Tensor,
-    returns: Tensor,
-    statistics: dict[str, Tensor],
-    sizes: Sizes,
-    rank: int,
-    seed: int,
-    iteration: int,
-) -> Iterator[Experience]:
+def cut(iteration: Iteration, sizes: Sizes, rank: int, seed: int) -> Iterator[Experience]:
     """Yield this rank's micro-batches: random minibatches, the same for every cut into ranks and micro-batches.
 
     Inside a minibatch the rows are ordered by length, so that micro-batches carry little padding.
     """
+    number, trajectories, advantages, returns, statistics = iteration
     width = trajectories.response_mask.shape[1]
     for epoch in range(sizes.epochs):
-        order = torch.randperm(sizes.rollout_batch, generator=seeded(seed, iteration, 1, epoch))
+        order = torch.randperm(sizes.rollout_batch, generator=seeded(seed, number, 1, epoch))
         for minibatch in torch.split(order.to(advantages.device), sizes.minibatch):
             tokens = trajectories.response_mask[minibatch].sum().float()
             mask = trajectories.attention_mask[minibatch]

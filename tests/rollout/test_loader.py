@@ -1,5 +1,7 @@
 """Sizes and the cut of an iteration: every episode once per pass, no real token lost, one normalizer a minibatch."""
 
+import io
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,6 +11,7 @@ from lit_rlhf.errors import UserError
 from lit_rlhf.rollout.experience import Experience, Trajectories
 from lit_rlhf.rollout.loader import (
     ExperienceLoader,
+    Iteration,
     Sizes,
     advantages_and_returns,
     cut,
@@ -45,7 +48,7 @@ def pieces(given: Trajectories, of: Sizes, seed: int = 1, iteration: int = 0) ->
     width = given.response_mask.shape[1]
     marks = given.input_ids[:, -width:].float()
     return [
-        list(cut(given, marks, -marks, {"a": torch.tensor(1.0)}, of, rank, seed, iteration))
+        list(cut(Iteration(iteration, given, marks, -marks, {"a": torch.tensor(1.0)}), of, rank, seed))
         for rank in range(of.world_size)
     ]
 
@@ -139,16 +142,43 @@ def test_the_loader_has_its_length_and_collects_at_the_first_batch_alone():
 
     def collect():
         calls.append(len(calls))
-        return iter(range(3))
+        return calls[-1]
 
-    loader = ExperienceLoader(collect, 3)  # type: ignore[arg-type]
+    loader = ExperienceLoader(collect, lambda number: iter([number] * 3), 3)  # type: ignore[arg-type, return-value]
     assert len(loader) == 3
     iterator = iter(loader)
     assert not calls, "nothing is sampled before the first batch is asked for"
-    assert list(iterator) == [0, 1, 2]
+    assert list(iterator) == [0, 0, 0]
     assert calls == [0]
-    list(loader)
-    assert calls == [0, 1]
+    assert list(loader) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("position", [1, 2, 5])
+def test_an_unfinished_iteration_goes_on_from_its_state_alone(position):
+    of = Sizes(12, 2, 1, 1, 1)
+    whole = trajectories(12)
+    made = Iteration(4, whole, whole.values, -whole.values, {"a": torch.tensor(1.0)})
+
+    def loader(collect):
+        return ExperienceLoader(collect, lambda iteration: cut(iteration, of, 0, 1), of.batches)
+
+    first = loader(lambda: made)
+    assert first.unfinished() == {}
+    iterator = iter(first)
+    for _ in range(position):
+        next(iterator)
+    buffer = io.BytesIO()
+    torch.save(first.unfinished(), buffer)
+    expected = list(iterator)
+    assert first.unfinished() == {}, "an iteration that is done is no part of a checkpoint"
+    buffer.seek(0)
+    second = loader(lambda: pytest.fail("rolled out again"))
+    second.resume(torch.load(buffer, weights_only=True), torch.device("cpu"))
+    rest = list(second)
+    assert len(rest) == len(expected) == of.batches - position
+    for one, other in zip(rest, expected):
+        for name in ("input_ids", "response_mask", "logprobs", "values", "advantages", "returns", "normalizer"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
 def test_advantages_by_hand():
