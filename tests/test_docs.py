@@ -254,7 +254,7 @@ def test_named_recipes_exist(page: Path) -> None:
 
 @every_page
 def test_settings_named_with_their_owner_exist(page: Path) -> None:
-    """Such as `ppo.gae_lambda` or `data.group_by_length`: somewhere in the package a parameter has that name."""
+    """Such as `ppo.gae_lambda` or `data.batching`: somewhere in the package a parameter has that name."""
     sources = "\n".join(path.read_text() for path in (*ROOT.glob("lit_rlhf/**/*.py"), *ROOT.glob("callbacks/*.py")))
     for owner, name in re.findall(r"`((?:model|data|ppo|sampling|PretrainingMix)\.)(?:\w+\.)*(\w+)`", prose(page)):
         assert re.search(rf"\b{name}: ", sources), f"{page.name} names the setting {owner}{name}"

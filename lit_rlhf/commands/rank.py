@@ -140,7 +140,7 @@ def scores_by(path: str, candidates: list[Candidates], settings: Namespace) -> A
     """Return one model's scores of all completions in order, (N,)."""
     import torch
 
-    from lit_rlhf.data.prompting import PromptTemplate, encode_texts
+    from lit_rlhf.data.prompting import PromptTemplate
     from lit_rlhf.models.loading import load_tokenizer, maximum_length
     from lit_rlhf.models.options import ModelOptions
     from lit_rlhf.models.scalar import load_scalar_model
@@ -153,7 +153,8 @@ def scores_by(path: str, candidates: list[Candidates], settings: Namespace) -> A
         raise UserError(f"--model: {path} is a language model, not a reward model: it has no trained score head")
     template = PromptTemplate(tokenizer, settings.template)
     prompts = template.encode([template.render(each.prompt, each.fields, each.origin) for each in candidates])
-    endings = iter(encode_texts(tokenizer, [text for each in candidates for text in each.completions]))
+    texts = [text for each in candidates for text in each.completions]
+    endings = iter(template.encode_replies(texts, [each.prompt for each in candidates for _ in each.completions]))
     limit, rows = maximum_length(model.model.config), []
     for each, prompt in zip(candidates, prompts):
         for _ in each.completions:

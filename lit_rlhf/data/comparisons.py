@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections import Counter
+from itertools import combinations
 from typing import Literal
 
 from lit_rlhf.data.batches import RankingBatch
 from lit_rlhf.data.collation import RankingRow, collate_rankings
 from lit_rlhf.data.formats import read_records
 from lit_rlhf.data.lengths import LengthPolicy
-from lit_rlhf.data.planned import PlannedDataModule
-from lit_rlhf.data.prompting import PromptTemplate, encode_texts
+from lit_rlhf.data.planned import PreparedDataModule
+from lit_rlhf.data.preparation import Preparation
+from lit_rlhf.data.prompting import PromptTemplate
 from lit_rlhf.data.records import Ranking
 from lit_rlhf.data.report import PreparationReport
 from lit_rlhf.data.sources import read_rows
 
 
-class ComparisonDataModule(PlannedDataModule[Ranking, RankingRow]):
+class ComparisonDataModule(PreparedDataModule[RankingRow]):
     """Yields `RankingBatch`: a ranking is one element of a batch, whatever its K (§3.5 of the paper).
 
     Args:
@@ -29,8 +31,10 @@ class ComparisonDataModule(PlannedDataModule[Ranking, RankingRow]):
         max_prompt_length: In tokens; longer ones go by `long_prompts`.
         max_completion_length: In tokens, the EOS included; longer ones are cut, and then have no EOS.
         long_prompts: "drop" the ranking, or "truncate" the prompt to its end. Both are counted and printed.
+        preparation: The paper's data steps; see `lit_rlhf.data.preparation.Preparation`.
         micro_batch: Rankings per rank and backward; each is K sequences.
-        group_by_length: Whether micro-batches are filled by like length (the minibatch stays the same).
+        batching: How the rankings of a minibatch are dealt to micro-batches, which changes no loss: "by_length",
+            micro-batches of like length; "as_drawn".
         seed: Keys the order of rows and the held-out part.
     """
 
@@ -44,18 +48,22 @@ class ComparisonDataModule(PlannedDataModule[Ranking, RankingRow]):
         max_prompt_length: int = 1024,
         max_completion_length: int = 1024,
         long_prompts: Literal["drop", "truncate"] = "drop",
+        preparation: Preparation | None = None,
         micro_batch: int = 8,
-        group_by_length: bool = True,
+        batching: Literal["by_length", "as_drawn"] = "by_length",
         seed: int = 0,
     ) -> None:
-        super().__init__(path, validation_path, validation_fraction, micro_batch, seed, group_by_length)
+        super().__init__(path, validation_path, validation_fraction, micro_batch, seed, batching)
         self.format = format
         self.template = template
         self.lengths = LengthPolicy(max_prompt_length, max_completion_length, long_prompts).checked()
+        self.preparation = (preparation or Preparation()).checked(validation_fraction)
 
     def records(self, path: str, report: PreparationReport) -> list[Ranking]:
-        """Rankings as they were written."""
-        return read_records(read_rows(path), "ranking", Ranking, self.format, report)
+        """Rankings as they were written, with a count of their sizes, comparisons and ties."""
+        records = read_records(read_rows(path), "ranking", Ranking, self.format, report)
+        report.remark(count_comparisons(records))
+        return records
 
     def tokenise(self, records: list[Ranking], report: PreparationReport) -> list[RankingRow]:
         """Rankings within the length limits."""
@@ -64,10 +72,6 @@ class ComparisonDataModule(PlannedDataModule[Ranking, RankingRow]):
     def collate(self, rows: list[RankingRow], normalizer: float) -> RankingBatch:
         """A padded batch."""
         return collate_rankings(rows, normalizer, self.tokenizer.pad_token_id)
-
-    def split_key(self, record: Ranking) -> Hashable:
-        """The prompt."""
-        return repr(record.prompt)
 
     def weight(self, row: RankingRow) -> int:
         """A ranking counts as one, whatever its K."""
@@ -82,6 +86,15 @@ class ComparisonDataModule(PlannedDataModule[Ranking, RankingRow]):
         return row._replace(ranks=[0] * len(row.ranks))
 
 
+def count_comparisons(records: list[Ranking]) -> str:
+    """Rankings by K, their C(K, 2) comparisons in all, and the ties among these, in words."""
+    sizes = Counter(len(record.completions) for record in records)
+    pairs = [pair for record in records for pair in combinations(record.ranks, 2)]
+    ties = sum(one == other for one, other in pairs)
+    by_size = ", ".join(f"{sizes[k]:,} of K = {k}" for k in sorted(sizes))
+    return f"rankings read: {by_size}; {len(pairs):,} comparisons, {ties:,} of them ties"
+
+
 def tokenise_rankings(
     records: list[Ranking], template: PromptTemplate, lengths: LengthPolicy, report: PreparationReport
 ) -> list[RankingRow]:
@@ -90,7 +103,8 @@ def tokenise_rankings(
     A ranking whose completions differ only behind `max_completion_length` is skipped and counted.
     """
     prompts = template.encode([template.render(each.prompt, each.fields, each.origin) for each in records])
-    tokenised = iter(encode_texts(template.tokenizer, [text for each in records for text in each.completions]))
+    texts = [text for each in records for text in each.completions]
+    tokenised = iter(template.encode_replies(texts, [each.prompt for each in records for _ in each.completions]))
     rows = []
     for record, prompt_ids in zip(records, prompts):
         completion_ids = [next(tokenised) for _ in record.completions]

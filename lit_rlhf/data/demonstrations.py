@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import Literal
+from typing import Any, Literal
 
 from lit_rlhf.data.batches import TokenBatch
-from lit_rlhf.data.collation import TokenRow, collate_tokens
+from lit_rlhf.data.collation import TokenRow, collate_packed, collate_tokens
+from lit_rlhf.data.conversations import earlier_replies
 from lit_rlhf.data.formats import read_records
 from lit_rlhf.data.lengths import LengthPolicy
-from lit_rlhf.data.planned import PlannedDataModule
-from lit_rlhf.data.prompting import PromptTemplate, encode_texts
+from lit_rlhf.data.planned import PreparedDataModule
+from lit_rlhf.data.preparation import DemonstrationPreparation
+from lit_rlhf.data.prompting import PromptTemplate
 from lit_rlhf.data.records import Demonstration
 from lit_rlhf.data.report import PreparationReport
 from lit_rlhf.data.sources import read_rows
+from lit_rlhf.errors import UserError
 
 
-class DemonstrationDataModule(PlannedDataModule[Demonstration, TokenRow]):
+class DemonstrationDataModule(PreparedDataModule[TokenRow]):
     """Yields `TokenBatch`; the targets of the loss are the completion's tokens and the EOS behind it.
 
     Args:
@@ -29,8 +31,11 @@ class DemonstrationDataModule(PlannedDataModule[Demonstration, TokenRow]):
         max_prompt_length: In tokens; longer ones go by `long_prompts`.
         max_completion_length: In tokens, the EOS included; longer ones are cut, and then have no EOS.
         long_prompts: "drop" the row, or "truncate" the prompt to its end. Both are counted and printed.
+        preparation: The paper's data steps; see `lit_rlhf.data.preparation.DemonstrationPreparation`.
         micro_batch: Demonstrations per rank and backward.
-        group_by_length: Whether micro-batches are filled by like length (the minibatch stays the same).
+        batching: How the demonstrations of a minibatch are laid out, which changes no loss: "by_length", micro-batches
+            of like length, padded; "packed", several behind each other in rows of at most `max_prompt_length +
+            max_completion_length` tokens, with nothing seen across; "as_drawn", padded.
         seed: Keys the order of rows and the held-out part.
     """
 
@@ -44,14 +49,35 @@ class DemonstrationDataModule(PlannedDataModule[Demonstration, TokenRow]):
         max_prompt_length: int = 1024,
         max_completion_length: int = 1024,
         long_prompts: Literal["drop", "truncate"] = "drop",
+        preparation: DemonstrationPreparation | None = None,
         micro_batch: int = 8,
-        group_by_length: bool = True,
+        batching: Literal["by_length", "packed", "as_drawn"] = "by_length",
         seed: int = 0,
     ) -> None:
-        super().__init__(path, validation_path, validation_fraction, micro_batch, seed, group_by_length)
+        super().__init__(path, validation_path, validation_fraction, micro_batch, seed, batching)
         self.format = format
         self.template = template
         self.lengths = LengthPolicy(max_prompt_length, max_completion_length, long_prompts).checked()
+        self.packed_length = max_prompt_length + max_completion_length
+        self.preparation = (preparation or DemonstrationPreparation()).checked(validation_fraction)
+
+    def setup(self, stage: str) -> None:
+        """Read and tokenise, once; let the module refuse packed rows."""
+        fresh = self.training_rows is None
+        super().setup(stage)
+        if fresh and self.batching == "packed":
+            self._require_segments()
+
+    def _require_segments(self) -> None:
+        assert self.trainer is not None and self.training_rows is not None
+        module, setting = self.trainer.lightning_module, "data.batching"
+        check = getattr(module, "require_segments", None)
+        if check is None:
+            raise UserError(
+                f"{setting}: 'packed' is for modules that keep the sequences of a row apart, "
+                f"{type(module).__name__} has no require_segments; use 'by_length'"
+            )
+        check(max(self.length(row) for rows in (self.training_rows, self.validation_rows) for row in rows), setting)
 
     def records(self, path: str, report: PreparationReport) -> list[Demonstration]:
         """Demonstrations as they were written."""
@@ -61,13 +87,10 @@ class DemonstrationDataModule(PlannedDataModule[Demonstration, TokenRow]):
         """Demonstrations within the length limits."""
         return tokenise_demonstrations(records, PromptTemplate(self.tokenizer, self.template), self.lengths, report)
 
-    def collate(self, rows: list[TokenRow], normalizer: float) -> TokenBatch:
-        """A padded batch."""
-        return collate_tokens(rows, normalizer, self.tokenizer.pad_token_id)
-
-    def split_key(self, record: Demonstration) -> Hashable:
-        """The prompt."""
-        return repr(record.prompt)
+    def collate(self, rows: list[Any], normalizer: float) -> TokenBatch:
+        """A batch, padded or packed."""
+        collate = collate_packed if self.batching == "packed" else collate_tokens
+        return collate(rows, normalizer, self.tokenizer.pad_token_id)
 
     def weight(self, row: TokenRow) -> int:
         """Completion tokens."""
@@ -85,14 +108,22 @@ class DemonstrationDataModule(PlannedDataModule[Demonstration, TokenRow]):
 def tokenise_demonstrations(
     records: list[Demonstration], template: PromptTemplate, lengths: LengthPolicy, report: PreparationReport
 ) -> list[TokenRow]:
-    """Prompt ids, completion ids and EOS, with the completion and the EOS as targets."""
+    """Prompt ids, completion ids and EOS, with the completion and the EOS as targets.
+
+    Where every reply of a conversation is to be learnt, those within the prompt are targets too.
+    """
+    asked = [record.prompt for record in records]
     prompts = template.encode([template.render(each.prompt, each.fields, each.origin) for each in records])
-    completions = encode_texts(template.tokenizer, [each.completion for each in records])
+    learnt = earlier_replies(records, prompts, template, report)
+    completions = template.encode_replies([each.completion for each in records], asked)
     rows = []
-    for record, prompt_ids, completion_ids in zip(records, prompts, completions):
+    for record, prompt_ids, targets, completion_ids in zip(records, prompts, learnt, completions):
         prompt = lengths.fit_prompt(prompt_ids, template.leading, record.origin, report)
         if prompt is None:
             continue
         completion = lengths.fit_completion(completion_ids, template.tokenizer.eos_token_id, record.origin, report)
-        rows.append(TokenRow(prompt + completion, [False] * len(prompt) + [True] * len(completion)))
+        if len(prompt) < len(prompt_ids):  # its end, behind what the tokenizer begins a text with
+            unlearnt = max(1, len(template.leading))
+            targets = [False] * unlearnt + targets[len(targets) - len(prompt) + unlearnt :]
+        rows.append(TokenRow(prompt + completion, targets + [True] * len(completion)))
     return rows

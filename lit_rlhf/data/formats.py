@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 from lit_rlhf.data import columns, dialogues, trees
 from lit_rlhf.data.checks import check_record
@@ -167,7 +167,7 @@ def recognise(row: Row, kind: Kind) -> Format:
 
 def own_format(path: str, kind: Kind) -> Format:
     """A format from the dotted path of a user's function, importable from the working directory."""
-    function = _import_function(path)
+    function = import_function(path, "format")
 
     def read(row: Row, report: PreparationReport) -> list[Any]:
         try:
@@ -197,18 +197,23 @@ def _own_record(value: Any, path: str, kind: Kind, row: Row, report: Preparation
     )
 
 
-def _import_function(path: str) -> Callable[[Fields], Any]:
+def import_function(path: str, setting: str) -> Callable[..., Any]:
+    """A user's own function by its dotted path, importable from the working directory.
+
+    Raises:
+        UserError: There is none; the setting is named.
+    """
     module_name, _, name = path.rpartition(".")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
         function = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"format: {path!r} cannot be imported from {here!r}: {error}") from error
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{setting}: {path!r} cannot be imported from {here!r}: {error}") from error
     if not callable(function):
-        raise UserError(f"format: {path!r} is a {type(function).__name__}, not a function")
-    return function
+        raise UserError(f"{setting}: {path!r} is a {type(function).__name__}, not a function")
+    return cast(Callable[..., Any], function)
 
 
 def _quoted(names: Iterable[str]) -> str:

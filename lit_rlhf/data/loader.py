@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import Generic, NamedTuple, TypeVar
+from itertools import product
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
+from lit_rlhf.data.packing import pack
 from lit_rlhf.errors import UserError
 
 R = TypeVar("R")  # a tokenised row
@@ -76,6 +78,8 @@ class PlannedLoader(Generic[R, B]):
         weight: Targets of a row; their sum over a minibatch is its normalizer. None counts each row as 1.
         length: Width of a row. The rows of a minibatch are then dealt in its order, so that a micro-batch holds rows of
             like length and ranks have like work. None keeps the permuted order.
+        packed: The most tokens that rows of data make when they are laid behind each other in one row of a batch;
+            `length` is needed, and `collate` then takes lists of rows. None: each stands alone.
         blank: A row's copy without targets.
 
     Raises:
@@ -85,7 +89,7 @@ class PlannedLoader(Generic[R, B]):
     def __init__(
         self,
         rows: Sequence[R],
-        collate: Callable[[list[R], float], B],
+        collate: Callable[[list[Any], float], B],
         *,
         micro_batch: int,
         accumulate: int = 1,
@@ -96,6 +100,7 @@ class PlannedLoader(Generic[R, B]):
         drop_last: bool = True,
         weight: Callable[[R], int] | None = None,
         length: Callable[[R], int] | None = None,
+        packed: int | None = None,
         blank: Callable[[R], R] | None = None,
     ) -> None:
         if micro_batch < 1:
@@ -109,6 +114,7 @@ class PlannedLoader(Generic[R, B]):
         self.blank = blank
         self._weights = [1] * len(rows) if weight is None else [weight(row) for row in rows]
         self._lengths = None if length is None else [length(row) for row in rows]
+        self._packed = packed
         self._epoch = 0
         self._position = 0  # micro-batches yielded in this epoch
         self._resumed = False
@@ -163,11 +169,38 @@ class PlannedLoader(Generic[R, B]):
     def _batch(self, places: Sequence[int], step: int) -> B:
         """Micro-batch `step` of the minibatch that holds the rows at `places`."""
         normalizer = float(sum(self._weights[place] for place in places))
-        if self._lengths is not None:
-            places = sorted(places, key=self._lengths.__getitem__)
-        of_all_ranks = places[step * self.cut.step_rows : (step + 1) * self.cut.step_rows]
-        mine = [self.rows[place] for place in of_all_ranks[self.cut.rank :: self.cut.world_size]]
+        lines = self._lines(places, step, self.cut.rank)
+        mine = [[self.rows[place] for place in line] for line in lines]
         if not mine:
             assert self.blank is not None, "a loader over several ranks that keeps the last rows needs `blank`"
-            mine = [self.blank(self.rows[of_all_ranks[0]])]
-        return self.collate(mine, normalizer)
+            mine = [[self.blank(self.rows[self._lines(places, step, 0)[0][0]])]]
+        return self.collate(mine if self._packed else [line[0] for line in mine], normalizer)
+
+    def _lines(self, places: Sequence[int], step: int, rank: int) -> list[list[int]]:
+        """The lines of a rank's micro-batch `step`, each with the places of the rows that stand in it."""
+        if self._packed is None:
+            if self._lengths is not None:
+                places = sorted(places, key=self._lengths.__getitem__)
+            of_all_ranks = places[step * self.cut.step_rows : (step + 1) * self.cut.step_rows]
+            return [[place] for place in of_all_ranks[rank :: self.cut.world_size]]
+        assert self._lengths is not None, "packing needs `length`"
+        if not self.drop_last:  # a validation step stands for itself
+            places, step, steps = places[step * self.cut.step_rows : (step + 1) * self.cut.step_rows], 0, 1
+        else:
+            steps = self.cut.accumulate
+        packed = pack([self._lengths[place] for place in places], steps * self.cut.world_size, self._packed)
+        begin, end = (len(packed) * n // steps for n in (step, step + 1))
+        return [[places[n] for n in line] for line in packed[begin:end][rank :: self.cut.world_size]]
+
+    def fill(self, minibatches: int = 100) -> float:
+        """The share of positions that hold a token, over the first minibatches of this epoch and all ranks."""
+        assert self._lengths is not None, "the fill needs `length`"
+        order, size = self._order(), self.cut.minibatch
+        tokens = positions = 0
+        for minibatch in range(min(minibatches, len(order) // size)):
+            places = order[minibatch * size : (minibatch + 1) * size]
+            for step, rank in product(range(self.cut.accumulate), range(self.cut.world_size)):
+                widths = [sum(self._lengths[n] for n in line) for line in self._lines(places, step, rank)]
+                tokens += sum(widths)
+                positions += max(widths) * len(widths)
+        return tokens / positions

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from abc import abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lightning import LightningDataModule
@@ -13,7 +12,9 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_rlhf.data.loader import PlannedLoader
+from lit_rlhf.data.preparation import Preparation
 from lit_rlhf.data.report import PreparationReport
+from lit_rlhf.data.steps.keys import prompt_key
 from lit_rlhf.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ class PlannedDataModule(LightningDataModule, Generic[Rec, R]):
         validation_fraction: Share of the training data's distinct prompts (or documents) held out for validation.
         micro_batch: Rows per rank and backward.
         seed: Keys the order of rows, and the held-out part.
-        group_by_length: Whether a minibatch is dealt to micro-batches in the order of length, which saves padding and
-            leaves its loss as it is.
+        batching: How the rows of a minibatch are dealt to micro-batches, which changes no loss: "by_length", in the
+            order of length, which saves padding; "packed", several behind each other in one row, which saves nearly
+            all of it; "as_drawn".
     """
 
     def __init__(
@@ -46,13 +48,10 @@ class PlannedDataModule(LightningDataModule, Generic[Rec, R]):
         validation_fraction: float,
         micro_batch: int,
         seed: int,
-        group_by_length: bool,
+        batching: str,
     ) -> None:
         super().__init__()
-        if not 0.0 <= validation_fraction < 1.0:
-            raise UserError(f"validation_fraction: {validation_fraction} must be at least 0 and below 1")
-        if validation_path is not None and validation_fraction:
-            raise UserError("validation_path and validation_fraction exclude each other: set one of them")
+        check_validation(validation_path, validation_fraction)
         if micro_batch < 1:
             raise UserError(f"micro_batch: {micro_batch} must be at least 1")
         self.path = path
@@ -60,12 +59,14 @@ class PlannedDataModule(LightningDataModule, Generic[Rec, R]):
         self.validation_fraction = validation_fraction
         self.micro_batch = micro_batch
         self.seed = seed
-        self.group_by_length = group_by_length
+        self.batching = batching
         self.training_rows: Sequence[R] | None = None
         self.validation_rows: Sequence[R] = []
         self._loader: PlannedLoader[R, Any] | None = None
         self._loaded_state: dict[str, int] | None = None
 
+    #: the most tokens of a packed row
+    packed_length: int | None = None
     #: what to lower where rows are too long for the model
     length_settings = "data.max_prompt_length or data.max_completion_length"
 
@@ -74,16 +75,20 @@ class PlannedDataModule(LightningDataModule, Generic[Rec, R]):
         """The records of a dataset."""
 
     @abstractmethod
-    def split_key(self, record: Rec) -> Hashable:
-        """Records of the same key stay together when a validation part is held out."""
+    def training_parts(self, records: list[Rec], report: PreparationReport) -> tuple[list[Rec], list[Rec]]:
+        """What is trained on, and what of the same data is held out for validation."""
+
+    def validation_part(self, records: list[Rec], training: list[Rec], report: PreparationReport) -> list[Rec]:
+        """What is used of validation data with a path of its own, beside that training data."""
+        return records
 
     @abstractmethod
     def tokenise(self, records: list[Rec], report: PreparationReport) -> Sequence[R]:
         """Records to tokenised rows."""
 
     @abstractmethod
-    def collate(self, rows: list[R], normalizer: float) -> Any:
-        """A batch."""
+    def collate(self, rows: list[Any], normalizer: float) -> Any:
+        """A batch of rows; where they are packed, of lists of rows."""
 
     @abstractmethod
     def weight(self, row: R) -> int:
@@ -108,10 +113,8 @@ class PlannedDataModule(LightningDataModule, Generic[Rec, R]):
         if self.training_rows is not None:
             return
         report = PreparationReport(self.path)
-        records = self.records(self.path, report)
-        held_out: list[Rec] = []
-        if self.validation_fraction:
-            records, held_out = self._split(records)
+        read = self.records(self.path, report)
+        records, held_out = self.training_parts(read, report)
         training_rows = self._tokenise(records, report)
         if held_out:
             self.validation_rows = self._tokenise(held_out, report)
@@ -120,7 +123,8 @@ class PlannedDataModule(LightningDataModule, Generic[Rec, R]):
         self._check_length(training_rows, self.path)
         if self.validation_path is not None:
             report = PreparationReport(self.validation_path)
-            self.validation_rows = self._tokenise(self.records(self.validation_path, report), report)
+            validation = self.validation_part(self.records(self.validation_path, report), read, report)
+            self.validation_rows = self._tokenise(validation, report)
             report.show()
         self._check_length(self.validation_rows, self.validation_path or self.path)
         self.training_rows = training_rows
@@ -138,18 +142,6 @@ class PlannedDataModule(LightningDataModule, Generic[Rec, R]):
             raise UserError(f"no row is left of {report.source!r}: {report.summary()}")
         return rows
 
-    def _split(self, records: list[Rec]) -> tuple[list[Rec], list[Rec]]:
-        """Records for training and for validation, none of whose keys are on both sides."""
-        keys = [self.split_key(record) for record in records]
-        held_out = hold_out(keys, self.validation_fraction, self.seed)
-        if not 0 < len(held_out) < len(set(keys)):
-            raise UserError(
-                f"validation_fraction: {self.validation_fraction} of {len(set(keys))} distinct prompts or documents in "
-                f"{self.path!r} leaves none for training or none for validation"
-            )
-        training = [record for record, key in zip(records, keys) if key not in held_out]
-        return training, [record for record, key in zip(records, keys) if key in held_out]
-
     def train_dataloader(self) -> PlannedLoader[R, Any]:
         """The training loader, at the position of the checkpoint or of its predecessor."""
         assert self.trainer is not None
@@ -162,6 +154,11 @@ class PlannedDataModule(LightningDataModule, Generic[Rec, R]):
             f"{len(loader.rows):,} rows: {loader.minibatches:,} minibatches of {loader.cut.minibatch:,} = "
             f"micro_batch {loader.cut.micro_batch} × accumulate_grad_batches {loader.cut.accumulate} × "
             f"{loader.cut.world_size} ranks; {loader.left_out:,} rows are left out of each epoch"
+            + (
+                ""
+                if self.packed_length is None or self.batching == "as_drawn"
+                else f"; {loader.fill():.1%} of a batch's positions hold tokens"
+            )
         )
         return loader
 
@@ -176,6 +173,7 @@ class PlannedDataModule(LightningDataModule, Generic[Rec, R]):
                 "GradientAccumulationScheduler: a minibatch is planned before it is cut, so its size cannot change in "
                 "training; remove the callback and set the Trainer's accumulate_grad_batches"
             )
+        packed = self.packed_length if self.batching == "packed" else None
         return PlannedLoader(
             self.training_rows if training else self.validation_rows,
             self.collate,
@@ -187,7 +185,8 @@ class PlannedDataModule(LightningDataModule, Generic[Rec, R]):
             shuffle=training,
             drop_last=training,
             weight=self.weight,
-            length=self.length if self.group_by_length and training else None,
+            length=self.length if packed or (self.batching == "by_length" and training) else None,
+            packed=packed,
             blank=self.blank,
         )
 
@@ -216,17 +215,29 @@ def module_tokenizer(data: LightningDataModule) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def check_validation(path: str | None, fraction: float) -> None:
+    """Refuse settings of validation data that contradict each other."""
+    if not 0.0 <= fraction < 1.0:
+        raise UserError(f"validation_fraction: {fraction} must be at least 0 and below 1")
+    if path is not None and fraction:
+        raise UserError("validation_path and validation_fraction exclude each other: set one of them")
+
+
 def no_validation() -> list[Any]:
     """No validation loader, and no warning of it from Lightning: it was not asked for."""
     warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
     return []
 
 
-def hold_out(keys: Sequence[Hashable], fraction: float, seed: int) -> set[Hashable]:
-    """The share of distinct keys that is held out: those whose hash with the seed is lowest.
+class PreparedDataModule(PlannedDataModule[Any, R]):
+    """One whose records go through a `Preparation`."""
 
-    A key is held out whatever the order of the rows is, and no key is on both sides.
-    """
-    distinct = set(keys)
-    ordered = sorted(distinct, key=lambda key: hashlib.blake2b(f"{seed} {key!r}".encode()).digest())
-    return set(ordered[: round(fraction * len(distinct))])
+    preparation: Preparation
+
+    def training_parts(self, records: list[Any], report: PreparationReport) -> tuple[list[Any], list[Any]]:
+        """What the preparation leaves, and what it holds out."""
+        return self.preparation.training(records, self.validation_fraction, self.seed, report)
+
+    def validation_part(self, records: list[Any], training: list[Any], report: PreparationReport) -> list[Any]:
+        """What the preparation leaves."""
+        return self.preparation.validation(records, {prompt_key(each) for each in training}, self.seed, report)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from lit_rlhf.data.prompting import encode_texts, leading_ids
 from lit_rlhf.data.records import TextRow
 from lit_rlhf.data.report import PreparationReport
 from lit_rlhf.data.sources import read_rows
+from lit_rlhf.data.steps.splits import split
 from lit_rlhf.errors import UserError
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ class PretrainingDataModule(PlannedDataModule[TextRow, Block]):
         micro_batch: int = 8,
         seed: int = 0,
     ) -> None:
-        super().__init__(path, validation_path, validation_fraction, micro_batch, seed, group_by_length=False)
+        super().__init__(path, validation_path, validation_fraction, micro_batch, seed, batching="as_drawn")
         if block_length < 2:
             raise UserError(f"block_length: {block_length} must be at least 2, a block's first token is no target")
         self.format = format
@@ -190,9 +191,11 @@ class PretrainingDataModule(PlannedDataModule[TextRow, Block]):
         """A batch of blocks."""
         return collate_blocks(rows, normalizer)
 
-    def split_key(self, record: TextRow) -> Hashable:
-        """The document."""
-        return record.text
+    def training_parts(self, records: list[TextRow], report: PreparationReport) -> tuple[list[TextRow], list[TextRow]]:
+        """All documents, or a part held out in which none of the others is."""
+        if not self.validation_fraction:
+            return records, []
+        return split(records, lambda record: record.text, self.validation_fraction, self.seed, report)
 
     def weight(self, row: Block) -> int:
         """All tokens but the first."""

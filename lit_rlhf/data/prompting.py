@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lit_rlhf.data.records import Instruction, Message, Prompt, as_messages, plain_text
@@ -30,7 +31,8 @@ class PromptTemplate:
     Args:
         tokenizer: The model's tokenizer.
         template: None, "plain", "instruction", "chat", or a jinja template. The template sees `prompt` (text),
-            `instruction`, `input`, `messages`, and every column of the row.
+            `instruction`, `input`, `messages`, and every column of the row. One that asks for `add_generation_prompt`
+            is a chat template: it sees `messages`, `bos_token` and `eos_token`, and says how a reply ends.
 
     Raises:
         UserError: The template is of no known name, does not parse, or "chat" is asked of a tokenizer without one.
@@ -45,6 +47,7 @@ class PromptTemplate:
             raise UserError(
                 "template: 'chat' needs a tokenizer with a chat template, this one has none; use 'instruction'"
             )
+        self._own_chat = self._jinja is not None and "add_generation_prompt" in str(template)
 
     def render(self, prompt: Prompt, fields: dict[str, Any] | None = None, origin: str = "") -> str:
         """The text that the model sees.
@@ -57,10 +60,14 @@ class PromptTemplate:
         Raises:
             UserError: The template fails on this row.
         """
+        if self.is_chat(prompt):
+            text = self._render_chat(as_messages(prompt), True, origin)
+            asked = as_messages(prompt)[-1]["content"].strip()
+            if asked not in text:
+                raise UserError(f"{origin}: the chat template leaves out the last turn, which begins {asked[:40]!r}")
+            return text
         if self._jinja is not None:
             return self._render_jinja(prompt, fields or {}, origin)
-        if self._is_chat(prompt):
-            return self._render_chat(prompt, origin)
         if self._name == "plain" or (self._name is None and isinstance(prompt, str)):
             return plain_text(prompt)
         return headed_text(prompt)
@@ -74,17 +81,46 @@ class PromptTemplate:
         count = len(self.leading)
         return ids if ids[:count] == self.leading else self.leading + ids
 
-    def _is_chat(self, prompt: Prompt) -> bool:
-        by_kind = self._name is None and not isinstance(prompt, str) and bool(self.tokenizer.chat_template)
-        return self._name == "chat" or by_kind
+    def encode_replies(self, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Token ids of the replies to prompts, each with what a chat template ends it with; EOS is not added."""
+        chats = [self.is_chat(prompt) for prompt in prompts]
+        end = encode_texts(self.tokenizer, [self.turn_end])[0] if any(chats) else []
+        return [ids + end if chat else ids for ids, chat in zip(encode_texts(self.tokenizer, texts), chats)]
 
-    def _render_chat(self, prompt: Prompt, origin: str) -> str:
+    def is_chat(self, prompt: Prompt) -> bool:
+        """Whether a prompt goes through a chat template."""
+        by_kind = self._name is None and not isinstance(prompt, str) and bool(self.tokenizer.chat_template)
+        return self._own_chat or self._name == "chat" or (self._jinja is None and by_kind)
+
+    @cached_property
+    def turn_end(self) -> str:
+        """What the chat template ends a reply with, such as "<|im_end|>", at the end of a conversation and within one.
+
+        Raises:
+            UserError: The template leaves out a reply at the end of a conversation.
+        """
+        question: Message = {"role": "user", "content": "Question?"}
+        reply: Message = {"role": "assistant", "content": "Reply."}
+        closed = self._render_chat([question, reply], False, "template")
+        if reply["content"] not in closed:
+            raise UserError("template: the chat template leaves out the last turn where that is a reply")
+        end = closed.rpartition(reply["content"])[2].strip()
+        going_on = self._render_chat([question, reply, question], True, "template")
+        within = going_on.partition(reply["content"])[2].lstrip()
+        # a generation prompt that is written without being asked for is no end of a turn
+        return end if within.startswith(end) else ""
+
+    def _render_chat(self, messages: list[Message], reply_follows: bool, origin: str) -> str:
         from jinja2 import TemplateError
 
         try:
-            text = self.tokenizer.apply_chat_template(as_messages(prompt), tokenize=False, add_generation_prompt=True)
+            if self._jinja is not None:
+                special = {name: getattr(self.tokenizer, name) or "" for name in ("bos_token", "eos_token")}
+                return str(self._jinja.render(messages=messages, add_generation_prompt=reply_follows, **special))
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply_follows)
         except (TemplateError, ValueError) as error:
-            raise UserError(f"{origin}: the tokenizer's chat template refuses this conversation: {error}") from error
+            whose = "setting template" if self._jinja is not None else "tokenizer's chat template"
+            raise UserError(f"{origin}: the {whose} refuses this conversation: {error}") from error
         assert isinstance(text, str)
         return text
 

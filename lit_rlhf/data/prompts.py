@@ -11,11 +11,13 @@ from lit_rlhf.data.collation import PromptTokens, collate_prompts
 from lit_rlhf.data.formats import read_records
 from lit_rlhf.data.lengths import LengthPolicy
 from lit_rlhf.data.loader import PlannedLoader, endless_places
-from lit_rlhf.data.planned import module_tokenizer, no_validation
+from lit_rlhf.data.planned import check_validation, module_tokenizer, no_validation
+from lit_rlhf.data.preparation import Preparation
 from lit_rlhf.data.prompting import PromptTemplate
 from lit_rlhf.data.records import PromptRow
 from lit_rlhf.data.report import PreparationReport
 from lit_rlhf.data.sources import read_rows
+from lit_rlhf.data.steps.keys import prompt_key
 from lit_rlhf.errors import UserError
 
 
@@ -77,32 +79,40 @@ class PromptDataModule(LightningDataModule):
     Args:
         path: A local file or a hub name; demonstrations and comparisons serve as well, their prompts are taken.
         validation_path: The same, for validation.
+        validation_fraction: Share of the distinct prompts held out for validation, where there is no
+            `validation_path`.
         format: "auto", a format's name, or the dotted path of your own function; see `lit_rlhf.data.formats`.
         template: How prompts are put into words; see `lit_rlhf.data.prompting.PromptTemplate`. Use the one that the
             policy was fine-tuned with.
         max_prompt_length: In tokens; longer ones go by `long_prompts`.
         long_prompts: "drop" the prompt, or "truncate" it to its end. Both are counted and printed.
+        preparation: The paper's data steps; see `lit_rlhf.data.preparation.Preparation`.
         validation_micro_batch: Validation prompts per rank and batch.
-        seed: Keys the order of prompts.
+        seed: Keys the order of prompts and the held-out part.
     """
 
     def __init__(
         self,
         path: str,
         validation_path: str | None = None,
+        validation_fraction: float = 0.0,
         format: str = "auto",
         template: str | None = None,
         max_prompt_length: int = 1024,
         long_prompts: Literal["drop", "truncate"] = "drop",
+        preparation: Preparation | None = None,
         validation_micro_batch: int = 32,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_validation(validation_path, validation_fraction)
         self.path = path
         self.validation_path = validation_path
+        self.validation_fraction = validation_fraction
         self.format = format
         self.template = template
         self.lengths = LengthPolicy(max_prompt_length, long_prompts=long_prompts).checked()
+        self.preparation = (preparation or Preparation()).checked(validation_fraction)
         if validation_micro_batch < 1:
             raise UserError(f"validation_micro_batch: {validation_micro_batch} must be at least 1")
         self.validation_micro_batch = validation_micro_batch
@@ -114,17 +124,32 @@ class PromptDataModule(LightningDataModule):
         """Read and tokenise, once."""
         if self.prompts is not None:
             return
-        self.prompts = self._source(self.path)
-        if self.validation_path is not None:
-            self.validation_prompts = self._source(self.validation_path)
-
-    def _source(self, path: str) -> PromptSource:
-        tokenizer = module_tokenizer(self)
-        report = PreparationReport(path)
-        records = read_records(read_rows(path), "prompt", PromptRow, self.format, report)
-        prompts = tokenise_prompts(records, PromptTemplate(tokenizer, self.template), self.lengths, report)
-        report.require_some("prompt")
+        report = PreparationReport(self.path)
+        read = self.records(self.path, report)
+        records, held_out = self.preparation.training(read, self.validation_fraction, self.seed, report)
+        self.prompts = self._source(records, report)
+        if held_out:
+            self.validation_prompts = self._source(held_out, report)
+            held = len(self.validation_prompts)
+            report.remark(f"rows held out for validation: {held:,}; left: {len(self.prompts):,}")
         report.show()
+        if self.validation_path is not None:
+            report = PreparationReport(self.validation_path)
+            validation = self.records(self.validation_path, report)
+            trained = {prompt_key(record) for record in read}
+            validation = self.preparation.validation(validation, trained, self.seed, report)
+            self.validation_prompts = self._source(validation, report)
+            report.show()
+
+    def records(self, path: str, report: PreparationReport) -> list[PromptRow]:
+        """Prompts as they were written."""
+        return read_records(read_rows(path), "prompt", PromptRow, self.format, report)
+
+    def _source(self, records: list[PromptRow], report: PreparationReport) -> PromptSource:
+        tokenizer = module_tokenizer(self)
+        prompts = tokenise_prompts(records, PromptTemplate(tokenizer, self.template), self.lengths, report)
+        if not prompts:
+            raise UserError(f"no prompt is left of {report.source!r}: {report.summary()}")
         return PromptSource(prompts, tokenizer.pad_token_id, self.seed)
 
     def train_dataloader(self) -> Any:

@@ -7,10 +7,12 @@ from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
 from lit_rlhf.data.batches import PretrainingBatch, TokenBatch
+from lit_rlhf.errors import UserError
 from lit_rlhf.functional import language_model_loss, position_ids
 from lit_rlhf.models.adapters import add_lora
-from lit_rlhf.models.loading import load_causal_lm
+from lit_rlhf.models.loading import load_causal_lm, load_config
 from lit_rlhf.models.options import LoRA, ModelOptions
+from lit_rlhf.models.segments import reason_against_segments, segment_inputs
 from lit_rlhf.modules.base import LitModule
 from lit_rlhf.strategies import shard_model
 
@@ -48,6 +50,17 @@ class SFTModule(LitModule):
         """The language model."""
         return self.model
 
+    def require_segments(self, longest: int, setting: str) -> None:
+        """Refuse packed rows where the model would let their sequences see each other.
+
+        Args:
+            longest: tokens of the longest sequence.
+            setting: what asked for packing.
+        """
+        reason = reason_against_segments(load_config(self.model_path, self.options), self.options.attention, longest)
+        if reason:
+            raise UserError(f"{setting}: rows cannot be packed for {self.model_path!r}: {reason}")
+
     def configure_model(self) -> None:
         """Load the model, once."""
         if hasattr(self, "model"):
@@ -59,12 +72,11 @@ class SFTModule(LitModule):
 
     def loss(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         """Return the sum of the cross-entropy over the batch's targets, in nats, and how many there are."""
-        logits = self.model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            position_ids=position_ids(batch.attention_mask),
-            use_cache=False,
-        ).logits  # (B, T, V)
+        if batch.segment is None:
+            mask = {"attention_mask": batch.attention_mask, "position_ids": position_ids(batch.attention_mask)}
+        else:
+            mask = segment_inputs(batch.segment, attention=self.options.attention)
+        logits = self.model(input_ids=batch.input_ids, use_cache=False, **mask).logits  # (B, T, V)
         return language_model_loss(logits, batch.input_ids, batch.loss_mask)
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:

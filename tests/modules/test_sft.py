@@ -28,7 +28,7 @@ def test_it_learns_to_repeat_the_first_word(llama, tokenizer, tmp_path):
 
 
 def train(model: str, path: str, folder: Path, micro_batch: int, by_length: bool = True, **settings: Any) -> Any:
-    data = DemonstrationDataModule(path, micro_batch=micro_batch, group_by_length=by_length)
+    data = DemonstrationDataModule(path, micro_batch=micro_batch, batching="by_length" if by_length else "as_drawn")
     module = SFTModule(model, sgd(0.1))
     quiet_trainer(folder, max_epochs=2, gradient_clip_val=1.0, **settings).fit(module, datamodule=data)
     return whole_weights(module)

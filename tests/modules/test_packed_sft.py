@@ -1,0 +1,109 @@
+"""Packed SFT against rows of their own: the loss, its gradient, the weights after training, the validation loss."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from ranks import on_ranks
+from small_runs import assert_same_weights, demonstrations, moved, quiet_trainer, sgd, whole_weights, write_rows
+from transformers import AutoModelForCausalLM, MistralConfig
+
+from lit_rlhf.data import DemonstrationDataModule
+from lit_rlhf.data.collation import TokenRow, collate_packed
+from lit_rlhf.data.packing import pack
+from lit_rlhf.errors import UserError
+from lit_rlhf.models.options import ModelOptions
+from lit_rlhf.modules import SFTModule
+
+
+def rows(count: int) -> list[TokenRow]:
+    generator = random.Random(5)
+    made = []
+    for _ in range(count):
+        prompt, completion = generator.randint(1, 9), generator.randint(1, 12)
+        ids = [generator.randrange(2, 32) for _ in range(prompt + completion - 1)]
+        made.append(TokenRow([*ids, 1], [False] * prompt + [True] * completion))
+    return made
+
+
+def gradient(model: torch.nn.Module, loss: torch.Tensor) -> torch.Tensor:
+    model.zero_grad()
+    loss.backward()
+    return torch.cat([p.grad.double().flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2", "gpt_neox", "opt", "gemma"])
+def test_loss_and_gradient_are_those_of_rows_of_their_own(model_folders, name, attention):
+    module = SFTModule(model_folders[name], options=ModelOptions(attention=attention))
+    module.trainer = quiet_trainer(Path("."))
+    module.configure_model()
+    every = rows(23)
+    lines = pack([len(row.ids) for row in every], 1, 60)
+    assert len(lines) > 2 and max(map(len, lines)) > 3
+    batch = collate_packed([[every[place] for place in line] for line in lines], 1.0, pad_id=0)
+    packed, count = module.loss(batch)
+    its_gradient = gradient(module.model, packed)
+    plain = AutoModelForCausalLM.from_pretrained(model_folders[name], attn_implementation=attention)
+    total = torch.zeros((), dtype=torch.float64)
+    for row in every:  # one at a time, without padding, in float64 behind the logits
+        ids, start = torch.tensor(row.ids), row.targets.index(True)
+        logits = plain(ids[None], use_cache=False).logits[0, start - 1 : -1].double()
+        total = total + F.cross_entropy(logits, ids[start:], reduction="sum")
+    assert int(count) == sum(sum(row.targets) for row in every)
+    assert float(packed.detach()) == pytest.approx(float(total.detach()), rel=1e-6)
+    expected = gradient(plain, total)
+    assert (its_gradient - expected).norm() < 1e-5 * expected.norm()
+
+
+def train(model: str, path: str, folder: Path, micro_batch: int, batching: Any = "packed", **settings: Any) -> Any:
+    limits = {"max_prompt_length": 12, "max_completion_length": 6}
+    data = DemonstrationDataModule(path, micro_batch=micro_batch, batching=batching, **limits)
+    module = SFTModule(model, sgd(0.1))
+    quiet_trainer(folder, max_epochs=2, gradient_clip_val=1.0, **settings).fit(module, datamodule=data)
+    return whole_weights(module)
+
+
+def test_packing_changes_no_weight_however_it_is_cut(llama, tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", demonstrations(36))
+    padded = train(llama, path, tmp_path, 12, "by_length")
+    assert moved(list(AutoModelForCausalLM.from_pretrained(llama).parameters()), padded) > 1e-2
+    for micro_batch, accumulate in ((12, 1), (3, 4), (1, 12)):
+        assert_same_weights(train(llama, path, tmp_path, micro_batch, accumulate_grad_batches=accumulate), padded)
+    ddp = {"accumulate_grad_batches": 2, "devices": 2, "strategy": "ddp"}
+    for weights in on_ranks(lambda: train(llama, path, tmp_path, 3, **ddp), tmp_path):
+        assert_same_weights(weights, padded)
+
+
+def validation_loss(model: str, path: str, folder: Path, batching: Any, **settings: Any) -> float:
+    data = DemonstrationDataModule(path, validation_path=path, micro_batch=4, batching=batching)
+    trainer = quiet_trainer(folder, **settings)
+    return trainer.validate(SFTModule(model), datamodule=data, verbose=False)[0]["validation/loss"]
+
+
+def test_packed_validation_is_the_same_mean(llama, tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", demonstrations(11))
+    padded = validation_loss(llama, path, tmp_path, "by_length")
+    assert validation_loss(llama, path, tmp_path, "packed") == pytest.approx(padded, rel=1e-6)
+    ddp = {"devices": 2, "strategy": "ddp"}
+    for loss in on_ranks(lambda: validation_loss(llama, path, tmp_path, "packed", **ddp), tmp_path):
+        assert loss == pytest.approx(padded, rel=1e-6)
+
+
+def test_an_architecture_that_lets_sequences_see_each_other_is_refused(tokenizer, llama, tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", demonstrations(16))
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+    MistralConfig(vocab_size=32, intermediate_size=64, sliding_window=4, **size).save_pretrained(tmp_path / "mistral")
+    tokenizer.save_pretrained(tmp_path / "mistral")
+    # no weights lie there: it is refused before any is read
+    with pytest.raises(
+        UserError, match=r"data\.batching: rows cannot be packed for .*mistral': the attention .* 4 tok"
+    ):
+        train(str(tmp_path / "mistral"), path, tmp_path, 4)
+    data = DemonstrationDataModule(path, micro_batch=4, batching="packed")
+    module = SFTModule(llama, options=ModelOptions(attention="flash_attention_2"))
+    with pytest.raises(UserError, match=r"attention 'flash_attention_2' takes no mask .* model\.options\.attention"):
+        quiet_trainer(tmp_path, max_epochs=1).fit(module, datamodule=data)
