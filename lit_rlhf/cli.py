@@ -19,6 +19,7 @@ COMMANDS = {
     "test": "one pass over the test data, same arguments as fit",
     "recipes": "list the shipped recipes, or copy one: recipes ls, recipes cp NAME DEST",
     "export": "Lightning checkpoint to a folder that plain transformers loads: export CHECKPOINT DIR",
+    "labelers": "do labelers agree, does a reward model carry over to others: labelers agreement | folds ...",
     "generate": "one answer, or a chat at the terminal: generate --model DIR [--prompt TEXT]",
     "rank": "score and rank completions with a reward model or several: rank --model DIR [FILE]",
     "best-of-n": "sample n responses a prompt, keep the best by a reward: best-of-n --model DIR --reward DIR ...",

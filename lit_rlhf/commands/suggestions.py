@@ -12,6 +12,7 @@ from lit_rlhf.errors import UserError
 OPTIONAL_PACKAGES = {
     "bitsandbytes": "bitsandbytes",
     "deepspeed": "deepspeed",
+    "krippendorff": "krippendorff",
     "langdetect": "langdetect",
     "lm_eval": "lm-eval",
     "mlflow": "mlflow",
