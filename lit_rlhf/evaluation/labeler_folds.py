@@ -6,8 +6,8 @@ from math import sqrt
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from lit_rlhf.data.planned import hold_out
 from lit_rlhf.data.records import Ranking
+from lit_rlhf.data.steps.splits import hold_out
 from lit_rlhf.errors import UserError
 
 
