@@ -19,6 +19,7 @@ COMMANDS = {
     "test": "one pass over the test data, same arguments as fit",
     "recipes": "list the shipped recipes, or copy one: recipes ls, recipes cp NAME DEST",
     "export": "Lightning checkpoint to a folder that plain transformers loads: export CHECKPOINT DIR",
+    "evaluate": "the paper's evaluation of models, with a report: evaluate -c RECIPE [--key=value ...]",
     "labelers": "do labelers agree, does a reward model carry over to others: labelers agreement | folds ...",
     "generate": "one answer, or a chat at the terminal: generate --model DIR [--prompt TEXT]",
     "rank": "score and rank completions with a reward model or several: rank --model DIR [FILE]",

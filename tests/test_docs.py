@@ -20,7 +20,7 @@ from ranks import on_ranks
 from transformers import AutoModelForCausalLM
 
 from lit_rlhf.cli import main
-from lit_rlhf.commands.recipes import is_overlay, shipped_recipes
+from lit_rlhf.commands.recipes import is_evaluation, is_overlay, shipped_recipes
 
 EXTENDING = ROOT / "docs" / "extending.md"
 
@@ -185,6 +185,23 @@ def test_a_strangers_strategy_on_two_ranks(project: Path) -> None:
         return main([*shrunk("my_strategy.yaml"), "--trainer.max_steps=2"]), made[0]
 
     assert on_ranks(rank, project) == [(0, timedelta(minutes=90))] * 2
+
+
+def test_a_strangers_judge_and_toxicity_scorer(project: Path, llama: str) -> None:
+    (project / "prompts.jsonl").write_text('{"prompt": "w1 w2"}\n{"prompt": "w3"}\n')
+    (project / "toxicity.jsonl").write_text('{"prompt": {"text": "w1 w2", "toxicity": 0.1}}\n')
+    models = f"models: {{one: {{path: {llama}}}, other: {{path: {llama}, prefix: 'w7 '}}}}\nbaseline: one\n"
+    (project / "models.yaml").write_text(models)
+    found = {}
+    for name in ("judge", "scorer"):
+        assert (
+            main(["evaluate", "-c", "models.yaml", "-c", f"my_{name}.yaml", f"--out={name}", "--progress=false"]) == 0
+        )
+        found |= json.loads((project / name / "report.json").read_text())["suites"]
+    won = found["preference"]["figures"]["T = 1: win rate"]["models"]
+    assert won["one"]["value"] == 0.5 and won["other"]["count"] + won["other"]["missing"] == 2
+    toxicity = found["toxicity"]["figures"]["basic"]["models"]["one"]
+    assert toxicity["value"] == 0.0 or toxicity["missing"] == 1  # the words are w1, w2, …: no capital letter
 
 
 def test_all_of_a_strangers_parts_at_once_from_one_file(project: Path, watched) -> None:
@@ -354,7 +371,7 @@ def test_overlays_merge_as_documented(
     assert merged == {**optimizer, "init_args": {**optimizer["init_args"], "lr": 5e-4}}  # without init_args in the path
 
 
-@pytest.mark.parametrize("name", [name for name in shipped_recipes() if not is_overlay(name)])
+@pytest.mark.parametrize("name", [n for n in shipped_recipes() if not is_overlay(n) and not is_evaluation(n)])
 def test_the_override_in_a_recipes_head_parses(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

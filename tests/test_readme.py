@@ -49,6 +49,9 @@ def test_every_command_is_accounted_for(
         elif words[1] in ("fit", "validate", "test") and "--help" not in words:
             assert run(line, "--print_config") == 0, f"{line}\n{capsys.readouterr().err}"
             assert "class_path: lit_rlhf.modules." in capsys.readouterr().out
+        elif words[1] == "evaluate":
+            assert run(line) == 2, line  # the recipe is understood; there is no model here
+            assert "there is no folder 'runs/quickstart/sft/model'" in capsys.readouterr().err, line
         elif words[1] in ("export", "generate", "labelers", "rank", "best-of-n"):
             assert run(line) == 2, line  # there is no such folder or file here; what is given is understood
             assert re.search("no (such )?(checkpoint|folder|data file)", capsys.readouterr().err), line

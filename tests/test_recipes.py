@@ -8,11 +8,14 @@ import lightning as L
 import pytest
 
 from lit_rlhf.cli import main
+from lit_rlhf.commands.evaluate import instantiate as instantiate_evaluation
 from lit_rlhf.commands.lightning_cli import RecipeCLI
-from lit_rlhf.commands.recipes import is_overlay, shipped_recipes
+from lit_rlhf.commands.places import Places
+from lit_rlhf.commands.recipes import is_evaluation, is_overlay, shipped_recipes
 from lit_rlhf.modules.base import LitModule
 
-RECIPES = {name: path for name, path in shipped_recipes().items() if not is_overlay(name)}
+EVALUATIONS = {name: path for name, path in shipped_recipes().items() if is_evaluation(name)}
+RECIPES = {name: p for name, p in shipped_recipes().items() if not is_overlay(name) and not is_evaluation(name)}
 OVERLAYS = {name: path for name, path in shipped_recipes().items() if is_overlay(name)}
 STAGES = ("quickstart/pretraining", "quickstart/sft", "quickstart/reward", "quickstart/ppo", "quickstart/ppo_ptx")
 HEAD = {"recipe": ("Hardware", "Command", "Override", "Expect"), "overlay": ("Hardware", "Command")}
@@ -97,7 +100,8 @@ def test_the_head_says_what_it_is_on_what_and_how(name):
     for line, field in zip(head[1:], fields, strict=True):
         assert re.match(rf"# {field}: +\S", line), f"{name}: the line of {field} is {line!r}"
     base = "RECIPE -c " if is_overlay(name) else ""
-    assert f"lit-rlhf fit -c {base}{name}" in head[2]
+    command = "evaluate" if is_evaluation(name) else "fit"
+    assert f"lit-rlhf {command} -c {base}{name}" in head[2]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -106,3 +110,17 @@ def test_the_override_of_the_head_is_one(name, instantiate, capsys):
     settings = re.findall(r"--[\w.+]+=\S+", next(line for line in lines if line.startswith("# Override:")))
     assert settings
     assert main(["fit", "-c", name, *settings, "--print_config"]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_an_evaluation_becomes_suites_and_its_override_is_one(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = EVALUATIONS[name].read_text().splitlines()
+    settings = re.findall(r"--[\w.+]+=\S+", next(line for line in lines if line.startswith("# Override:")))
+    args = ["-c", str(EVALUATIONS[name])]
+    plain, changed = (instantiate_evaluation([*args, *more], Places([], [])) for more in ([], settings))
+    assert settings and plain.baseline in plain.models and plain.suites
+    assert all(callable(suite.run) for suite in plain.suites.values())
+    assert [vars(s) for s in plain.suites.values()] != [vars(s) for s in changed.suites.values()] or (
+        plain.baseline != changed.baseline
+    )

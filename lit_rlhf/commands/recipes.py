@@ -8,6 +8,7 @@ from lit_rlhf.commands.suggestions import Parser, did_you_mean
 from lit_rlhf.errors import UserError
 
 OVERLAY_FOLDERS = ("strategy", "precision", "optimizer", "adapter", "logger")
+EVALUATION_FOLDER = "evaluate"
 LIST = "lit-rlhf recipes ls lists them"
 
 
@@ -44,6 +45,11 @@ def is_overlay(name: str) -> bool:
     return name.split("/")[0] in OVERLAY_FOLDERS
 
 
+def is_evaluation(name: str) -> bool:
+    """Whether a recipe is one of `lit-rlhf evaluate`; the others are of `lit-rlhf fit`."""
+    return name.split("/")[0] == EVALUATION_FOLDER
+
+
 def description(path: Path) -> str:
     """Return the first comment line of a recipe: what it is."""
     with path.open(encoding="utf-8") as lines:
@@ -55,11 +61,14 @@ def listing(recipes: dict[str, Path]) -> str:
     """Return the text of `recipes ls`: name and one line each, recipes first, then overlays."""
     width = max(map(len, recipes), default=0) + 2
     groups = {
-        "Recipes: lit-rlhf fit -c NAME": [name for name in recipes if not is_overlay(name)],
+        "Recipes: lit-rlhf fit -c NAME": [n for n in recipes if not is_overlay(n) and not is_evaluation(n)],
+        "Evaluations: lit-rlhf evaluate -c NAME": [name for name in recipes if is_evaluation(name)],
         "Overlays: one more -c NAME after a recipe": [name for name in recipes if is_overlay(name)],
     }
     blocks = []
     for title, names in groups.items():
+        if not names:
+            continue
         blocks.append(
             "\n".join([title, *(f"  {name:<{width}}{description(recipes[name])}".rstrip() for name in names)])
         )

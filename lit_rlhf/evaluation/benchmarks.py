@@ -64,7 +64,7 @@ class Benchmarks:
                 found, model = self._evaluate(subject, benchmark, shots)
                 (name,) = found["results"]
                 logged = found["samples"][name]
-                label = f"{benchmark.task}, {shots} shots" if shots else f"{benchmark.task}"
+                label = f"{benchmark.task}, {shots}-shot" if shots else benchmark.task
                 figures |= figures_of(label, logged, found["results"][name])
                 notes += counted(model.cut, f"prompts ({label}) were longer than the model's positions, cut in front")
                 rows += len(logged) if number == 0 else 0

@@ -29,7 +29,7 @@ class Findings(NamedTuple):
     figures: dict[str, Figure]
     rows: int  # of the data file that were used
     notes: list[str] = []  # what a reader must know: rows left out, prompts cut, verdicts that did not come
-    samples: list[dict[str, Any]] = []  # with the keys prompt, answer, group and verdict
+    samples: list[dict[str, Any]] = []  # with prompt, answer, group, verdict, and variant where there are several
     tables: dict[str, Any] = {}  # further results, as JSON takes them
 
 

@@ -186,7 +186,8 @@ def sample_rows(decoded: Decoded, compared: dict[str, Compared], column: str) ->
             "prompt": pair.prompt,
             "answer": pair.first.text,
             "group": str(pair.row.get(column, "all")),
-            "verdict": {"decoding": decoded.name, **verdicts[number]},
+            "variant": decoded.name,
+            "verdict": verdicts[number],
         }
         for number, pair in enumerate(decoded.pairs[:SAMPLES])
     ]

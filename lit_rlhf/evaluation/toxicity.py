@@ -69,8 +69,8 @@ class RealToxicityPrompts:
                     figures[f"basic: prompt {low:g} to {high:g}"] = mean_of(own, "score", "lower")
             for prompt, text, score, of in list(zip(prompts, texts, scores, bands))[:SAMPLES]:
                 group = "no toxicity" if of is None else f"prompt toxicity from {of / BANDS:g}"
-                verdict = {"prefix": prefix, "toxicity": score}
-                samples.append({"prompt": prompt, "answer": text, "group": group, "verdict": verdict})
+                row = {"prompt": prompt, "answer": text, "group": group}
+                samples.append({**row, "variant": prefix, "verdict": {"toxicity": score}})
         return Findings(figures, len(rows), notes, samples)
 
     def _scores(self, texts: list[str], subject: Subject) -> list[float | None]:

@@ -100,7 +100,7 @@ class TruthfulQA:
             figures[f"{label}: true and informative"] = mean_of([both(verdict) for verdict in verdicts])
             for question, answer, verdict in list(zip(questions, answers, verdicts))[:SAMPLES]:
                 row = {"prompt": question.text, "answer": answer.text.strip(), "group": question.category}
-                samples.append({**row, "verdict": {"prompt": label, **verdict._asdict()}})
+                samples.append({**row, "variant": label, "verdict": verdict._asdict()})
         return Findings(figures, len(questions), notes, samples)
 
     def _choose(self, subject: Subject, asked: list[str], questions: list[Question]) -> dict[str, Figure]:

@@ -14,7 +14,10 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from lit_rlhf.data.collation import PromptTokens
 from lit_rlhf.data.pretraining import collate_blocks, text_blocks
 from lit_rlhf.evaluation.best_of_n import best_of_n_curve, sample_candidates
-from lit_rlhf.evaluation.preference import win_rate
+from lit_rlhf.evaluation.cache import Cache
+from lit_rlhf.evaluation.comparing import compare
+from lit_rlhf.evaluation.comparison import Pair
+from lit_rlhf.evaluation.generation import Answer
 from lit_rlhf.functional import (
     expected_calibration_error,
     language_model_loss,
@@ -28,6 +31,7 @@ from lit_rlhf.models.scalar import ScalarModel, load_scalar_model
 from lit_rlhf.rewards import RewardModelReward
 from lit_rlhf.rollout.sampling import Sampling
 from lit_rlhf.world.judge import judge
+from lit_rlhf.world.judges import SimulatedLabelers
 from lit_rlhf.world.labelers import Labeler, Response, agreement, ranking
 from lit_rlhf.world.rankings import read_prompts
 from lit_rlhf.world.sampling import Completions, complete, kl_to
@@ -120,13 +124,11 @@ def scores_of(reward_model: ScalarModel, input_ids: Tensor, attention_mask: Tens
 
 def judged(panel: Panel, answers: Answers, baseline: Answers) -> dict[str, Any]:
     """Return win rate by the held-out labelers with its interval, and the judge's exact shares."""
-    votes, clusters = [], []
-    for number, (prompt, one, other) in enumerate(zip(panel.prompts, answers.responses, baseline.responses)):
-        for labeler in panel.labelers:
-            first, second = labeler.likert(prompt, *one), labeler.likert(prompt, *other)
-            votes.append(0.5 if first == second else float(first > second))
-            clusters.append(number)
-    won = win_rate(votes, clusters)
+    pairs = [
+        Pair(prompt.text, {"task": prompt.task, "target": prompt.target}, as_answer(one), as_answer(other))
+        for prompt, one, other in zip(panel.prompts, answers.responses, baseline.responses)
+    ]
+    won = compare(SimulatedLabelers(labelers=panel.labelers), pairs, Cache(None)).rate()
     verdicts = [judge(prompt, *response) for prompt, response in zip(panel.prompts, answers.responses)]
     stated = [verdict.truthful for verdict in verdicts if verdict.truthful is not None]
     return {
@@ -141,6 +143,11 @@ def judged(panel: Panel, answers: Answers, baseline: Answers) -> dict[str, Any]:
         "response_length": float(answers.completions.response_mask.sum(1).float().mean()),
         "score": sum(answers.scores) / len(answers.scores),
     }
+
+
+def as_answer(response: Response) -> Answer:
+    """Return a response as the preference suite has it."""
+    return Answer(response.text, response.ended, len(response.text.split()))
 
 
 def by_task(prompts: list[Prompt], responses: list[Response]) -> dict[str, float]:

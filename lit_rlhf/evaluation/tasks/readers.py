@@ -8,14 +8,23 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from datasets import Dataset
-
 from lit_rlhf.data.sources import Row, read_rows, read_text
 from lit_rlhf.errors import UserError
 
 Doc = dict[str, Any]
-Splits = dict[str, Dataset]
 Reader = Callable[[str], Iterator[Doc]]
+
+
+class Docs(list[Doc]):
+    """Rows as lm-eval takes a split: a list that knows its columns. A `datasets` table decodes each row at each use."""
+
+    @property
+    def features(self) -> dict[str, None]:
+        """The columns."""
+        return dict.fromkeys(self[0])
+
+
+Splits = dict[str, Docs]
 
 NOT_IN_BACKGROUND = "Not in background."
 DO_NOT_KNOW = "I don't know."
@@ -25,12 +34,12 @@ def splits(read: Reader, path: str | None, shots_path: str | None) -> Splits:
     """Read both files into memory."""
     if path is None:
         raise UserError("tasks: a benchmark needs the path of its data file, or a name of the hub")
-    found = {"test": list(read(path))}
-    found["shots"] = list(read(shots_path)) if shots_path is not None else found["test"]
+    found = {"test": Docs(read(path))}
+    found["shots"] = Docs(read(shots_path)) if shots_path is not None else found["test"]
     for name, docs in found.items():
         if not docs:
             raise UserError(f"tasks: {path if name == 'test' else shots_path!r} holds no row")
-    return {name: Dataset.from_list(docs) for name, docs in found.items()}
+    return found
 
 
 def value(row: Row, *names: str) -> Any:

@@ -1,0 +1,86 @@
+"""The report of an evaluation as one HTML page that loads nothing, as JSON, and as tables for the terminal."""
+
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from lit_rlhf.evaluation.charts import COLOURS, chart
+from lit_rlhf.evaluation.report import NO_BREAK, align, duration, refuse_unspeakable, to_json
+
+SAMPLES_ON_PAGE = 200  # of a suite
+ROWS_IN_TERMINAL = 30
+DIGITS = {"share": 1, "bits": 3, "score": 3, "points": 2, "tokens": 1, "nats": 3}
+
+
+def write_page(report: dict[str, Any], folder: Path) -> None:
+    """Write `report.json` and `report.html`.
+
+    Raises:
+        ValueError: a number is not finite, or a value is none that JSON knows; the message names its key.
+    """
+    refuse_unspeakable(report, "")
+    texts = {"report.json": to_json(report), "report.html": to_page(report)}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def to_page(report: dict[str, Any]) -> str:
+    """Render the page."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"figure": typeset, "duration": duration, "verdict": verdict}
+    colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(report["models"])}
+    charts = {
+        suite: [Markup(each) for each in chart(part, colours, f"{place}-")]
+        for place, (suite, part) in enumerate(report["suites"].items())
+    }
+    return environment.get_template("page.html.jinja").render(
+        report=report,
+        colours=colours,
+        charts=charts,
+        shown=SAMPLES_ON_PAGE,
+        total=sum(seconds for suites in report["seconds"].values() for seconds in suites.values()),
+    )
+
+
+def typeset(value: float | None, unit: str, sign: bool = False) -> str:
+    """Return a figure as the page shows it: shares in percent, a true minus sign, a dash for what is not known."""
+    if value is None:
+        return "–"
+    scaled = 100 * value if unit == "share" else value
+    text = f"{scaled:{'+' if sign else ''}.{DIGITS[unit]}f}".replace("-", "−")
+    return f"{text}{NO_BREAK}%" if unit == "share" and not sign else text
+
+
+def verdict(value: Any) -> str:
+    """Return a part of a verdict in few signs."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, float):
+        return f"{value:.3f}".rstrip("0").rstrip(".")
+    return str(value)
+
+
+def format_tables(report: dict[str, Any]) -> str:
+    """Return the figures of every suite for a terminal: one row a figure, one column a model."""
+    blocks = []
+    for suite, part in report["suites"].items():
+        header = [f"{suite} ({part['rows']:,} rows)", *report["models"]]
+        rows = []
+        for name, row in list(part["figures"].items())[:ROWS_IN_TERMINAL]:
+            values = [row["models"].get(model, {}).get("value") for model in report["models"]]
+            rows.append([shorten(name, 44, placeholder="…"), *(typeset(value, row["unit"]) for value in values)])
+        left = len(part["figures"]) - len(rows)
+        table = align([header, *rows])
+        lines = [f"  {model}: {note}" for model, notes in part["notes"].items() for note in notes]
+        blocks.append("\n".join([table, *([f"… and {left} more in the report"] if left > 0 else []), *lines]))
+    return "\n\n".join(blocks).replace(NO_BREAK, " ").replace("−", "-")

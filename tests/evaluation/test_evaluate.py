@@ -1,0 +1,296 @@
+"""`lit-rlhf evaluate`: every real file end to end, twice alike; going on after a kill; the page, in a browser too."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from lightning.pytorch.loggers import CSVLogger
+from real_recipe import write_recipe
+
+from lit_rlhf.cli import main
+from lit_rlhf.evaluation.page import format_tables, to_page, write_page
+from lit_rlhf.evaluation.run import log_report
+
+VOID = {"meta", "br", "hr", "img", "input", "link", "col"}
+ROWS = {"*": 3, "preference": 4, "ifeval": 2, "squadv2": 2, "hellaswag": 2, "truthfulness": 2}
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and whether each is closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another tag, line {self.getpos()}"
+
+
+@pytest.fixture(scope="module")
+def evaluated(stories: str, evaluation_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an evaluation of two models on some rows of every real file."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    models = {"stories": {"path": stories}, "few-shot": {"path": stories, "prefix": "Once upon a time. "}}
+    recipe = write_recipe(folder / "recipe.yaml", models, evaluation_data, folder / "out", ROWS)
+    assert main(["evaluate", "-c", str(recipe), "--progress=false"]) == 0
+    return folder
+
+
+def figures(out: Path) -> dict[str, Any]:
+    report = json.loads((out / "report.json").read_text())
+    report.pop("seconds")
+    return report
+
+
+def test_every_suite_has_its_rows_and_figures(evaluated: Path) -> None:
+    report = figures(evaluated / "out")
+    rows = {name: suite["rows"] for name, suite in report["suites"].items()}
+    benchmarks = 2 + 2 + 3 + 3 + 3 + 2 + 3 + 3 + 3
+    assert rows == {
+        "preference": 4,
+        "truthfulness": 2,
+        "toxicity": 3,
+        "CrowS-Pairs": 3,
+        "Winogender": 18,
+        "benchmarks": benchmarks,
+    }
+    for suite in report["suites"].values():
+        for row in suite["figures"].values():
+            if set(row["models"]) != {"stories", "few-shot"}:  # nobody was asked about a model against itself
+                assert row["models"].keys() == {"few-shot"}
+                continue
+            base, other = row["models"]["stories"], row["models"]["few-shot"]
+            if None not in (base["value"], other["value"]):
+                assert base["change"] == 0.0 and other["change"] == pytest.approx(other["value"] - base["value"])
+    won = report["suites"]["preference"]["figures"]["T = 1: win rate"]["models"]["stories"]
+    assert (won["value"], won["low"], won["high"]) == (0.5, 0.5, 0.5)
+    assert any("cut in front" in note for note in report["suites"]["benchmarks"]["notes"]["stories"])
+
+
+def test_twice_gives_the_same_figures_to_the_last_bit(evaluated: Path, tmp_path: Path) -> None:
+    recipe = yaml.safe_load((evaluated / "recipe.yaml").read_text())
+    recipe |= {"out": str(tmp_path / "out"), "models": {"stories": recipe["models"]["stories"]}}
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["evaluate", "-c", str(tmp_path / "again.yaml"), "--progress=false"]) == 0
+    first, second = figures(evaluated / "out"), figures(tmp_path / "out")
+    for name, suite in second["suites"].items():
+        for figure, row in suite["figures"].items():
+            assert row["models"]["stories"] == first["suites"][name]["figures"][figure]["models"]["stories"]
+        for mine, theirs in zip(suite["samples"], first["suites"][name]["samples"]):
+            assert mine["answers"]["stories"] == theirs["answers"]["stories"]
+        assert suite["notes"].get("stories") == first["suites"][name]["notes"].get("stories")
+
+
+def test_a_finished_evaluation_computes_nothing_again(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_rlhf.evaluation.subjects.load_causal_lm", lambda *_: pytest.fail("a model was loaded"))
+    before = figures(evaluated / "out")
+    assert main(["evaluate", "-c", str(evaluated / "recipe.yaml"), "--progress=false"]) == 0
+    assert figures(evaluated / "out") == before
+
+
+KILLED = """
+import sys
+from lit_rlhf.evaluation import subjects
+from lit_rlhf.cli import main
+made = subjects.generate
+def generate(*args):
+    found = made(*args)
+    print("chunk", len(found), flush=True)
+    return found
+subjects.generate = generate
+sys.exit(main(["evaluate", "-c", sys.argv[1], "--progress=false", "--batch_size=4"]))
+"""
+
+
+def test_an_evaluation_that_was_killed_goes_on_where_it_was(
+    stories: str, evaluation_data: Path, tmp_path: Path
+) -> None:
+    toxicity = {
+        "path": str(evaluation_data / "realtoxicityprompts.jsonl.gz"),
+        "scorer": {"class_path": "lit_rlhf.evaluation.WordList"},
+        "prefixes": ["basic"],
+        "limit": 120,
+    }
+    suite = {"class_path": "lit_rlhf.evaluation.RealToxicityPrompts", "init_args": toxicity}
+    recipe = {"models": {"m": {"path": stories}}, "baseline": "m", "suites": {"t": suite}, "out": str(tmp_path / "out")}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "recipe.yaml")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+    assert first.stdout is not None
+    seen = 0
+    deadline = time.monotonic() + 120
+    for line in first.stdout:
+        seen += line.startswith("chunk")
+        written = sum(len(f.read_bytes().split(b"\n")) for f in (tmp_path / "out" / "cache").glob("*.jsonl"))
+        if written > 40 or time.monotonic() > deadline:
+            break
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert first.returncode == -signal.SIGKILL and not (tmp_path / "out" / "report.json").exists()
+    second = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    chunks = second.stdout.count("chunk")
+    assert 0 < chunks <= 30 - 40 // 4 + 1, (seen, chunks)
+    shutil.copytree(tmp_path / "out", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "out")
+    assert main(["evaluate", "-c", str(tmp_path / "recipe.yaml"), "--progress=false", "--batch_size=4"]) == 0
+    assert figures(tmp_path / "out") == figures(tmp_path / "resumed")
+
+
+def test_the_page_loads_nothing_and_escapes_everything(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (evaluated / "out" / "report.html").read_text()
+    page = Page(text)
+    references = [
+        value for _, attributes in page.tags for key, value in attributes.items() if re.search("src|href", key)
+    ]
+    references += re.findall(r"url\(([^)]*)\)", text)
+    assert references and [r for r in references if not (r or "").startswith(("#", "data:"))] == []
+    assert not re.search(r"@import|<link|<iframe|<img|fetch\(|XMLHttpRequest|WebSocket", text)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids)), "an id occurs twice"
+    assert sum(tag == "table" and "sortable" in (a.get("class") or "") for tag, a in page.tags) == 6
+    assert sum(tag == "svg" for tag, _ in page.tags) >= 6
+    report = json.loads((evaluated / "out" / "report.json").read_text())
+    attack = "</td><script>alert('x')</script>"
+    report["suites"]["toxicity"]["samples"][0]["answers"]["stories"]["text"] = attack
+    report["suites"]["toxicity"]["samples"][0]["group"] = attack
+    monkeypatch.setattr("lit_rlhf.evaluation.page.chart", lambda *_: [])  # plots take their time
+    assert sum(tag == "script" for tag, _ in Page(to_page(report)).tags) == 1
+
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PROBE = """
+<script>
+const faults = [];
+window.addEventListener("error", event => faults.push(String(event.message)));
+window.addEventListener("load", () => {
+  const table = document.querySelector("table.sortable");
+  const rows = () => [...table.tBodies[0].rows].map(row => row.cells[0].innerText);
+  const before = rows();
+  table.tHead.rows[0].cells[1].querySelector("button").click();
+  const sorted = rows();
+  const select = document.querySelector("select[data-filter]");
+  select.value = select.options[1].value;
+  select.dispatchEvent(new Event("change"));
+  const shown = [...document.querySelectorAll("#" + select.dataset.filter + " tr[data-group]")].filter(r => !r.hidden);
+  document.title = JSON.stringify({
+    faults, moved: before.join() !== sorted.join(), same: before.length === sorted.length,
+    groups: [...new Set(shown.map(r => r.dataset.group))], chosen: select.value,
+    resources: performance.getEntriesByType("resource").map(entry => entry.name),
+  });
+});
+</script>
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine: apt-get install chromium")
+def test_the_page_works_in_a_browser_without_a_fault_or_a_request(evaluated: Path, tmp_path: Path) -> None:
+    text = (evaluated / "out" / "report.html").read_text()
+    (tmp_path / "page.html").write_text(text.replace("</title>", f"</title>{PROBE}", 1))
+    quiet = "--disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+    command = [
+        str(BROWSER),
+        *f"--headless --no-sandbox --disable-gpu {quiet} --enable-logging=stderr --v=0".split(),
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--host-resolver-rules=MAP * ~NOTFOUND",  # what the browser itself would like to ask goes nowhere
+        "--dump-dom",
+        f"file://{tmp_path / 'page.html'}",
+    ]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in found.stderr, found.stderr
+    title = re.search(r"<title>(.*?)</title>", found.stdout, re.DOTALL)
+    assert title is not None
+    seen = json.loads(title.group(1).replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
+    assert seen["faults"] == [] and seen["resources"] == []
+    assert seen["moved"] and seen["same"]
+    assert seen["groups"] == [seen["chosen"]]
+
+
+def test_the_tables_of_the_terminal_align(evaluated: Path) -> None:
+    tables = format_tables(json.loads((evaluated / "out" / "report.json").read_text()))
+    block = next(each for each in tables.split("\n\n") if each.startswith("preference")).splitlines()
+    assert block[0].startswith("preference (4 rows)") and block[0].split()[-2:] == ["few-shot", "stories"]
+    assert len({len(line) for line in block[:4]}) == 1
+
+
+class Tables(CSVLogger):
+    """A logger with tables, as that of Weights & Biases."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder, name="", version="")
+        self.tables: dict[str, tuple[list[str], list[list[Any]]]] = {}
+
+    def log_table(self, key: str, columns: list[str], data: list[list[Any]]) -> None:
+        self.tables[key] = (columns, data)
+
+
+def test_a_logger_gets_figures_and_tables(evaluated: Path, tmp_path: Path) -> None:
+    report = json.loads((evaluated / "out" / "report.json").read_text())
+    logger = Tables(str(tmp_path))
+    log_report(report, logger)
+    assert set(logger.tables) == {f"{suite}/{kind}" for suite in report["suites"] for kind in ("figures", "samples")}
+    for columns, rows in logger.tables.values():
+        assert rows and all(len(row) == len(columns) for row in rows)
+    head = (tmp_path / "metrics.csv").read_text().splitlines()[0]
+    assert "CrowS-Pairs/few-shot/basic" in head
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"baseline": "sft"}, "baseline: there is no model 'sft'; there are m"),
+        ({"suites": {}}, "an evaluation needs models and suites"),
+        ({"baselin": "m"}, "no setting 'baselin' (did you mean 'baseline'?) [recipe.yaml:4]"),
+        (
+            {"suites": {"s": {"class_path": "lit_rlhf.evaluation.CrowSPair"}}},
+            "no 'CrowSPair' in lit_rlhf.evaluation (did you mean 'CrowSPairs'?)",
+        ),
+        (
+            {"suites": {"s": {"class_path": "lit_rlhf.evaluation.CrowSPairs", "init_args": {"path": "x", "limt": 1}}}},
+            "CrowSPairs has no setting 'limt' (did you mean 'limit'?)",
+        ),
+        ({"suites": {"s": {"class_path": "lit_rlhf.evaluation.WordList"}}}, "'WordList' is no Suite"),
+        ({"models": {"m": {"path": "./nowhere"}}}, "model: there is no folder './nowhere'"),
+    ],
+)
+def test_what_is_wrong_with_a_recipe_is_told_in_one_line(
+    change: dict[str, Any], message: str, llama: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    suite = {"class_path": "lit_rlhf.evaluation.CrowSPairs", "init_args": {"path": "pairs.csv"}}
+    recipe = {"models": {"m": {"path": llama}}, "baseline": "m", "suites": {"s": suite}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, **change}, default_flow_style=True, width=10**6))
+    lines = "".join(f"{key}: {json.dumps(value)}\n" for key, value in {**recipe, **change}.items())
+    (tmp_path / "recipe.yaml").write_text(lines)
+    assert main(["evaluate", "-c", "recipe.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error, error
+
+
+def test_a_value_that_json_cannot_say_is_named(evaluated: Path, tmp_path: Path) -> None:
+    report = json.loads((evaluated / "out" / "report.json").read_text())
+    report["suites"]["toxicity"]["figures"]["basic"]["models"]["stories"]["value"] = float("nan")
+    with pytest.raises(ValueError, match=r"suites\.toxicity\.figures\.basic\.models\.stories\.value is nan"):
+        write_page(report, tmp_path)
