@@ -3,6 +3,7 @@
 from lit_rlhf.callbacks.centre_scores import CentreScores
 from lit_rlhf.callbacks.export_model import ExportModel
 from lit_rlhf.callbacks.pretraining_mix import PretrainingMix
+from lit_rlhf.callbacks.pretraining_validation import PretrainingValidation
 from lit_rlhf.callbacks.reward_quality import RewardQuality
 from lit_rlhf.callbacks.sample_table import SampleTable
 from lit_rlhf.callbacks.standardise_scores import StandardiseScores
@@ -13,6 +14,7 @@ __all__ = [
     "CentreScores",
     "ExportModel",
     "PretrainingMix",
+    "PretrainingValidation",
     "RewardQuality",
     "SampleTable",
     "StandardiseScores",

@@ -24,6 +24,7 @@ COMMANDS = {
     "generate": "one answer, or a chat at the terminal: generate --model DIR [--prompt TEXT]",
     "rank": "score and rank completions with a reward model or several: rank --model DIR [FILE]",
     "best-of-n": "sample n responses a prompt, keep the best by a reward: best-of-n --model DIR --reward DIR ...",
+    "sweep": "one run at several values of a setting and several seeds: sweep -c RECIPE --over KEY=V1,V2,...",
 }
 # one module runs all three Trainer methods; a file's name has no hyphen
 MODULES = {"validate": "fit", "test": "fit", "best-of-n": "best_of_n"}

@@ -12,6 +12,7 @@ from pages import DOCS, README, ROOT, blocks, commands, named_blocks
 from transformers import AutoModelForCausalLM
 
 from lit_rlhf.cli import main
+from lit_rlhf.commands import sweep_runs
 from lit_rlhf.world.quickstart import copy_recipes
 
 PAGES = {page.relative_to(ROOT).as_posix(): page for page in (README, *DOCS) if page.name != "extending.md"}
@@ -52,6 +53,9 @@ def test_every_command_is_accounted_for(
         elif words[1] == "evaluate":
             assert run(line) == 2, line  # the recipe is understood; there is no model here
             assert "there is no folder 'runs/quickstart/sft/model'" in capsys.readouterr().err, line
+        elif words[1] == "sweep":
+            monkeypatch.setattr(sweep_runs, "start_process", lambda run, jobs: 0)  # every run's recipe is parsed
+            assert run(line) == 0, f"{line}\n{capsys.readouterr().err}"
         elif words[1] in ("export", "generate", "labelers", "rank", "best-of-n"):
             assert run(line) == 2, line  # there is no such folder or file here; what is given is understood
             assert re.search("no (such )?(checkpoint|folder|data file)", capsys.readouterr().err), line

@@ -9,10 +9,18 @@ from lit_rlhf.commands.suggestions import Parser
 def run(command: str, args: list[str]) -> int:
     """Run it and return its exit code."""
     parser = Parser(prog="lit-rlhf quickstart", description="the whole procedure in the synthetic world, offline")
-    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder of the results [%(default)s]")
+    parser.add_argument("--out", type=Path, help="folder of the results [runs/quickstart, of the sweeps runs/sweep]")
     parser.add_argument("--seed", type=int, default=0, help="[%(default)s]")
+    parser.add_argument("--sweep", action="store_true", help="instead: the paper's sweeps of β and γ in miniature")
+    parser.add_argument("--seeds", default="0,1,2", metavar="S1,S2,...", help="of the sweeps [%(default)s]")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="of the sweeps: runs at once [%(default)s]")
     parsed = parser.parse(args)
     quiet()
+    if parsed.sweep:
+        from lit_rlhf.commands.sweep import read_seeds
+        from lit_rlhf.world.sweep import run as run_sweeps
+
+        return run_sweeps(parsed.out or Path("runs/sweep"), read_seeds(parsed.seeds), parsed.jobs)
     from lit_rlhf.world.quickstart import run as run_quickstart
 
-    return run_quickstart(parsed.out, parsed.seed)
+    return run_quickstart(parsed.out or Path("runs/quickstart"), parsed.seed)

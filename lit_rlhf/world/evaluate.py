@@ -254,20 +254,25 @@ def score_rows(model: ScalarModel, rows: list[list[int]], pad_id: int) -> Tensor
 def best_of_n(out: Path, prompts: Path, seed: int) -> dict[str, list[float]]:
     """Return score against KL of the SFT model's best of 1 to 16 responses: what PPO has to beat.
 
-    Scored as the recipe of PPO scores its rollouts, on prompts of its own, so that both stand in one plot.
+    On prompts that PPO is trained on, so that both stand in one plot.
     """
+    curve = best_of_n_curve(sft_scores(out, prompts, BEST_OF_PROMPTS, BEST_OF, seed))
+    return {"kl": curve.kl_bound, "score": curve.score}
+
+
+def sft_scores(out: Path, prompts: Path, count: int, n: int, seed: int) -> Tensor:
+    """Return the scores of n of the SFT model's responses to each prompt, (count, n), as PPO's recipe scores them."""
     settings = yaml.safe_load((out / "recipes" / "ppo.yaml").read_text())["model"]["init_args"]
     sft = str(out / "sft" / "model")
     tokenizer = load_tokenizer(sft, ModelOptions())
     model = load_causal_lm(sft, tokenizer, ModelOptions()).eval()
     source = RewardModelReward(str(out / "reward" / "model"))
     source.prepare(tokenizer, torch.device("cpu"))
-    rows = [{"prompt": prompt.text} for prompt in read_prompts(prompts, BEST_OF_PROMPTS)]
+    rows = [{"prompt": prompt.text} for prompt in read_prompts(prompts, count)]
     tokens = [PromptTokens(tokenizer.encode(row["prompt"]), row) for row in rows]
     sampling = Sampling(**settings["sampling"])
-    drawn = sample_candidates(model, tokenizer, tokens, source, sampling, BEST_OF, seed, batch_size=512)
-    curve = best_of_n_curve(torch.tensor([candidates.scores for candidates in drawn]))
-    return {"kl": curve.kl_bound, "score": curve.score}
+    drawn = sample_candidates(model, tokenizer, tokens, source, sampling, n, seed, batch_size=512)
+    return torch.tensor([candidates.scores for candidates in drawn])
 
 
 def read_prefixes(path: Path) -> list[str]:

@@ -26,8 +26,9 @@ from lit_rlhf.models.options import ModelOptions
 from lit_rlhf.models.scalar import load_scalar_model
 from lit_rlhf.world.build import WorldPaths, write_world
 from lit_rlhf.world.evaluate import Panel, best_of_n, evaluate_models, evaluate_reward_model, read_prefixes
-from lit_rlhf.world.labelers import heldout_labelers, training_labelers
+from lit_rlhf.world.labelers import Response, heldout_labelers, training_labelers
 from lit_rlhf.world.rankings import read_prompts, sample_candidates, write_rankings
+from lit_rlhf.world.tasks import Prompt
 
 DEFAULT_OUT = "runs/quickstart"  # what the shipped recipes say
 UNSEEN_RANKINGS = 300
@@ -50,34 +51,20 @@ PPO_CURVES = (
 
 def run(out: Path, seed: int) -> int:
     """Run every stage, write `report.json` and `report.html` into `out`, print the table; return the exit code."""
-    make_directory(out)
     stages: dict[str, dict[str, float]] = {}
     start = time.perf_counter()
-    paths = WorldPaths.under(out / "world")
-    rankings = out / "world" / "rankings.jsonl"
-    unseen = out / "world" / "rankings_validation.jsonl"
-
-    with timed("data", stages, "write a world: text, demonstrations, prompts, labelers"):
-        write_world(out / "world", seed)
-        recipes = copy_recipes(out)
-    fit(recipes, "pretraining", seed, stages)
-    fit(recipes, "sft", seed, stages)
-    with timed("ranking", stages, "sample completions and have labelers rank them"):
-        training, heldout = training_labelers(seed), heldout_labelers(seed)
-        folders = (out / "sft" / "model", out / "pretraining" / "model")
-        seen = sample_candidates(read_prompts(paths.reward_prompts), *folders, seed, 1)
-        write_rankings(seen, training, rankings, seed)
-        fresh = sample_candidates(read_prompts(paths.evaluation_prompts, UNSEEN_RANKINGS), *folders, seed, 2)
-        write_rankings(fresh, training, unseen, seed + 1)
-    fit(recipes, "reward", seed, stages)
+    recipes, fresh = train_models(out, seed, stages)
+    paths, base = WorldPaths.under(out / "world"), out / "pretraining" / "model"
     fit(recipes, "ppo", seed, stages)
     fit(recipes, "ppo_ptx", seed, stages)
     report: dict[str, Any] = {"seed": seed, "stages": stages, "versions": versions()}
     with timed("evaluation", stages, "compare base, few-shot, SFT, PPO and PPO-ptx on unseen prompts"):
-        report["reward_model"] = evaluate_reward_model(out / "reward" / "model", fresh, training, heldout)
+        report["reward_model"] = evaluate_reward_model(
+            out / "reward" / "model", fresh, training_labelers(seed), heldout_labelers(seed)
+        )
         report["models"], report["greedy"], report["tasks"], report["samples"] = evaluate_models(
             panel(out, paths, seed),
-            {"base": folders[1], "few_shot": folders[1]} | {n: out / n / "model" for n in ("sft", "ppo", "ppo_ptx")},
+            {"base": base, "few_shot": base} | {n: out / n / "model" for n in ("sft", "ppo", "ppo_ptx")},
             paths.pretraining_validation,
         )
         report["best_of_n"] = best_of_n(out, paths.ppo_prompts, seed)
@@ -93,6 +80,27 @@ def run(out: Path, seed: int) -> int:
     print(format_table(report))
     print(f"\nreport: {out / 'report.html'}")
     return 0
+
+
+def train_models(
+    out: Path, seed: int, stages: dict[str, dict[str, float]]
+) -> tuple[dict[str, Path], list[tuple[Prompt, list[Response]]]]:
+    """Run the stages up to the reward model; return the run's recipes, and the completions of unseen rankings."""
+    make_directory(out)
+    paths = WorldPaths.under(out / "world")
+    with timed("data", stages, "write a world: text, demonstrations, prompts, labelers"):
+        write_world(out / "world", seed)
+        recipes = copy_recipes(out)
+    fit(recipes, "pretraining", seed, stages)
+    fit(recipes, "sft", seed, stages)
+    with timed("ranking", stages, "sample completions and have labelers rank them"):
+        labelers, folders = training_labelers(seed), (out / "sft" / "model", out / "pretraining" / "model")
+        seen = sample_candidates(read_prompts(paths.reward_prompts), *folders, seed, 1)
+        write_rankings(seen, labelers, out / "world" / "rankings.jsonl", seed)
+        fresh = sample_candidates(read_prompts(paths.evaluation_prompts, UNSEEN_RANKINGS), *folders, seed, 2)
+        write_rankings(fresh, labelers, out / "world" / "rankings_validation.jsonl", seed + 1)
+    fit(recipes, "reward", seed, stages)
+    return recipes, fresh
 
 
 def copy_recipes(out: Path) -> dict[str, Path]:
