@@ -122,9 +122,7 @@ def test_the_same_choice_scores_as_lm_evals_model(subject, hflm, evaluation_data
         assert mine["accuracy by whole option"] == theirs["accuracy by whole option"]
         assert "accuracy" in mine and "accuracy" not in theirs
     suite.tasks[0].limit = 12
-    value = suite.run(subject, subject).figures[
-        f"{name}{f', {shots} shots' if shots else ''}: accuracy by whole option"
-    ]
+    value = suite.run(subject, subject).figures[f"{name}{f', {shots}-shot' if shots else ''}: accuracy by whole option"]
     assert value.value == both[0]["results"][name]["accuracy by whole option,none"]
 
 
