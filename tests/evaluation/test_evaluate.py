@@ -112,8 +112,9 @@ def test_a_finished_evaluation_computes_nothing_again(evaluated: Path, monkeypat
 KILLED = """
 import sys
 import time
-from lit_rlhf.evaluation import subjects
+from lit_rlhf.evaluation import cache, subjects
 from lit_rlhf.cli import main
+cache.FLUSH_SECONDS = 0.0  # by itself it waits some seconds: this test is done before
 made, seen = subjects.generate, []
 def generate(*args):
     if len(seen) == int(sys.argv[2]):
