@@ -1,5 +1,6 @@
 """From opinions to a win rate: both orders, ties, position bias, what is missing."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,18 +33,26 @@ class Compared(NamedTuple):
         """Return the win rate with its interval, clustered by prompt."""
         return win_rate([vote.preference for vote in self.votes], [vote.pair for vote in self.votes])
 
+    def _by_pair(self, values: Sequence[float]) -> list[float]:
+        """Return the mean over the votes on each pair: an interval counts a prompt once, however many judge it."""
+        own: dict[int, list[float]] = defaultdict(list)
+        for vote, value in zip(self.votes, values, strict=True):
+            own[vote.pair].append(value)
+        return [sum(each) / len(each) for each in own.values()]
+
     def figures(self) -> dict[str, Figure]:
         """Return everything the report shows of a comparison."""
-        ties = mean_of([float(vote.preference == 0.5) for vote in self.votes], better="")
+        ties = mean_of(self._by_pair([float(vote.preference == 0.5) for vote in self.votes]), better="")
         found = {"win rate": Figure(None, missing=self.missing), "ties": ties}
         if self.votes:
             won = self.rate()
             controlled = length_controlled_win_rate([vote.preference for vote in self.votes], self.differences)
             found["win rate"] = Figure(won.rate, won.count, won.low, won.high, self.missing)
             found["win rate at equal length"] = Figure(controlled, won.count, missing=self.missing)
-            found["longer by"] = mean_of(self.differences, "tokens", "")
+            found["longer by"] = mean_of(self._by_pair(self.differences), "tokens", "")
         if self.first_shown:
-            found["first shown preferred"] = mean_of(self.first_shown, better="")
+            both = zip(self.first_shown[::2], self.first_shown[1::2])
+            found["first shown preferred"] = mean_of([(one + other) / 2 for one, other in both], better="")
             found["same in both orders"] = mean_of(self.consistent)
         return found
 

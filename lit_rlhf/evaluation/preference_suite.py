@@ -126,18 +126,24 @@ class Preference:
         if rate is None:
             return {}
         rated: list[list[Rating]] = rate([Item(pair.prompt, pair.row, pair.first) for pair in pairs], subject.cache)
-        ratings = [rating for each in rated for rating in each]
-        missing = sum(rating.overall is None for rating in ratings)
+        missing = sum(rating.overall is None for each in rated for rating in each)
         notes += counted(missing, f"ratings missing ({label}), left out")
-        if not ratings:
+        if not any(rated):
             return {}
-        figures = {f"{label}: overall quality": mean_of([rating.overall for rating in ratings], "points")}
+        overall = [mean([r.overall for r in each if r.overall is not None]) for each in rated]
+        figures = {f"{label}: overall quality": mean_of(overall, "points")}
         for name in METADATA:
-            values = [float(rating.flags[name]) for rating in ratings if name in rating.flags]
-            if values:
+            values = [mean([float(r.flags[name]) for r in each if name in r.flags]) for each in rated]
+            known = [value for value in values if value is not None]  # a field may not apply to an answer
+            if known:
                 better: Any = "higher" if name == "satisfies_constraint" else "lower"
-                figures[f"{label}: {name.replace('_', ' ')}"] = mean_of(values, better=better)
+                figures[f"{label}: {name.replace('_', ' ')}"] = mean_of(known, better=better)
         return figures
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Return the mean of what the raters of one answer say, None without any: an interval counts an answer once."""
+    return sum(values) / len(values) if values else None
 
 
 def by_group(compared: Compared, pairs: Sequence[Pair], column: str) -> dict[str, dict[str, float]]:
