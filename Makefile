@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint type docs benchmark
+.PHONY: help quickstart test lint type docs benchmark peers
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -27,6 +27,10 @@ docs: .venv/.docs  ## the documentation as HTML in site/
 
 benchmark: .venv/.dev  ## speed and memory beside other libraries; ARGS="reward_model" for a part
 	$(BIN)/python tests/benchmarks $(ARGS)
+
+peers: .venv/.dev  ## the PPO update beside TRL 1.12.0's, which is installed into .venv-peers/
+	test -d .venv-peers/trl-1.12.0 || $(PIP) --no-deps --target .venv-peers/trl-1.12.0 trl==1.12.0
+	$(BIN)/python -m pytest tests/peers $(ARGS)
 
 .venv/.installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no python3.11 or python3 found: install Python 3.11 or newer"; exit 2; }
