@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, Trainer
 
 from lit_rlhf.data.pretraining import TextBlocks, collate_blocks, text_blocks
 from lit_rlhf.errors import UserError
-from lit_rlhf.functional import language_model_loss, position_ids
+from lit_rlhf.models.text_loss import text_loss
 
 
 class PretrainingValidation(Callback):
@@ -65,13 +65,7 @@ class PretrainingValidation(Callback):
             text = collate_blocks(mine or [self.blocks[0]._replace(trained=False)], 1.0)
             batch = trainer.strategy.batch_to_device(text)
             with trainer.precision_plugin.forward_context():
-                logits = model(
-                    input_ids=batch.input_ids,
-                    attention_mask=batch.attention_mask,
-                    position_ids=position_ids(batch.attention_mask),
-                    use_cache=False,
-                ).logits
-            total, count = language_model_loss(logits, batch.input_ids, batch.loss_mask)
+                total, count = text_loss(model, batch.input_ids, batch.loss_mask, batch.attention_mask)
             sums += torch.stack([total.double(), count.double()]).cpu()
         model.train(training)
         return sums.to(pl_module.device)

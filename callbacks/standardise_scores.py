@@ -8,12 +8,8 @@ from torch import Tensor
 
 from lit_rlhf.callbacks.centre_scores import CentreScores
 from lit_rlhf.data.batches import PromptBatch
-from lit_rlhf.data.formats import read_records
 from lit_rlhf.data.prompting import PromptTemplate
-from lit_rlhf.data.prompts import PromptSource, tokenise_prompts
-from lit_rlhf.data.records import PromptRow
-from lit_rlhf.data.report import PreparationReport
-from lit_rlhf.data.sources import read_rows
+from lit_rlhf.data.prompts import PromptSource, read_prompts
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
 from lit_rlhf.models.options import ModelOptions
@@ -78,12 +74,8 @@ class StandardiseScores(CentreScores):
         if tokenizer.get_vocab() != pl_module.tokenizer.get_vocab():
             raise UserError(f"StandardiseScores: {self.policy!r} has another tokenizer than the reward model")
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        report = PreparationReport(self.path)
-        records = read_records(read_rows(self.path), "prompt", PromptRow, self.format, report)
         template = PromptTemplate(tokenizer, self.template or data.template)
-        tokenised = tokenise_prompts(records, template, data.lengths, report)
-        report.require_some("prompt")
-        report.show()
+        tokenised = read_prompts(self.path, self.format, template, data.lengths)
         return PromptSource(tokenised, tokenizer.pad_token_id, self.seed).batch(0, self.samples)
 
     @torch.no_grad()

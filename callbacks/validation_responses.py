@@ -4,20 +4,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from lit_rlhf.callbacks.sample_table import write_samples
 from lit_rlhf.data.collation import PromptTokens, TokenRow, collate_prompts
-from lit_rlhf.data.formats import read_records
 from lit_rlhf.data.prompting import PromptTemplate
-from lit_rlhf.data.prompts import tokenise_prompts
-from lit_rlhf.data.records import PromptRow
-from lit_rlhf.data.report import PreparationReport
-from lit_rlhf.data.sources import read_rows
+from lit_rlhf.data.prompts import read_prompts
 from lit_rlhf.errors import UserError
 from lit_rlhf.rewards import RewardSource
-from lit_rlhf.rollout.experience import Episodes
+from lit_rlhf.rollout.experience import Episodes, episodes_of
 from lit_rlhf.rollout.generation import CachedGenerator, Generator
 from lit_rlhf.rollout.sampling import Sampling, draw_noise
 from lit_rlhf.strategies import gathered
@@ -72,22 +68,14 @@ class ValidationResponses(Callback):
         if self.path is None:
             prompts = prompts_of_rows(getattr(data, "validation_rows", ()), pl_module.tokenizer)[:limit]
         else:
-            prompts = self.read_prompts(self.path, pl_module.tokenizer, data)[:limit]
+            template = PromptTemplate(pl_module.tokenizer, data.template)
+            prompts = read_prompts(self.path, self.format, template, data.lengths)[:limit]
         width = max(len(prompt.ids) for prompt in prompts) + self.sampling.response_length
         what = "ValidationResponses: the longest prompt with sampling.response_length"
         pl_module.require_positions(width, what, "one of them")
         if self.reward is not None:
             self.reward.prepare(pl_module.tokenizer, trainer.strategy.root_device)
         self.prompts = prompts
-
-    def read_prompts(self, path: str, tokenizer: Any, data: Any) -> list[PromptTokens]:
-        """Return the prompts of a source, with the template and the length limits of the demonstrations."""
-        report = PreparationReport(path)
-        records = read_records(read_rows(path), "prompt", PromptRow, self.format, report)
-        prompts = tokenise_prompts(records, PromptTemplate(tokenizer, data.template), data.lengths, report)
-        report.require_some("prompt")
-        report.show()
-        return prompts
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -109,23 +97,14 @@ class ValidationResponses(Callback):
             total = trainer.strategy.reduce(total, reduce_op="sum")
             pl_module.log("validation/reward_score", float(total[0] / total[1]), prog_bar=True, rank_zero_only=False)
 
-    def answer(self, pl_module: LightningModule, index: Tensor) -> tuple[Episodes, Tensor | None]:
+    def answer(self, pl_module: Any, index: Tensor) -> tuple[Episodes, Tensor | None]:
         """Return the episodes of the prompts at `index`, and their scores where there is a scorer."""
-        tokenizer: Any = pl_module.tokenizer
+        tokenizer, model = pl_module.tokenizer, pl_module.exported
         batch = collate_prompts([self.prompts[int(i)] for i in index], index.tolist(), tokenizer.pad_token_id)
         ids, mask = batch.input_ids.to(pl_module.device), batch.attention_mask.to(pl_module.device)
         noise = draw_noise(len(self.prompts), self.sampling.response_length, self.seed, 3)[index]
-        model: Any = pl_module.exported
         rollout = self.generator.generate(model, ids, mask, noise, self.sampling)
-        episodes = Episodes(
-            input_ids=torch.cat([ids, rollout.response_ids], 1),
-            attention_mask=torch.cat([mask, rollout.response_mask.to(mask)], 1),
-            prompts=[row["prompt"] for row in batch.rows],
-            responses=tokenizer.batch_decode(rollout.response_ids, skip_special_tokens=True),
-            rows=batch.rows,
-            prompt_width=ids.shape[1],
-            training=False,
-        )
+        episodes = episodes_of(batch, rollout, tokenizer, training=False)
         if self.reward is None:
             return episodes, None
         scores = self.reward.score(episodes)

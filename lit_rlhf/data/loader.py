@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from itertools import product
+from itertools import pairwise, product
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -146,11 +146,14 @@ class PlannedLoader(Generic[R, B]):
         self._resumed = False
         order = self._order()
         size, accumulate = self.cut.minibatch, self.cut.accumulate
+        dealt: list[list[list[int]]] = []
         while self._position < len(self):
             minibatch, step = divmod(self._position, accumulate)
-            places = order[minibatch * size : (minibatch + 1) * size]
+            if step == 0 or not dealt:
+                places = order[minibatch * size : (minibatch + 1) * size]
+                normalizer, dealt = float(sum(self._weights[place] for place in places)), self._deal(places)
             self._position += 1  # before the yield: what was yielded counts as consumed in a checkpoint
-            yield self._batch(places, step)
+            yield self._batch(dealt[step], normalizer)
 
     def state_dict(self) -> dict[str, int]:
         """Epoch and position (micro-batches of that epoch already yielded), the same on every rank."""
@@ -166,31 +169,34 @@ class PlannedLoader(Generic[R, B]):
     def _order(self) -> Sequence[int]:
         return epoch_order(len(self.rows), self.seed, self._epoch) if self.shuffle else range(len(self.rows))
 
-    def _batch(self, places: Sequence[int], step: int) -> B:
-        """Micro-batch `step` of the minibatch that holds the rows at `places`."""
-        normalizer = float(sum(self._weights[place] for place in places))
-        lines = self._lines(places, step, self.cut.rank)
-        mine = [[self.rows[place] for place in line] for line in lines]
+    def _batch(self, of_all_ranks: list[list[int]], normalizer: float) -> B:
+        """This rank's part of a micro-batch, given as the lines of all ranks."""
+        mine = [[self.rows[place] for place in line] for line in self._own(of_all_ranks, self.cut.rank)]
         if not mine:
             assert self.blank is not None, "a loader over several ranks that keeps the last rows needs `blank`"
-            mine = [[self.blank(self.rows[self._lines(places, step, 0)[0][0]])]]
+            mine = [[self.blank(self.rows[of_all_ranks[0][0]])]]
         return self.collate(mine if self._packed else [line[0] for line in mine], normalizer)
 
-    def _lines(self, places: Sequence[int], step: int, rank: int) -> list[list[int]]:
-        """The lines of a rank's micro-batch `step`, each with the places of the rows that stand in it."""
-        if self._packed is None:
-            if self._lengths is not None:
-                places = sorted(places, key=self._lengths.__getitem__)
-            of_all_ranks = places[step * self.cut.step_rows : (step + 1) * self.cut.step_rows]
-            return [[place] for place in of_all_ranks[rank :: self.cut.world_size]]
-        assert self._lengths is not None, "packing needs `length`"
-        if not self.drop_last:  # a validation step stands for itself
-            places, step, steps = places[step * self.cut.step_rows : (step + 1) * self.cut.step_rows], 0, 1
-        else:
-            steps = self.cut.accumulate
+    def _own(self, of_all_ranks: list[list[int]], rank: int) -> list[list[int]]:
+        return of_all_ranks[rank :: self.cut.world_size]
+
+    def _deal(self, places: Sequence[int]) -> list[list[list[int]]]:
+        """A minibatch as micro-batches over all ranks, each of lines with the places of the rows that stand in them."""
+        rows = self.cut.step_rows
+        if self._packed is not None and self.drop_last:
+            lines = self._pack(places, self.cut.accumulate)
+            edges = [len(lines) * step // self.cut.accumulate for step in range(self.cut.accumulate + 1)]
+            return [lines[begin:end] for begin, end in pairwise(edges)]
+        if self._packed is None and self._lengths is not None:
+            places = sorted(places, key=self._lengths.__getitem__)
+        steps = [places[start : start + rows] for start in range(0, len(places), rows)]
+        # a validation step stands for itself, and is packed by itself
+        return [[[place] for place in step] if self._packed is None else self._pack(step, 1) for step in steps]
+
+    def _pack(self, places: Sequence[int], steps: int) -> list[list[int]]:
+        assert self._lengths is not None and self._packed is not None, "packing needs `length`"
         packed = pack([self._lengths[place] for place in places], steps * self.cut.world_size, self._packed)
-        begin, end = (len(packed) * n // steps for n in (step, step + 1))
-        return [[places[n] for n in line] for line in packed[begin:end][rank :: self.cut.world_size]]
+        return [[places[n] for n in line] for line in packed]
 
     def fill(self, minibatches: int = 100) -> float:
         """The share of positions that hold a token, over the first minibatches of this epoch and all ranks."""
@@ -199,8 +205,8 @@ class PlannedLoader(Generic[R, B]):
         tokens = positions = 0
         for minibatch in range(min(minibatches, len(order) // size)):
             places = order[minibatch * size : (minibatch + 1) * size]
-            for step, rank in product(range(self.cut.accumulate), range(self.cut.world_size)):
-                widths = [sum(self._lengths[n] for n in line) for line in self._lines(places, step, rank)]
+            for step, rank in product(self._deal(places), range(self.cut.world_size)):
+                widths = [sum(self._lengths[n] for n in line) for line in self._own(step, rank)]
                 tokens += sum(widths)
                 positions += max(widths) * len(widths)
         return tokens / positions

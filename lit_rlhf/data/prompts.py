@@ -180,6 +180,20 @@ class PromptDataModule(LightningDataModule):
         )
 
 
+def read_prompts(path: str, format: str, template: PromptTemplate, lengths: LengthPolicy) -> list[PromptTokens]:
+    """The tokenised prompts of a source, for those who answer some beside a data module; prints what was left out.
+
+    Raises:
+        UserError: The data cannot be read, or no prompt is left.
+    """
+    report = PreparationReport(path)
+    records = read_records(read_rows(path), "prompt", PromptRow, format, report)
+    prompts = tokenise_prompts(records, template, lengths, report)
+    report.require_some("prompt")
+    report.show()
+    return prompts
+
+
 def tokenise_prompts(
     records: list[PromptRow], template: PromptTemplate, lengths: LengthPolicy, report: PreparationReport
 ) -> list[PromptTokens]:

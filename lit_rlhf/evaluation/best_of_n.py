@@ -13,7 +13,7 @@ from lit_rlhf.errors import UserError
 from lit_rlhf.functional import best_of_each, best_of_n_kl
 from lit_rlhf.models.loading import maximum_length
 from lit_rlhf.rewards import RewardSource
-from lit_rlhf.rollout.experience import Episodes
+from lit_rlhf.rollout.experience import episodes_of
 from lit_rlhf.rollout.generation import CachedGenerator
 from lit_rlhf.rollout.sampling import Sampling, draw_noise
 
@@ -82,22 +82,13 @@ def sample_candidates(
         ids, mask = batch.input_ids.to(policy.device), batch.attention_mask.to(policy.device)
         noise = torch.cat([draw_noise(n, sampling.response_length, seed, place, 5) for place in places])
         rollout = CachedGenerator(batch_size).generate(policy, ids, mask, noise, sampling)
-        responses = tokenizer.batch_decode(rollout.response_ids, skip_special_tokens=True)
-        episodes = Episodes(
-            input_ids=torch.cat([ids, rollout.response_ids], 1),
-            attention_mask=torch.cat([mask, rollout.response_mask.to(mask)], 1),
-            prompts=[row["prompt"] for row in batch.rows],
-            responses=responses,
-            rows=batch.rows,
-            prompt_width=ids.shape[1],
-            training=False,
-        )
+        episodes = episodes_of(batch, rollout, tokenizer, training=False)
         scores = source.score(episodes).float()
         if sampling.missing_end_score is not None:
             scores = torch.where(rollout.ended, scores, sampling.missing_end_score)
         for number, place in enumerate(places):
             own = slice(number * n, (number + 1) * n)
-            yield Candidates(prompts[place].row, responses[own], scores[own].tolist())
+            yield Candidates(prompts[place].row, episodes.responses[own], scores[own].tolist())
 
 
 def best_of_n_curve(scores: Tensor) -> Curve:

@@ -4,11 +4,11 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from lit_rlhf.evaluation.charts import COLOURS, chart
 from lit_rlhf.evaluation.report import NO_BREAK, align, duration, refuse_unspeakable, to_json
+from lit_rlhf.evaluation.templates import page_template
 
 SAMPLES_ON_PAGE = 200  # of a suite
 ROWS_IN_TERMINAL = 30
@@ -30,20 +30,12 @@ def write_page(report: dict[str, Any], folder: Path) -> None:
 
 def to_page(report: dict[str, Any]) -> str:
     """Render the page."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"figure": typeset, "duration": duration, "verdict": verdict}
     colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(report["models"])}
     charts = {
         suite: [Markup(each) for each in chart(part, colours, f"{place}-")]
         for place, (suite, part) in enumerate(report["suites"].items())
     }
-    return environment.get_template("page.html.jinja").render(
+    return page_template("page.html.jinja", figure=typeset, duration=duration, verdict=verdict).render(
         report=report,
         colours=colours,
         charts=charts,

@@ -8,10 +8,10 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from lit_rlhf.evaluation.plots import MODELS, Report, draw
+from lit_rlhf.evaluation.templates import page_template
 
 STAGES = {"pretraining": "Pretraining", "sft": "SFT", "reward": "Reward model", "ppo": "PPO", "ppo_ptx": "PPO-ptx"}
 FIGURES = ("win_rate", "win_rate_low", "win_rate_high", "truthful", "toxic", "success", "pretraining_loss", "kl_to_sft")
@@ -98,17 +98,9 @@ def to_json(report: Report) -> str:
 
 def to_html(report: Report) -> str:
     """Render the page."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "number": typeset, "duration": duration}
     panels = {name: [Markup(panel) for panel in drawn] for name, drawn in draw(report).items()}
     samples = report.get("samples", [])
-    return environment.get_template("report.html.jinja").render(
+    return page_template("report.html.jinja", percent=percent, number=typeset, duration=duration).render(
         report=report,
         panels=panels,
         looks=MODELS,

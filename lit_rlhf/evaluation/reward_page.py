@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from lit_rlhf.evaluation.degenerate import KINDS
 from lit_rlhf.evaluation.report import percent, refuse_unspeakable, to_json, typeset
 from lit_rlhf.evaluation.reward_plots import Report, draw
+from lit_rlhf.evaluation.templates import page_template
 
 NAME = "reward_quality"
 
@@ -33,13 +33,7 @@ def write_quality(report: Report, folder: Path) -> Path:
 
 def to_html(report: Report) -> str:
     """Render the page."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "number": typeset}
     panels = {name: [Markup(panel) for panel in drawn] for name, drawn in draw(report).items()}
-    return environment.get_template(f"{NAME}.html.jinja").render(report=report, panels=panels, kinds=KINDS)
+    return page_template(f"{NAME}.html.jinja", percent=percent, number=typeset).render(
+        report=report, panels=panels, kinds=KINDS
+    )

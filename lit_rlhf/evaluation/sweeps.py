@@ -7,13 +7,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from lit_rlhf.evaluation.drawing import MUTED, NARROW, STYLE, panel, svg
 from lit_rlhf.evaluation.report import align, typeset
+from lit_rlhf.evaluation.templates import page_template
 
 # drawn where nothing is asked for: of each group the first that was logged
 USUAL = (
@@ -169,9 +169,5 @@ def write_page(sweeps: Sequence[Sweep], title: str, path: Path) -> None:
             }
             for n, sweep in enumerate(sweeps)
         ]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters["number"] = typeset
-    page = environment.get_template("sweep.html.jinja").render(title=title, parts=parts)
+    page = page_template("sweep.html.jinja", number=typeset).render(title=title, parts=parts)
     path.write_text(page, encoding="utf-8")

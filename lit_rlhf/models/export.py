@@ -87,7 +87,6 @@ def export_checkpoint(checkpoint: Path, directory: Path) -> None:
     for name, text in about["tokenizer"].items():
         (directory / name).write_text(text)
     settings = json.loads(about["config"])
-    AutoConfig.for_model(**settings).save_pretrained(directory)  # a tokenizer's folder is known by it
     if about.get("four_bit_base"):
         base, options = about["four_bit_base"]
         weights = _over_four_bits(base, ModelOptions(**options), adapter, settings, weights, directory)
@@ -151,6 +150,7 @@ def _over_four_bits(
 ) -> dict[str, Tensor]:
     """Return whole weights of a checkpoint that holds the adapters alone: base loaded in 4 bits as for training."""
     assert adapter is not None, "a 4-bit base is not trained without an adapter"
+    AutoConfig.for_model(**settings).save_pretrained(tokenizer)  # a tokenizer's folder is known by it
     words = load_tokenizer(str(tokenizer), options)
     model = (
         load_scalar_model(base, words, options).model if _is_scalar(settings) else load_causal_lm(base, words, options)

@@ -12,16 +12,17 @@ from transformers import PreTrainedModel
 
 from lit_rlhf.data.batches import PretrainingBatch, PromptBatch
 from lit_rlhf.errors import UserError
-from lit_rlhf.functional import clipped_policy_loss, clipped_value_loss, k1, language_model_loss, position_ids
+from lit_rlhf.functional import clipped_policy_loss, clipped_value_loss, k1
 from lit_rlhf.models.adapters import adapter_off, add_lora
 from lit_rlhf.models.loading import load_causal_lm, load_config
 from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.models.scalar import ScalarModel, load_scalar_model
+from lit_rlhf.models.text_loss import text_loss
 from lit_rlhf.modules.base import LitModule
 from lit_rlhf.modules.ppo_settings import PPOSettings
 from lit_rlhf.rewards import RewardSource, finite_scores
 from lit_rlhf.rewards.source import load_source_state, source_critic, source_details, source_state
-from lit_rlhf.rollout.experience import Episodes, Experience, Trajectories, sample_rows
+from lit_rlhf.rollout.experience import Experience, Trajectories, episodes_of, sample_rows
 from lit_rlhf.rollout.gather import gather_rows
 from lit_rlhf.rollout.generation import CachedGenerator, Generator
 from lit_rlhf.rollout.kl_control import FixedKL, KLController
@@ -94,7 +95,7 @@ class PPOModule(LitModule):
         self.critic: ScalarModel
         self.frozen: dict[str, Any] = {}  # a plain dict: neither trained, nor wrapped, nor in the checkpoint
         self.samples: list[dict[str, Any]] = []
-        self.loader: ExperienceLoader
+        self.loader: ExperienceLoader | None = None
         self.unfinished: dict[str, Any] = {}  # of a checkpoint in the middle of an iteration, until there is a loader
         self.validation_score, self.validation_kl = MeanMetric(), MeanMetric()
 
@@ -154,13 +155,14 @@ class PPOModule(LitModule):
         """Return the training loader over `prompts`; called by the prompt data module."""
         self.check_length(prompts)
         sizes, rank = self.sizes, self.trainer.global_rank
-        self.loader = ExperienceLoader(
+        loader = ExperienceLoader(
             lambda: self.collect(prompts), lambda iteration: cut(iteration, sizes, rank, self.seed), sizes.batches
         )
         if self.unfinished:
-            self.loader.resume(self.unfinished, self.device)
+            loader.resume(self.unfinished, self.device)
             self.unfinished = {}
-        return self.loader
+        self.loader = loader
+        return loader
 
     def collect(self, prompts: Prompts) -> Iteration:
         """Steps 1 to 6 of an iteration, all that its micro-batches are cut from."""
@@ -203,11 +205,8 @@ class PPOModule(LitModule):
         self.policy.train(training)
         generated = time.perf_counter()
         # 2 score
-        input_ids = torch.cat([ids, rollout.response_ids], 1)  # (B, T)
-        attention_mask = torch.cat([mask, rollout.response_mask.to(mask)], 1)
-        responses = self.tokenizer.batch_decode(rollout.response_ids, skip_special_tokens=True)
-        prompts, training = [row["prompt"] for row in batch.rows], self.trainer.training
-        episodes = Episodes(input_ids, attention_mask, prompts, responses, batch.rows, ids.shape[1], training)
+        episodes = episodes_of(batch, rollout, self.tokenizer, self.trainer.training)
+        input_ids, attention_mask = episodes.input_ids, episodes.attention_mask  # (B, T)
         scores = finite_scores(self.reward, episodes, self.trainer.global_step)
         if self.sampling.missing_end_score is not None:
             scores = torch.where(rollout.ended, scores, self.sampling.missing_end_score)
@@ -250,13 +249,7 @@ class PPOModule(LitModule):
 
     def pretraining_step(self, batch: PretrainingBatch) -> Tensor:
         """Return the language-modelling loss of the policy, mean over tokens (the γ term of Eq. 2, without γ)."""
-        logits = self.policy(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            position_ids=position_ids(batch.attention_mask),
-            use_cache=False,
-        ).logits
-        total, count = language_model_loss(logits, batch.input_ids, batch.loss_mask)
+        total, count = text_loss(self.policy, batch.input_ids, batch.loss_mask, batch.attention_mask)
         self.tally.add("pretraining/loss", total, count)
         return self.normalised(total, batch.normalizer)
 
@@ -280,7 +273,8 @@ class PPOModule(LitModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the states of the KL controller and of the reward source, and the iteration under way."""
         super().on_save_checkpoint(checkpoint)
-        if unfinished := self.loader.unfinished():
+        # there is no loader where nothing was trained: a model that was only validated can be saved
+        if unfinished := self.loader.unfinished() if self.loader else {}:
             figures = self.tally.over_ranks(self.sum_over_ranks)
             checkpoint["iteration"] = unfinished | {"figures": figures, "samples": self.samples}
         checkpoint["kl_controller"] = self.kl.state_dict()

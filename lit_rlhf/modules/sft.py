@@ -8,11 +8,11 @@ from transformers import PreTrainedModel
 
 from lit_rlhf.data.batches import PretrainingBatch, TokenBatch
 from lit_rlhf.errors import UserError
-from lit_rlhf.functional import language_model_loss, position_ids
 from lit_rlhf.models.adapters import add_lora
 from lit_rlhf.models.loading import load_causal_lm, load_config
 from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.models.segments import reason_against_segments, segment_inputs
+from lit_rlhf.models.text_loss import text_loss
 from lit_rlhf.modules.base import LitModule
 from lit_rlhf.strategies import shard_model
 
@@ -73,11 +73,10 @@ class SFTModule(LitModule):
     def loss(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         """Return the sum of the cross-entropy over the batch's targets, in nats, and how many there are."""
         if batch.segment is None:
-            mask = {"attention_mask": batch.attention_mask, "position_ids": position_ids(batch.attention_mask)}
-        else:
-            mask = segment_inputs(batch.segment, attention=self.options.attention)
-        logits = self.model(input_ids=batch.input_ids, use_cache=False, **mask).logits  # (B, T, V)
-        return language_model_loss(logits, batch.input_ids, batch.loss_mask)
+            return text_loss(self.model, batch.input_ids, batch.loss_mask, batch.attention_mask)
+        apart = segment_inputs(batch.segment, attention=self.options.attention)
+        mask, positions = apart["attention_mask"], apart["position_ids"]
+        return text_loss(self.model, batch.input_ids, batch.loss_mask, mask, positions)
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
         """Return the normalised loss; a batch of the pretraining mix is logged under its own name."""

@@ -18,15 +18,17 @@ class Tally:
 
     def add(self, name: str, total: Tensor | float, count: Tensor | float = 1.0) -> None:
         """Add a sum and the number of what was summed."""
-        pair = torch.stack([torch.as_tensor(x, dtype=torch.float64).detach().cpu() for x in (total, count)])
-        self.sums[name] = self.sums[name] + pair if name in self.sums else pair
+        # kept where it is: a copy to the CPU would make an accelerator wait at every micro-batch
+        total = torch.as_tensor(total).detach()
+        pair = torch.stack([torch.as_tensor(x, dtype=torch.float64, device=total.device) for x in (total, count)])
+        self.sums[name] = self.sums[name].to(pair.device) + pair if name in self.sums else pair
 
     def over_ranks(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """Return sum and count of every name over all ranks; every rank must call it, with the same names."""
         if not self.sums:
             return {}
         names = sorted(self.sums)
-        return dict(zip(names, reduce(torch.stack([self.sums[name] for name in names]))))
+        return dict(zip(names, reduce(torch.stack([self.sums[name].cpu() for name in names]))))
 
     def means(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """Return the means over all ranks, () float32 each, and begin anew."""

@@ -2,7 +2,11 @@
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from lit_rlhf.data.batches import PromptBatch
 
 
 class Rollout(NamedTuple):
@@ -60,6 +64,27 @@ class Experience(NamedTuple):
     returns: Tensor  # (B, R) float32
     normalizer: Tensor  # () float32, response tokens of the whole minibatch: accumulation and ranks included
     statistics: dict[str, Tensor]  # of the rollout, in the first micro-batch of an iteration; empty in the others
+
+
+def episodes_of(prompts: PromptBatch, rollout: Rollout, tokenizer: Tokenizer, training: bool) -> Episodes:
+    """Return prompts with their responses behind them, as a reward source sees them, on the rollout's device.
+
+    Args:
+        prompts: what was answered.
+        rollout: the answers.
+        tokenizer: the policy's.
+        training: False in validation.
+    """
+    mask = rollout.response_mask
+    return Episodes(
+        input_ids=torch.cat([prompts.input_ids.to(mask.device), rollout.response_ids], 1),
+        attention_mask=torch.cat([prompts.attention_mask.to(mask.device), mask.to(prompts.attention_mask.dtype)], 1),
+        prompts=[row["prompt"] for row in prompts.rows],
+        responses=tokenizer.batch_decode(rollout.response_ids, skip_special_tokens=True),
+        rows=prompts.rows,
+        prompt_width=prompts.input_ids.shape[1],
+        training=training,
+    )
 
 
 def sample_rows(episodes: Episodes, scores: Tensor, kl: Tensor, count: int = 16) -> list[dict[str, Any]]:

@@ -146,6 +146,7 @@ class ExperienceLoader:
     def __iter__(self) -> Iterator[Experience]:
         """Roll out, then yield; after `resume` go on with the iteration that was begun."""
         if not self.resumed:
+            self.iteration = None  # the one before is done with: it need not lie beside the next while that is made
             self.iteration, self.position = self.collect(), 0
         self.resumed = False
         assert self.iteration is not None

@@ -20,7 +20,6 @@ from lit_rlhf.evaluation.comparison import Pair
 from lit_rlhf.evaluation.generation import Answer
 from lit_rlhf.functional import (
     expected_calibration_error,
-    language_model_loss,
     ranking_loss,
     ranking_pairs,
     reliability_curve,
@@ -28,6 +27,7 @@ from lit_rlhf.functional import (
 from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
 from lit_rlhf.models.options import ModelOptions
 from lit_rlhf.models.scalar import ScalarModel, load_scalar_model
+from lit_rlhf.models.text_loss import text_loss
 from lit_rlhf.rewards import RewardModelReward
 from lit_rlhf.rollout.sampling import Sampling
 from lit_rlhf.world.judge import judge
@@ -188,8 +188,7 @@ def pretraining_loss(model: PreTrainedModel, tokenizer: Tokenizer, path: Path) -
     total = count = 0.0
     for start in range(0, len(blocks), 32):
         batch = collate_blocks(blocks[start : start + 32], 1.0)
-        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-        part, targets = language_model_loss(logits, batch.input_ids, batch.loss_mask)
+        part, targets = text_loss(model, batch.input_ids, batch.loss_mask, batch.attention_mask)
         total, count = total + float(part), count + float(targets)
     return total / count
 

@@ -1,8 +1,6 @@
 """Seconds of a PPO update by this library: rollout, scoring and update, through the Trainer."""
 
-import argparse
 import time
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -47,15 +45,8 @@ class Clock(L.Callback):
 
 def main() -> None:
     """Run."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--updates", type=int, default=3)
-    parser.add_argument("--episodes", type=int, default=64)
-    parser.add_argument("--response", type=int, default=64)
-    parser.add_argument("--samples", type=int, default=1)
-    parser.add_argument("--bias", type=float, default=work.NEVER_ENDS)
+    parser = work.ppo_arguments()
     parser.add_argument("--precision", default="32-true")
-    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     module = Biased(

@@ -1,8 +1,6 @@
 """Seconds of a training step on one ranking by this library: K completions, all pairs, one optimizer step."""
 
-import argparse
 import time
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -30,11 +28,7 @@ class Clock(L.Callback):
 
 def main() -> None:
     """Run."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--updates", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
+    args = work.arguments().parse_args()
     torch.set_num_threads(args.threads)
     clock = Clock()
     trainer = L.Trainer(

@@ -1,9 +1,7 @@
 """Seconds of a PPO update by TRL 1.12.0, the last release with a PPO trainer, on the same models and prompts."""
 
-import argparse
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -27,15 +25,8 @@ class Clock(TrainerCallback):
 
 def main() -> None:
     """Run."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--updates", type=int, default=3)
-    parser.add_argument("--episodes", type=int, default=64)
-    parser.add_argument("--response", type=int, default=64)
-    parser.add_argument("--samples", type=int, default=1)
-    parser.add_argument("--bias", type=float, default=work.NEVER_ENDS)
+    parser = work.ppo_arguments()
     parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     transformers.utils.logging.set_verbosity_error()
@@ -47,8 +38,7 @@ def main() -> None:
     for model in (policy, reference):
         work.bias_end(model, args.bias)
     prompts = [json.loads(line)["prompt"] for line in (args.folder / "prompts.jsonl").read_text().splitlines()]
-    repeated = [prompt for prompt in prompts for _ in range(args.samples)]
-    rows = [{"input_ids": tokenizer(prompt)["input_ids"]} for prompt in repeated]
+    rows = [{"input_ids": tokenizer(prompt)["input_ids"]} for prompt in prompts]
     settings = PPOConfig(
         output_dir=str(args.folder / "trl"),
         use_cpu=True,

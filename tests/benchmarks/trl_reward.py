@@ -1,10 +1,8 @@
 """Seconds of a training step on one ranking by TRL's RewardTrainer: its pairs, as separate rows of one batch."""
 
-import argparse
 import json
 import time
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -32,11 +30,7 @@ class Clock(TrainerCallback):
 
 def main() -> None:
     """Run."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--updates", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
+    args = work.arguments().parse_args()
     torch.set_num_threads(args.threads)
     transformers.utils.logging.set_verbosity_error()
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.folder / "policy")

@@ -1,5 +1,6 @@
 """What is measured: models of one shape with random weights, prompts, and how often a response ends."""
 
+import argparse
 import json
 import resource
 import sys
@@ -61,6 +62,24 @@ def bias_end(model: LlamaForCausalLM, bias: float) -> None:
         return logits + offset
 
     model.lm_head.register_forward_hook(add)
+
+
+def arguments() -> argparse.ArgumentParser:
+    """What every worker is told."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--updates", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser
+
+
+def ppo_arguments() -> argparse.ArgumentParser:
+    """What the workers of PPO are told besides."""
+    parser = arguments()
+    parser.add_argument("--episodes", type=int, default=64)
+    parser.add_argument("--response", type=int, default=64)
+    parser.add_argument("--bias", type=float, default=NEVER_ENDS)
+    return parser
 
 
 def report(seconds: list[float], **more: Any) -> None:

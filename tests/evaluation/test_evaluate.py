@@ -7,12 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from html_page import Page
 from lightning.pytorch.loggers import CSVLogger
 from real_recipe import write_recipe
 
@@ -20,31 +20,7 @@ from lit_rlhf.cli import main
 from lit_rlhf.evaluation.page import format_tables, to_page, write_page
 from lit_rlhf.evaluation.run import log_report
 
-VOID = {"meta", "br", "hr", "img", "input", "link", "col"}
 ROWS = {"*": 3, "preference": 4, "ifeval": 2, "squadv2": 2, "hellaswag": 2, "truthfulness": 2}
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, and whether each is closed in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(text)
-        self.close()
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, f"</{tag}> closes another tag, line {self.getpos()}"
 
 
 @pytest.fixture(scope="module")

@@ -48,3 +48,12 @@ def test_every_prompt_counts_once_on_one_process_and_two(model_folders, llama, t
     ddp = {"devices": 2, "strategy": "ddp"}  # the fifth prompt is alone: the second rank has none left
     for figures, _ in on_ranks(lambda: validate(llama, reference, path, tmp_path, 2, **ddp), tmp_path):
         assert figures == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_model_that_was_only_validated_can_be_saved(llama, tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", demonstrations(4))
+    module = PPOModule(llama, Recording(), Sampling(4), PPOSettings(rollout_batch=4, micro_batch=2), critic=llama)
+    trainer = quiet_trainer(tmp_path)
+    trainer.validate(module, datamodule=PromptDataModule(path, validation_path=path), verbose=False)
+    trainer.save_checkpoint(tmp_path / "validated.ckpt")
+    assert "iteration" not in torch.load(tmp_path / "validated.ckpt", weights_only=True)

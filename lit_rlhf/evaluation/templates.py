@@ -1,0 +1,20 @@
+"""The pages' templates, which lie beside this file: every text escaped, every missing name an error."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+
+def page_template(name: str, **filters: Callable[..., Any]) -> Template:
+    """Return the template of that file, with filters by name."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= filters
+    return environment.get_template(name)
