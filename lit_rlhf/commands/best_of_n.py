@@ -69,6 +69,9 @@ def sample_and_write(settings: Namespace) -> Any:
     """Do it; return the curve."""
     import torch
 
+    from lit_rlhf.data.lengths import LengthPolicy
+    from lit_rlhf.data.prompting import PromptTemplate
+    from lit_rlhf.data.prompts import read_prompts
     from lit_rlhf.evaluation.best_of_n import best_of_n_curve, check_room, sample_candidates
     from lit_rlhf.models.loading import load_causal_lm, load_config, load_tokenizer
     from lit_rlhf.models.options import ModelOptions
@@ -78,7 +81,9 @@ def sample_and_write(settings: Namespace) -> Any:
     options = ModelOptions(dtype=settings.dtype)
     sampling = Sampling(settings.response_length, settings.temperature, settings.missing_end_score)
     tokenizer = load_tokenizer(settings.model, options)
-    prompts = read_prompts(settings, tokenizer)
+    lengths = LengthPolicy(settings.max_prompt_length).checked()
+    template = PromptTemplate(tokenizer, settings.template)
+    prompts = read_prompts(settings.prompts, "auto", template, lengths)[: settings.limit]
     check_room(load_config(settings.model, options), prompts, sampling)
     source = reward_source(settings.reward, options)
     source.prepare(tokenizer, device)
@@ -96,25 +101,6 @@ def sample_and_write(settings: Namespace) -> Any:
     curve = best_of_n_curve(torch.tensor(scores))
     curve_file(settings.out).write_text(json.dumps(curve._asdict(), indent=1) + "\n")
     return curve
-
-
-def read_prompts(settings: Namespace, tokenizer: Any) -> Any:
-    """Return the tokenised prompts, as PPO's data module prepares them."""
-    from lit_rlhf.data.formats import read_records
-    from lit_rlhf.data.lengths import LengthPolicy
-    from lit_rlhf.data.prompting import PromptTemplate
-    from lit_rlhf.data.prompts import tokenise_prompts
-    from lit_rlhf.data.records import PromptRow
-    from lit_rlhf.data.report import PreparationReport
-    from lit_rlhf.data.sources import read_rows
-
-    report = PreparationReport(settings.prompts)
-    records = read_records(read_rows(settings.prompts), "prompt", PromptRow, "auto", report)
-    lengths = LengthPolicy(settings.max_prompt_length).checked()
-    prompts = tokenise_prompts(records, PromptTemplate(tokenizer, settings.template), lengths, report)
-    report.require_some("prompt")
-    report.show()
-    return prompts[: settings.limit]
 
 
 def reward_source(reward: str, options: Any) -> Any:

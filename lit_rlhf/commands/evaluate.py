@@ -1,12 +1,11 @@
 """`lit-rlhf evaluate`: the paper's evaluation of one or several models, from a recipe."""
 
 import os
-import sys
 from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
-from lit_rlhf.commands.fit import resolve_recipes
+from lit_rlhf.commands.fit import read_arguments
 from lit_rlhf.commands.places import Places
 from lit_rlhf.commands.problems import explain
 from lit_rlhf.commands.quiet import quiet
@@ -21,11 +20,7 @@ def run(command: str, args: list[str]) -> int:
         UserError: whatever of the recipes, the models, the data or the services the user can mend.
     """
     quiet()
-    args, files = resolve_recipes(args)
-    places = Places(files, args)
-    folder = os.getcwd()
-    if folder not in sys.path:
-        sys.path.append(folder)  # a class_path may name the user's own file; last, so that it shadows no package
+    args, places = read_arguments(args)
     evaluation = instantiate(args, places)
     from lit_rlhf.evaluation.page import format_tables, write_page
     from lit_rlhf.evaluation.run import log_report

@@ -18,11 +18,7 @@ def run(command: str, args: list[str]) -> int:
         UserError: whatever of the recipes, the arguments or the data the user can mend.
     """
     quiet()
-    args, files = resolve_recipes(args)
-    places = Places(files, args)
-    folder = os.getcwd()
-    if folder not in sys.path:
-        sys.path.append(folder)  # a class_path may name the user's own file; last, so that it shadows no package
+    args, places = read_arguments(args)
     from lit_rlhf.commands.lightning_cli import RecipeCLI
 
     handler = signal.getsignal(signal.SIGINT)
@@ -30,6 +26,19 @@ def run(command: str, args: list[str]) -> int:
         return RecipeCLI(command, args, places).exit_code
     finally:
         signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored after an interrupt
+
+
+def read_arguments(args: list[str]) -> tuple[list[str], Places]:
+    """Return the arguments with every recipe as a file, and where settings stand; the user's own files can be named.
+
+    Raises:
+        UserError: a recipe that is not there or cannot be read.
+    """
+    args, files = resolve_recipes(args)
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.append(folder)  # a class_path may name the user's own file; last, so that it shadows no package
+    return args, Places(files, args)
 
 
 def resolve_recipes(args: list[str]) -> tuple[list[str], list[Path]]:

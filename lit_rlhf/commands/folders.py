@@ -29,6 +29,19 @@ def check_writable(folder: Path) -> None:
         ) from None
 
 
+def write_out(text: str, path: Path) -> None:
+    """Write what a command was asked for under `--out`, with the folder it lies in.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as problem:
+        raise UserError(f"--out: cannot write {path} ({problem.strerror})") from None
+
+
 def check_checkpoint(path: str, module: str) -> None:
     """Refuse a checkpoint that is missing, unreadable, or known to be of another module than `module`.
 

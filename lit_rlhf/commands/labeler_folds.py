@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from lit_rlhf.commands.fit import resolve_recipes
+from lit_rlhf.commands.fit import read_arguments
+from lit_rlhf.commands.folders import write_out
 from lit_rlhf.commands.lightning_cli import RecipeCLI
 from lit_rlhf.commands.places import Places
 from lit_rlhf.data import ComparisonDataModule
@@ -35,8 +36,7 @@ def run_folds(settings: Namespace, args: list[str]) -> dict[str, Any]:
         settings: groups, group_column, seeds, unseen, out.
         args: the recipe and its overrides, as for `lit-rlhf fit`.
     """
-    args, files = resolve_recipes(args)
-    places = Places(files, args)
+    args, places = read_arguments(args)
     recipe = Instantiated("fit", list(args), places)
     data, module = recipe.datamodule, recipe.model
     if not isinstance(data, ComparisonDataModule) or not isinstance(module, RewardModule):
@@ -92,11 +92,7 @@ def train_and_test(fold: Fold, seed: int, args: list[str], places: Places, folde
 
 def write_rows(records: Sequence[Ranking], path: Path) -> Path:
     """Write rankings with the columns they came with."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(record.fields, default=str) + "\n" for record in records), encoding="utf-8")
-    except OSError as problem:
-        raise UserError(f"--out: cannot write {path} ({problem.strerror})") from None
+    write_out("".join(json.dumps(record.fields, default=str) + "\n" for record in records), path)
     return path
 
 

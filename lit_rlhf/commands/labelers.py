@@ -131,14 +131,8 @@ def spread(part: dict[str, float | None]) -> str:
 
 
 def write_json(value: dict[str, Any], path: Path) -> None:
-    """Write indented JSON and say where.
+    """Write indented JSON and say where."""
+    from lit_rlhf.commands.folders import write_out
 
-    Raises:
-        UserError: it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    except OSError as problem:
-        raise UserError(f"--out: cannot write {path} ({problem.strerror})") from None
+    write_out(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
     print(f"written: {path}")

@@ -47,11 +47,9 @@ def run(command: str, args: list[str]) -> int:
     if settings.out is None:
         sys.stdout.write(text)
         return 0
-    try:
-        settings.out.parent.mkdir(parents=True, exist_ok=True)
-        settings.out.write_text(text, encoding="utf-8")
-    except OSError as problem:
-        raise UserError(f"--out: cannot write {settings.out} ({problem.strerror})") from None
+    from lit_rlhf.commands.folders import write_out
+
+    write_out(text, settings.out)
     return 0
 
 
