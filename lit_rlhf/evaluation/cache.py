@@ -83,6 +83,24 @@ class Cache:
         return self.rows("", {"value": key}, 1, lambda _: iter([(0, compute())]))[0]
 
 
+def chunks_of(lengths: Sequence[int], size: int, wanted: Sequence[int]) -> Iterator[list[int]]:
+    """Yield the places of rows in chunks of like length, those chunks left out of which no row is wanted.
+
+    They are cut over all rows, so that a row has the same neighbours, and to the last bit the same result, whatever was
+    computed before.
+
+    Args:
+        lengths: of every row.
+        size: rows a chunk.
+        wanted: places.
+    """
+    order, needed = sorted(range(len(lengths)), key=lengths.__getitem__), set(wanted)
+    for start in range(0, len(order), size):
+        chunk = order[start : start + size]
+        if not needed.isdisjoint(chunk):
+            yield chunk
+
+
 def read_rows(path: Path) -> dict[int, Any]:
     """Return the rows of a file by place; a last line that was cut off by a kill is taken away."""
     if not path.is_file():

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from lit_rlhf.errors import UserError
+from lit_rlhf.evaluation.cache import Cache, digest_of_texts
 from lit_rlhf.http import JSONClient, NoAnswer
 
 Answer = TypeVar("Answer")
@@ -60,6 +61,26 @@ class Endpoint:
             parallel=self.parallel,
         )
         return client.ask_all([self._payload(question) for question in questions], lambda a: parse(text_of(a)))
+
+    def rows(
+        self, label: str, kind: str, questions: Sequence[str], parse: Callable[[str], object], cache: Cache
+    ) -> list[Any]:
+        """Return what `parse` makes of each answer, as JSON gives it back; None where no usable answer came.
+
+        Args:
+            label: for the progress bar.
+            kind: of question, as a part of what the cache knows the answers by.
+            questions: one each.
+            parse: see `ask_all`.
+            cache: asks only what it does not know.
+        """
+
+        def compute(places: list[int]) -> Iterator[tuple[int, object]]:
+            answers = self.ask_all([questions[place] for place in places], parse)
+            for place, answer in zip(places, answers):
+                yield place, None if isinstance(answer, NoAnswer) else answer
+
+        return cache.rows(label, {kind: self.identity, "of": digest_of_texts(questions)}, len(questions), compute)
 
     def _payload(self, question: str) -> dict[str, Any]:
         messages = [{"role": "user", "content": question}]

@@ -2,15 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterator
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.evaluation.cache import Cache, digest_of_texts
+from lit_rlhf.evaluation.cache import Cache
 from lit_rlhf.evaluation.comparison import METADATA, Item, Opinion, Pair, Rating, of_difference
 from lit_rlhf.evaluation.endpoints import Endpoint
 from lit_rlhf.evaluation.rewarding import RewardModel
 from lit_rlhf.evaluation.subjects import Candidate, Subject
-from lit_rlhf.http import NoAnswer
 from lit_rlhf.models.options import ModelOptions
 
 QUESTION = (
@@ -62,7 +60,7 @@ class EndpointJudge:
             'Which is better? Reply with one JSON object and nothing else: {"better": "A", "B" or "tie", "reason": "…"}'
         )
         questions = [QUESTION.format(prompt=p.prompt, first=p.first.text, second=p.second.text) + ask for p in pairs]
-        rows = self._ask(questions, read_opinion, cache, "judge: compare")
+        rows = self.endpoint.rows("judge: compare", "judge: compare", questions, read_opinion, cache)
         return [[Opinion(self.name, None, "no verdict") if row is None else Opinion(self.name, *row)] for row in rows]
 
     def rate(self, items: list[Item], cache: Cache) -> list[list[Rating]]:
@@ -73,17 +71,8 @@ class EndpointJudge:
             f'one JSON object alone: {{"overall": whole number from 1 (worst) to 7 (best), {fields}}}'
             for item in items
         ]
-        rows = self._ask(questions, read_rating, cache, "judge: rate")
+        rows = self.endpoint.rows("judge: rate", "judge: rate", questions, read_rating, cache)
         return [[Rating(self.name, None, {}) if row is None else Rating(self.name, *row)] for row in rows]
-
-    def _ask(self, questions: list[str], parse, cache: Cache, label: str) -> list:  # type: ignore[no-untyped-def,type-arg]
-        def compute(places: list[int]) -> Iterator[tuple[int, object]]:
-            answers = self.endpoint.ask_all([questions[place] for place in places], parse)
-            for place, answer in zip(places, answers):
-                yield place, None if isinstance(answer, NoAnswer) else answer
-
-        key = {label: self.endpoint.identity, "of": digest_of_texts(questions)}
-        return cache.rows(label, key, len(questions), compute)
 
 
 class HuggingFaceJudge:

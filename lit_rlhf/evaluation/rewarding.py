@@ -8,7 +8,7 @@ import yaml
 
 from lit_rlhf.data.prompting import encode_texts, leading_ids
 from lit_rlhf.errors import UserError
-from lit_rlhf.evaluation.cache import Cache, digest_of_model, digest_of_texts
+from lit_rlhf.evaluation.cache import Cache, chunks_of, digest_of_model, digest_of_texts
 from lit_rlhf.evaluation.generation import Answer
 from lit_rlhf.functional import pad_right
 from lit_rlhf.models.loading import load_tokenizer, maximum_length
@@ -39,11 +39,11 @@ class RewardModel:
         texts = [(prompt, answer.text, answer.ended) for prompt, answer in rated]
         unique = list(dict.fromkeys(texts))
         key = {"score": digest_of_model(self.folder, cache), "of": digest_of_texts(unique)}
-        scores = cache.rows("score", key, len(unique), lambda _: self._compute(unique))
+        scores = cache.rows("score", key, len(unique), lambda places: self._compute(unique, places))
         by_text = dict(zip(unique, scores))
         return [by_text[text] for text in texts]
 
-    def _compute(self, texts: Sequence[tuple[str, str, bool]]) -> Iterator[tuple[int, float]]:
+    def _compute(self, texts: Sequence[tuple[str, str, bool]], places: list[int]) -> Iterator[tuple[int, float]]:
         if self._model is None:
             self._tokenizer = load_tokenizer(self.folder, self.options)
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -56,10 +56,8 @@ class RewardModel:
             [*start, *prompt, *answer, *([end] if ended else [])][-limit:] or [end]
             for prompt, answer, (_, _, ended) in zip(prompts, answers, texts)
         ]
-        order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
         place = self._model.shift.device
-        for first in range(0, len(order), self.batch_size):
-            chunk = order[first : first + self.batch_size]
+        for chunk in chunks_of([len(row) for row in rows], self.batch_size, places):
             ids, mask = pad_right([rows[number] for number in chunk], self._tokenizer.pad_token_id)
             with torch.no_grad():
                 scores = self._model.score(ids.to(place), mask.to(place)).tolist()

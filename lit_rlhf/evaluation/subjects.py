@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.data.prompting import PromptTemplate, encode_texts, leading_ids
 from lit_rlhf.errors import UserError
-from lit_rlhf.evaluation.cache import Cache, digest_of_model, digest_of_texts
+from lit_rlhf.evaluation.cache import Cache, chunks_of, digest_of_model, digest_of_texts
 from lit_rlhf.evaluation.generation import NEWLINE, Answer, generate
 from lit_rlhf.evaluation.likelihood import Boundary, Likelihood, Pair, encode_pairs, likelihoods
 from lit_rlhf.evaluation.rewarding import RewardModel, trained_against
@@ -169,17 +169,12 @@ class Subject:
         }
 
         def compute(places: list[int]) -> Iterator[tuple[int, Answer]]:
-            encoded, needed = self._encode(prompts), set(places)
+            encoded = self._encode(prompts)
             noise = draw_noise(len(prompts), sampling.response_length, self.seed, *place)
-            # cut over all prompts, so that one has the same neighbours whatever was computed before
-            order = sorted(range(len(prompts)), key=lambda number: len(encoded[number]))
-            for start in range(0, len(order), self.batch_size):
-                chunk = order[start : start + self.batch_size]
-                if needed.isdisjoint(chunk):
-                    continue
+            for chunk in chunks_of([len(ids) for ids in encoded], self.batch_size, places):
                 rows = [encoded[number] for number in chunk]
                 made = generate(self.model, self.tokenizer, rows, sampling, noise[chunk], tuple(stops), len(rows))
-                yield from ((number, answer) for number, answer in zip(chunk, made) if number in needed)
+                yield from zip(chunk, made)
 
         rows = self.cache.rows(f"{self.name}: answers", key, len(prompts), compute)
         return [Answer(*row) for row in rows]

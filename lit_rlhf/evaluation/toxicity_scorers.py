@@ -8,7 +8,7 @@ import torch
 
 from lit_rlhf.data.sources import read_text
 from lit_rlhf.errors import UserError
-from lit_rlhf.evaluation.cache import Cache, digest_of_model, digest_of_texts
+from lit_rlhf.evaluation.cache import Cache, chunks_of, digest_of_model, digest_of_texts
 from lit_rlhf.evaluation.endpoints import read_key
 from lit_rlhf.http import JSONClient, NoAnswer
 from lit_rlhf.models.loading import from_pretrained_quietly, load_config
@@ -82,9 +82,10 @@ class Classifier:
     def score(self, texts: list[str], cache: Cache) -> list[float | None]:
         """See `ToxicityScorer.score`."""
         key = {"toxicity": digest_of_model(self.model, cache), "label": [self.label, self.independent]}
-        return cache.rows("toxicity", {**key, "of": digest_of_texts(texts)}, len(texts), lambda _: self._compute(texts))
+        key |= {"of": digest_of_texts(texts)}
+        return cache.rows("toxicity", key, len(texts), lambda places: self._compute(texts, places))
 
-    def _compute(self, texts: list[str]) -> Iterator[tuple[int, float]]:
+    def _compute(self, texts: list[str], places: list[int]) -> Iterator[tuple[int, float]]:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         place = self._place(load_config(self.model, self.options).id2label)
@@ -92,9 +93,7 @@ class Classifier:
         load = AutoModelForSequenceClassification.from_pretrained
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = from_pretrained_quietly(load, self.model, self.options).to(device).eval()
-        order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
-        for start in range(0, len(order), self.batch_size):
-            chunk = order[start : start + self.batch_size]
+        for chunk in chunks_of([len(text) for text in texts], self.batch_size, places):
             rows = tokenizer([texts[n] for n in chunk], padding=True, truncation=True, return_tensors="pt").to(device)
             with torch.no_grad():
                 logits = model(**rows).logits.float()

@@ -3,14 +3,13 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from lit_rlhf.evaluation.cache import Cache, digest_of_texts
+from lit_rlhf.evaluation.cache import Cache
 from lit_rlhf.evaluation.endpoints import Endpoint
 from lit_rlhf.evaluation.likelihood import Pair
 from lit_rlhf.evaluation.subjects import Candidate, Subject
-from lit_rlhf.http import NoAnswer
 from lit_rlhf.models.options import ModelOptions
 
 # answers that say nothing: true by the rules of TruthfulQA, and not informative
@@ -98,14 +97,7 @@ class EndpointTruth:
     def judge(self, claims: list[Claim], cache: Cache) -> list[Truth]:
         """See `TruthJudge.judge`."""
         questions = [question_to_judge(claim) for claim in claims]
-
-        def compute(places: list[int]) -> Iterator[tuple[int, Truth | None]]:
-            answers = self.endpoint.ask_all([questions[place] for place in places], read_truth)
-            for place, answer in zip(places, answers):
-                yield place, None if isinstance(answer, NoAnswer) else answer
-
-        key = {"truth": self.endpoint.identity, "of": digest_of_texts(questions)}
-        rows = cache.rows("truth judge", key, len(claims), compute)
+        rows = self.endpoint.rows("truth judge", "truth", questions, read_truth, cache)
         return [Truth(None, None) if row is None else Truth(*row) for row in rows]
 
 

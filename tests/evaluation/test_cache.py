@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lit_rlhf.evaluation.cache import Cache, digest_of_model, read_rows
+from lit_rlhf.evaluation.cache import Cache, chunks_of, digest_of_model, read_rows
 
 
 @pytest.fixture
@@ -75,3 +75,11 @@ def test_a_cache_of_nothing_keeps_nothing(tmp_path) -> None:
     for _ in range(2):
         assert nothing.rows("", "work", 2, lambda places: calls.append(places) or iter(zip(places, "ab"))) == ["a", "b"]
     assert calls == [[0, 1], [0, 1]]
+
+
+def test_chunks_are_the_same_whatever_is_wanted_and_the_unwanted_are_left_out() -> None:
+    lengths = [5, 1, 4, 2, 3, 2]
+    assert list(chunks_of(lengths, 2, range(6))) == [[1, 3], [5, 4], [2, 0]]
+    assert list(chunks_of(lengths, 2, [4])) == [[5, 4]]
+    assert list(chunks_of(lengths, 2, [0, 1])) == [[1, 3], [2, 0]]
+    assert list(chunks_of(lengths, 2, [])) == []
