@@ -1,24 +1,19 @@
 """Step 3 of the paper: PPO against the reward model with a per-token KL penalty (§3.5 Eq. 2, App. C.4)."""
 
 import time
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torchmetrics import MeanMetric
-from transformers import PreTrainedModel
 
 from lit_rlhf.data.batches import PretrainingBatch, PromptBatch
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import clipped_policy_loss, clipped_value_loss, k1
-from lit_rlhf.models.adapters import adapter_off, add_lora
-from lit_rlhf.models.loading import load_causal_lm, load_config
 from lit_rlhf.models.options import LoRA, ModelOptions
-from lit_rlhf.models.scalar import ScalarModel, load_scalar_model
 from lit_rlhf.models.text_loss import text_loss
-from lit_rlhf.modules.base import LitModule
+from lit_rlhf.modules.actors import ActorCritic
 from lit_rlhf.modules.ppo_settings import PPOSettings
 from lit_rlhf.rewards import RewardSource, finite_scores
 from lit_rlhf.rewards.source import load_source_state, source_critic, source_details, source_state
@@ -35,12 +30,12 @@ from lit_rlhf.rollout.loader import (
     cut,
     rollout_statistics,
 )
-from lit_rlhf.rollout.passes import in_chunks, response_logprobs, response_values
+from lit_rlhf.rollout.passes import in_chunks
 from lit_rlhf.rollout.sampling import Sampling, draw_noise
-from lit_rlhf.strategies import gathered, shard_model
+from lit_rlhf.strategies import gathered
 
 
-class PPOModule(LitModule):
+class PPOModule(ActorCritic):
     """Policy and critic, trained on rollouts of the policy. One epoch of the Trainer is one PPO iteration.
 
     Args:
@@ -63,7 +58,6 @@ class PPOModule(LitModule):
         samples: rows of the last rollout for sample tables: prompt, response, score, kl.
     """
 
-    export_prefix = "policy."
     shown = ("reward/score", "reward/kl")
 
     def __init__(
@@ -81,28 +75,22 @@ class PPOModule(LitModule):
         adapter: LoRA | None = None,
         options: ModelOptions | None = None,
     ) -> None:
-        super().__init__(model, options, adapter, optimizer, scheduler)
-        self.reward, self.sampling, self.ppo = reward, sampling or Sampling(), ppo or PPOSettings()
+        sampling, ppo = sampling or Sampling(), ppo or PPOSettings()
+        start, rate = critic or source_critic(reward) or model, ppo.critic_learning_rate
+        super().__init__(
+            model, reference or model, start, rate, sampling.temperature, optimizer, scheduler, adapter, options
+        )
+        self.reward, self.sampling, self.ppo = reward, sampling, ppo
         self.kl: KLController = kl or FixedKL()
-        self.critic_path = critic or source_critic(reward) or model
-        self.reference_path = reference or model
         self.generator = generator or CachedGenerator()
         if self.sampling.temperature == 0:
             raise UserError(
                 "sampling.temperature is 0: a greedy rollout explores nothing and has no log-probs to learn from"
             )
-        self.policy: PreTrainedModel
-        self.critic: ScalarModel
-        self.frozen: dict[str, Any] = {}  # a plain dict: neither trained, nor wrapped, nor in the checkpoint
         self.samples: list[dict[str, Any]] = []
         self.loader: ExperienceLoader | None = None
         self.unfinished: dict[str, Any] = {}  # of a checkpoint in the middle of an iteration, until there is a loader
         self.validation_score, self.validation_kl = MeanMetric(), MeanMetric()
-
-    @property
-    def exported(self) -> PreTrainedModel:
-        """The policy."""
-        return self.policy
 
     def setup(self, stage: str) -> None:
         """Refuse sizes and lengths that do not fit, before any weight is read."""
@@ -110,8 +98,7 @@ class PPOModule(LitModule):
         self.sizes = Sizes(
             ppo.rollout_batch, ppo.micro_batch, trainer.accumulate_grad_batches, trainer.world_size, ppo.epochs
         )
-        for path in (self.model_path, self.reference_path, self.critic_path):
-            load_config(path, self.options)
+        self.check_models()
         prompts = getattr(trainer.datamodule, "prompts", None)  # type: ignore[attr-defined]
         if prompts is not None:
             self.check_length(prompts)
@@ -129,27 +116,8 @@ class PPOModule(LitModule):
         """Load the four models, once."""
         if hasattr(self, "policy"):
             return
-        device = self.trainer.strategy.root_device
-        self.reward.prepare(self.tokenizer, device)
-        self.policy = load_causal_lm(self.model_path, self.tokenizer, self.options)
-        self.critic = load_scalar_model(self.critic_path, self.tokenizer, self.options)
-        if self.critic.fresh_head:
-            self.critic.model.score.weight.data.zero_()
-        if self.adapter is not None:
-            add_lora(self.policy, self.adapter)
-            add_lora(self.critic.model, self.adapter)
-        if self.adapter is None or self.reference_path != self.model_path:
-            reference = load_causal_lm(self.reference_path, self.tokenizer, self.options)
-            self.frozen["reference"] = reference.to(device).eval().requires_grad_(False)
-        shard_model(self.policy, self.trainer.strategy)
-        shard_model(self.critic, self.trainer.strategy)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the policy's group and the critic's with its own learning rate."""
-        return [
-            {"params": [p for p in self.policy.parameters() if p.requires_grad]},
-            {"params": [p for p in self.critic.parameters() if p.requires_grad], "lr": self.ppo.critic_learning_rate},
-        ]
+        self.reward.prepare(self.tokenizer, self.trainer.strategy.root_device)
+        self.load_models()
 
     def experience(self, prompts: Prompts) -> ExperienceLoader:
         """Return the training loader over `prompts`; called by the prompt data module."""
@@ -212,9 +180,7 @@ class PPOModule(LitModule):
             scores = torch.where(rollout.ended, scores, self.sampling.missing_end_score)
         # 3 log-probs of the reference, values (those of the policy were taken at sampling)
         reference = in_chunks(self.reference_logprobs, input_ids, attention_mask, width, self.ppo.chunk)
-        values = in_chunks(
-            lambda i, m, w: response_values(self.critic, i, m, w), input_ids, attention_mask, width, self.ppo.chunk
-        )
+        values = in_chunks(self.values, input_ids, attention_mask, width, self.ppo.chunk)
         kl = (k1(rollout.logprobs, reference) * rollout.response_mask).sum(1)
         self.samples = sample_rows(episodes, scores, kl)
         trajectories = Trajectories(
@@ -222,20 +188,12 @@ class PPOModule(LitModule):
         )
         return trajectories, {"time/generate": generated - start, "time/score": time.perf_counter() - generated}
 
-    def reference_logprobs(self, input_ids: Tensor, attention_mask: Tensor, width: int) -> Tensor:
-        """Return log-probs of the response under the reference policy, (B, R)."""
-        own = self.frozen.get("reference")
-        with nullcontext() if own else adapter_off(self.policy):
-            return response_logprobs(own or self.policy, input_ids, attention_mask, width, self.sampling.temperature)
-
     def training_step(self, batch: Experience | PretrainingBatch, batch_idx: int) -> Tensor:
         """Return the clipped policy loss plus the clipped value loss, or the loss of a batch of the pretraining mix."""
         if isinstance(batch, PretrainingBatch):
             return self.pretraining_step(batch)
         ppo, width = self.ppo, batch.response_mask.shape[1]
-        ids, mask = batch.input_ids, batch.attention_mask
-        logprobs = response_logprobs(self.policy, ids, mask, width, self.sampling.temperature)  # (B, R)
-        values = response_values(self.critic, ids, mask, width)  # (B, R)
+        logprobs, values = self.logprobs_and_values(batch.input_ids, batch.attention_mask, width)  # (B, R)
         policy = clipped_policy_loss(logprobs, batch.logprobs, batch.advantages, batch.response_mask, ppo.clip)
         value = clipped_value_loss(values, batch.values, batch.returns, batch.response_mask, ppo.value_clip)
         self.tally.add("policy/loss", policy.loss, policy.count)
