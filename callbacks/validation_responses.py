@@ -13,6 +13,7 @@ from lit_rlhf.data.prompting import PromptTemplate
 from lit_rlhf.data.prompts import read_prompts
 from lit_rlhf.errors import UserError
 from lit_rlhf.rewards import RewardSource
+from lit_rlhf.rollout.endings import text_ends
 from lit_rlhf.rollout.experience import Episodes, episodes_of
 from lit_rlhf.rollout.generation import CachedGenerator, Generator
 from lit_rlhf.rollout.sampling import Sampling, draw_noise
@@ -103,14 +104,12 @@ class ValidationResponses(Callback):
         batch = collate_prompts([self.prompts[int(i)] for i in index], index.tolist(), tokenizer.pad_token_id)
         ids, mask = batch.input_ids.to(pl_module.device), batch.attention_mask.to(pl_module.device)
         noise = draw_noise(len(self.prompts), self.sampling.response_length, self.seed, 3)[index]
-        rollout = self.generator.generate(model, ids, mask, noise, self.sampling)
+        rollout = self.generator.generate(model, ids, mask, noise, self.sampling, text_ends(tokenizer, self.sampling))
         episodes = episodes_of(batch, rollout, tokenizer, training=False)
         if self.reward is None:
             return episodes, None
         scores = self.reward.score(episodes)
-        if self.sampling.missing_end_score is not None:
-            scores = torch.where(rollout.ended, scores, self.sampling.missing_end_score)
-        return episodes, scores
+        return episodes, self.sampling.final_scores(scores, rollout.ended)
 
 
 def prompts_of_rows(rows: Sequence[TokenRow], tokenizer: Any) -> list[PromptTokens]:

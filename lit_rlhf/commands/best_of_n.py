@@ -33,6 +33,7 @@ def run(command: str, args: list[str]) -> int:
     parser.add_argument(
         "--missing-end-score", type=float, metavar="S", help="score of a response that did not end, as in PPO"
     )
+    parser.add_argument("--missing-end-penalty", type=float, metavar="S", help="or: what is taken off its score")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="responses at once [%(default)s]")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="[%(default)s]")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling [%(default)s]")
@@ -51,6 +52,8 @@ def check(settings: Namespace) -> None:
         value = getattr(settings, name)
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} must be {least} or more, got {value}")
+    if settings.missing_end_score is not None and settings.missing_end_penalty is not None:
+        raise UserError("--missing-end-score and --missing-end-penalty exclude each other: replace, or subtract")
     if settings.temperature <= 0:
         raise UserError(f"--temperature must be above 0, got {settings.temperature}: greedy answers are all the same")
     for path in (settings.out, curve_file(settings.out)):
@@ -75,11 +78,13 @@ def sample_and_write(settings: Namespace) -> Any:
     from lit_rlhf.evaluation.best_of_n import best_of_n_curve, check_room, sample_candidates
     from lit_rlhf.models.loading import load_causal_lm, load_config, load_tokenizer
     from lit_rlhf.models.options import ModelOptions
-    from lit_rlhf.rollout.sampling import Sampling
+    from lit_rlhf.rollout.sampling import MissingEnd, Sampling
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     options = ModelOptions(dtype=settings.dtype)
-    sampling = Sampling(settings.response_length, settings.temperature, settings.missing_end_score)
+    replace, subtract = settings.missing_end_score, settings.missing_end_penalty
+    missing_end = None if replace is None and subtract is None else MissingEnd(replace, subtract)
+    sampling = Sampling(settings.response_length, settings.temperature, missing_end=missing_end)
     tokenizer = load_tokenizer(settings.model, options)
     lengths = LengthPolicy(settings.max_prompt_length).checked()
     template = PromptTemplate(tokenizer, settings.template)

@@ -13,7 +13,8 @@ from lit_rlhf.errors import UserError
 from lit_rlhf.functional import best_of_each, best_of_n_kl
 from lit_rlhf.models.loading import maximum_length
 from lit_rlhf.rewards import RewardSource
-from lit_rlhf.rollout.experience import episodes_of
+from lit_rlhf.rollout.endings import text_ends
+from lit_rlhf.rollout.experience import episodes_of, repeated
 from lit_rlhf.rollout.generation import CachedGenerator
 from lit_rlhf.rollout.sampling import Sampling, draw_noise
 
@@ -69,7 +70,7 @@ def sample_candidates(
         tokenizer: its tokenizer.
         prompts: tokenised prompts.
         source: scores a response; it has been prepared.
-        sampling: length and temperature, and the score of a response that did not end.
+        sampling: how they are drawn, and the score of a response that did not end.
         n: responses a prompt.
         seed: of the sampling.
         batch_size: responses decoded at once; a prompt's n stay together.
@@ -77,15 +78,13 @@ def sample_candidates(
     at_once = max(batch_size // n, 1)
     for start in range(0, len(prompts), at_once):
         places = range(start, min(start + at_once, len(prompts)))
-        repeated = [prompts[place] for place in places for _ in range(n)]
-        batch = collate_prompts(repeated, list(range(len(repeated))), tokenizer.pad_token_id)
+        batch = collate_prompts([prompts[place] for place in places], list(places), tokenizer.pad_token_id)
         ids, mask = batch.input_ids.to(policy.device), batch.attention_mask.to(policy.device)
         noise = torch.cat([draw_noise(n, sampling.response_length, seed, place, 5) for place in places])
-        rollout = CachedGenerator(batch_size).generate(policy, ids, mask, noise, sampling)
-        episodes = episodes_of(batch, rollout, tokenizer, training=False)
-        scores = source.score(episodes).float()
-        if sampling.missing_end_score is not None:
-            scores = torch.where(rollout.ended, scores, sampling.missing_end_score)
+        stops = text_ends(tokenizer, sampling)
+        rollout = CachedGenerator(batch_size).generate(policy, ids, mask, noise, sampling, stops)
+        episodes = episodes_of(repeated(batch, n), rollout, tokenizer, training=False)
+        scores = sampling.final_scores(source.score(episodes).float(), rollout.ended)
         for number, place in enumerate(places):
             own = slice(number * n, (number + 1) * n)
             yield Candidates(prompts[place].row, episodes.responses[own], scores[own].tolist())

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import pad_left
 from lit_rlhf.models.loading import maximum_length
+from lit_rlhf.rollout.endings import text_ends
 from lit_rlhf.rollout.generation import CachedGenerator
 from lit_rlhf.rollout.sampling import Sampling
 
@@ -57,7 +58,7 @@ def generate(
         )
     kept = [prompt if room is None else prompt[-room:] for prompt in prompts]
     ids, mask = (tensor.to(model.device) for tensor in pad_left(kept, tokenizer.pad_token_id))
-    rollout = CachedGenerator(batch_size).generate(model, ids, mask, uniforms, sampling)
+    rollout = CachedGenerator(batch_size).generate(model, ids, mask, uniforms, sampling, text_ends(tokenizer, sampling))
     lengths = rollout.response_mask.sum(1).tolist()
     rows = [row[:length] for row, length in zip(rollout.response_ids.tolist(), lengths)]
     texts = tokenizer.batch_decode(rows, skip_special_tokens=True)

@@ -25,6 +25,7 @@ from lit_rlhf.functional.ranking import PairNormalizer, RankingLoss, ranking_los
 from lit_rlhf.functional.segments import segment_mask, segment_positions
 from lit_rlhf.functional.sequences import last_token_index, pad_left, pad_right, position_ids, through_first
 from lit_rlhf.functional.shaping import penalised_rewards
+from lit_rlhf.functional.truncation import restricted, support_threshold
 
 __all__ = [
     "AGGREGATIONS",
@@ -66,8 +67,10 @@ __all__ = [
     "ranking_pairs",
     "reliability_curve",
     "rescale",
+    "restricted",
     "segment_mask",
     "segment_positions",
+    "support_threshold",
     "through_first",
     "token_entropy",
     "token_logprobs",

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 _CHUNK_ELEMENTS = 2**20
 
 
-def _chunks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
+def logit_chunks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
     """Windows of rows and columns that cover (B, T) and hold a bounded number of logits, at least one position."""
     B, T, V = logits.shape
     limit = _CHUNK_ELEMENTS if logits.device.type == "cpu" else 16 * _CHUNK_ELEMENTS
@@ -23,7 +23,7 @@ def _chunks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
             yield slice(row, row + rows), slice(column, column + columns)
 
 
-def _scaled(logits: Tensor, temperature: float) -> Tensor:
+def scaled_logits(logits: Tensor, temperature: float) -> Tensor:
     """Float32 logits of the distribution at `temperature`; no copy where none is needed."""
     logits = logits.float()
     return logits if temperature == 1.0 else logits / temperature
@@ -37,8 +37,8 @@ class _TokenLogprobs(torch.autograd.Function):
         ctx.save_for_backward(logits, tokens)
         ctx.temperature = temperature
         logprobs = torch.empty(tokens.shape, dtype=torch.float32, device=logits.device)  # (B, T)
-        for chunk in _chunks(logits):
-            vocabulary = _scaled(logits[chunk], temperature).log_softmax(-1)
+        for chunk in logit_chunks(logits):
+            vocabulary = scaled_logits(logits[chunk], temperature).log_softmax(-1)
             logprobs[chunk] = vocabulary.gather(-1, tokens[chunk].unsqueeze(-1)).squeeze(-1)
         return logprobs
 
@@ -48,9 +48,9 @@ class _TokenLogprobs(torch.autograd.Function):
         """The gradient of log p(a) with respect to the logits is `(onehot(a) - softmax) / temperature`."""
         logits, tokens = ctx.saved_tensors
         logits_gradient = torch.empty_like(logits)
-        for chunk in _chunks(logits):
+        for chunk in logit_chunks(logits):
             outer = (gradient[chunk] / ctx.temperature).unsqueeze(-1)
-            inner = _scaled(logits[chunk], ctx.temperature).softmax(-1).mul_(-outer)
+            inner = scaled_logits(logits[chunk], ctx.temperature).softmax(-1).mul_(-outer)
             inner.scatter_add_(-1, tokens[chunk].unsqueeze(-1), outer)
             # A masked position has gradient 0, and 0 * nan would poison every weight.
             logits_gradient[chunk] = inner.masked_fill_(outer == 0, 0)
@@ -91,6 +91,6 @@ def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """
     assert temperature > 0, f"temperature {temperature} is not above 0"
     entropy = torch.empty(logits.shape[:-1], dtype=torch.float32, device=logits.device)  # (B, T)
-    for chunk in _chunks(logits):
-        entropy[chunk] = torch.special.entr(_scaled(logits[chunk], temperature).softmax(-1)).sum(-1)
+    for chunk in logit_chunks(logits):
+        entropy[chunk] = torch.special.entr(scaled_logits(logits[chunk], temperature).softmax(-1)).sum(-1)
     return entropy

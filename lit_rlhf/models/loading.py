@@ -140,7 +140,9 @@ def finish_loading(model: PreTrainedModel, tokenizer: Tokenizer, options: ModelO
     model.config.eos_token_id = tokenizer.eos_token_id
     if model.can_generate():
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
+        listed = model.generation_config.eos_token_id
+        several = isinstance(listed, list) and tokenizer.eos_token_id in listed  # of a chat model: all end a response
+        model.generation_config.eos_token_id = listed if several else tokenizer.eos_token_id
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()

@@ -12,7 +12,9 @@ from lit_rlhf.models.loading import load_causal_lm, load_config
 from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.models.scalar import ScalarModel, load_scalar_model
 from lit_rlhf.modules.base import LitModule
+from lit_rlhf.rollout.endings import end_ids
 from lit_rlhf.rollout.passes import response_logprobs, response_values
+from lit_rlhf.rollout.sampling import Sampling
 from lit_rlhf.strategies import shard_model
 
 
@@ -24,7 +26,7 @@ class ActorCritic(LitModule):
         reference: of what the KL is measured against. With an adapter and the policy's own path, its frozen base.
         critic: of the critic's start: a reward model, or a language model, which gets a zero head.
         critic_learning_rate: of the critic's parameter group.
-        temperature: divides the logits of policy and reference.
+        sampling: how responses are drawn: log-probs are of the distribution that it leaves.
         optimizer: see `LitModule`.
         scheduler: see `LitModule`.
         adapter: train low-rank adapters of both.
@@ -44,7 +46,7 @@ class ActorCritic(LitModule):
         reference: str,
         critic: str,
         critic_learning_rate: float,
-        temperature: float,
+        sampling: Sampling,
         optimizer: OptimizerCallable,
         scheduler: LRSchedulerCallable | None,
         adapter: LoRA | None,
@@ -52,7 +54,7 @@ class ActorCritic(LitModule):
     ) -> None:
         super().__init__(model, options, adapter, optimizer, scheduler)
         self.reference_path, self.critic_path = reference, critic
-        self.critic_learning_rate, self.temperature = critic_learning_rate, temperature
+        self.critic_learning_rate, self.sampling = critic_learning_rate, sampling
         self.policy: PreTrainedModel
         self.critic: ScalarModel
         self.frozen: dict[str, Any] = {}  # a plain dict: neither trained, nor wrapped, nor in the checkpoint
@@ -90,11 +92,15 @@ class ActorCritic(LitModule):
             {"params": [p for p in self.critic.parameters() if p.requires_grad], "lr": self.critic_learning_rate},
         ]
 
+    def logprobs(self, input_ids: Tensor, attention_mask: Tensor, width: int) -> Tensor:
+        """Return log-probs of the response under the policy, (B, R)."""
+        return response_logprobs(self.policy, input_ids, attention_mask, width, self.sampling)
+
     def reference_logprobs(self, input_ids: Tensor, attention_mask: Tensor, width: int) -> Tensor:
         """Return log-probs of the response under the reference policy, (B, R)."""
-        own = self.frozen.get("reference")
+        own, ends = self.frozen.get("reference"), end_ids(self.policy, self.sampling)
         with nullcontext() if own else adapter_off(self.policy):
-            return response_logprobs(own or self.policy, input_ids, attention_mask, width, self.temperature)
+            return response_logprobs(own or self.policy, input_ids, attention_mask, width, self.sampling, ends)
 
     def values(self, input_ids: Tensor, attention_mask: Tensor, width: int) -> Tensor:
         """Return the critic's value before each response token, (B, R)."""
@@ -102,5 +108,4 @@ class ActorCritic(LitModule):
 
     def logprobs_and_values(self, input_ids: Tensor, attention_mask: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Return log-probs of the response under the policy and the critic's values, (B, R) each."""
-        logprobs = response_logprobs(self.policy, input_ids, attention_mask, width, self.temperature)
-        return logprobs, self.values(input_ids, attention_mask, width)
+        return self.logprobs(input_ids, attention_mask, width), self.values(input_ids, attention_mask, width)

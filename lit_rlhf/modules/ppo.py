@@ -1,6 +1,7 @@
 """Step 3 of the paper: PPO against the reward model with a per-token KL penalty (§3.5 Eq. 2, App. C.4)."""
 
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from lit_rlhf.modules.actors import ActorCritic
 from lit_rlhf.modules.ppo_settings import PPOSettings
 from lit_rlhf.rewards import RewardSource, finite_scores
 from lit_rlhf.rewards.source import load_source_state, source_critic, source_details, source_state
-from lit_rlhf.rollout.experience import Experience, Trajectories, episodes_of, sample_rows
+from lit_rlhf.rollout.endings import text_ends
+from lit_rlhf.rollout.experience import Experience, Trajectories, episodes_of, repeated, sample_rows
 from lit_rlhf.rollout.gather import gather_rows
 from lit_rlhf.rollout.generation import CachedGenerator, Generator
 from lit_rlhf.rollout.kl_control import FixedKL, KLController
@@ -28,6 +30,7 @@ from lit_rlhf.rollout.loader import (
     Sizes,
     advantages_and_returns,
     cut,
+    logprob_mismatch,
     rollout_statistics,
 )
 from lit_rlhf.rollout.passes import in_chunks
@@ -77,10 +80,8 @@ class PPOModule(ActorCritic):
     ) -> None:
         sampling, ppo = sampling or Sampling(), ppo or PPOSettings()
         start, rate = critic or source_critic(reward) or model, ppo.critic_learning_rate
-        super().__init__(
-            model, reference or model, start, rate, sampling.temperature, optimizer, scheduler, adapter, options
-        )
-        self.reward, self.sampling, self.ppo = reward, sampling, ppo
+        super().__init__(model, reference or model, start, rate, sampling, optimizer, scheduler, adapter, options)
+        self.reward, self.ppo = reward, ppo
         self.kl: KLController = kl or FixedKL()
         self.generator = generator or CachedGenerator()
         if self.sampling.temperature == 0:
@@ -95,9 +96,8 @@ class PPOModule(ActorCritic):
     def setup(self, stage: str) -> None:
         """Refuse sizes and lengths that do not fit, before any weight is read."""
         trainer, ppo = self.trainer, self.ppo
-        self.sizes = Sizes(
-            ppo.rollout_batch, ppo.micro_batch, trainer.accumulate_grad_batches, trainer.world_size, ppo.epochs
-        )
+        accumulate, world = trainer.accumulate_grad_batches, trainer.world_size
+        self.sizes = Sizes(ppo.rollout_batch, ppo.micro_batch, accumulate, world, ppo.epochs, ppo.samples_per_prompt)
         self.check_models()
         prompts = getattr(trainer.datamodule, "prompts", None)  # type: ignore[attr-defined]
         if prompts is not None:
@@ -144,47 +144,68 @@ class PPOModule(ActorCritic):
         # 4 per-token KL penalty, score on the last action token · 5 GAE · 6 whiten
         advantages, returns = advantages_and_returns(trajectories, coefficient, ppo.discount, ppo.gae_lambda)
         statistics = rollout_statistics(trajectories, coefficient, returns)
+        if ppo.logprobs == "recomputed":
+            statistics |= logprob_mismatch(trajectories.logprobs, trajectories.drawn, trajectories.response_mask)
         self.kl.update(float(statistics["reward/kl"]), ppo.rollout_batch)
         seconds["time/rollout"] = time.perf_counter() - start
         statistics |= {name: torch.tensor(value) for name, value in seconds.items()}
         return Iteration(iteration, trajectories, advantages, returns, statistics)
 
     def roll_out(self, prompts: Prompts, iteration: int) -> tuple[Trajectories, dict[str, float]]:
-        """Return the iteration's trajectories and figures. Every rank answers its share of the rows and gets all."""
-        world, rank, count = self.trainer.world_size, self.trainer.global_rank, self.ppo.rollout_batch
-        index = torch.arange(count)[rank::world]
-        rows = prompts.rows(iteration, count)
+        """Return the iteration's trajectories and figures. Every rank answers its share of the prompts and gets all."""
+        world, rank, sizes = self.trainer.world_size, self.trainer.global_rank, self.sizes
+        index = torch.arange(sizes.prompts)[rank::world]
+        rows = prompts.rows(iteration, sizes.prompts)
         batch = prompts.collate([rows[int(i)] for i in index], index)
-        noise = draw_noise(count, self.sampling.response_length, self.seed, iteration, 0)[index]
-        mine, figures = self.answer(batch, noise)
+        noise = draw_noise(sizes.rollout_batch, self.sampling.response_length, self.seed, iteration, 0)
+        mine, figures = self.answer(batch, noise.view(sizes.prompts, sizes.samples, -1)[index].flatten(0, 1))
         figures |= {name: float(gather_rows(each).mean()) for name, each in source_details(self.reward).items()}
         padded_left = ("input_ids", "attention_mask")
-        return Trajectories(*(gather_rows(t, name in padded_left) for name, t in mine._asdict().items())), figures
+        columns = mine._asdict().items()
+        return Trajectories(*(gather_rows(each, name in padded_left, sizes.samples) for name, each in columns)), figures
 
     def answer(self, batch: PromptBatch, noise: Tensor) -> tuple[Trajectories, dict[str, float]]:
-        """Steps 1 to 3: generate, score, log-probs and values."""
+        """Steps 1 to 3: generate, score, log-probs and values.
+
+        Args:
+            batch: b prompts.
+            noise: (B, R); B is a multiple of b, and the samples of a prompt are consecutive rows.
+        """
         start, width = time.perf_counter(), self.sampling.response_length
         ids, mask = batch.input_ids.to(self.device), batch.attention_mask.to(self.device)
         # 1 generate
         training = self.policy.training
         self.policy.eval()  # in train mode gradient checkpointing switches the cache off
         with gathered(self.policy):
-            rollout = self.generator.generate(self.policy, ids, mask, noise, self.sampling)
+            stops = text_ends(self.tokenizer, self.sampling)
+            rollout = self.generator.generate(self.policy, ids, mask, noise, self.sampling, stops)
         self.policy.train(training)
         generated = time.perf_counter()
         # 2 score
-        episodes = episodes_of(batch, rollout, self.tokenizer, self.trainer.training)
+        asked = repeated(batch, len(noise) // len(ids))
+        episodes = episodes_of(asked, rollout, self.tokenizer, self.trainer.training)
         input_ids, attention_mask = episodes.input_ids, episodes.attention_mask  # (B, T)
         scores = finite_scores(self.reward, episodes, self.trainer.global_step)
-        if self.sampling.missing_end_score is not None:
-            scores = torch.where(rollout.ended, scores, self.sampling.missing_end_score)
-        # 3 log-probs of the reference, values (those of the policy were taken at sampling)
-        reference = in_chunks(self.reference_logprobs, input_ids, attention_mask, width, self.ppo.chunk)
-        values = in_chunks(self.values, input_ids, attention_mask, width, self.ppo.chunk)
-        kl = (k1(rollout.logprobs, reference) * rollout.response_mask).sum(1)
+        scores = self.sampling.final_scores(scores, rollout.ended)
+        # 3 log-probs of policy (as they were drawn) and reference, values
+        compute = partial(
+            in_chunks, input_ids=input_ids, attention_mask=attention_mask, response_width=width, rows=self.ppo.chunk
+        )
+        logprobs = rollout.logprobs if self.ppo.logprobs == "sampled" else compute(self.logprobs)
+        reference, values = compute(self.reference_logprobs), compute(self.values)
+        kl = (k1(logprobs, reference) * rollout.response_mask).sum(1)
         self.samples = sample_rows(episodes, scores, kl)
         trajectories = Trajectories(
-            input_ids, attention_mask, rollout.response_mask, rollout.logprobs, reference, values, scores, rollout.ended
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            response_mask=rollout.response_mask,
+            logprobs=logprobs,
+            reference=reference,
+            values=values,
+            scores=scores,
+            ended=rollout.ended,
+            drawn=rollout.logprobs,
+            group=batch.index.to(self.device).repeat_interleave(len(noise) // len(ids)),
         )
         return trajectories, {"time/generate": generated - start, "time/score": time.perf_counter() - generated}
 
@@ -201,6 +222,9 @@ class PPOModule(ActorCritic):
         self.tally.add("policy/approx_kl", policy.approx_kl, policy.count)
         self.tally.add("value/loss", value.loss, value.count)
         self.tally.add("value/clip_fraction", value.clipped, value.count)
+        if batch.statistics and ppo.logprobs == "sampled":  # the weights are still those that were sampled from
+            for name, figure in logprob_mismatch(logprobs.detach(), batch.logprobs, batch.response_mask).items():
+                self.tally.add(name, figure)
         for name, figure in batch.statistics.items():
             self.tally.add(name, figure)
         return self.normalised(policy.loss + ppo.value_coefficient * value.loss, batch.normalizer)

@@ -1,6 +1,7 @@
 """The numbers of the PPO update."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from lit_rlhf.errors import UserError
 
@@ -11,6 +12,8 @@ class PPOSettings:
 
     Args:
         rollout_batch: episodes an iteration, over all ranks (paper: 512).
+        samples_per_prompt: responses drawn for each prompt; they are episodes, so an iteration has
+            rollout_batch / samples_per_prompt prompts (paper: 1).
         micro_batch: episodes a backward pass, on each rank. The minibatch is micro_batch x accumulate_grad_batches x
             ranks (paper: 64).
         epochs: passes over the experience of an iteration (paper: 1).
@@ -22,9 +25,13 @@ class PPOSettings:
         gae_lambda: the paper is silent (Stiennon 2020: 0.95).
         critic_learning_rate: of the critic's parameter group (paper: 9e-6).
         chunk: episodes a forward pass when scoring.
+        logprobs: the policy's log-probs that the ratio starts from. "sampled": as the generator drew them, at no cost.
+            "recomputed": by the pass that the update makes, for an engine whose numbers differ (half precision, another
+            process); one more pass. Either way `rollout/logprob_mismatch` says how far the two are apart.
     """
 
     rollout_batch: int = 512
+    samples_per_prompt: int = 1
     micro_batch: int = 8
     epochs: int = 1
     clip: float = 0.2
@@ -34,10 +41,11 @@ class PPOSettings:
     gae_lambda: float = 0.95
     critic_learning_rate: float = 9e-6
     chunk: int = 64
+    logprobs: Literal["sampled", "recomputed"] = "sampled"
 
     def __post_init__(self) -> None:
         """Refuse what no update can be made with."""
-        for name in ("rollout_batch", "micro_batch", "epochs", "chunk"):
+        for name in ("rollout_batch", "samples_per_prompt", "micro_batch", "epochs", "chunk"):
             if getattr(self, name) < 1:
                 raise UserError(f"ppo.{name} must be at least 1, got {getattr(self, name)}")
         for name in ("clip", "value_clip"):

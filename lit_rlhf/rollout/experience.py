@@ -45,11 +45,13 @@ class Trajectories(NamedTuple):
     input_ids: Tensor  # (B, T) int64
     attention_mask: Tensor  # (B, T) int64
     response_mask: Tensor  # (B, R) bool
-    logprobs: Tensor  # (B, R) float32, policy at sampling
+    logprobs: Tensor  # (B, R) float32, policy at sampling: as drawn, or recomputed by the pass that the update makes
     reference: Tensor  # (B, R) float32, reference policy
     values: Tensor  # (B, R) float32, critic before each token
     scores: Tensor  # (B,) float32, of the reward source
     ended: Tensor  # (B,) bool
+    drawn: Tensor  # (B, R) float32, policy's log-probs as they were drawn
+    group: Tensor  # (B,) int64, place of the prompt in the iteration; its samples are consecutive rows
 
 
 class Experience(NamedTuple):
@@ -64,6 +66,19 @@ class Experience(NamedTuple):
     returns: Tensor  # (B, R) float32
     normalizer: Tensor  # () float32, response tokens of the whole minibatch: accumulation and ranks included
     statistics: dict[str, Tensor]  # of the rollout, in the first micro-batch of an iteration; empty in the others
+
+
+def repeated(prompts: PromptBatch, samples: int) -> PromptBatch:
+    """Return every prompt `samples` times in a row, with the places of its episodes."""
+    if samples == 1:
+        return prompts
+    places = prompts.index[:, None] * samples + torch.arange(samples, device=prompts.index.device)
+    return PromptBatch(
+        input_ids=prompts.input_ids.repeat_interleave(samples, 0),
+        attention_mask=prompts.attention_mask.repeat_interleave(samples, 0),
+        rows=[row for row in prompts.rows for _ in range(samples)],
+        index=places.flatten(),
+    )
 
 
 def episodes_of(prompts: PromptBatch, rollout: Rollout, tokenizer: Tokenizer, training: bool) -> Episodes:

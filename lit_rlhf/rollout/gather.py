@@ -5,12 +5,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def gather_rows(local: Tensor, pad_left: bool = False) -> Tensor:
+def gather_rows(local: Tensor, pad_left: bool = False, together: int = 1) -> Tensor:
     """Return the rows of all ranks: rank r of W holds rows r, r + W, r + 2 W, … of the result.
 
     Args:
         local: (b,) or (b, w) on this rank; every rank has equally many rows, widths may differ.
         pad_left: whether narrower rows are filled with 0 on the left, else on the right.
+        together: rows that stay together, such as the samples of one prompt: what is dealt to the ranks in turn is
+            blocks of so many rows.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return local
@@ -22,4 +24,5 @@ def gather_rows(local: Tensor, pad_left: bool = False) -> Tensor:
         rows = torch.nn.functional.pad(rows, (missing, 0) if pad_left else (0, missing))
     parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, rows.contiguous())
-    return torch.stack(parts, dim=1).flatten(0, 1).to(kind)
+    blocks = [part.reshape(-1, together, *part.shape[1:]) for part in parts]
+    return torch.stack(blocks, dim=1).flatten(0, 2).to(kind)

@@ -35,6 +35,7 @@ class Sizes:
         accumulate: backward passes an optimizer step (the Trainer's accumulate_grad_batches).
         world_size: ranks.
         epochs: passes over the experience of an iteration.
+        samples: episodes a prompt.
     """
 
     rollout_batch: int
@@ -42,6 +43,7 @@ class Sizes:
     accumulate: int
     world_size: int
     epochs: int
+    samples: int = 1
 
     def __post_init__(self) -> None:
         """Refuse a division that leaves a rest."""
@@ -51,6 +53,16 @@ class Sizes:
                 f"micro_batch {self.micro_batch} x accumulate_grad_batches {self.accumulate} x {self.world_size} "
                 "ranks; change one"
             )
+        if self.rollout_batch % (self.samples * self.world_size):
+            raise UserError(
+                f"ppo.rollout_batch {self.rollout_batch} is not a multiple of samples_per_prompt {self.samples} x "
+                f"{self.world_size} ranks; change one"
+            )
+
+    @property
+    def prompts(self) -> int:
+        """Prompts an iteration, over all ranks."""
+        return self.rollout_batch // self.samples
 
     @property
     def minibatch(self) -> int:
@@ -69,9 +81,10 @@ class Sizes:
 
     def __str__(self) -> str:
         """One line, printed at the start of a run."""
+        prompts = f" ({self.samples} for each of {self.prompts} prompts)" if self.samples > 1 else ""
         return (
-            f"{self.rollout_batch} episodes an iteration = {self.rollout_batch // self.minibatch} minibatches of "
-            f"{self.minibatch} (micro-batch {self.micro_batch} x accumulation {self.accumulate} x {self.world_size} "
+            f"{self.rollout_batch} episodes an iteration{prompts} = {self.rollout_batch // self.minibatch} minibatches "
+            f"of {self.minibatch} (micro-batch {self.micro_batch} x accumulation {self.accumulate} x {self.world_size} "
             f"ranks), {self.epochs} epoch(s): {self.steps} optimizer steps"
         )
 
@@ -225,3 +238,9 @@ def rollout_statistics(trajectories: Trajectories, kl_coefficient: float, return
         "policy/entropy": -masked_mean(trajectories.logprobs, mask),
         "value/explained_variance": explained_variance(trajectories.values, returns, mask).float(),
     }
+
+
+def logprob_mismatch(logprobs: Tensor, drawn: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Return how far the policy's log-probs by a pass of its own are from those at sampling, (B, R), in nats."""
+    mismatch = torch.where(mask, logprobs - drawn, 0).abs()
+    return {"rollout/logprob_mismatch": masked_mean(mismatch, mask), "rollout/logprob_mismatch_max": mismatch.max()}

@@ -6,21 +6,29 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_rlhf.functional import position_ids, token_logprobs
+from lit_rlhf.functional import position_ids
 from lit_rlhf.models.scalar import ScalarModel
+from lit_rlhf.rollout.endings import end_ids
+from lit_rlhf.rollout.sampling import Sampling, drawn_logprobs
 
 
 def response_logprobs(
-    policy: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, response_width: int, temperature: float
+    policy: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    response_width: int,
+    sampling: Sampling,
+    ends: Tensor | None = None,
 ) -> Tensor:
-    """Return the log-probs of the response tokens, (B, R) float32.
+    """Return the log-probs of the response tokens, (B, R) float32, as `drawn_logprobs` defines them.
 
     Args:
         policy: a causal language model, or the strategy's wrapper of one.
         input_ids: (B, T) int64: left-padded prompt, then right-padded response.
         attention_mask: (B, T).
         response_width: R.
-        temperature: divides the logits, as it did at sampling; 0 counts as 1.
+        sampling: how the responses were drawn.
+        ends: the tokens that ended them; by default the `end_ids` of `policy`.
     """
     logits = policy(
         input_ids=input_ids,
@@ -29,7 +37,8 @@ def response_logprobs(
         use_cache=False,
         logits_to_keep=response_width + 1,
     ).logits  # (B, R + 1, V): the logits at a position predict the token after it
-    return token_logprobs(logits[:, :-1], input_ids[:, -response_width:], temperature or 1.0)
+    ends = end_ids(policy, sampling) if ends is None else ends
+    return drawn_logprobs(logits[:, :-1], input_ids[:, -response_width:], sampling, ends)
 
 
 def response_values(critic: ScalarModel, input_ids: Tensor, attention_mask: Tensor, response_width: int) -> Tensor:

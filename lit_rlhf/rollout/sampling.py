@@ -1,28 +1,70 @@
-"""Drawing a token: inverse-transform sampling from noise that is drawn beforehand."""
+"""How responses are drawn: the settings, the noise, and a token by inverse transform of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from lit_rlhf.errors import UserError
+from lit_rlhf.functional import restricted, support_threshold, token_logprobs
+
+
+@dataclass
+class MissingEnd:
+    """What becomes of the score of a response that did not end. One of the two is set.
+
+    Args:
+        replace: this score stands in its place (Ziegler et al., 2019: -1). On the scale of the reward source.
+        subtract: this penalty is taken off it.
+    """
+
+    replace: float | None = None
+    subtract: float | None = None
+
+    def of(self, scores: Tensor) -> Tensor:
+        """Return what the scores of responses that did not end become."""
+        return torch.full_like(scores, self.replace) if self.replace is not None else scores - (self.subtract or 0.0)
+
+    def __post_init__(self) -> None:
+        """Refuse both, and neither."""
+        if (self.replace is None) == (self.subtract is None):
+            raise UserError(
+                "sampling.missing_end takes one of replace and subtract; to leave scores as they are set it to null"
+            )
 
 
 @dataclass
 class Sampling:
-    """How responses are drawn. Always from the full distribution: no top-k, no top-p, no minimum length.
+    """How responses are drawn: by default from the full distribution.
+
+    With `top_k`, `top_p` or `min_length`, log-probs are those of the distribution that is left, renormalised: at
+    sampling, of the reference, and in the update. Each model rules out tokens by its own logits, and a token that was
+    drawn is never ruled out. So the ratio starts at 1 and the KL at 0, and both stay finite. The price: where a model
+    would rule out the token that was drawn, its true probability is 0, and what is taken instead is the token's share
+    beside those that stay. From the full distribution, the default, nothing of this arises.
 
     Args:
         response_length: most tokens of a response, the end token included.
         temperature: divides the logits when sampling, in the policy's and reference's log-probs and in the update
             alike. 0 is greedy decoding, for evaluation only.
-        missing_end_score: score of a response that did not end within `response_length`, in place of the reward
-            source's (Ziegler 2019: -1). None leaves the score as it is; the paper is silent.
+        top_k: draw from the so many likeliest tokens.
+        top_p: draw from the fewest likeliest tokens that have this probability together (after `top_k`).
+        min_length: fewest tokens of a response, the end token included: before that no end token is drawn. A stop
+            string ends a response at any length.
+        stop_ids: tokens that end a response, beside those of the model (`end_ids`). They are actions, and part of it.
+        stop_strings: texts that end a response with the token that completes them. They are part of it.
+        missing_end: what becomes of the score of a response that did not end within `response_length`. None leaves it
+            as it is; the paper is silent.
     """
 
     response_length: int = 64
     temperature: float = 1.0
-    missing_end_score: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_length: int = 1
+    stop_ids: list[int] = field(default_factory=list)
+    stop_strings: list[str] = field(default_factory=list)
+    missing_end: MissingEnd | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be sampled."""
@@ -30,6 +72,26 @@ class Sampling:
             raise UserError(f"sampling.response_length must be at least 1, got {self.response_length}")
         if self.temperature < 0:
             raise UserError(f"sampling.temperature must not be negative, got {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"sampling.top_k must be at least 1, got {self.top_k}; null draws from all tokens")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"sampling.top_p must lie in (0, 1], got {self.top_p}; null draws from all tokens")
+        if not 1 <= self.min_length <= self.response_length:
+            raise UserError(
+                f"sampling.min_length must lie between 1 and response_length {self.response_length}, "
+                f"got {self.min_length}"
+            )
+        if "" in self.stop_strings:
+            raise UserError("sampling.stop_strings holds an empty text, which would end every response at once")
+
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens are ruled out by their rank or probability."""
+        return self.top_k is not None or (self.top_p is not None and self.top_p < 1)
+
+    def final_scores(self, scores: Tensor, ended: Tensor) -> Tensor:
+        """Return the scores (B,) with `missing_end` applied where a response did not end, (B,) bool."""
+        return scores if self.missing_end is None else torch.where(ended, scores, self.missing_end.of(scores))
 
 
 def draw_noise(rows: int, length: int, seed: int, *place: int) -> Tensor:
@@ -49,23 +111,60 @@ def seeded(seed: int, *place: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed)
 
 
-def choose_tokens(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def choose_tokens(
+    logits: Tensor, uniforms: Tensor, sampling: Sampling, step: int, ends: Tensor
+) -> tuple[Tensor, Tensor]:
     """Draw one token a row by the inverse of the cumulative distribution.
 
     Args:
         logits: (B, V) of any dtype.
         uniforms: (B,) in [0, 1).
-        temperature: 0 takes the likeliest token, with log-probs at temperature 1.
+        sampling: temperature 0 takes the likeliest token, with log-probs at temperature 1.
+        step: tokens that the responses have so far.
+        ends: (any number,) int64, the tokens that end a response (`end_ids`).
 
     Returns:
-        tokens (B,) int64 and their log-probs (B,) float32.
+        tokens (B,) int64 and their log-probs (B,) float32, of the distribution that they were drawn from.
     """
-    logprobs = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)  # (B, V)
-    if temperature == 0:
+    if step + 1 < sampling.min_length:
+        logits = logits.index_fill(-1, ends, -torch.inf)
+    if sampling.temperature == 0:
+        logprobs = torch.log_softmax(logits.float(), dim=-1)
         tokens = logprobs.argmax(-1)
-    else:
-        cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
-        target = uniforms.to(cumulative)[:, None] * cumulative[:, -1:]
-        # right=True: the first token whose cumulative exceeds the target, so a token of probability 0 is never drawn
-        tokens = torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
+        return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)
+    if sampling.truncates:
+        threshold = support_threshold(logits[:, None], sampling.temperature, sampling.top_k, sampling.top_p)
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
+    return draw(logits.float() / sampling.temperature, uniforms)
+
+
+def draw(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a token a row and its log-prob: the first token whose cumulative probability exceeds the uniform."""
+    logprobs = torch.log_softmax(logits, dim=-1)  # (B, V)
+    cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
+    target = uniforms.to(cumulative)[:, None] * cumulative[:, -1:]
+    # right=True: the first token whose cumulative exceeds the target, so a token of probability 0 is never drawn
+    tokens = torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
     return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)
+
+
+def drawn_logprobs(logits: Tensor, tokens: Tensor, sampling: Sampling, ends: Tensor) -> Tensor:
+    """Return the log-probs of whole responses under the distributions that they were drawn from.
+
+    Args:
+        logits: (B, R, V), each the distribution of the token in its column.
+        tokens: (B, R) int64.
+        sampling: as at sampling; temperature 0 counts as 1.
+        ends: as in `choose_tokens`.
+
+    Returns:
+        (B, R) float32, in nats. Differentiable once.
+    """
+    temperature = sampling.temperature or 1.0
+    if sampling.min_length > 1:
+        early = torch.arange(logits.shape[1], device=logits.device) < sampling.min_length - 1  # (R,)
+        end = torch.zeros(logits.shape[2], dtype=torch.bool, device=logits.device).index_fill(0, ends, True)  # (V,)
+        logits = logits.masked_fill(early[:, None] & end, -torch.inf)
+    if sampling.truncates and sampling.temperature:
+        logits = restricted(logits, tokens, temperature, sampling.top_k, sampling.top_p)
+    return token_logprobs(logits, tokens, temperature)

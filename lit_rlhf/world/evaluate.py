@@ -29,7 +29,7 @@ from lit_rlhf.models.options import ModelOptions
 from lit_rlhf.models.scalar import ScalarModel, load_scalar_model
 from lit_rlhf.models.text_loss import text_loss
 from lit_rlhf.rewards import RewardModelReward
-from lit_rlhf.rollout.sampling import Sampling
+from lit_rlhf.rollout.sampling import MissingEnd, Sampling
 from lit_rlhf.world.judge import judge
 from lit_rlhf.world.judges import SimulatedLabelers
 from lit_rlhf.world.labelers import Labeler, Response, agreement, ranking
@@ -269,7 +269,7 @@ def sft_scores(out: Path, prompts: Path, count: int, n: int, seed: int) -> Tenso
     source.prepare(tokenizer, torch.device("cpu"))
     rows = [{"prompt": prompt.text} for prompt in read_prompts(prompts, count)]
     tokens = [PromptTokens(tokenizer.encode(row["prompt"]), row) for row in rows]
-    sampling = Sampling(**settings["sampling"])
+    sampling = Sampling(**settings["sampling"] | {"missing_end": MissingEnd(**settings["sampling"]["missing_end"])})
     drawn = sample_candidates(model, tokenizer, tokens, source, sampling, n, seed, batch_size=512)
     return torch.tensor([candidates.scores for candidates in drawn])
 

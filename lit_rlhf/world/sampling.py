@@ -61,7 +61,7 @@ def kl_to(reference: PreTrainedModel, tokenizer: Tokenizer, prompts: list[str], 
     width = completions.response_ids.shape[1]
 
     def of_reference(chunk: Tensor, chunk_mask: Tensor, chunk_width: int) -> Any:
-        return response_logprobs(reference, chunk, chunk_mask, chunk_width, 1.0)
+        return response_logprobs(reference, chunk, chunk_mask, chunk_width, Sampling(chunk_width))
 
     logprobs = in_chunks(of_reference, ids, mask, width, rows=128) * completions.response_mask
     mean = float((completions.logprobs - logprobs).sum(1).mean())

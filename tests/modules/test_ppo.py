@@ -12,6 +12,7 @@ from lit_rlhf.callbacks import PretrainingMix
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.options import LoRA
 from lit_rlhf.modules import PPOModule, PPOSettings
+from lit_rlhf.rollout.generation import CachedGenerator
 from lit_rlhf.rollout.kl_control import AdaptiveKL, FixedKL
 from lit_rlhf.rollout.sampling import Sampling
 
@@ -71,6 +72,82 @@ def test_the_first_minibatch_has_ratio_one_and_advantages_of_mean_zero(llama, tr
     assert watch.epochs[0]["policy/approx_kl"] == pytest.approx(0, abs=1e-9)
     # at ratio 1 the loss is minus the mean of the advantages, which were whitened
     assert watch.epochs[0]["policy/loss"] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("logprobs", ["sampled", "recomputed"])
+def test_truncated_sampling_starts_at_ratio_one_and_kl_zero(logprobs, llama, trainer_of):
+    watch = Watch()
+    module = make(llama, optimizer=lambda p: torch.optim.SGD(p, lr=0.0), ppo={"logprobs": logprobs, "chunk": 5})
+    module.sampling = Sampling(8, 1.3, top_k=9, top_p=0.8, min_length=3)
+    trainer_of(max_epochs=1, callbacks=[watch]).fit(module, datamodule=PromptData())
+    figures = watch.epochs[0]
+    assert figures["policy/clip_fraction"] == 0
+    assert figures["policy/approx_kl"] == pytest.approx(0, abs=1e-9)
+    assert figures["reward/kl"] == pytest.approx(0, abs=1e-5)
+    assert figures["response/length"] >= 3
+    assert 0 <= figures["rollout/logprob_mismatch"] < 1e-5
+    assert figures["rollout/logprob_mismatch"] <= figures["rollout/logprob_mismatch_max"] < 1e-4
+
+
+class OffByAHalf(CachedGenerator):
+    """An engine whose log-probs are wrong."""
+
+    def generate(self, *args: Any, **settings: Any) -> Any:
+        """Generate, then shift."""
+        rollout = super().generate(*args, **settings)
+        return rollout._replace(logprobs=rollout.logprobs - 0.5 * rollout.response_mask)
+
+
+def test_log_probs_of_an_engine_that_disagrees_are_reported_and_can_be_recomputed(llama, trainer_of):
+    figures = {}
+    for logprobs in ("sampled", "recomputed"):
+        watch = Watch()
+        still = {"ppo": {"logprobs": logprobs}, "optimizer": lambda p: torch.optim.SGD(p, lr=0.0)}
+        module = make(llama, generator=OffByAHalf(), **still)
+        trainer_of(max_epochs=1, callbacks=[watch]).fit(module, datamodule=PromptData())
+        figures[logprobs] = watch.epochs[0]
+        assert figures[logprobs]["rollout/logprob_mismatch"] == pytest.approx(0.5, abs=1e-5)
+        assert figures[logprobs]["rollout/logprob_mismatch_max"] == pytest.approx(0.5, abs=1e-4)
+    assert figures["sampled"]["policy/approx_kl"] > 0.1
+    assert figures["recomputed"]["policy/approx_kl"] == pytest.approx(0, abs=1e-9)
+
+
+def test_the_samples_of_a_prompt_are_consecutive_episodes_on_any_number_of_ranks(llama, tmp_path):
+    def roll(devices: int) -> list[torch.Tensor]:
+        module = make(llama, ppo={"rollout_batch": 24, "samples_per_prompt": 3, "micro_batch": 4})
+        seen: list[torch.Tensor] = []
+        collect = module.collect
+
+        def keep(prompts: Any) -> Any:
+            iteration = collect(prompts)
+            seen.extend((*iteration.trajectories[:3], iteration.trajectories.group))
+            return iteration
+
+        module.collect = keep  # type: ignore[method-assign]
+        torch.manual_seed(0)
+        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+        strategy = "ddp" if devices > 1 else "auto"
+        trainer = L.Trainer(
+            accelerator="cpu", devices=devices, strategy=strategy, max_epochs=1, logger=False,
+            default_root_dir=tmp_path, **quiet,
+        )  # fmt: skip
+        trainer.fit(module, datamodule=PromptData())
+        return seen
+
+    ids, attention, mask, group = roll(1)
+    assert group.tolist() == [prompt for prompt in range(8) for _ in range(3)]
+    prompts = ids[:, : -mask.shape[1]]
+    assert torch.equal(prompts[::3], prompts[1::3]) and torch.equal(prompts[::3], prompts[2::3])
+    assert len({tuple(row) for row in ids.tolist()}) > 16, "the samples differ"
+    for rank in on_ranks(lambda: roll(2), tmp_path):
+        for mine, whole in zip(rank, (ids, attention, mask, group), strict=True):
+            assert torch.equal(mine, whole)
+
+
+def test_samples_that_do_not_divide_are_refused_before_loading(llama, trainer_of):
+    module = make(llama, ppo={"rollout_batch": 64, "samples_per_prompt": 5})
+    with pytest.raises(UserError, match="rollout_batch 64 is not a multiple of samples_per_prompt 5 x 1 ranks"):
+        trainer_of(max_epochs=1).fit(module, datamodule=PromptData())
 
 
 def train(model: str, folder: Any, mix: str | None = None, lora: bool = False, **settings: Any) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from lit_rlhf.models.scalar import load_scalar_model
 from lit_rlhf.rollout.experience import Trajectories
 from lit_rlhf.rollout.loader import advantages_and_returns
 from lit_rlhf.rollout.passes import response_logprobs, response_values
+from lit_rlhf.rollout.sampling import Sampling
 
 ROOT = Path(__file__).resolve().parents[2]
 TRL = ROOT / ".venv-peers" / "trl-1.12.0"
@@ -135,18 +136,18 @@ class Ours:
         with torch.no_grad():
             self.old, self.old_values = self.logprobs(), self.values()
             reference = load_causal_lm(load("reference"), tokenizer, options)
-            self.reference = response_logprobs(reference, self.ids, self.attention, WIDTH, 1.0)
+            self.reference = response_logprobs(reference, self.ids, self.attention, WIDTH, Sampling(WIDTH))
             self.scores = reward.score(self.ids, self.attention)
 
     def logprobs(self) -> Tensor:
-        return response_logprobs(self.policy, self.ids, self.attention, WIDTH, 1.0)
+        return response_logprobs(self.policy, self.ids, self.attention, WIDTH, Sampling(WIDTH))
 
     def values(self) -> Tensor:
         return response_values(self.critic, self.ids, self.attention, WIDTH)
 
     def advantages(self) -> tuple[Tensor, Tensor]:
         ended = torch.ones(ROWS, dtype=torch.bool)
-        parts = (self.old, self.reference, self.old_values, self.scores, ended)
+        parts = (self.old, self.reference, self.old_values, self.scores, ended, self.old, torch.arange(ROWS))
         return advantages_and_returns(Trajectories(self.ids, self.attention, self.mask, *parts), BETA, 1.0, LAMBDA)
 
     def epochs(self, advantages: Tensor, returns: Tensor, value_mask: Tensor) -> list[tuple[float, float]]:
@@ -220,7 +221,7 @@ def behind_the_end(ours: Ours) -> tuple[Tensor, Tensor, Tensor]:
     columns = torch.arange(WIDTH)
     mask = columns <= place[:, None]
     ended = (ours.ids[:, -WIDTH:] == END).any(1)
-    punished = ours.scores - torch.where(ended, 0.0, PENALTY)  # TRL subtracts; here missing_end_score replaces
+    punished = ours.scores - torch.where(ended, 0.0, PENALTY)  # TRL subtracts; here missing_end may do either
     rewards = torch.where(ours.mask, -BETA * k1(ours.old, ours.reference), 0.0)
     rewards = rewards + torch.where(columns == place[:, None], punished[:, None], 0.0)
     return rewards, ours.old_values, mask

@@ -44,6 +44,22 @@ def test_two_ranks_give_the_order_of_one_process(tmp_path):
             assert torch.equal(mine, theirs)
 
 
+def test_rows_of_one_prompt_stay_together(tmp_path):
+    """Three prompts a rank, two rows each: rank r has prompts r, r + 2, r + 4."""
+    table = torch.arange(24).view(12, 2)
+
+    def share() -> list[torch.Tensor]:
+        import torch.distributed as dist
+
+        dist.init_process_group("gloo")
+        mine = table.view(6, 2, 2)[dist.get_rank() :: 2].flatten(0, 1)
+        return [gather_rows(mine, together=2), gather_rows(mine[:, 0], together=2)]
+
+    for both, first in on_ranks(share, tmp_path):
+        assert torch.equal(both, table)
+        assert torch.equal(first, table[:, 0])
+
+
 @given(st.integers(0, 5), st.integers(1, 5))
 def test_one_process_has_all_rows_already(rows, width):
     table = torch.rand(rows, width)

@@ -13,6 +13,7 @@ from lit_rlhf.rollout.passes import in_chunks, response_logprobs
 from lit_rlhf.rollout.sampling import Sampling, choose_tokens, draw_noise
 
 ARCHITECTURES = ["llama", "gpt2", "qwen2", "gpt_neox", "opt", "gemma"]
+NO_ENDS = torch.zeros(0, dtype=torch.long)
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [4, 4], [20, 21, 22, 23]]
 
 
@@ -51,7 +52,7 @@ def test_scoring_in_chunks_equals_sampling(name, model_folders, tokenizer):
     rollout = CachedGenerator().generate(model, ids, mask, draw_noise(5, 9, 1), Sampling(9, temperature=0.7))
     all_ids = torch.cat([ids, rollout.response_ids], 1)
     all_mask = torch.cat([mask, rollout.response_mask.long()], 1)
-    again = in_chunks(lambda i, m, w: response_logprobs(model, i, m, w, 0.7), all_ids, all_mask, 9, rows=2)
+    again = in_chunks(lambda i, m, w: response_logprobs(model, i, m, w, Sampling(9, 0.7)), all_ids, all_mask, 9, rows=2)
     torch.testing.assert_close(again * rollout.response_mask, rollout.logprobs, atol=2e-5, rtol=1e-5)
 
 
@@ -69,7 +70,7 @@ def test_a_response_does_not_depend_on_its_batch(model_folders, tokenizer):
 
 def test_draws_follow_the_distribution():
     logits = torch.tensor([[0.0, 1.0, -torch.inf, 2.0, -1.0]]).expand(60_000, -1)
-    tokens, logprobs = choose_tokens(logits, draw_noise(60_000, 1, 0).squeeze(1), temperature=0.5)
+    tokens, logprobs = choose_tokens(logits, draw_noise(60_000, 1, 0).squeeze(1), Sampling(temperature=0.5), 0, NO_ENDS)
     expected = torch.softmax(logits[0].double() / 0.5, -1)
     observed = torch.bincount(tokens, minlength=5) / 60_000
     assert observed[2] == 0
@@ -81,7 +82,7 @@ def test_draws_follow_the_distribution():
 def test_never_a_token_of_probability_zero(uniform, seed):
     logits = torch.randn(1, 9, generator=torch.Generator().manual_seed(seed))
     logits[0, ::2] = -torch.inf
-    token, _ = choose_tokens(logits, torch.tensor([uniform], dtype=torch.float64), 1.0)
+    token, _ = choose_tokens(logits, torch.tensor([uniform], dtype=torch.float64), Sampling(), 0, NO_ENDS)
     assert int(token) % 2 == 1
 
 

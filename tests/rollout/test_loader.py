@@ -39,8 +39,9 @@ def trajectories(count: int, seed: int = 0, prompt_width: int = 5, width: int = 
     floats = torch.randn(4, count, width, generator=generator).masked_fill(~response_mask, 0)
     scores = torch.randn(count, generator=generator)
     return Trajectories(
-        numbers.masked_fill(~mask, 0), mask.long(), response_mask, floats[0], floats[1], floats[2], scores, scores > 0
-    )
+        numbers.masked_fill(~mask, 0), mask.long(), response_mask, floats[0], floats[1], floats[2], scores, scores > 0,
+        drawn=floats[0], group=torch.arange(count),
+    )  # fmt: skip
 
 
 def pieces(given: Trajectories, of: Sizes, seed: int = 1, iteration: int = 0) -> list[list[Experience]]:
@@ -189,7 +190,7 @@ def test_advantages_by_hand():
     values = torch.tensor([[0.2, 0.4], [0.1, 7.0]])
     given = Trajectories(
         torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 3), mask, logprobs, reference, values,
-        torch.tensor([1.0, -1.0]), torch.tensor([True, True]),
+        torch.tensor([1.0, -1.0]), torch.tensor([True, True]), logprobs, torch.arange(2),
     )  # fmt: skip
     advantages, returns = advantages_and_returns(given, 0.1, 1.0, 0.5)
     # rewards: -0.1 x 0.5 and -0.1 x -1 + 1 for the first episode, 0 - 1 for the second

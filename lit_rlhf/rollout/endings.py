@@ -1,0 +1,74 @@
+"""Where a response ends: at an end token of the model, at a further stop id, or with a stop string."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from lit_rlhf.errors import UserError
+from lit_rlhf.rollout.sampling import Sampling
+
+#: takes the ids of responses so far, (b, t); returns which of them end here by their text, (b,) bool
+TextEnds = Callable[[Tensor], Tensor]
+
+
+def end_ids(model: PreTrainedModel, sampling: Sampling) -> Tensor:
+    """Return the tokens that end a response, (any number,) int64, on the model's device.
+
+    The end token of its configuration, those of its generation configuration where there are several (chat models
+    end a turn and a text with different ones), and `sampling.stop_ids`.
+
+    Raises:
+        UserError: a stop id that the model has not.
+    """
+    size = model.config.get_text_config().vocab_size
+    strange = [token for token in sampling.stop_ids if not 0 <= token < size]
+    if strange:
+        raise UserError(f"sampling.stop_ids: {strange[0]} is not in the model's vocabulary of {size:,} tokens")
+    listed = model.generation_config.eos_token_id if model.generation_config is not None else None
+    own = listed if isinstance(listed, list) else []
+    ids = sorted({model.config.eos_token_id, *own, *sampling.stop_ids})
+    return torch.tensor(ids, dtype=torch.long, device=model.device)
+
+
+def text_ends(tokenizer: Tokenizer, sampling: Sampling) -> TextEnds | None:
+    """Return what finds the stop strings in responses, or None where there are none.
+
+    The engines know ids only; this is where the tokenizer comes in. A string is looked for in the text of the last
+    tokens, as many as it can be written with; special tokens have no text.
+    """
+    if not sampling.stop_strings:
+        return None
+    # a token that shows holds a byte or more; one more in front, whose leading space a decoder may strip
+    window = max(len(text.encode()) for text in sampling.stop_strings) + 1
+    hidden = set(tokenizer.all_special_ids)
+
+    def ends(ids: Tensor) -> Tensor:
+        tails = [[token for token in row if token not in hidden][-window:] for row in ids.tolist()]
+        texts = tokenizer.batch_decode(tails)
+        found = [any(stop in text for stop in sampling.stop_strings) for text in texts]
+        return torch.tensor(found, device=ids.device)
+
+    return ends
+
+
+class Ending:
+    """Both together, for an engine: which rows end with the token drawn last.
+
+    Args:
+        model: the policy.
+        sampling: its stop ids, and whether there are stop strings.
+        text: `text_ends` of the tokenizer; needed where there are stop strings.
+    """
+
+    def __init__(self, model: PreTrainedModel, sampling: Sampling, text: TextEnds | None = None) -> None:
+        if sampling.stop_strings and text is None:
+            raise UserError("sampling.stop_strings: nothing here knows their tokens; use sampling.stop_ids")
+        self.ids, self.text = end_ids(model, sampling), text
+
+    def of(self, ids: Tensor) -> Tensor:
+        """Return which rows end with their last token, (b,) bool, of the ids of responses so far, (b, t)."""
+        ended = torch.isin(ids[:, -1], self.ids)
+        return ended if self.text is None else ended | self.text(ids)
