@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from lit_rlhf.functional.grouped import grouped_mean
+
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, discount: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al., 2016, Eq. 16).
@@ -38,40 +40,42 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, discount: float, gae_lamb
     return advantages, advantages + values
 
 
-def group_relative(scores: Tensor, group_size: int) -> Tensor:
+def group_relative(scores: Tensor, group: Tensor) -> Tensor:
     """Score relative to the other responses to the same prompt (GRPO: Shao et al., 2024, §4.1.2).
 
     `(score - mean) / sqrt(variance + 1e-8)` over the group, with the biased variance.
 
     Args:
-        scores: (B,); the responses to one prompt are `group_size` consecutive rows.
-        group_size: At least 2, and a divisor of B.
+        scores: (B,), of whole responses.
+        group: (B,) int64, which prompt each answers; at least two to each.
 
     Returns:
         (B,); 0 where all scores of a group are equal.
     """
-    groups = _groups(scores, group_size)
-    centred = groups - groups.mean(1, keepdim=True)
-    return (centred * torch.rsqrt(centred.square().mean(1, keepdim=True) + 1e-8)).flatten()
+    centred, place, count = _centred(scores, group)
+    variance, _ = grouped_mean(centred.square(), place, len(count))
+    return (centred * torch.rsqrt(variance + 1e-8)[place]).to(scores.dtype)
 
 
-def leave_one_out(scores: Tensor, group_size: int) -> Tensor:
-    """Score minus the mean score of the other responses to the same prompt (RLOO: Kool et al., 2019).
+def leave_one_out(scores: Tensor, group: Tensor) -> Tensor:
+    """Score minus the mean score of the other responses to the same prompt (RLOO: Kool et al., 2019; Ahmadian et al., 2024).
 
     Args:
-        scores: (B,); the responses to one prompt are `group_size` consecutive rows.
-        group_size: At least 2, and a divisor of B.
+        scores: (B,), of whole responses.
+        group: (B,) int64, which prompt each answers; at least two to each.
 
     Returns:
         (B,), each group adding up to 0.
     """
-    groups = _groups(scores, group_size)
+    centred, place, count = _centred(scores, group)
     # score - (sum - score) / (k - 1), written with the mean
-    return ((groups - groups.mean(1, keepdim=True)) * (group_size / (group_size - 1))).flatten()
+    return (centred * (count / (count - 1))[place]).to(scores.dtype)
 
 
-def _groups(scores: Tensor, group_size: int) -> Tensor:
-    """(B,) as (B / group_size, group_size)."""
-    assert scores.ndim == 1 and group_size >= 2
-    assert len(scores) % group_size == 0, f"{len(scores)} scores do not make groups of {group_size}"
-    return scores.view(-1, group_size)
+def _centred(scores: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Differences from the group's mean (B,) float64, place of the group (B,), and sizes of groups (groups,)."""
+    assert scores.ndim == 1 and scores.shape == group.shape
+    groups, place = torch.unique(group, return_inverse=True)
+    mean, count = grouped_mean(scores.detach(), place, len(groups))
+    assert (count >= 2).all(), "a group of one has nothing to be compared with"
+    return scores.double() - mean[place], place, count

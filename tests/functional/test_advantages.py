@@ -94,27 +94,34 @@ def test_a_mask_with_a_hole_is_refused(row):
         gae(torch.zeros(1, 3), torch.zeros(1, 3), torch.tensor([row]), 1.0, 1.0)
 
 
-@given(st.lists(st.lists(st.floats(-5, 5, width=32), min_size=3, max_size=3), min_size=1, max_size=4))
-def test_group_advantages_equal_a_loop(groups):
-    scores = torch.tensor(groups, dtype=torch.float64).flatten()
-    relative, others = group_relative(scores, 3), leave_one_out(scores, 3)
+@given(st.lists(st.lists(st.floats(-5, 5, width=32), min_size=2, max_size=4), min_size=1, max_size=4), st.randoms())
+def test_group_advantages_equal_a_loop(groups, random):
+    rows = [(g, score) for g, group in enumerate(groups) for score in group]
+    random.shuffle(rows)
+    group, scores = torch.tensor([7 * g for g, _ in rows]), torch.tensor([s for _, s in rows], dtype=torch.float64)
+    relative, others = group_relative(scores, group), leave_one_out(scores, group)
     assert relative.shape == others.shape == scores.shape
-    for g, group in enumerate(groups):
-        mean = math.fsum(group) / 3
-        deviation = math.sqrt(math.fsum((s - mean) ** 2 for s in group) / 3 + 1e-8)
-        for i, score in enumerate(group):
-            rest = [s for j, s in enumerate(group) if j != i]
-            assert_close(relative[3 * g + i].item(), (score - mean) / deviation, rtol=1e-9, atol=1e-9)
-            assert_close(others[3 * g + i].item(), score - math.fsum(rest) / 2, rtol=1e-12, atol=1e-12)
+    for i, (g, score) in enumerate(rows):
+        size, mean = len(groups[g]), math.fsum(groups[g]) / len(groups[g])
+        deviation = math.sqrt(math.fsum((s - mean) ** 2 for s in groups[g]) / size + 1e-8)
+        rest = [s for j, (other, s) in enumerate(rows) if other == g and j != i]
+        assert_close(relative[i].item(), (score - mean) / deviation, rtol=1e-9, atol=1e-9)
+        assert_close(others[i].item(), score - math.fsum(rest) / (size - 1), rtol=1e-12, atol=1e-12)
 
 
-def test_equal_scores_have_no_group_advantage():
-    assert not group_relative(torch.full((4,), 0.5), 2).any()
-    assert not leave_one_out(torch.full((4,), 0.5), 2).any()
+def test_group_advantages_by_hand():
+    scores, group = torch.tensor([1.0, 5.0, 3.0, 0.0]), torch.tensor([0, 1, 0, 1])
+    assert_close(leave_one_out(scores, group), torch.tensor([-2.0, 5.0, 2.0, -5.0]))
+    assert_close(group_relative(scores, group), torch.tensor([-1.0, 1.0, 1.0, -1.0]))
 
 
 @pytest.mark.parametrize("estimator", [group_relative, leave_one_out])
-@pytest.mark.parametrize("size", [1, 4])
-def test_groups_must_be_whole_and_hold_two(estimator, size):
-    with pytest.raises(AssertionError):
-        estimator(torch.zeros(6), size)
+def test_equal_scores_have_no_group_advantage(estimator):
+    assert not estimator(torch.full((4,), 0.1), torch.tensor([0, 0, 0, 0])).any()
+    assert estimator(torch.full((4,), 0.1), torch.tensor([0, 1, 1, 0])).dtype == torch.float32
+
+
+@pytest.mark.parametrize("estimator", [group_relative, leave_one_out])
+def test_a_group_of_one_is_refused(estimator):
+    with pytest.raises(AssertionError, match="group of one"):
+        estimator(torch.zeros(3), torch.tensor([0, 0, 1]))

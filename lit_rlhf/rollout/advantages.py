@@ -1,0 +1,109 @@
+"""Advantage estimators: how much better each action of an iteration was than expected.
+
+All take the rewards after the KL penalty, so the KL to the reference counts in each of them: token by token with
+`GAE`, in the total of a response with the two that compare responses to the same prompt.
+"""
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from lit_rlhf.errors import UserError
+from lit_rlhf.functional import gae, group_relative, leave_one_out, mean_and_variance, moments, whiten
+from lit_rlhf.rollout.experience import Trajectories
+
+
+class Estimate(NamedTuple):
+    """What the update learns from."""
+
+    advantages: Tensor  # (B, R) float32, 0 outside the response
+    returns: Tensor | None = None  # (B, R) float32, what the critic learns; None without a critic
+
+
+class AdvantageEstimator(Protocol):
+    """From rewards to advantages, over all episodes of all ranks.
+
+    Attributes:
+        uses_critic: whether it reads `Trajectories.values`. Without, no critic is loaded and values are 0.
+        smallest_group: fewest responses to a prompt (`ppo.samples_per_prompt`) that it can be used with.
+    """
+
+    uses_critic: bool
+    smallest_group: int
+
+    def estimate(self, rewards: Tensor, trajectories: Trajectories) -> Estimate:
+        """Return the advantages of an iteration.
+
+        Args:
+            rewards: (B, R) float32: the KL penalty, with the score on the last action; 0 outside the response.
+            trajectories: all episodes; the same on every rank.
+        """
+        ...
+
+
+class GAE:
+    """Generalised advantage estimation with the critic's values; advantages whitened over all tokens of all ranks.
+
+    Args:
+        discount: 1 in the paper (App. C.4).
+        gae_lambda: the paper is silent (Stiennon 2020: 0.95).
+    """
+
+    uses_critic, smallest_group = True, 1
+
+    def __init__(self, discount: float = 1.0, gae_lambda: float = 0.95) -> None:
+        for name, value in (("discount", discount), ("gae_lambda", gae_lambda)):
+            if not 0 <= value <= 1:
+                raise UserError(f"advantages: {name} must lie in [0, 1], got {value}")
+        self.discount, self.gae_lambda = discount, gae_lambda
+
+    def estimate(self, rewards: Tensor, trajectories: Trajectories) -> Estimate:
+        """See `AdvantageEstimator.estimate`."""
+        mask = trajectories.response_mask
+        advantages, returns = gae(rewards, trajectories.values, mask, self.discount, self.gae_lambda)
+        mean, variance = mean_and_variance(moments(advantages, mask))
+        return Estimate(whiten(advantages, mask, mean, variance), returns)
+
+
+class GroupRelative:
+    """The response's total reward less its prompt's mean, in standard deviations of its prompt (GRPO); no critic.
+
+    Every token of a response gets the same advantage. It is not whitened again: each group has mean 0 and variance 1.
+    """
+
+    uses_critic, smallest_group = False, 2
+
+    def estimate(self, rewards: Tensor, trajectories: Trajectories) -> Estimate:
+        """See `AdvantageEstimator.estimate`."""
+        return Estimate(_on_every_token(group_relative(rewards.sum(1), trajectories.group), trajectories))
+
+
+class LeaveOneOut:
+    """The response's total reward less the mean of the other responses to its prompt (RLOO); no critic.
+
+    Every token of a response gets the same advantage. It is not whitened: it is in the unit of the score.
+    """
+
+    uses_critic, smallest_group = False, 2
+
+    def estimate(self, rewards: Tensor, trajectories: Trajectories) -> Estimate:
+        """See `AdvantageEstimator.estimate`."""
+        return Estimate(_on_every_token(leave_one_out(rewards.sum(1), trajectories.group), trajectories))
+
+
+def _on_every_token(advantages: Tensor, trajectories: Trajectories) -> Tensor:
+    """(B,) as (B, R), 0 outside the response."""
+    return advantages[:, None] * trajectories.response_mask
+
+
+def check_groups(estimator: AdvantageEstimator, samples_per_prompt: int) -> None:
+    """Refuse an estimator that compares the responses to a prompt where there are too few of them.
+
+    Raises:
+        UserError: names the setting to raise.
+    """
+    if samples_per_prompt < estimator.smallest_group:
+        raise UserError(
+            f"advantages: {type(estimator).__name__} compares the responses to a prompt and needs at least "
+            f"{estimator.smallest_group} of them; set model.ppo.samples_per_prompt (it is {samples_per_prompt})"
+        )
