@@ -58,7 +58,7 @@ def group_relative(scores: Tensor, group: Tensor) -> Tensor:
 
 
 def leave_one_out(scores: Tensor, group: Tensor) -> Tensor:
-    """Score minus the mean score of the other responses to the same prompt (RLOO: Kool et al., 2019; Ahmadian et al., 2024).
+    """Score minus the mean score of the other responses to the prompt (RLOO: Kool et al., 2019; Ahmadian et al., 2024).
 
     Args:
         scores: (B,), of whole responses.

@@ -1,7 +1,8 @@
 """LoRA by peft, in place: the model keeps its class, its `generate` and its `save_pretrained`."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from itertools import count
 from typing import Any
 
 import torch
@@ -11,11 +12,14 @@ from transformers.pytorch_utils import Conv1D
 
 from lit_rlhf.models.options import LoRA
 
+POLICY = "default"  # peft's name for a model's first adapter: its own, which an export merges
 
-def add_lora(model: PreTrainedModel, lora: LoRA) -> None:
+
+def add_lora(model: PreTrainedModel, lora: LoRA, name: str = POLICY) -> None:
     """Freeze `model` and put trainable low-rank adapters on its linear layers.
 
     A fresh adapter changes nothing: its second factor is 0. A `score` head stays trainable and takes no adapter.
+    Of several adapters on one base, the first stays the active one (`using_adapter`), and all stay trainable.
     """
     from peft import LoraConfig
 
@@ -27,9 +31,32 @@ def add_lora(model: PreTrainedModel, lora: LoRA) -> None:
         exclude_modules=["score"] if hasattr(model, "score") else None,
         task_type=None,
     )
-    model.add_adapter(config)
+    several = has_adapter(model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad] if several else []
+    model.add_adapter(config, name)
     if hasattr(model, "score"):
         model.score.requires_grad_(True)
+    if several:  # peft froze the others, and made this one active
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        _switch(list(_adapter_layers(model)), False, [POLICY])
+        _recompute_under_the_same_adapter(model)
+
+
+def free_name(model: nn.Module, wanted: str) -> str:
+    """Return `wanted`, or with a number behind it where an adapter of `model` has that name."""
+    taken = {name for layer in _adapter_layers(model) for name in layer.lora_A}
+    return next(name for name in (wanted, *(f"{wanted}_{n}" for n in count(2))) if name not in taken)
+
+
+def adapter_weights(model: nn.Module, name: str) -> dict[str, Tensor]:
+    """Return the weights of the adapter `name`, by what they are called without that name."""
+    own = f".{name}.weight"
+    return {
+        key.removesuffix(own): parameter
+        for key, parameter in model.named_parameters()
+        if "lora_" in key and key.endswith(own)
+    }
 
 
 def has_adapter(model: nn.Module) -> bool:
@@ -38,16 +65,41 @@ def has_adapter(model: nn.Module) -> bool:
 
 
 @contextmanager
-def adapter_off(model: nn.Module) -> Iterator[None]:
-    """Within the block, `model` computes as its frozen base: the reference policy of a LoRA run, at no memory."""
+def using_adapter(model: nn.Module, name: str | None) -> Iterator[None]:
+    """Within the block, `model` computes with the adapter `name` alone; with None as its frozen base.
+
+    The frozen base is the reference policy of a LoRA run, at no memory.
+    """
     layers = list(_adapter_layers(model))
-    for layer in layers:
-        layer.enable_adapters(False)
+    before = [(layer._disable_adapters, layer._active_adapter) for layer in layers]
+    _switch(layers, name is None, [name or POLICY])
     try:
         yield
     finally:
-        for layer in layers:
-            layer.enable_adapters(True)
+        for layer, (off, active) in zip(layers, before):
+            _switch([layer], off, active)
+
+
+def _switch(layers: list[Any], off: bool, active: Any) -> None:
+    """Say what the layers compute with.
+
+    Not by peft's own `set_adapter` and `enable_adapters`: they also freeze what is switched off, and a weight that is
+    frozen when its gradient arrives drops it without a word.
+    """
+    for layer in layers:
+        layer._disable_adapters, layer._active_adapter = off, active
+
+
+def _recompute_under_the_same_adapter(model: PreTrainedModel) -> None:
+    """Let gradient checkpointing recompute a block with the adapter of its forward pass, not with the active one."""
+
+    def contexts() -> tuple[Any, Any]:
+        layer = next(_adapter_layers(model))
+        name = None if layer._disable_adapters else layer.active_adapters[0]
+        return nullcontext(), using_adapter(model, name)
+
+    if model.is_activation_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
 
 
 @torch.no_grad()
@@ -71,7 +123,7 @@ def merged_weights(model: PreTrainedModel) -> dict[str, Tensor]:
             whole = _in_full(module, value) if key == "weight" else value.detach()
             if key == "weight" and name.endswith(".base_layer"):
                 # added in float32: a sum in half precision would lose what the adapter learnt
-                delta = adapted[name.removesuffix(".base_layer")].get_delta_weight("default")
+                delta = adapted[name.removesuffix(".base_layer")].get_delta_weight(POLICY)
                 whole = (whole.float() + (delta.T if _is_transposed(module) else delta).float()).to(whole.dtype)
             weights[f"{plain}.{key}" if plain else key] = whole
     return weights

@@ -108,13 +108,15 @@ class ScalarModel(nn.Module):
 
     def _read(self, hidden: Tensor) -> Tensor:
         """Return the head's output on (..., D), centred."""
-        head = cast(nn.Linear, self.model.score)
-        # the sum over D in float32: scores must not depend on autocast
-        with torch.autocast(hidden.device.type, enabled=False):
-            raw = (hidden.float() @ head.weight.float().T).squeeze(-1)
-            if head.bias is not None:
-                raw = raw + head.bias.float()
-        return (raw - self.shift) / self.scale
+        return (read_head(hidden, cast(nn.Linear, self.model.score)) - self.shift) / self.scale
+
+
+def read_head(hidden: Tensor, head: nn.Linear) -> Tensor:
+    """Return the output of a head of one output on (..., D), as (...) float32."""
+    # the sum over D in float32: scores must not depend on autocast
+    with torch.autocast(hidden.device.type, enabled=False):
+        raw = (hidden.float() @ head.weight.float().T).squeeze(-1)
+        return raw if head.bias is None else raw + head.bias.float()
 
 
 def load_scalar_model(model: str, tokenizer: Tokenizer, options: ModelOptions, seed: int = 0) -> ScalarModel:

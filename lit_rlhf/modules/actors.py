@@ -3,17 +3,20 @@
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_rlhf.models.adapters import adapter_off, add_lora
+from lit_rlhf.models.adapters import add_lora, using_adapter
 from lit_rlhf.models.loading import load_causal_lm, load_config
 from lit_rlhf.models.options import LoRA, ModelOptions
-from lit_rlhf.models.scalar import ScalarModel, load_scalar_model
+from lit_rlhf.models.riding import last_layer
 from lit_rlhf.modules.base import LitModule
+from lit_rlhf.rewards.source import RewardSource, ride_on_policy, source_critic
+from lit_rlhf.rollout.critics import Critic, CriticStart
 from lit_rlhf.rollout.endings import end_ids
-from lit_rlhf.rollout.passes import response_logprobs, response_values
+from lit_rlhf.rollout.passes import response_logprobs
 from lit_rlhf.rollout.sampling import Sampling
 from lit_rlhf.strategies import shard_model
 
@@ -24,7 +27,8 @@ class ActorCritic(LitModule):
     Args:
         model: folder or hub name of the policy's start.
         reference: of what the KL is measured against. With an adapter and the policy's own path, its frozen base.
-        critic: of the critic's start: a reward model, or a language model, which gets a zero head.
+        critic: where values come from; None for an advantage estimator that reads none.
+        reward: what the critic starts from by default, see `source_critic`.
         critic_learning_rate: of the critic's parameter group.
         sampling: how responses are drawn: log-probs are of the distribution that it leaves.
         optimizer: see `LitModule`.
@@ -34,7 +38,7 @@ class ActorCritic(LitModule):
 
     Attributes:
         policy: the causal language model.
-        critic: the value network.
+        critic: the critic, or None.
         frozen: "reference", where it is a model of its own.
     """
 
@@ -44,7 +48,8 @@ class ActorCritic(LitModule):
         self,
         model: str,
         reference: str,
-        critic: str,
+        critic: Critic | None,
+        reward: RewardSource,
         critic_learning_rate: float,
         sampling: Sampling,
         optimizer: OptimizerCallable,
@@ -53,10 +58,9 @@ class ActorCritic(LitModule):
         options: ModelOptions | None,
     ) -> None:
         super().__init__(model, options, adapter, optimizer, scheduler)
-        self.reference_path, self.critic_path = reference, critic
+        self.reference_path, self.reward, self.critic = reference, reward, critic
         self.critic_learning_rate, self.sampling = critic_learning_rate, sampling
         self.policy: PreTrainedModel
-        self.critic: ScalarModel
         self.frozen: dict[str, Any] = {}  # a plain dict: neither trained, nor wrapped, nor in the checkpoint
 
     @property
@@ -64,33 +68,41 @@ class ActorCritic(LitModule):
         """The policy."""
         return self.policy
 
+    @property
+    def critic_start(self) -> CriticStart:
+        """What a critic may start from."""
+        return CriticStart(self.model_path, source_critic(self.reward), self.tokenizer, self.options, self.adapter)
+
     def check_models(self) -> None:
         """Refuse a model that is not there; reads configurations, no weights."""
-        for path in (self.model_path, self.reference_path, self.critic_path):
+        for path in (self.model_path, self.reference_path):
             load_config(path, self.options)
+        if self.critic is not None:
+            self.critic.check(self.critic_start)
 
     def load_models(self) -> None:
-        """Load all three."""
+        """Load all of them; what rides on the policy's base comes after the policy."""
+        device = self.trainer.strategy.root_device
+        self.reward.prepare(self.tokenizer, device)
         self.policy = load_causal_lm(self.model_path, self.tokenizer, self.options)
-        self.critic = load_scalar_model(self.critic_path, self.tokenizer, self.options)
-        if self.critic.fresh_head:
-            self.critic.model.score.weight.data.zero_()
         if self.adapter is not None:
             add_lora(self.policy, self.adapter)
-            add_lora(self.critic.model, self.adapter)
+        ride_on_policy(self.reward, self.policy, self.model_path)
+        if self.critic is not None:
+            self.critic.load(self.policy, self.critic_start)
         if self.adapter is None or self.reference_path != self.model_path:
             reference = load_causal_lm(self.reference_path, self.tokenizer, self.options)
-            device = self.trainer.strategy.root_device
             self.frozen["reference"] = reference.to(device).eval().requires_grad_(False)
         shard_model(self.policy, self.trainer.strategy)
-        shard_model(self.critic, self.trainer.strategy)
+        for part in self.critic.children() if self.critic is not None else ():
+            shard_model(part, self.trainer.strategy)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the policy's group and the critic's with its own learning rate."""
-        return [
-            {"params": [p for p in self.policy.parameters() if p.requires_grad]},
-            {"params": [p for p in self.critic.parameters() if p.requires_grad], "lr": self.critic_learning_rate},
-        ]
+        """Return the policy's group, and the critic's with its own learning rate."""
+        values = [] if self.critic is None else self.critic.trained(self.policy)
+        own = set(values)
+        groups = [{"params": [p for p in self.policy.parameters() if p.requires_grad and p not in own]}]
+        return [*groups, {"params": values, "lr": self.critic_learning_rate}] if values else groups
 
     def logprobs(self, input_ids: Tensor, attention_mask: Tensor, width: int) -> Tensor:
         """Return log-probs of the response under the policy, (B, R)."""
@@ -99,13 +111,21 @@ class ActorCritic(LitModule):
     def reference_logprobs(self, input_ids: Tensor, attention_mask: Tensor, width: int) -> Tensor:
         """Return log-probs of the response under the reference policy, (B, R)."""
         own, ends = self.frozen.get("reference"), end_ids(self.policy, self.sampling)
-        with nullcontext() if own else adapter_off(self.policy):
+        with nullcontext() if own else using_adapter(self.policy, None):
             return response_logprobs(own or self.policy, input_ids, attention_mask, width, self.sampling, ends)
 
     def values(self, input_ids: Tensor, attention_mask: Tensor, width: int) -> Tensor:
-        """Return the critic's value before each response token, (B, R)."""
-        return response_values(self.critic, input_ids, attention_mask, width)
+        """Return the critic's value before each response token, (B, R); 0 without a critic."""
+        if self.critic is None:
+            return torch.zeros(len(input_ids), width, device=input_ids.device)
+        return self.critic.values(self.policy, input_ids, attention_mask, width)
 
-    def logprobs_and_values(self, input_ids: Tensor, attention_mask: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """Return log-probs of the response under the policy and the critic's values, (B, R) each."""
-        return self.logprobs(input_ids, attention_mask, width), self.values(input_ids, attention_mask, width)
+    def logprobs_and_values(
+        self, input_ids: Tensor, attention_mask: Tensor, width: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return log-probs of the response under the policy and the critic's values, (B, R) each, for the update."""
+        with last_layer(self.policy) as kept:
+            logprobs = self.logprobs(input_ids, attention_mask, width)
+        if self.critic is None:
+            return logprobs, None
+        return logprobs, self.critic.values_beside(kept[0], self.policy, input_ids, attention_mask, width)

@@ -17,7 +17,9 @@ from lit_rlhf.models.text_loss import text_loss
 from lit_rlhf.modules.actors import ActorCritic
 from lit_rlhf.modules.ppo_settings import PPOSettings
 from lit_rlhf.rewards import RewardSource, finite_scores
-from lit_rlhf.rewards.source import load_source_state, source_critic, source_details, source_state
+from lit_rlhf.rewards.source import load_source_state, source_details, source_state
+from lit_rlhf.rollout.advantages import GAE, AdvantageEstimator, check_groups, rewards_of
+from lit_rlhf.rollout.critics import Critic, critic_of
 from lit_rlhf.rollout.endings import text_ends
 from lit_rlhf.rollout.experience import Experience, Trajectories, episodes_of, repeated, sample_rows
 from lit_rlhf.rollout.gather import gather_rows
@@ -28,7 +30,6 @@ from lit_rlhf.rollout.loader import (
     Iteration,
     Prompts,
     Sizes,
-    advantages_and_returns,
     cut,
     logprob_mismatch,
     rollout_statistics,
@@ -47,8 +48,9 @@ class PPOModule(ActorCritic):
         sampling: length and temperature of a response.
         ppo: the numbers of the update.
         kl: controller of β.
-        critic: start of the critic; by default the reward model (App. C.4), or `model` with a zero head where the
-            reward is no model.
+        advantages: estimator of advantages; by default `GAE`.
+        critic: where values come from, or the folder that a separate critic starts from; by default a separate critic
+            from the reward model (App. C.4), or from `model` with a zero head where the reward is no model.
         reference: what the KL is measured against; by default `model`. With an adapter, the policy's own frozen base.
         generator: rollout engine.
         optimizer: a callable from parameter groups to an optimizer.
@@ -70,7 +72,8 @@ class PPOModule(ActorCritic):
         sampling: Sampling | None = None,
         ppo: PPOSettings | None = None,
         kl: KLController | None = None,
-        critic: str | None = None,
+        advantages: AdvantageEstimator | None = None,
+        critic: Critic | str | None = None,
         reference: str | None = None,
         generator: Generator | None = None,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=5e-6, betas=(0.9, 0.95), weight_decay=0.0),
@@ -78,10 +81,20 @@ class PPOModule(ActorCritic):
         adapter: LoRA | None = None,
         options: ModelOptions | None = None,
     ) -> None:
-        sampling, ppo = sampling or Sampling(), ppo or PPOSettings()
-        start, rate = critic or source_critic(reward) or model, ppo.critic_learning_rate
-        super().__init__(model, reference or model, start, rate, sampling, optimizer, scheduler, adapter, options)
-        self.reward, self.ppo = reward, ppo
+        sampling, ppo, estimator = sampling or Sampling(), ppo or PPOSettings(), advantages or GAE()
+        super().__init__(
+            model,
+            reference or model,
+            critic_of(critic, estimator),
+            reward,
+            ppo.critic_learning_rate,
+            sampling,
+            optimizer,
+            scheduler,
+            adapter,
+            options,
+        )
+        self.ppo, self.advantages = ppo, estimator
         self.kl: KLController = kl or FixedKL()
         self.generator = generator or CachedGenerator()
         if self.sampling.temperature == 0:
@@ -98,6 +111,7 @@ class PPOModule(ActorCritic):
         trainer, ppo = self.trainer, self.ppo
         accumulate, world = trainer.accumulate_grad_batches, trainer.world_size
         self.sizes = Sizes(ppo.rollout_batch, ppo.micro_batch, accumulate, world, ppo.epochs, ppo.samples_per_prompt)
+        check_groups(self.advantages, ppo.samples_per_prompt)
         self.check_models()
         prompts = getattr(trainer.datamodule, "prompts", None)  # type: ignore[attr-defined]
         if prompts is not None:
@@ -116,7 +130,6 @@ class PPOModule(ActorCritic):
         """Load the four models, once."""
         if hasattr(self, "policy"):
             return
-        self.reward.prepare(self.tokenizer, self.trainer.strategy.root_device)
         self.load_models()
 
     def experience(self, prompts: Prompts) -> ExperienceLoader:
@@ -140,13 +153,15 @@ class PPOModule(ActorCritic):
         # A loader runs outside the autocast of training_step; without this the first ratio is not 1.
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             trajectories, seconds = self.roll_out(prompts, iteration)
-        ppo, coefficient = self.ppo, self.kl.coefficient
-        # 4 per-token KL penalty, score on the last action token · 5 GAE · 6 whiten
-        advantages, returns = advantages_and_returns(trajectories, coefficient, ppo.discount, ppo.gae_lambda)
+        coefficient = self.kl.coefficient
+        # 4 per-token KL penalty, score on the last action token
+        rewards = rewards_of(trajectories, coefficient)
+        # 5 advantages · 6 whiten
+        advantages, returns = self.advantages.estimate(rewards, trajectories)
         statistics = rollout_statistics(trajectories, coefficient, returns)
-        if ppo.logprobs == "recomputed":
+        if self.ppo.logprobs == "recomputed":
             statistics |= logprob_mismatch(trajectories.logprobs, trajectories.drawn, trajectories.response_mask)
-        self.kl.update(float(statistics["reward/kl"]), ppo.rollout_batch)
+        self.kl.update(float(statistics["reward/kl"]), self.ppo.rollout_batch)
         seconds["time/rollout"] = time.perf_counter() - start
         statistics |= {name: torch.tensor(value) for name, value in seconds.items()}
         return Iteration(iteration, trajectories, advantages, returns, statistics)
@@ -216,18 +231,24 @@ class PPOModule(ActorCritic):
         ppo, width = self.ppo, batch.response_mask.shape[1]
         logprobs, values = self.logprobs_and_values(batch.input_ids, batch.attention_mask, width)  # (B, R)
         policy = clipped_policy_loss(logprobs, batch.logprobs, batch.advantages, batch.response_mask, ppo.clip)
-        value = clipped_value_loss(values, batch.values, batch.returns, batch.response_mask, ppo.value_clip)
         self.tally.add("policy/loss", policy.loss, policy.count)
         self.tally.add("policy/clip_fraction", policy.clipped, policy.count)
         self.tally.add("policy/approx_kl", policy.approx_kl, policy.count)
-        self.tally.add("value/loss", value.loss, value.count)
-        self.tally.add("value/clip_fraction", value.clipped, value.count)
         if batch.statistics and ppo.logprobs == "sampled":  # the weights are still those that were sampled from
             for name, figure in logprob_mismatch(logprobs.detach(), batch.logprobs, batch.response_mask).items():
                 self.tally.add(name, figure)
         for name, figure in batch.statistics.items():
             self.tally.add(name, figure)
-        return self.normalised(policy.loss + ppo.value_coefficient * value.loss, batch.normalizer)
+        loss = policy.loss if values is None else policy.loss + ppo.value_coefficient * self.value_loss(values, batch)
+        return self.normalised(loss, batch.normalizer)
+
+    def value_loss(self, values: Tensor, batch: Experience) -> Tensor:
+        """Return the clipped value loss, summed over the tokens of a micro-batch."""
+        assert batch.returns is not None
+        value = clipped_value_loss(values, batch.values, batch.returns, batch.response_mask, self.ppo.value_clip)
+        self.tally.add("value/loss", value.loss, value.count)
+        self.tally.add("value/clip_fraction", value.clipped, value.count)
+        return value.loss
 
     def pretraining_step(self, batch: PretrainingBatch) -> Tensor:
         """Return the language-modelling loss of the policy, mean over tokens (the γ term of Eq. 2, without γ)."""

@@ -19,10 +19,8 @@ class PPOSettings:
         epochs: passes over the experience of an iteration (paper: 1).
         clip: of the probability ratio (paper: 0.2).
         value_clip: how far a value may move from that at sampling; the paper is silent (Stiennon 2020: 0.2).
-        value_coefficient: weight of the value loss beside the policy loss. Policy and critic share no weights, so with
-            Adam it only matters for clipping of gradients.
-        discount: 1 in the paper.
-        gae_lambda: the paper is silent (Stiennon 2020: 0.95).
+        value_coefficient: weight of the value loss beside the policy loss. Where policy and critic share no weights,
+            with Adam it only matters for clipping of gradients; with a shared trunk Ziegler et al. take 0.1.
         critic_learning_rate: of the critic's parameter group (paper: 9e-6).
         chunk: episodes a forward pass when scoring.
         logprobs: the policy's log-probs that the ratio starts from. "sampled": as the generator drew them, at no cost.
@@ -37,8 +35,6 @@ class PPOSettings:
     clip: float = 0.2
     value_clip: float = 0.2
     value_coefficient: float = 1.0
-    discount: float = 1.0
-    gae_lambda: float = 0.95
     critic_learning_rate: float = 9e-6
     chunk: int = 64
     logprobs: Literal["sampled", "recomputed"] = "sampled"
@@ -51,6 +47,3 @@ class PPOSettings:
         for name in ("clip", "value_clip"):
             if getattr(self, name) <= 0:
                 raise UserError(f"ppo.{name} must be positive, got {getattr(self, name)}")
-        for name in ("discount", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"ppo.{name} must lie in [0, 1], got {getattr(self, name)}")

@@ -1,5 +1,6 @@
 """What scores a response: plug-ins behind one protocol, and the steps that wrap them."""
 
+from lit_rlhf.rewards.adapter import AdapterReward
 from lit_rlhf.rewards.combined import EnsembleReward, WeightedSum
 from lit_rlhf.rewards.python import PythonReward
 from lit_rlhf.rewards.remote import RemoteReward
@@ -8,6 +9,7 @@ from lit_rlhf.rewards.source import (
     RewardSource,
     finite_scores,
     load_source_state,
+    ride_on_policy,
     source_critic,
     source_details,
     source_state,
@@ -15,6 +17,7 @@ from lit_rlhf.rewards.source import (
 from lit_rlhf.rewards.steps import ClippedReward, NormalisedReward, ScaledReward
 
 __all__ = [
+    "AdapterReward",
     "ClippedReward",
     "EnsembleReward",
     "NormalisedReward",
@@ -26,6 +29,7 @@ __all__ = [
     "WeightedSum",
     "finite_scores",
     "load_source_state",
+    "ride_on_policy",
     "source_critic",
     "source_details",
     "source_state",

@@ -4,11 +4,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import Aggregation, aggregate_scores
-from lit_rlhf.rewards.source import RewardSource, load_source_state, source_critic, source_details, source_state
+from lit_rlhf.rewards.source import (
+    RewardSource,
+    load_source_state,
+    ride_on_policy,
+    source_critic,
+    source_details,
+    source_state,
+)
 from lit_rlhf.rollout.experience import Episodes
 
 
@@ -29,6 +37,11 @@ class CombinedReward:
         """Prepare every part."""
         for source in self.sources:
             source.prepare(tokenizer, device)
+
+    def ride(self, policy: PreTrainedModel, path: str) -> None:
+        """See `RewardSource`: parts may ride."""
+        for source in self.sources:
+            ride_on_policy(source, policy, path)
 
     def score_parts(self, episodes: Episodes) -> Tensor:
         """Return every part's scores, (M, B) float32, and keep them for `details`."""

@@ -1,5 +1,6 @@
 """A trained reward model as a reward source."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -53,16 +54,21 @@ class RewardModelReward:
     @torch.no_grad()
     def score(self, episodes: Episodes) -> Tensor:
         """See `RewardSource.score`."""
-        lengths = episodes.attention_mask.sum(1)
-        scores = torch.empty(len(lengths), device=lengths.device)
-        prompt_end = episodes.attention_mask.shape[1]
-        for rows in torch.split(torch.argsort(lengths), self.batch_size):
-            mask = episodes.attention_mask[rows]
-            used = mask.any(0).nonzero()
-            columns = slice(int(used[0]), min(int(used[-1]) + 1, prompt_end))
-            scores[rows] = self.model.score(episodes.input_ids[rows][:, columns], mask[:, columns])
-        return scores
+        return score_by_length(self.model.score, episodes, self.batch_size)
 
     def critic(self) -> str:
         """See `RewardSource`: the reward model itself."""
         return self.path
+
+
+def score_by_length(score: Callable[[Tensor, Tensor], Tensor], episodes: Episodes, rows: int) -> Tensor:
+    """Return `score(input_ids, attention_mask)` of all episodes, (B,) float32, in chunks of like length."""
+    lengths = episodes.attention_mask.sum(1)
+    scores = torch.empty(len(lengths), device=lengths.device)
+    end = episodes.attention_mask.shape[1]
+    for chunk in torch.split(torch.argsort(lengths), rows):
+        mask = episodes.attention_mask[chunk]
+        used = mask.any(0).nonzero()
+        columns = slice(int(used[0]), min(int(used[-1]) + 1, end))
+        scores[chunk] = score(episodes.input_ids[chunk][:, columns], mask[:, columns])
+    return scores

@@ -4,6 +4,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
@@ -19,7 +20,9 @@ class RewardSource(Protocol):
       every rank. PPO logs their means over all episodes of all ranks.
     - `state_dict() -> dict[str, Any]` and `load_state_dict(state: dict[str, Any]) -> None`: what must survive a
       restart, as plain values and tensors. It goes into the PPO checkpoint.
-    - `critic() -> str | None`: the folder a critic starts from by default.
+    - `critic() -> str | None`: what a critic starts from by default: a folder, or the checkpoint of an adapter.
+    - `ride(policy: PreTrainedModel, path: str) -> None`: called once after `prepare`, where what scores is an adapter
+      on the policy's base; `path` is what the base was loaded from.
     """
 
     def prepare(self, tokenizer: Tokenizer, device: torch.device) -> None:
@@ -53,8 +56,14 @@ def load_source_state(source: RewardSource, state: dict[str, Any]) -> None:
 
 
 def source_critic(source: RewardSource) -> str | None:
-    """Return the folder of the reward model that a critic starts from (App. C.4), or None where there is none."""
+    """Return the reward model that a critic starts from (App. C.4), folder or checkpoint; None where there is none."""
     return source.critic() if hasattr(source, "critic") else None
+
+
+def ride_on_policy(source: RewardSource, policy: PreTrainedModel, path: str) -> None:
+    """Give `source` the policy, where it rides on its base."""
+    if hasattr(source, "ride"):
+        source.ride(policy, path)
 
 
 def finite_scores(source: RewardSource, episodes: Episodes, step: int) -> Tensor:

@@ -6,11 +6,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import mean_and_variance, moments, whiten
-from lit_rlhf.rewards.source import RewardSource, load_source_state, source_critic, source_details, source_state
+from lit_rlhf.rewards.source import (
+    RewardSource,
+    load_source_state,
+    ride_on_policy,
+    source_critic,
+    source_details,
+    source_state,
+)
 from lit_rlhf.rollout.experience import Episodes
 
 
@@ -51,6 +59,10 @@ class RewardStep:
     def critic(self) -> str | None:
         """See `RewardSource`: the source's."""
         return source_critic(self.source)
+
+    def ride(self, policy: PreTrainedModel, path: str) -> None:
+        """See `RewardSource`: the source may ride."""
+        ride_on_policy(self.source, policy, path)
 
 
 class ScaledReward(RewardStep):

@@ -9,7 +9,16 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.functional import gae, group_relative, leave_one_out, mean_and_variance, moments, whiten
+from lit_rlhf.functional import (
+    gae,
+    group_relative,
+    k1,
+    leave_one_out,
+    mean_and_variance,
+    moments,
+    penalised_rewards,
+    whiten,
+)
 from lit_rlhf.rollout.experience import Trajectories
 
 
@@ -39,6 +48,12 @@ class AdvantageEstimator(Protocol):
             trajectories: all episodes; the same on every rank.
         """
         ...
+
+
+def rewards_of(trajectories: Trajectories, kl_coefficient: float) -> Tensor:
+    """Return the rewards of an iteration, (B, R): the per-token KL penalty, and the score on the last action (§3.5)."""
+    kl = k1(trajectories.logprobs, trajectories.reference)
+    return penalised_rewards(trajectories.scores, kl, trajectories.response_mask, kl_coefficient)
 
 
 class GAE:

@@ -47,7 +47,7 @@ class Trajectories(NamedTuple):
     response_mask: Tensor  # (B, R) bool
     logprobs: Tensor  # (B, R) float32, policy at sampling: as drawn, or recomputed by the pass that the update makes
     reference: Tensor  # (B, R) float32, reference policy
-    values: Tensor  # (B, R) float32, critic before each token
+    values: Tensor  # (B, R) float32, critic before each token; 0 without a critic
     scores: Tensor  # (B,) float32, of the reward source
     ended: Tensor  # (B,) bool
     drawn: Tensor  # (B, R) float32, policy's log-probs as they were drawn
@@ -62,8 +62,8 @@ class Experience(NamedTuple):
     response_mask: Tensor  # (B, R) bool
     logprobs: Tensor  # (B, R) float32, policy at sampling
     values: Tensor  # (B, R) float32, critic at sampling
-    advantages: Tensor  # (B, R) float32, whitened over the iteration
-    returns: Tensor  # (B, R) float32
+    advantages: Tensor  # (B, R) float32, as the estimator gave them
+    returns: Tensor | None  # (B, R) float32; None without a critic
     normalizer: Tensor  # () float32, response tokens of the whole minibatch: accumulation and ranks included
     statistics: dict[str, Tensor]  # of the rollout, in the first micro-batch of an iteration; empty in the others
 

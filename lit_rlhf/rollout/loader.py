@@ -12,13 +12,10 @@ from lit_rlhf.data.batches import PromptBatch
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import (
     explained_variance,
-    gae,
     k1,
+    k2,
+    k3,
     masked_mean,
-    mean_and_variance,
-    moments,
-    penalised_rewards,
-    whiten,
 )
 from lit_rlhf.rollout.experience import Experience, Trajectories
 from lit_rlhf.rollout.passes import by_length
@@ -108,8 +105,8 @@ class Iteration(NamedTuple):
 
     number: int
     trajectories: Trajectories
-    advantages: Tensor  # (B, R) float32, whitened
-    returns: Tensor  # (B, R) float32
+    advantages: Tensor  # (B, R) float32
+    returns: Tensor | None  # (B, R) float32; None without a critic
     statistics: dict[str, Tensor]  # of the rollout
 
     def state_dict(self) -> dict[str, Any]:
@@ -118,7 +115,7 @@ class Iteration(NamedTuple):
             "number": self.number,
             "trajectories": {name: value.cpu() for name, value in self.trajectories._asdict().items()},
             "advantages": self.advantages.cpu(),
-            "returns": self.returns.cpu(),
+            "returns": None if self.returns is None else self.returns.cpu(),
             "statistics": {name: value.cpu() for name, value in self.statistics.items()},
         }
 
@@ -126,7 +123,8 @@ class Iteration(NamedTuple):
     def of_state(cls, state: dict[str, Any], device: torch.device) -> "Iteration":
         """Return the iteration that a state was made of."""
         trajectories = Trajectories(**{name: value.to(device) for name, value in state["trajectories"].items()})
-        advantages, returns = state["advantages"].to(device), state["returns"].to(device)
+        advantages, returns = state["advantages"].to(device), state["returns"]
+        returns = None if returns is None else returns.to(device)
         return cls(state["number"], trajectories, advantages, returns, state["statistics"])
 
 
@@ -178,22 +176,6 @@ class ExperienceLoader:
         self.iteration, self.position, self.resumed = Iteration.of_state(state, device), state["position"], True
 
 
-def advantages_and_returns(
-    trajectories: Trajectories, kl_coefficient: float, discount: float, gae_lambda: float
-) -> tuple[Tensor, Tensor]:
-    """Steps 4 to 6: per-token KL penalty with the score on the last action token, GAE, whitening over all tokens.
-
-    Returns:
-        whitened advantages and returns, (B, R) float32.
-    """
-    mask = trajectories.response_mask
-    kl = k1(trajectories.logprobs, trajectories.reference)
-    rewards = penalised_rewards(trajectories.scores, kl, mask, kl_coefficient)
-    advantages, returns = gae(rewards, trajectories.values, mask, discount, gae_lambda)
-    mean, variance = mean_and_variance(moments(advantages, mask))
-    return whiten(advantages, mask, mean, variance), returns
-
-
 def cut(iteration: Iteration, sizes: Sizes, rank: int, seed: int) -> Iterator[Experience]:
     """Yield this rank's micro-batches: random minibatches, the same for every cut into ranks and micro-batches.
 
@@ -216,28 +198,32 @@ def cut(iteration: Iteration, sizes: Sizes, rank: int, seed: int) -> Iterator[Ex
                     logprobs=trajectories.logprobs[rows, :kept],
                     values=trajectories.values[rows, :kept],
                     advantages=advantages[rows, :kept],
-                    returns=returns[rows, :kept],
+                    returns=None if returns is None else returns[rows, :kept],
                     normalizer=tokens,
                     statistics=statistics,
                 )
                 statistics = {}
 
 
-def rollout_statistics(trajectories: Trajectories, kl_coefficient: float, returns: Tensor) -> dict[str, Tensor]:
+def rollout_statistics(trajectories: Trajectories, kl_coefficient: float, returns: Tensor | None) -> dict[str, Tensor]:
     """Return the metrics of a rollout over all episodes of all ranks (docs/metrics.md)."""
-    mask = trajectories.response_mask
-    kl = torch.where(mask, k1(trajectories.logprobs, trajectories.reference), 0).sum(1)  # (B,) nats a response
-    return {
+    mask, pair = trajectories.response_mask, (trajectories.logprobs, trajectories.reference)
+    kl, kl_k2, kl_k3 = (torch.where(mask, each(*pair), 0).sum(1) for each in (k1, k2, k3))  # (B,) nats a response
+    figures = {
         "reward/score": trajectories.scores.mean(),
         "reward/score_std": trajectories.scores.std(),
         "reward/kl": kl.mean(),
+        "reward/kl_k2": kl_k2.mean(),
+        "reward/kl_k3": kl_k3.mean(),
         "reward/kl_coefficient": torch.tensor(kl_coefficient),
         "reward/penalised": (trajectories.scores - kl_coefficient * kl).mean(),
         "response/length": mask.sum(1).float().mean(),
         "response/ended": trajectories.ended.float().mean(),
         "policy/entropy": -masked_mean(trajectories.logprobs, mask),
-        "value/explained_variance": explained_variance(trajectories.values, returns, mask).float(),
     }
+    if returns is not None:
+        figures["value/explained_variance"] = explained_variance(trajectories.values, returns, mask).float()
+    return figures
 
 
 def logprob_mismatch(logprobs: Tensor, drawn: Tensor, mask: Tensor) -> dict[str, Tensor]:

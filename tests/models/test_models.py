@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import pad_left, pad_right
-from lit_rlhf.models.adapters import adapter_off, add_lora, has_adapter
+from lit_rlhf.models.adapters import add_lora, has_adapter, using_adapter
 from lit_rlhf.models.export import export_model
 from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
 from lit_rlhf.models.options import LoRA, ModelOptions
@@ -81,7 +81,7 @@ def test_a_fresh_adapter_changes_nothing_and_a_trained_one_merges_exactly(name, 
             parameter.normal_(0, 0.1)
     after = model(ids, attention_mask=mask).logits
     assert (after - before).abs().max() > 1e-2
-    with adapter_off(model):
+    with using_adapter(model, None):
         torch.testing.assert_close(model(ids, attention_mask=mask).logits, before)
     torch.testing.assert_close(model(ids, attention_mask=mask).logits, after)
     export_model(model, tokenizer, tmp_path)

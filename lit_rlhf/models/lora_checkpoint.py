@@ -1,0 +1,119 @@
+"""An adapter out of a Lightning checkpoint, put on a base that another model holds already."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from lit_rlhf.errors import UserError
+from lit_rlhf.models.adapters import POLICY, adapter_weights, add_lora, has_adapter
+from lit_rlhf.models.export import CHECKPOINT_KEY
+from lit_rlhf.models.loading import load_tokenizer
+from lit_rlhf.models.options import LoRA, ModelOptions
+from lit_rlhf.models.riding import RidingHead
+
+TRAIN_IT_SO = "train the reward model with -c adapter/lora, from the folder that the policy starts from"
+
+
+class ScalarAdapter(NamedTuple):
+    """What a `RewardModule` trained with an adapter left in its checkpoint."""
+
+    path: str
+    lora: LoRA
+    weights: dict[str, Tensor]  # of the transformers model, by their names there: base (not in 4 bits), adapter, head
+    settings: dict[str, Any]  # of config.json
+    tokenizer: dict[str, str]  # its files
+    four_bit_base: str | None  # folder of a base that is not in the checkpoint
+
+    @property
+    def centred(self) -> bool:
+        """Whether the centring constants were set."""
+        return "score_shift" in self.settings
+
+
+def read_scalar_adapter(path: str) -> ScalarAdapter:
+    """Return adapter and head of a reward model's checkpoint; weights stay in the file until they are read.
+
+    Raises:
+        UserError: no such file, not a reward model's checkpoint, or one that was trained without an adapter.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"there is no checkpoint {path!r} of a reward model with an adapter; {TRAIN_IT_SO}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        raise UserError(f"{path!r} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+    about = content.get(CHECKPOINT_KEY, {})
+    if about.get("module") != "RewardModule":
+        raise UserError(f"{path!r} is a checkpoint of {about.get('module', 'another program')}, not of RewardModule")
+    if about["adapter"] is None:
+        raise UserError(f"{path!r} is of a reward model without an adapter, which shares no base; {TRAIN_IT_SO}")
+    prefix, base = about["prefix"], about.get("four_bit_base")
+    weights = {name[len(prefix) :]: w for name, w in content["state_dict"].items() if name.startswith(prefix)}
+    lora, settings = LoRA(**about["adapter"]), json.loads(about["config"])
+    return ScalarAdapter(path, lora, weights, settings, about["tokenizer"], base[0] if base else None)
+
+
+def check_same_words(adapter: ScalarAdapter, tokenizer: Tokenizer, options: ModelOptions) -> None:
+    """Refuse an adapter that was trained on other token ids."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in adapter.tokenizer.items():
+            (Path(folder) / name).write_text(text)
+        (Path(folder) / "config.json").write_text(json.dumps(adapter.settings))  # by which its class is known
+        own = load_tokenizer(folder, options)
+    if own.get_vocab() != tokenizer.get_vocab():
+        raise UserError(f"{adapter.path!r} has another tokenizer than the policy; its ids would mean other words")
+
+
+def put_on(adapter: ScalarAdapter, model: PreTrainedModel, model_path: str, name: str) -> RidingHead:
+    """Put the adapter on `model` under `name`, trainable, and return the head beside it.
+
+    Args:
+        adapter: of a reward model.
+        model: a causal language model with an adapter of its own.
+        model_path: where its base was loaded from.
+        name: of the adapter there.
+
+    Raises:
+        UserError: the model has no adapter of its own, or its base is not the one that the adapter was trained on.
+    """
+    if not has_adapter(model):
+        raise UserError(f"{adapter.path!r} rides on the policy's frozen base: set model.adapter (-c adapter/lora)")
+    _check_same_base(adapter, model, model_path)
+    add_lora(model, adapter.lora, name)
+    stored = {key.removesuffix(f".{POLICY}.weight"): w for key, w in adapter.weights.items() if "lora_" in key}
+    own = adapter_weights(model, name)
+    if own.keys() != stored.keys():
+        odd = min(own.keys() ^ stored.keys())
+        raise UserError(f"{adapter.path!r}: its adapter and the policy's model disagree about the layer {odd!r}")
+    with torch.no_grad():
+        for key, weight in own.items():
+            weight.copy_(stored[key])
+    bias, settings = adapter.weights.get("score.bias"), adapter.settings
+    head = adapter.weights["score.weight"].float()
+    return RidingHead(
+        head, bias if bias is None else bias.float(), settings.get("score_shift", 0.0), settings.get("score_scale", 1.0)
+    )
+
+
+def _check_same_base(adapter: ScalarAdapter, model: PreTrainedModel, model_path: str) -> None:
+    """Refuse an adapter that was trained on other weights: what it adds would be added to something else."""
+    different = f"{adapter.path!r} was trained on another base than {model_path!r}"
+    quantised = getattr(model, "is_quantized", False)
+    if quantised != (adapter.four_bit_base is not None):
+        raise UserError(f"{different}: one is in 4 bits, the other is not; give both the same options.quantization")
+    if adapter.four_bit_base not in (None, model_path):
+        raise UserError(f"{different}, on {adapter.four_bit_base!r}; {TRAIN_IT_SO}")
+    own = {name.replace(".base_layer", ""): p for name, p in model.named_parameters() if "lora_" not in name}
+    for name, weight in adapter.weights.items():
+        plain = name.replace(".base_layer", "")
+        if "lora_" in name or plain.startswith("score."):
+            continue
+        mine = own.get(plain)
+        if mine is None or mine.shape != weight.shape or not torch.equal(mine.cpu(), weight.to(mine.dtype)):
+            raise UserError(f"{different} (its weight {plain!r} differs); {TRAIN_IT_SO}")
