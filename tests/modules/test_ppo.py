@@ -12,6 +12,8 @@ from lit_rlhf.callbacks import PretrainingMix
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.options import LoRA
 from lit_rlhf.modules import PPOModule, PPOSettings
+from lit_rlhf.rollout.advantages import GroupRelative, LeaveOneOut
+from lit_rlhf.rollout.critics import SharedTrunkCritic
 from lit_rlhf.rollout.generation import CachedGenerator
 from lit_rlhf.rollout.kl_control import AdaptiveKL, FixedKL
 from lit_rlhf.rollout.sampling import Sampling
@@ -47,13 +49,28 @@ def make(model: str, **settings: Any) -> PPOModule:
     return PPOModule(model, CountOf(), Sampling(response_length=8), PPOSettings(**ppo), **{**defaults, **settings})
 
 
-def test_a_reward_with_a_known_optimum_is_approached(llama, trainer_of):
+@pytest.mark.parametrize("critic", [None, SharedTrunkCritic()], ids=["separate", "shared_trunk"])
+def test_gae_approaches_a_known_optimum(critic, llama, trainer_of):
     watch = Watch()
-    trainer_of(max_epochs=18, accumulate_grad_batches=2, callbacks=[watch]).fit(make(llama), datamodule=PromptData())
+    module = make(llama, critic=critic)
+    trainer_of(max_epochs=18, accumulate_grad_batches=2, callbacks=[watch]).fit(module, datamodule=PromptData())
     scores = [epoch["reward/score"] for epoch in watch.epochs]
     assert scores[0] < 0.15 and scores[-1] > 0.5, scores
     assert watch.epochs[-1]["value/explained_variance"] > 0.2
     assert watch.epochs[0]["reward/kl"] == pytest.approx(0.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("estimator", [GroupRelative, LeaveOneOut])
+def test_without_a_critic_it_is_approached_too(estimator, llama, trainer_of):
+    watch = Watch()
+    module = make(llama, advantages=estimator(), ppo={"samples_per_prompt": 4})
+    trainer = trainer_of(max_epochs=18, accumulate_grad_batches=2, callbacks=[watch])
+    trainer.fit(module, datamodule=PromptData())
+    scores = [epoch["reward/score"] for epoch in watch.epochs]
+    assert scores[0] < 0.15 and scores[-1] > 0.5, scores
+    assert not [name for name in watch.epochs[-1] if name.startswith("value/")]
+    assert module.critic is None and len(trainer.optimizers[0].param_groups) == 1
+    assert {name.split(".")[0] for name in module.state_dict()} == {"policy"}
 
 
 def test_the_adaptive_controller_holds_its_target(llama, trainer_of):
