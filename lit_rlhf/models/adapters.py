@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ def add_lora(model: PreTrainedModel, lora: LoRA, name: str = POLICY) -> None:
 def free_name(model: nn.Module, wanted: str) -> str:
     """Return `wanted`, or with a number behind it where an adapter of `model` has that name."""
     taken = {name for layer in _adapter_layers(model) for name in layer.lora_A}
-    return next(name for name in (wanted, *(f"{wanted}_{n}" for n in count(2))) if name not in taken)
+    return next(name for name in chain([wanted], (f"{wanted}_{n}" for n in count(2))) if name not in taken)
 
 
 def adapter_weights(model: nn.Module, name: str) -> dict[str, Tensor]:

@@ -50,7 +50,7 @@ def last_layer(model: PreTrainedModel) -> Iterator[list[Tensor]]:
     def keep(module: Any, inputs: Any, output: Any) -> None:
         kept.append(output[0])
 
-    handle = model.base_model.register_forward_hook(keep)
+    handle = model.get_decoder().register_forward_hook(keep)  # not base_model, which OPT passes by
     try:
         yield kept
     finally:
