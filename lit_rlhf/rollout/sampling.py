@@ -8,6 +8,8 @@ from torch import Tensor
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import restricted, support_threshold, token_logprobs
 
+_BLOCK = 64  # tokens that are summed together where one is drawn
+
 
 @dataclass
 class MissingEnd:
@@ -139,13 +141,34 @@ def choose_tokens(
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a token a row and its log-prob: the first token whose cumulative probability exceeds the uniform."""
-    logprobs = torch.log_softmax(logits, dim=-1)  # (B, V)
-    cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
-    target = uniforms.to(cumulative)[:, None] * cumulative[:, -1:]
-    # right=True: the first token whose cumulative exceeds the target, so a token of probability 0 is never drawn
-    tokens = torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
-    return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)
+    """Return a token a row and its log-prob: the first token whose cumulative probability exceeds the uniform.
+
+    The sums are in float64, over blocks of the vocabulary and then within one block: a cumulative sum over the whole
+    of it costs more than all the rest.
+    """
+    rows, size = logits.shape
+    highest = logits.amax(-1, keepdim=True)
+    weights = (logits - highest).exp()  # (B, V)
+    blocks = torch.nn.functional.pad(weights, (0, -size % _BLOCK)).view(rows, -1, _BLOCK)
+    up_to = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    total = up_to[:, -1:]
+    block, target = _first_above(up_to, uniforms.to(total)[:, None] * total)  # (B, 1) each
+    before = torch.where(block > 0, up_to.gather(1, (block - 1).clamp_min(0)), 0.0)
+    inside = blocks[torch.arange(rows, device=logits.device), block.squeeze(1)].cumsum(-1, dtype=torch.float64)
+    place, _ = _first_above(inside, target - before)
+    tokens = block * _BLOCK + place
+    logprobs = (logits.gather(1, tokens) - highest).double() - total.log()
+    return tokens.squeeze(1), logprobs.squeeze(1).float()
+
+
+def _first_above(cumulative: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first place whose cumulative weight exceeds the target, (B, 1), and the target.
+
+    The target is kept below the total, which rounding could lift it to: so the place has a weight above 0.
+    """
+    last = cumulative[:, -1:]
+    target = torch.minimum(target, torch.nextafter(last, torch.zeros_like(last)))
+    return torch.searchsorted(cumulative, target, right=True), target
 
 
 def drawn_logprobs(logits: Tensor, tokens: Tensor, sampling: Sampling, ends: Tensor) -> Tensor:
