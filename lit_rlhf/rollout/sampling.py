@@ -171,23 +171,24 @@ def _first_above(cumulative: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return torch.searchsorted(cumulative, target, right=True), target
 
 
-def drawn_logprobs(logits: Tensor, tokens: Tensor, sampling: Sampling, ends: Tensor) -> Tensor:
-    """Return the log-probs of whole responses under the distributions that they were drawn from.
+def drawn_logprobs(logits: Tensor, tokens: Tensor, sampling: Sampling, step: Tensor, ends: Tensor) -> Tensor:
+    """Return the log-probs of response tokens under the distributions that they were drawn from.
 
     Args:
-        logits: (B, R, V), each the distribution of the token in its column.
-        tokens: (B, R) int64.
+        logits: (n, V).
+        tokens: (n,) int64.
         sampling: as at sampling; temperature 0 counts as 1.
+        step: (n,) int64, how many tokens stand before each in its response.
         ends: as in `choose_tokens`.
 
     Returns:
-        (B, R) float32, in nats. Differentiable once.
+        (n,) float32, in nats. Differentiable once.
     """
     temperature = sampling.temperature or 1.0
     if sampling.min_length > 1:
-        early = torch.arange(logits.shape[1], device=logits.device) < sampling.min_length - 1  # (R,)
-        end = torch.zeros(logits.shape[2], dtype=torch.bool, device=logits.device).index_fill(0, ends, True)  # (V,)
-        logits = logits.masked_fill(early[:, None] & end, -torch.inf)
+        end = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device).index_fill(0, ends, True)
+        logits = logits.masked_fill((step + 1 < sampling.min_length)[:, None] & end, -torch.inf)
+    row, drawn = logits[None], tokens[None]  # (1, n, V), (1, n)
     if sampling.truncates and sampling.temperature:
-        logits = restricted(logits, tokens, temperature, sampling.top_k, sampling.top_p)
-    return token_logprobs(logits, tokens, temperature)
+        row = restricted(row, drawn, temperature, sampling.top_k, sampling.top_p)
+    return token_logprobs(row, drawn, temperature)[0]
