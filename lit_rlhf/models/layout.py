@@ -33,6 +33,11 @@ class Layout(NamedTuple):
     last: tuple[Tensor, Tensor]  # (B,) int64 each: row and column of the last token of each episode
     padding: int  # of the L x W tokens
 
+    @property
+    def predictors(self) -> tuple[Tensor, Tensor]:
+        """Where the token before each response token lies: rows and columns, (n,) each."""
+        return self.line, self.column
+
     def spread(self, values: Tensor) -> Tensor:
         """Return what was computed for response tokens, (n,), in their places, (B, R), 0 elsewhere."""
         table = values.new_zeros(self.response_mask.shape)
@@ -40,25 +45,63 @@ class Layout(NamedTuple):
         return table
 
 
-def lay_out(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, response_width: int) -> Layout:
-    """Return the layout that costs `model` least.
+def lay_out(input_ids: Tensor, attention_mask: Tensor, response_width: int, *models: PreTrainedModel) -> Layout:
+    """Return the layout that costs the models least, and that all of them can compute.
 
     Args:
-        model: its architecture decides what its mask can say; its size what attention costs beside the rest.
         input_ids: (B, T) int64: left-padded prompt, then right-padded response. Rows of one prompt that follow each
             other share it.
         attention_mask: (B, T), 1 = real token; at least one of each prompt.
         response_width: R.
+        models: what is to compute it: their architectures decide what a mask can say.
     """
+    prompt_width, lengths = input_ids.shape[1] - response_width, attention_mask.sum(1)
+    # rows of one length, each with a prompt of its own, are best as they are
+    nothing_to_gain = bool((lengths == input_ids.shape[1]).all()) and not bool(
+        continues(input_ids, attention_mask, prompt_width).any()
+    )
+    if nothing_to_gain or not all(_takes_segments(model, int(lengths.max())) for model in models):
+        return _rows(input_ids, attention_mask, prompt_width)
+    return _packed(input_ids, attention_mask, prompt_width, models[0])
+
+
+def _takes_segments(model: PreTrainedModel, longest: int) -> bool:
     config = model.config.get_text_config()
-    prompt_width = input_ids.shape[1] - response_width
-    lengths = attention_mask.sum(1)
-    as_they_are = len(input_ids) * input_ids.shape[1]
-    if int(lengths.sum()) == as_they_are and not _continues(input_ids, attention_mask, prompt_width).any():
-        return _rows(input_ids, attention_mask, prompt_width)
-    if reason_against_segments(config, config._attn_implementation, int(lengths.max())):
-        return _rows(input_ids, attention_mask, prompt_width)
-    return _packed(model, input_ids, attention_mask, prompt_width)
+    return reason_against_segments(config, config._attn_implementation, longest) is None
+
+
+def by_length(
+    input_ids: Tensor, attention_mask: Tensor, response_width: int, rows: int
+) -> Iterator[tuple[Tensor, slice, int]]:
+    """Cut a batch into chunks of rows of like length, with the columns that are padding in all of them left out.
+
+    Rows of one prompt that follow each other go on doing so.
+
+    Args:
+        input_ids: (B, T).
+        attention_mask: (B, T).
+        response_width: R.
+        rows: rows a chunk.
+
+    Yields:
+        the rows (b,), the columns of (B, T) to keep, and the response width that remains.
+    """
+    prompt_width = attention_mask.shape[1] - response_width
+    prompts = attention_mask[:, :prompt_width].sum(1)
+    responses = attention_mask[:, prompt_width:].sum(1)
+    run = (~continues(input_ids, attention_mask, prompt_width)).cumsum(0) - 1  # (B,)
+    longest = torch.zeros_like(run).scatter_reduce_(0, run, prompts + responses, "amax")
+    order = torch.argsort(torch.argsort(torch.argsort(longest, stable=True))[run], stable=True)
+    for chunk in torch.split(order, rows):
+        left = prompt_width - int(prompts[chunk].max())
+        width = max(int(responses[chunk].max()), 1)
+        yield chunk, slice(left, prompt_width + width), width
+
+
+def continues(input_ids: Tensor, attention_mask: Tensor, prompt_width: int) -> Tensor:
+    """Whether a row has the prompt of the row before it, (B,) bool."""
+    prompts = torch.where(attention_mask.bool(), input_ids, -1)[:, :prompt_width]
+    return torch.cat([prompts.new_zeros(1), (prompts[1:] == prompts[:-1]).all(1)]).bool()
 
 
 def _rows(input_ids: Tensor, attention_mask: Tensor, prompt_width: int) -> Layout:
@@ -73,19 +116,12 @@ def _rows(input_ids: Tensor, attention_mask: Tensor, prompt_width: int) -> Layou
     return Layout(input_ids, attention_mask, positions, mask, tokens, line, column, (rows, last), padding)
 
 
-def _continues(input_ids: Tensor, attention_mask: Tensor, prompt_width: int) -> Tensor:
-    """Whether a row has the prompt of the row before it, (B,) bool."""
-    prompts = torch.where(attention_mask.bool(), input_ids, -1)[:, :prompt_width]
-    same = (prompts[1:] == prompts[:-1]).all(1)
-    return torch.cat([same.new_zeros(1), same])
-
-
-def _packed(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, prompt_width: int) -> Layout:
+def _packed(input_ids: Tensor, attention_mask: Tensor, prompt_width: int, model: PreTrainedModel) -> Layout:
     """Units of a prompt with its responses, dealt to rows."""
     device, real = input_ids.device, attention_mask.bool()
     mask = real[:, prompt_width:]
     prompts, responses = real[:, :prompt_width].sum(1), mask.sum(1)
-    leads = ~_continues(input_ids, attention_mask, prompt_width)
+    leads = ~continues(input_ids, attention_mask, prompt_width)
     unit, lead = leads.cumsum(0) - 1, leads.nonzero().squeeze(1)  # (B,) which unit a row is of; (U,) its first row
     taken = responses + torch.where(leads, prompts, 0)  # tokens that a row adds to its unit
     before = taken.cumsum(0) - taken
@@ -134,7 +170,7 @@ def _deal(sizes: list[int], model: PreTrainedModel, device: torch.device) -> tup
         width = max(sum(sizes[unit] for unit in row) for row in rows)
         return len(rows) * width * (6 * hidden + width)
 
-    dealt = min((pack(sizes, 1, longest * times // 2) for times in (2, 3, 4, 6)), key=cost)
+    dealt = min((pack(sizes, 1, longest * quarters // 4) for quarters in (4, 5, 6, 7, 8, 10, 12)), key=cost)
     line, start = [0] * len(sizes), [0] * len(sizes)
     for number, row in enumerate(dealt):
         place = 0

@@ -1,12 +1,12 @@
 """Forward passes over prompt + response: log-probs, values and scores at the positions that a loss reads."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_rlhf.models.layout import Layout, lay_out, logits_at
+from lit_rlhf.models.layout import Layout, by_length, lay_out, logits_at
 from lit_rlhf.models.scalar import ScalarModel
 from lit_rlhf.rollout.endings import end_ids
 from lit_rlhf.rollout.sampling import Sampling, drawn_logprobs
@@ -30,15 +30,7 @@ def response_logprobs(
         sampling: how the responses were drawn.
         ends: the tokens that ended them; by default the `end_ids` of `policy`.
     """
-    return logprobs_of(policy, lay_out(policy, input_ids, attention_mask, response_width), sampling, ends)
-
-
-def response_values(critic: ScalarModel, input_ids: Tensor, attention_mask: Tensor, response_width: int) -> Tensor:
-    """Return the value before each response token, (B, R) float32: what is expected with the token not yet chosen.
-
-    0 on padding.
-    """
-    return values_of(critic, lay_out(critic.model, input_ids, attention_mask, response_width))
+    return logprobs_of(policy, lay_out(input_ids, attention_mask, response_width, policy), sampling, ends)
 
 
 def logprobs_of(policy: PreTrainedModel, layout: Layout, sampling: Sampling, ends: Tensor | None = None) -> Tensor:
@@ -49,35 +41,12 @@ def logprobs_of(policy: PreTrainedModel, layout: Layout, sampling: Sampling, end
     return layout.spread(drawn_logprobs(logits, layout.tokens, sampling, step, ends))
 
 
-def values_of(critic: ScalarModel, layout: Layout) -> Tensor:
-    """Return what `response_values` does, of a batch that is laid out."""
-    at = layout.line, layout.column
-    return layout.spread(critic(layout.input_ids, layout.attention_mask, layout.position_ids, at))
+def response_values(critic: ScalarModel, layout: Layout) -> Tensor:
+    """Return the value before each response token, (B, R) float32: what is expected with the token not yet chosen.
 
-
-def by_length(
-    attention_mask: Tensor, response_width: int, rows: int, together: int = 1
-) -> Iterator[tuple[Tensor, slice, int]]:
-    """Cut a batch into chunks of rows of like length, with the columns that are padding in all of them left out.
-
-    Args:
-        attention_mask: (B, T).
-        response_width: R.
-        rows: rows a chunk.
-        together: rows that stay behind each other: so many samples of each prompt.
-
-    Yields:
-        the rows (b,), the columns of (B, T) to keep, and the response width that remains.
+    0 on padding.
     """
-    prompt_width = attention_mask.shape[1] - response_width
-    prompts = attention_mask[:, :prompt_width].sum(1)
-    responses = attention_mask[:, prompt_width:].sum(1)
-    places = torch.arange(len(attention_mask), device=attention_mask.device).view(-1, together)
-    order = places[torch.argsort((prompts + responses).view(-1, together).sum(1))].flatten()
-    for chunk in torch.split(order, rows):
-        left = prompt_width - int(prompts[chunk].max())
-        width = max(int(responses[chunk].max()), 1)
-        yield chunk, slice(left, prompt_width + width), width
+    return layout.spread(critic(layout.input_ids, layout.attention_mask, layout.position_ids, layout.predictors))
 
 
 @torch.no_grad()
@@ -87,7 +56,6 @@ def in_chunks(
     attention_mask: Tensor,
     response_width: int,
     rows: int,
-    together: int = 1,
 ) -> Tensor:
     """Apply `compute(input_ids, attention_mask, response_width)` to chunks of like length and put the rows back.
 
@@ -97,12 +65,11 @@ def in_chunks(
         attention_mask: (B, T).
         response_width: R.
         rows: rows a chunk.
-        together: rows that stay behind each other: so many samples of each prompt.
 
     Returns:
         (B, R) float32, 0 in columns that a chunk left out.
     """
     result = torch.zeros(len(input_ids), response_width, device=input_ids.device)
-    for chunk, columns, width in by_length(attention_mask, response_width, rows, together):
+    for chunk, columns, width in by_length(input_ids, attention_mask, response_width, rows):
         result[chunk, :width] = compute(input_ids[chunk][:, columns], attention_mask[chunk][:, columns], width).float()
     return result
