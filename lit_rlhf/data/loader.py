@@ -15,8 +15,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
-from lit_rlhf.data.packing import pack
 from lit_rlhf.errors import UserError
+from lit_rlhf.functional.packing import pack
 
 R = TypeVar("R")  # a tokenised row
 B = TypeVar("B")  # a batch

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lit_rlhf.functional import position_ids
 from lit_rlhf.models.adapters import using_adapter
+from lit_rlhf.models.layout import Layout
 from lit_rlhf.models.scalar import read_head
 
 
@@ -44,7 +44,7 @@ def zero_head(model: PreTrainedModel) -> RidingHead:
 
 @contextmanager
 def last_layer(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Within the block, the last layer's output of every forward pass of `model`, (B, T, D) each, goes into a list."""
+    """Within the block, the last layer's output of every forward pass of `model`, (L, W, D) each, goes into a list."""
     kept: list[Tensor] = []
 
     def keep(module: Any, inputs: Any, output: Any) -> None:
@@ -57,21 +57,20 @@ def last_layer(model: PreTrainedModel) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def hidden_under(model: PreTrainedModel, adapter: str | None, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Return the last layer's output, (B, T, D).
+def hidden_under(model: PreTrainedModel, adapter: str | None, layout: Layout) -> Tensor:
+    """Return the last layer's output, (L, W, D).
 
     Args:
         model: a causal language model.
         adapter: the one that computes; None for what is active.
-        input_ids: (B, T) int64, padded on either side.
-        attention_mask: (B, T), 1 = real token.
+        layout: the batch.
     """
     with last_layer(model) as kept, nullcontext() if adapter is None else using_adapter(model, adapter):
         # through the whole model, for the sake of one logit: sharded weights are gathered by its own forward alone
         model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids(attention_mask),
+            input_ids=layout.input_ids,
+            attention_mask=layout.attention_mask,
+            position_ids=layout.position_ids,
             use_cache=False,
             logits_to_keep=1,
         )

@@ -64,19 +64,26 @@ class ScalarModel(nn.Module):
         self.model.config.score_shift = shift
         self.model.config.score_scale = scale
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, keep: int | None = None) -> Tensor:
-        """Return the scalar at the last `keep` positions (all by default).
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        positions: Tensor | None = None,
+        at: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Return the scalar at every position, or at some.
 
         Args:
             input_ids: (B, T) int64, padded on either side.
-            attention_mask: (B, T), 1 = real token.
-            keep: how many positions from the right.
+            attention_mask: (B, T), 1 = real token; or whatever the model takes to keep packed sequences apart.
+            positions: (B, T) int64, for packed sequences; by default counted from each row's first real token.
+            at: rows and columns (n,) each.
 
         Returns:
-            (B, keep) float32, centred.
+            (B, T), or (n,) with `at`; float32, centred.
         """
-        hidden = self._hidden(input_ids, attention_mask)
-        return self._read(hidden if keep is None else hidden[:, hidden.shape[1] - keep :])
+        hidden = self._hidden(input_ids, attention_mask, positions)
+        return self._read(hidden if at is None else hidden[at])
 
     def score(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the scalar at the last real token of each row, (B,) float32, centred.
@@ -96,12 +103,12 @@ class ScalarModel(nn.Module):
         """
         return self._read(last_hidden(self.model, rows, shared_prompt))
 
-    def _hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def _hidden(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor | None = None) -> Tensor:
         """Return the last layer's output, (B, T, D)."""
         output = self.model.base_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            position_ids=position_ids(attention_mask),
+            position_ids=position_ids(attention_mask) if positions is None else positions,
             use_cache=False,
         )
         return cast(Tensor, output[0])

@@ -63,7 +63,17 @@ def segment_inputs(segment: Tensor, parent: Tensor | None = None, attention: str
     """
     assert attention in _ATTENTIONS, attention
     seen = segment_mask(segment, torch.full_like(segment, -1) if parent is None else parent)  # (B, 1, T, T)
-    mask = seen
-    if attention == "eager":  # eager adds the mask to the scores: True would be 1
-        mask = torch.zeros_like(seen, dtype=torch.float32).masked_fill_(~seen, torch.finfo(torch.float32).min)
-    return {"attention_mask": mask, "position_ids": segment_positions(seen, segment)}
+    return {"attention_mask": seen_mask(seen, attention), "position_ids": segment_positions(seen, segment)}
+
+
+def seen_mask(seen: Tensor, attention: str) -> Tensor:
+    """Return the mask that a model takes, from one that is True where a token is seen, (B, 1, any, any).
+
+    Args:
+        seen: bool.
+        attention: the attention implementation, "sdpa" or "eager".
+    """
+    if attention != "eager":
+        return seen
+    # eager adds the mask to the scores: True would be 1
+    return torch.zeros_like(seen, dtype=torch.float32).masked_fill_(~seen, torch.finfo(torch.float32).min)

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_rlhf.models.adapters import add_lora, using_adapter
+from lit_rlhf.models.layout import Layout, lay_out
 from lit_rlhf.models.loading import load_causal_lm, load_config
 from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.models.riding import last_layer
@@ -16,7 +17,7 @@ from lit_rlhf.modules.base import LitModule
 from lit_rlhf.rewards.source import RewardSource, ride_on_policy, source_critic
 from lit_rlhf.rollout.critics import Critic, CriticStart
 from lit_rlhf.rollout.endings import end_ids
-from lit_rlhf.rollout.passes import response_logprobs
+from lit_rlhf.rollout.passes import logprobs_of, response_logprobs
 from lit_rlhf.rollout.sampling import Sampling
 from lit_rlhf.strategies import shard_model
 
@@ -104,6 +105,11 @@ class ActorCritic(LitModule):
         groups = [{"params": [p for p in self.policy.parameters() if p.requires_grad and p not in own]}]
         return [*groups, {"params": values, "lr": self.critic_learning_rate}] if values else groups
 
+    def laid_out(self, input_ids: Tensor, attention_mask: Tensor, width: int) -> Layout:
+        """Return the batch as policy and critic are to compute it."""
+        critics = [] if self.critic is None else self.critic.models()
+        return lay_out(input_ids, attention_mask, width, self.policy, *critics)
+
     def logprobs(self, input_ids: Tensor, attention_mask: Tensor, width: int) -> Tensor:
         """Return log-probs of the response under the policy, (B, R)."""
         return response_logprobs(self.policy, input_ids, attention_mask, width, self.sampling)
@@ -118,14 +124,14 @@ class ActorCritic(LitModule):
         """Return the critic's value before each response token, (B, R); 0 without a critic."""
         if self.critic is None:
             return torch.zeros(len(input_ids), width, device=input_ids.device)
-        return self.critic.values(self.policy, input_ids, attention_mask, width)
+        return self.critic.values(self.policy, self.laid_out(input_ids, attention_mask, width))
 
     def logprobs_and_values(
         self, input_ids: Tensor, attention_mask: Tensor, width: int
     ) -> tuple[Tensor, Tensor | None]:
         """Return log-probs of the response under the policy and the critic's values, (B, R) each, for the update."""
+        layout = self.laid_out(input_ids, attention_mask, width)
+        self.tally.add("update/padding", layout.padding, layout.input_ids.numel())
         with last_layer(self.policy) as kept:
-            logprobs = self.logprobs(input_ids, attention_mask, width)
-        if self.critic is None:
-            return logprobs, None
-        return logprobs, self.critic.values_beside(kept[0], self.policy, input_ids, attention_mask, width)
+            logprobs = logprobs_of(self.policy, layout, self.sampling)
+        return logprobs, None if self.critic is None else self.critic.values_beside(kept[0], self.policy, layout)

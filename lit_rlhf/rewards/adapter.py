@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.functional import last_token_index
 from lit_rlhf.models.adapters import adapter_weights, free_name
+from lit_rlhf.models.layout import Layout
 from lit_rlhf.models.lora_checkpoint import check_same_words, put_on, read_scalar_adapter
 from lit_rlhf.models.options import ModelOptions
 from lit_rlhf.models.riding import RidingHead, hidden_under
@@ -55,13 +55,11 @@ class AdapterReward:
     @torch.no_grad()
     def score(self, episodes: Episodes) -> Tensor:
         """See `RewardSource.score`."""
-        return score_by_length(self.score_rows, episodes, self.batch_size)
+        return score_by_length(self.score_laid_out, self.policy, episodes, self.batch_size)
 
-    def score_rows(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return the score at the last real token of each row, (B,) float32."""
-        hidden = hidden_under(self.policy, self.name, input_ids, attention_mask)
-        rows = torch.arange(len(hidden), device=hidden.device)
-        return self.head(hidden[rows, last_token_index(attention_mask)])
+    def score_laid_out(self, layout: Layout) -> Tensor:
+        """Return the score at the last token of each episode, (b,) float32."""
+        return self.head(hidden_under(self.policy, self.name, layout)[layout.last])
 
     def critic(self) -> str:
         """See `RewardSource`: the reward model itself."""

@@ -5,9 +5,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
+from lit_rlhf.models.layout import Layout, by_length, lay_out
 from lit_rlhf.models.options import ModelOptions
 from lit_rlhf.models.scalar import ScalarModel, load_scalar_model
 from lit_rlhf.rollout.experience import Episodes
@@ -54,21 +56,21 @@ class RewardModelReward:
     @torch.no_grad()
     def score(self, episodes: Episodes) -> Tensor:
         """See `RewardSource.score`."""
-        return score_by_length(self.model.score, episodes, self.batch_size)
+        return score_by_length(self.score_laid_out, self.model.model, episodes, self.batch_size)
+
+    def score_laid_out(self, layout: Layout) -> Tensor:
+        """Return the score at the last token of each episode, (b,) float32."""
+        return self.model(layout.input_ids, layout.attention_mask, layout.position_ids, layout.last)
 
     def critic(self) -> str:
         """See `RewardSource`: the reward model itself."""
         return self.path
 
 
-def score_by_length(score: Callable[[Tensor, Tensor], Tensor], episodes: Episodes, rows: int) -> Tensor:
-    """Return `score(input_ids, attention_mask)` of all episodes, (B,) float32, in chunks of like length."""
-    lengths = episodes.attention_mask.sum(1)
-    scores = torch.empty(len(lengths), device=lengths.device)
-    end = episodes.attention_mask.shape[1]
-    for chunk in torch.split(torch.argsort(lengths), rows):
-        mask = episodes.attention_mask[chunk]
-        used = mask.any(0).nonzero()
-        columns = slice(int(used[0]), min(int(used[-1]) + 1, end))
-        scores[chunk] = score(episodes.input_ids[chunk][:, columns], mask[:, columns])
+def score_by_length(score: Callable[[Layout], Tensor], model: PreTrainedModel, episodes: Episodes, rows: int) -> Tensor:
+    """Return `score(layout)` of all episodes, (B,) float32, in chunks of so many rows, laid out for the model."""
+    ids, mask = episodes.input_ids, episodes.attention_mask
+    scores = torch.empty(len(ids), device=ids.device)
+    for chunk, columns, width in by_length(ids, mask, ids.shape[1] - episodes.prompt_width, rows):
+        scores[chunk] = score(lay_out(ids[chunk][:, columns], mask[chunk][:, columns], width, model)).float()
     return scores

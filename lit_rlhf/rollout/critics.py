@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.adapters import adapter_weights, add_lora, has_adapter
+from lit_rlhf.models.layout import Layout
 from lit_rlhf.models.loading import load_config
 from lit_rlhf.models.lora_checkpoint import put_on, read_scalar_adapter
 from lit_rlhf.models.options import LoRA, ModelOptions
@@ -41,22 +42,22 @@ class Critic(nn.Module):
         """Load or make the weights."""
         raise NotImplementedError
 
-    def values(self, policy: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, width: int) -> Tensor:
+    def models(self) -> list[PreTrainedModel]:
+        """Return what computes besides the policy: a batch is laid out so that all of them can."""
+        return []
+
+    def values(self, policy: PreTrainedModel, layout: Layout) -> Tensor:
         """Return the value before each response token, (B, R) float32.
 
         Args:
             policy: the causal language model.
-            input_ids: (B, T) int64: left-padded prompt, then right-padded response.
-            attention_mask: (B, T).
-            width: R.
+            layout: the batch.
         """
         raise NotImplementedError
 
-    def values_beside(
-        self, hidden: Tensor, policy: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, width: int
-    ) -> Tensor:
-        """Return the same where the policy has just passed over the tokens; `hidden` is its last layer, (B, T, D)."""
-        return self.values(policy, input_ids, attention_mask, width)
+    def values_beside(self, hidden: Tensor, policy: PreTrainedModel, layout: Layout) -> Tensor:
+        """Return the same where the policy has just passed over the tokens; `hidden` is its last layer, (L, W, D)."""
+        return self.values(policy, layout)
 
     def trained(self, policy: PreTrainedModel) -> list[nn.Parameter]:
         """Return the weights that get the critic's learning rate; some may stand in the policy."""
@@ -98,9 +99,13 @@ class SeparateCritic(Critic):
         if start.adapter is not None:
             add_lora(self.network.model, start.adapter)
 
-    def values(self, policy: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, width: int) -> Tensor:
+    def models(self) -> list[PreTrainedModel]:
+        """See `Critic.models`."""
+        return [self.network.model]
+
+    def values(self, policy: PreTrainedModel, layout: Layout) -> Tensor:
         """See `Critic.values`."""
-        return response_values(self.network, input_ids, attention_mask, width)
+        return response_values(self.network, layout)
 
 
 class SharedTrunkCritic(Critic):
@@ -116,15 +121,13 @@ class SharedTrunkCritic(Critic):
         """See `Critic.load`."""
         self.head = zero_head(policy)
 
-    def values(self, policy: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, width: int) -> Tensor:
+    def values(self, policy: PreTrainedModel, layout: Layout) -> Tensor:
         """See `Critic.values`."""
-        return _read(self.head, hidden_under(policy, None, input_ids, attention_mask), width)
+        return _read(self.head, hidden_under(policy, None, layout), layout)
 
-    def values_beside(
-        self, hidden: Tensor, policy: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, width: int
-    ) -> Tensor:
+    def values_beside(self, hidden: Tensor, policy: PreTrainedModel, layout: Layout) -> Tensor:
         """See `Critic.values_beside`: no pass of its own."""
-        return _read(self.head, hidden, width)
+        return _read(self.head, hidden, layout)
 
 
 class AdapterCritic(Critic):
@@ -160,9 +163,9 @@ class AdapterCritic(Critic):
             add_lora(policy, start.adapter, self.name)
             self.head = zero_head(policy)
 
-    def values(self, policy: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, width: int) -> Tensor:
+    def values(self, policy: PreTrainedModel, layout: Layout) -> Tensor:
         """See `Critic.values`."""
-        return _read(self.head, hidden_under(policy, self.name, input_ids, attention_mask), width)
+        return _read(self.head, hidden_under(policy, self.name, layout), layout)
 
     def trained(self, policy: PreTrainedModel) -> list[nn.Parameter]:
         """See `Critic.trained`."""
@@ -187,7 +190,6 @@ def critic_of(setting: Critic | str | None, estimator: AdvantageEstimator) -> Cr
     return setting if isinstance(setting, Critic) else SeparateCritic(setting)
 
 
-def _read(head: RidingHead, hidden: Tensor, width: int) -> Tensor:
-    """Return the head's output before each response token, (B, R), of a last layer (B, T, D)."""
-    values: Tensor = head(hidden[:, -(width + 1) : -1])
-    return values
+def _read(head: RidingHead, hidden: Tensor, layout: Layout) -> Tensor:
+    """Return the head's output before each response token, (B, R), of a last layer (L, W, D)."""
+    return layout.spread(head(hidden[layout.predictors]))

@@ -17,8 +17,8 @@ from lit_rlhf.functional import (
     k3,
     masked_mean,
 )
+from lit_rlhf.models.layout import by_length
 from lit_rlhf.rollout.experience import Experience, Trajectories
-from lit_rlhf.rollout.passes import by_length
 from lit_rlhf.rollout.sampling import seeded
 
 
@@ -184,11 +184,11 @@ def cut(iteration: Iteration, sizes: Sizes, rank: int, seed: int) -> Iterator[Ex
     number, trajectories, advantages, returns, statistics = iteration
     width = trajectories.response_mask.shape[1]
     for epoch in range(sizes.epochs):
-        order = torch.randperm(sizes.rollout_batch, generator=seeded(seed, number, 1, epoch))
+        order = random_order(sizes, seeded(seed, number, 1, epoch))
         for minibatch in torch.split(order.to(advantages.device), sizes.minibatch):
             tokens = trajectories.response_mask[minibatch].sum().float()
-            mask = trajectories.attention_mask[minibatch]
-            chunks = list(by_length(mask, width, sizes.micro_batch))
+            ids, mask = trajectories.input_ids[minibatch], trajectories.attention_mask[minibatch]
+            chunks = list(by_length(ids, mask, width, sizes.micro_batch))
             for chunk, columns, kept in chunks[rank :: sizes.world_size]:
                 rows = minibatch[chunk]
                 yield Experience(
@@ -203,6 +203,16 @@ def cut(iteration: Iteration, sizes: Sizes, rank: int, seed: int) -> Iterator[Ex
                     statistics=statistics,
                 )
                 statistics = {}
+
+
+def random_order(sizes: Sizes, generator: torch.Generator) -> Tensor:
+    """Return the episodes of an iteration in random order, (B,).
+
+    The samples of a prompt stay together where whole prompts make a minibatch, so that one pass over it serves all.
+    """
+    block = sizes.samples if sizes.minibatch % sizes.samples == 0 else 1
+    places = torch.arange(sizes.rollout_batch).view(-1, block)
+    return places[torch.randperm(len(places), generator=generator)].flatten()
 
 
 def rollout_statistics(trajectories: Trajectories, kl_coefficient: float, returns: Tensor | None) -> dict[str, Tensor]:

@@ -1,12 +1,12 @@
 """Forward passes over prompt + response: log-probs, values and scores at the positions that a loss reads."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_rlhf.functional import position_ids
+from lit_rlhf.models.layout import Layout, by_length, lay_out, logits_at
 from lit_rlhf.models.scalar import ScalarModel
 from lit_rlhf.rollout.endings import end_ids
 from lit_rlhf.rollout.sampling import Sampling, drawn_logprobs
@@ -20,7 +20,7 @@ def response_logprobs(
     sampling: Sampling,
     ends: Tensor | None = None,
 ) -> Tensor:
-    """Return the log-probs of the response tokens, (B, R) float32, as `drawn_logprobs` defines them.
+    """Return the log-probs of the response tokens, (B, R) float32, as `drawn_logprobs` defines them; 0 on padding.
 
     Args:
         policy: a causal language model, or the strategy's wrapper of one.
@@ -30,35 +30,23 @@ def response_logprobs(
         sampling: how the responses were drawn.
         ends: the tokens that ended them; by default the `end_ids` of `policy`.
     """
-    logits = policy(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=position_ids(attention_mask),
-        use_cache=False,
-        logits_to_keep=response_width + 1,
-    ).logits  # (B, R + 1, V): the logits at a position predict the token after it
+    return logprobs_of(policy, lay_out(input_ids, attention_mask, response_width, policy), sampling, ends)
+
+
+def logprobs_of(policy: PreTrainedModel, layout: Layout, sampling: Sampling, ends: Tensor | None = None) -> Tensor:
+    """Return what `response_logprobs` does, of a batch that is laid out."""
     ends = end_ids(policy, sampling) if ends is None else ends
-    return drawn_logprobs(logits[:, :-1], input_ids[:, -response_width:], sampling, ends)
+    logits = logits_at(policy, layout)  # (n, V)
+    step = layout.response_mask.nonzero(as_tuple=True)[1]
+    return layout.spread(drawn_logprobs(logits, layout.tokens, sampling, step, ends))
 
 
-def response_values(critic: ScalarModel, input_ids: Tensor, attention_mask: Tensor, response_width: int) -> Tensor:
-    """Return the value before each response token, (B, R) float32: what is expected with the token not yet chosen."""
-    return critic(input_ids, attention_mask, response_width + 1)[:, :-1]
+def response_values(critic: ScalarModel, layout: Layout) -> Tensor:
+    """Return the value before each response token, (B, R) float32: what is expected with the token not yet chosen.
 
-
-def by_length(attention_mask: Tensor, response_width: int, rows: int) -> Iterator[tuple[Tensor, slice, int]]:
-    """Cut a batch into chunks of rows of like length, with the columns that are padding in all of them left out.
-
-    Yields:
-        the rows (b,), the columns of (B, T) to keep, and the response width that remains.
+    0 on padding.
     """
-    prompt_width = attention_mask.shape[1] - response_width
-    prompts = attention_mask[:, :prompt_width].sum(1)
-    responses = attention_mask[:, prompt_width:].sum(1)
-    for chunk in torch.split(torch.argsort(prompts + responses), rows):
-        left = prompt_width - int(prompts[chunk].max())
-        width = max(int(responses[chunk].max()), 1)
-        yield chunk, slice(left, prompt_width + width), width
+    return layout.spread(critic(layout.input_ids, layout.attention_mask, layout.position_ids, layout.predictors))
 
 
 @torch.no_grad()
@@ -82,6 +70,6 @@ def in_chunks(
         (B, R) float32, 0 in columns that a chunk left out.
     """
     result = torch.zeros(len(input_ids), response_width, device=input_ids.device)
-    for chunk, columns, width in by_length(attention_mask, response_width, rows):
+    for chunk, columns, width in by_length(input_ids, attention_mask, response_width, rows):
         result[chunk, :width] = compute(input_ids[chunk][:, columns], attention_mask[chunk][:, columns], width).float()
     return result

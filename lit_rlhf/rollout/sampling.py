@@ -8,6 +8,8 @@ from torch import Tensor
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import restricted, support_threshold, token_logprobs
 
+_BLOCK = 64  # tokens that are summed together where one is drawn
+
 
 @dataclass
 class MissingEnd:
@@ -139,32 +141,54 @@ def choose_tokens(
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a token a row and its log-prob: the first token whose cumulative probability exceeds the uniform."""
-    logprobs = torch.log_softmax(logits, dim=-1)  # (B, V)
-    cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
-    target = uniforms.to(cumulative)[:, None] * cumulative[:, -1:]
-    # right=True: the first token whose cumulative exceeds the target, so a token of probability 0 is never drawn
-    tokens = torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
-    return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)
+    """Return a token a row and its log-prob: the first token whose cumulative probability exceeds the uniform.
+
+    The sums are in float64, over blocks of the vocabulary and then within one block: a cumulative sum over the whole
+    of it costs more than all the rest.
+    """
+    rows, size = logits.shape
+    highest = logits.amax(-1, keepdim=True)
+    weights = (logits - highest).exp()  # (B, V)
+    blocks = torch.nn.functional.pad(weights, (0, -size % _BLOCK)).view(rows, -1, _BLOCK)
+    up_to = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    total = up_to[:, -1:]
+    block, target = _first_above(up_to, uniforms.to(total)[:, None] * total)  # (B, 1) each
+    before = torch.where(block > 0, up_to.gather(1, (block - 1).clamp_min(0)), 0.0)
+    inside = blocks[torch.arange(rows, device=logits.device), block.squeeze(1)].cumsum(-1, dtype=torch.float64)
+    place, _ = _first_above(inside, target - before)
+    tokens = block * _BLOCK + place
+    logprobs = (logits.gather(1, tokens) - highest).double() - total.log()
+    return tokens.squeeze(1), logprobs.squeeze(1).float()
 
 
-def drawn_logprobs(logits: Tensor, tokens: Tensor, sampling: Sampling, ends: Tensor) -> Tensor:
-    """Return the log-probs of whole responses under the distributions that they were drawn from.
+def _first_above(cumulative: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first place whose cumulative weight exceeds the target, (B, 1), and the target.
+
+    The target is kept below the total, which rounding could lift it to: so the place has a weight above 0.
+    """
+    last = cumulative[:, -1:]
+    target = torch.minimum(target, torch.nextafter(last, torch.zeros_like(last)))
+    return torch.searchsorted(cumulative, target, right=True), target
+
+
+def drawn_logprobs(logits: Tensor, tokens: Tensor, sampling: Sampling, step: Tensor, ends: Tensor) -> Tensor:
+    """Return the log-probs of response tokens under the distributions that they were drawn from.
 
     Args:
-        logits: (B, R, V), each the distribution of the token in its column.
-        tokens: (B, R) int64.
+        logits: (n, V).
+        tokens: (n,) int64.
         sampling: as at sampling; temperature 0 counts as 1.
+        step: (n,) int64, how many tokens stand before each in its response.
         ends: as in `choose_tokens`.
 
     Returns:
-        (B, R) float32, in nats. Differentiable once.
+        (n,) float32, in nats. Differentiable once.
     """
     temperature = sampling.temperature or 1.0
     if sampling.min_length > 1:
-        early = torch.arange(logits.shape[1], device=logits.device) < sampling.min_length - 1  # (R,)
-        end = torch.zeros(logits.shape[2], dtype=torch.bool, device=logits.device).index_fill(0, ends, True)  # (V,)
-        logits = logits.masked_fill(early[:, None] & end, -torch.inf)
+        end = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device).index_fill(0, ends, True)
+        logits = logits.masked_fill((step + 1 < sampling.min_length)[:, None] & end, -torch.inf)
+    row, drawn = logits[None], tokens[None]  # (1, n, V), (1, n)
     if sampling.truncates and sampling.temperature:
-        logits = restricted(logits, tokens, temperature, sampling.top_k, sampling.top_p)
-    return token_logprobs(logits, tokens, temperature)
+        row = restricted(row, drawn, temperature, sampling.top_k, sampling.top_p)
+    return token_logprobs(row, drawn, temperature)[0]

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from lit_rlhf.data import DemonstrationDataModule
 from lit_rlhf.data.collation import TokenRow, collate_packed, collate_tokens
 from lit_rlhf.data.loader import PlannedLoader
-from lit_rlhf.data.packing import pack
 from lit_rlhf.errors import UserError
+from lit_rlhf.functional.packing import pack
 
 lengths = st.lists(st.integers(1, 20), min_size=1, max_size=40)
 

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, MistralConfig
 
 from lit_rlhf.data import DemonstrationDataModule
 from lit_rlhf.data.collation import TokenRow, collate_packed
-from lit_rlhf.data.packing import pack
 from lit_rlhf.errors import UserError
+from lit_rlhf.functional.packing import pack
 from lit_rlhf.models.options import ModelOptions
 from lit_rlhf.modules import SFTModule
 

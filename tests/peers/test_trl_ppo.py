@@ -28,6 +28,7 @@ from lit_rlhf.functional import (
     pad_right,
     whiten,
 )
+from lit_rlhf.models.layout import lay_out
 from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
 from lit_rlhf.models.options import ModelOptions
 from lit_rlhf.models.scalar import load_scalar_model
@@ -143,7 +144,7 @@ class Ours:
         return response_logprobs(self.policy, self.ids, self.attention, WIDTH, Sampling(WIDTH))
 
     def values(self) -> Tensor:
-        return response_values(self.critic, self.ids, self.attention, WIDTH)
+        return response_values(self.critic, lay_out(self.ids, self.attention, WIDTH, self.critic.model))
 
     def advantages(self) -> tuple[Tensor, Tensor]:
         ended = torch.ones(ROWS, dtype=torch.bool)

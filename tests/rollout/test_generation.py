@@ -4,10 +4,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import MistralConfig, MistralForCausalLM
 
 from lit_rlhf.functional import pad_left
 from lit_rlhf.models.loading import load_causal_lm
 from lit_rlhf.models.options import ModelOptions
+from lit_rlhf.rollout.decoding import FixedRows, GrowingRows, rows_of
 from lit_rlhf.rollout.generation import CachedGenerator, HuggingFaceGenerator
 from lit_rlhf.rollout.passes import in_chunks, response_logprobs
 from lit_rlhf.rollout.sampling import Sampling, choose_tokens, draw_noise
@@ -84,6 +86,63 @@ def test_never_a_token_of_probability_zero(uniform, seed):
     logits[0, ::2] = -torch.inf
     token, _ = choose_tokens(logits, torch.tensor([uniform], dtype=torch.float64), Sampling(), 0, NO_ENDS)
     assert int(token) % 2 == 1
+
+
+@given(st.integers(1, 200), st.integers(0, 10_000), st.floats(0, 1, exclude_max=True))
+def test_a_draw_is_the_first_token_whose_cumulative_probability_exceeds_the_uniform(size, seed, uniform):
+    logits = torch.randn(1, size, generator=torch.Generator().manual_seed(seed)) * 3
+    token, logprob = choose_tokens(logits, torch.tensor([uniform], dtype=torch.float64), Sampling(), 0, NO_ENDS)
+    probabilities = torch.softmax(logits[0].double(), -1)
+    cumulative = probabilities.cumsum(-1)
+    assert float(cumulative[token]) > uniform - 1e-6
+    assert float(cumulative[token] - probabilities[token]) < uniform + 1e-6
+    assert float(logprob) == pytest.approx(float(probabilities[token].log()), abs=2e-6)
+
+
+@pytest.mark.parametrize(("size", "last"), [(64, 63), (130, 129), (130, 5)])
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-53])
+def test_the_only_possible_token_is_drawn_at_every_uniform(size, last, uniform):
+    logits = torch.full((2, size), -torch.inf)
+    logits[:, last] = 3.0
+    tokens, logprobs = choose_tokens(logits, torch.full((2,), uniform, dtype=torch.float64), Sampling(), 0, NO_ENDS)
+    assert tokens.tolist() == [last, last] and logprobs.tolist() == [0.0, 0.0]
+
+
+def test_models_that_slide_or_keep_a_state_decode_from_a_growing_cache(model_folders, tokenizer):
+    """And every other one from memory that is set aside once."""
+    ids, mask = pad_left(PROMPTS, tokenizer.pad_token_id)
+    for name in ARCHITECTURES:
+        model = load_causal_lm(model_folders[name], tokenizer, ModelOptions()).eval()
+        assert isinstance(rows_of(model, ids, mask, 1, 4), FixedRows), name
+    small = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 1}
+    torch.manual_seed(0)
+    sliding = MistralForCausalLM(MistralConfig(**small, **heads, sliding_window=6)).eval()
+    assert isinstance(rows_of(sliding, ids, mask, 1, 1), FixedRows), "the window is never left"
+    assert isinstance(rows_of(sliding, ids, mask, 1, 12), GrowingRows)
+    noise = draw_noise(10, 12, 3)
+    ours = CachedGenerator(batch_size=4).generate(sliding, ids, mask, noise, Sampling(12))
+    theirs = HuggingFaceGenerator().generate(sliding, ids, mask, noise, Sampling(12))
+    assert torch.equal(ours.response_ids, theirs.response_ids)
+
+
+def test_rows_that_end_leave_no_trace(model_folders, tokenizer):
+    """Rows end at different steps and the last ones take their places; what remains is a plain forward pass."""
+    model = load_causal_lm(model_folders["gpt2"], tokenizer, ModelOptions()).eval()
+    ids, mask = pad_left(PROMPTS * 2, tokenizer.pad_token_id)
+    batch = rows_of(model, ids, mask, 1, 6)
+    tokens = torch.randint(2, 20, (10, 6), generator=torch.Generator().manual_seed(3))
+    rows, logits = torch.arange(10), batch.prefill()
+    left = set(range(10))
+    for step, gone in enumerate([[0, 9], [], [1, 2, 3], [4], [5, 6]]):
+        left -= set(gone)
+        going = ~torch.isin(rows, torch.tensor(gone, dtype=torch.long))
+        rows = rows[batch.keep(going)]
+        assert set(rows.tolist()) == left and len(rows) == len(left)
+        logits = batch.step(tokens[rows, step])
+        for row, mine in zip(rows.tolist(), logits):
+            whole = torch.tensor([(PROMPTS * 2)[row] + tokens[row, : step + 1].tolist()])
+            torch.testing.assert_close(mine, model(whole).logits[0, -1], atol=1e-5, rtol=1e-5)
 
 
 def test_noise_depends_on_the_place_alone():

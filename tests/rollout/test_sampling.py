@@ -59,6 +59,12 @@ def test_a_token_is_drawn_from_the_truncated_distribution(sampling, step, seed):
     torch.testing.assert_close(logprobs, exact, atol=2e-6, rtol=1e-6)
 
 
+def logprobs_of(logits: torch.Tensor, tokens: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """(B, R) by the function that takes tokens one behind the other."""
+    step = torch.arange(tokens.shape[1]).repeat(len(tokens))
+    return drawn_logprobs(logits.flatten(0, 1), tokens.flatten(), sampling, step, ENDS).view_as(tokens)
+
+
 @settings(max_examples=30, deadline=None)
 @given(sampling=samplings(), seed=st.integers(0, 99))
 def test_the_update_sees_the_log_probs_of_sampling_and_after_a_step_those_of_its_own_support(sampling, seed):
@@ -67,9 +73,9 @@ def test_the_update_sees_the_log_probs_of_sampling_and_after_a_step_those_of_its
     noise = draw_noise(4, 6, seed)
     drawn = [choose_tokens(logits[:, step], noise[:, step], sampling, step, ENDS) for step in range(6)]
     tokens, at_sampling = (torch.stack(parts, 1) for parts in zip(*drawn))
-    torch.testing.assert_close(drawn_logprobs(logits, tokens, sampling, ENDS), at_sampling, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(logprobs_of(logits, tokens, sampling), at_sampling, atol=1e-6, rtol=1e-6)
     moved = (logits + 1.5 * random_logits(4, 6, seed=seed + 1)).requires_grad_()
-    after = drawn_logprobs(moved, tokens, sampling, ENDS)
+    after = logprobs_of(moved, tokens, sampling)
     for row in range(4):
         for step in range(6):
             token = int(tokens[row, step])
@@ -82,9 +88,7 @@ def test_the_update_sees_the_log_probs_of_sampling_and_after_a_step_those_of_its
 def test_the_full_distribution_costs_no_copy_and_changes_nothing():
     logits, tokens = random_logits(2, 3), torch.tensor([[0, 1, 2], [3, 4, 5]])
     plain = torch.log_softmax(logits.double() / 0.7, -1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-    torch.testing.assert_close(
-        drawn_logprobs(logits, tokens, Sampling(3, 0.7), ENDS).double(), plain, atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(logprobs_of(logits, tokens, Sampling(3, 0.7)).double(), plain, atol=1e-6, rtol=0)
 
 
 def test_greedy_keeps_the_minimum_length():
