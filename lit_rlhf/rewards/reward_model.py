@@ -54,7 +54,11 @@ class RewardModelReward:
     @torch.no_grad()
     def score(self, episodes: Episodes) -> Tensor:
         """See `RewardSource.score`."""
-        return score_by_length(self.model.score, episodes, self.batch_size)
+        return score_by_length(self.score_rows, episodes, self.batch_size)
+
+    def score_rows(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the score at the last real token of each row, (B,) float32."""
+        return self.model.score(input_ids, attention_mask)
 
     def critic(self) -> str:
         """See `RewardSource`: the reward model itself."""
