@@ -126,9 +126,8 @@ class Iteration(NamedTuple):
     def of_state(cls, state: dict[str, Any], device: torch.device) -> "Iteration":
         """Return the iteration that a state was made of."""
         trajectories = Trajectories(**{name: value.to(device) for name, value in state["trajectories"].items()})
-        rewards, advantages, returns = (
-            None if state[name] is None else state[name].to(device) for name in ("rewards", "advantages", "returns")
-        )
+        rewards, advantages = state["rewards"].to(device), state["advantages"].to(device)
+        returns = None if state["returns"] is None else state["returns"].to(device)
         return cls(state["number"], trajectories, rewards, advantages, returns, state["statistics"])
 
 
