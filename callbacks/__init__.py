@@ -10,6 +10,7 @@ from lit_rlhf.callbacks.sample_table import SampleTable
 from lit_rlhf.callbacks.self_check import SelfCheck
 from lit_rlhf.callbacks.standardise_scores import StandardiseScores
 from lit_rlhf.callbacks.stop_on_non_finite import StopOnNonFinite
+from lit_rlhf.callbacks.throughput import Throughput
 from lit_rlhf.callbacks.validation_responses import ValidationResponses
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "SelfCheck",
     "StandardiseScores",
     "StopOnNonFinite",
+    "Throughput",
     "ValidationResponses",
 ]
