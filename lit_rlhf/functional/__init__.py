@@ -22,6 +22,7 @@ from lit_rlhf.functional.logprobs import token_entropy, token_logprobs
 from lit_rlhf.functional.masked import masked_mean, masked_sum, mean_and_variance, moments, rescale, whiten
 from lit_rlhf.functional.ppo import PolicyLoss, ValueLoss, clipped_policy_loss, clipped_value_loss, explained_variance
 from lit_rlhf.functional.ranking import PairNormalizer, RankingLoss, ranking_loss, ranking_pairs
+from lit_rlhf.functional.repetition import repeated_share
 from lit_rlhf.functional.segments import segment_mask, segment_positions
 from lit_rlhf.functional.sequences import last_token_index, pad_left, pad_right, position_ids, through_first
 from lit_rlhf.functional.shaping import penalised_rewards
@@ -66,6 +67,7 @@ __all__ = [
     "ranking_loss",
     "ranking_pairs",
     "reliability_curve",
+    "repeated_share",
     "rescale",
     "restricted",
     "segment_mask",

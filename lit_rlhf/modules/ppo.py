@@ -164,7 +164,7 @@ class PPOModule(ActorCritic):
         self.kl.update(float(statistics["reward/kl"]), self.ppo.rollout_batch)
         seconds["time/rollout"] = time.perf_counter() - start
         statistics |= {name: torch.tensor(value) for name, value in seconds.items()}
-        return Iteration(iteration, trajectories, advantages, returns, statistics)
+        return Iteration(iteration, trajectories, rewards, advantages, returns, statistics)
 
     def roll_out(self, prompts: Prompts, iteration: int) -> tuple[Trajectories, dict[str, float]]:
         """Return the iteration's trajectories and figures. Every rank answers its share of the prompts and gets all."""

@@ -26,6 +26,8 @@ class AdapterReward:
         batch_size: episodes a forward pass.
     """
 
+    by_ids = True
+
     def __init__(
         self, checkpoint: str, uncentred: Literal["refuse", "accept"] = "refuse", batch_size: int = 64
     ) -> None:

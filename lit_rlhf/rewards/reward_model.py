@@ -25,6 +25,8 @@ class RewardModelReward:
         batch_size: episodes a forward pass.
     """
 
+    by_ids = True
+
     def __init__(
         self,
         model: str,

@@ -1,5 +1,6 @@
 """What scores a response: one protocol, and what a source may add to it."""
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +24,7 @@ class RewardSource(Protocol):
     - `critic() -> str | None`: what a critic starts from by default: a folder, or the checkpoint of an adapter.
     - `ride(policy: PreTrainedModel, path: str) -> None`: called once after `prepare`, where what scores is an adapter
       on the policy's base; `path` is what the base was loaded from.
+    - `by_ids: bool`: whether `score` reads token ids and mask alone. SelfCheck then tries it with more padding and less.
     """
 
     def prepare(self, tokenizer: Tokenizer, device: torch.device) -> None:
@@ -64,6 +66,13 @@ def ride_on_policy(source: RewardSource, policy: PreTrainedModel, path: str) -> 
     """Give `source` the policy, where it rides on its base."""
     if hasattr(source, "ride"):
         source.ride(policy, path)
+
+
+def parts_of(source: RewardSource) -> Iterator[RewardSource]:
+    """Yield a source and all that it asks: what a step wraps, the parts of a sum or of an ensemble."""
+    yield source
+    for part in [*getattr(source, "sources", ()), *([source.source] if hasattr(source, "source") else ())]:
+        yield from parts_of(part)
 
 
 def finite_scores(source: RewardSource, episodes: Episodes, step: int) -> Tensor:

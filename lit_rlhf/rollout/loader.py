@@ -16,6 +16,7 @@ from lit_rlhf.functional import (
     k2,
     k3,
     masked_mean,
+    repeated_share,
 )
 from lit_rlhf.models.layout import by_length
 from lit_rlhf.rollout.experience import Experience, Trajectories
@@ -105,6 +106,7 @@ class Iteration(NamedTuple):
 
     number: int
     trajectories: Trajectories
+    rewards: Tensor  # (B, R) float32: the KL penalty, with the score on the last action
     advantages: Tensor  # (B, R) float32
     returns: Tensor | None  # (B, R) float32; None without a critic
     statistics: dict[str, Tensor]  # of the rollout
@@ -114,6 +116,7 @@ class Iteration(NamedTuple):
         return {
             "number": self.number,
             "trajectories": {name: value.cpu() for name, value in self.trajectories._asdict().items()},
+            "rewards": self.rewards.cpu(),
             "advantages": self.advantages.cpu(),
             "returns": None if self.returns is None else self.returns.cpu(),
             "statistics": {name: value.cpu() for name, value in self.statistics.items()},
@@ -123,9 +126,9 @@ class Iteration(NamedTuple):
     def of_state(cls, state: dict[str, Any], device: torch.device) -> "Iteration":
         """Return the iteration that a state was made of."""
         trajectories = Trajectories(**{name: value.to(device) for name, value in state["trajectories"].items()})
-        advantages, returns = state["advantages"].to(device), state["returns"]
-        returns = None if returns is None else returns.to(device)
-        return cls(state["number"], trajectories, advantages, returns, state["statistics"])
+        rewards, advantages = state["rewards"].to(device), state["advantages"].to(device)
+        returns = None if state["returns"] is None else state["returns"].to(device)
+        return cls(state["number"], trajectories, rewards, advantages, returns, state["statistics"])
 
 
 class ExperienceLoader:
@@ -181,7 +184,7 @@ def cut(iteration: Iteration, sizes: Sizes, rank: int, seed: int) -> Iterator[Ex
 
     Inside a minibatch the rows are ordered by length, so that micro-batches carry little padding.
     """
-    number, trajectories, advantages, returns, statistics = iteration
+    number, trajectories, _, advantages, returns, statistics = iteration
     width = trajectories.response_mask.shape[1]
     for epoch in range(sizes.epochs):
         order = random_order(sizes, seeded(seed, number, 1, epoch))
@@ -229,6 +232,7 @@ def rollout_statistics(trajectories: Trajectories, kl_coefficient: float, return
         "reward/penalised": (trajectories.scores - kl_coefficient * kl).mean(),
         "response/length": mask.sum(1).float().mean(),
         "response/ended": trajectories.ended.float().mean(),
+        "response/repetition": repeated_share(trajectories.input_ids[:, -mask.shape[1] :], mask).mean(),
         "policy/entropy": -masked_mean(trajectories.logprobs, mask),
     }
     if returns is not None:

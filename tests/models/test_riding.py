@@ -140,7 +140,10 @@ def test_what_cannot_ride_is_refused(trained, llama, model_folders, tokenizer, t
         ({"module": "SFTModule"}, "a checkpoint of SFTModule, not of RewardModule"),
         ({"config": content["lit_rlhf"]["config"].replace("score_shift", "x")}, "no centring constants"),
         ({"four_bit_base": ["elsewhere", {}]}, "one is in 4 bits, the other is not"),
-        ({"tokenizer": {k: v.replace('"w3"', '"v3"') for k, v in content["lit_rlhf"]["tokenizer"].items()}}, "another tok"),
+        (
+            {"tokenizer": {k: v.replace('"w3"', '"v3"') for k, v in content["lit_rlhf"]["tokenizer"].items()}},
+            "another tok",
+        ),
     ):
         torch.save({**content, "lit_rlhf": {**content["lit_rlhf"], **change}}, tmp_path / "changed.ckpt")
         with pytest.raises(UserError, match=message):

@@ -49,7 +49,7 @@ def pieces(given: Trajectories, of: Sizes, seed: int = 1, iteration: int = 0) ->
     width = given.response_mask.shape[1]
     marks = given.input_ids[:, -width:].float()
     return [
-        list(cut(Iteration(iteration, given, marks, -marks, {"a": torch.tensor(1.0)}), of, rank, seed))
+        list(cut(Iteration(iteration, given, marks, marks, -marks, {"a": torch.tensor(1.0)}), of, rank, seed))
         for rank in range(of.world_size)
     ]
 
@@ -158,7 +158,7 @@ def test_the_loader_has_its_length_and_collects_at_the_first_batch_alone():
 def test_an_unfinished_iteration_goes_on_from_its_state_alone(position):
     of = Sizes(12, 2, 1, 1, 1)
     whole = trajectories(12)
-    made = Iteration(4, whole, whole.values, -whole.values, {"a": torch.tensor(1.0)})
+    made = Iteration(4, whole, whole.values, whole.values, -whole.values, {"a": torch.tensor(1.0)})
 
     def loader(collect):
         return ExperienceLoader(collect, lambda iteration: cut(iteration, of, 0, 1), of.batches)
