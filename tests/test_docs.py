@@ -48,6 +48,21 @@ TICKETS = [
     for i, status in enumerate(["solved", "open", "solved", "solved"] * 4)
 ]
 
+PARCEL = (
+    "Please say what became of the order that I sent back to you in March, with the invoice in the same box and more."
+)
+LETTERS = [
+    ("ada", "My parcel has not come."),
+    ("ada", "Write to me at ada@example.com."),
+    ("bob", "Is the shop open on Sunday?"),
+    ("bob", f"{PARCEL} Was it refunded?"),
+    ("cy", "How much is a stamp?"),
+    ("cy", "Do you post abroad?"),
+    ("di", "May I pay in cash?"),
+    ("ed", "Where is the nearest shop?"),
+    ("bob", f"{PARCEL} Was it lost?"),
+]
+
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llama: str) -> Path:
@@ -154,6 +169,23 @@ def test_a_strangers_data_format(project: Path, watched, capsys: pytest.CaptureF
     rows = watched(my_format, "from_tickets")
     assert main(command) == 0
     assert [row is None for row in rows] == [False, True, False, False] * 4
+
+
+def test_a_strangers_detector_and_the_table_that_the_data_page_shows(
+    project: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = ROOT / "docs" / "data.md"
+    monkeypatch.delitem(sys.modules, "desk", raising=False)
+    for name, text in (named_blocks(page, "python") | named_blocks(page, "yaml")).items():
+        (project / name).write_text(text)
+    lines = [json.dumps({"customer": c, "prompt": p, "completion": " w1 w2"}) + "\n" for c, p in LETTERS]
+    (project / "demonstrations.jsonl").write_text("".join(lines))
+    command = next(line for line in commands(page) if "support_desk" in line).split()[1:]
+    short = ["-c", "shrink.yaml", "-c", "shrink-sft.yaml", *command[3:], "--data.micro_batch=2"]
+    long_enough = ["--data.max_prompt_length=64", "--trainer.log_every_n_steps=1", "--trainer.max_steps=1"]
+    assert main([*command[:3], *short, *long_enough]) == 0
+    table = next(text for text in blocks(page, "") if text.startswith("demonstrations.jsonl\n"))
+    assert any(table in message + "\n" for message in caplog.messages)
 
 
 def test_a_strangers_callback(project: Path) -> None:

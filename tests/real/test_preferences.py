@@ -1,0 +1,36 @@
+"""Real comparisons train without a warning, and what the reports count is what the data is known to hold."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import pytest
+
+from lit_rlhf.cli import main
+
+FILES = {
+    "hh_harmless": ["--data.path={data}/hh_harmless.jsonl.gz"],
+    "oasst_kwise": ["--data.path={data}/oasst_kwise.jsonl.gz", "--data.long_prompts=truncate"],
+}
+SHORT = [
+    "--trainer.max_steps=2",
+    "--trainer.val_check_interval=1",
+    "--trainer.limit_val_batches=2",
+    "--trainer.log_every_n_steps=1",
+]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_training_on_comparisons_warns_of_nothing(
+    name: str, real_data: Path, stories: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = [argument.format(data=real_data / "preferences") for argument in FILES[name]]
+    start = [f"--model.model={stories}", "--model.options.pad_token=<|pad|>"]
+    quiet = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        assert main(["fit", "-c", "small/reward", *data, *start, *SHORT, *quiet]) == 0
+    own = [str(each.message) for each in heard if not issubclass(each.category, DeprecationWarning)]
+    assert own == []
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
