@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,13 +158,17 @@ def sample_of(task: str, row: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def quiet_lm_eval() -> Iterator[None]:
-    """Keep lm-eval's log, which tells every task's settings, off the terminal; errors apart."""
+    """Keep lm-eval's log, which tells every task's settings, and its bars off the terminal; errors apart."""
+    from lm_eval.api import task
+
     loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval")]
-    levels = [logger.level for logger in loggers]
+    levels, bar = [logger.level for logger in loggers], task.tqdm
     for logger in loggers:
         logger.setLevel(logging.ERROR)
+    task.tqdm = partial(bar, disable=True)  # it knows no setting for the bar over the building of requests
     try:
         yield
     finally:
+        task.tqdm = bar
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)
