@@ -23,12 +23,17 @@ Answer = TypeVar("Answer")
 
 REFUSED = (401, 403)  # the key is wrong for every request alike
 PASSING = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # another try may succeed
+LONGEST_PAUSE, LONGEST_WISH = 60.0, 600.0  # seconds: of our own doubling, and that a service may ask for
 
 
 class NoAnswer(NamedTuple):
     """What stands in place of an answer that did not come."""
 
     reason: str
+
+
+class CredentialsRefused(UserError):
+    """The service refuses the key, for this request and every other."""
 
 
 class NoRedirect(HTTPRedirectHandler):
@@ -47,8 +52,8 @@ class JSONClient:
         timeout: seconds that one try may take.
         retries: further tries after a failure that may pass: no connection, a time-out, status 408, 429 or 5xx, or an
             answer that makes no sense.
-        pause: seconds before the second try; each further pause is twice as long, to 60 s. A `Retry-After` of the
-            service is kept to.
+        pause: seconds before the second try; each further pause is twice as long, to 60 s. A longer `Retry-After` of
+            the service is kept to, up to ten minutes.
         rate: most requests a second, over all threads; None for no limit.
         parallel: requests under way at once.
     """
@@ -81,32 +86,32 @@ class JSONClient:
         """The address without its query, which may hold a key."""
         return url.split("?")[0]
 
-    def ask(self, payload: Any, parse: Callable[[Any], Answer]) -> Answer | NoAnswer:
+    def ask(self, payload: Any, parse: Callable[[Any, Any], Answer]) -> Answer | NoAnswer:
         """Post and return the parsed answer, or why there is none.
 
         Args:
             payload: what is sent as JSON.
-            parse: gets the decoded answer; raises `ValueError`, `KeyError`, `TypeError` or `IndexError` on one that
-                makes no sense, which is tried again.
+            parse: gets the decoded answer and the payload; raises `ValueError`, `KeyError`, `TypeError` or
+                `IndexError` on an answer that makes no sense, which is tried again.
 
         Raises:
-            UserError: the service refuses the credentials (status 401 or 403).
+            CredentialsRefused: status 401 or 403.
         """
         reason = ""
         for attempt in range(self.retries + 1):
-            wait = min(self.pause * 2 ** (attempt - 1), 60.0) if attempt else 0.0
+            pause = min(self.pause * 2**attempt, LONGEST_PAUSE)
             try:
                 self._take_turn()
-                return parse(self._post(payload))
+                return parse(self._post(payload), payload)
             except HTTPError as error:
                 reason = f"status {error.code}"
                 if error.code in REFUSED:
-                    raise UserError(
+                    raise CredentialsRefused(
                         f"{self.public(self.url)} refuses the request (status {error.code}): check the key"
                     ) from None
                 if error.code not in PASSING:
                     return NoAnswer(reason)
-                wait = max(self.pause * 2**attempt, retry_after(error))
+                pause = max(pause, min(retry_after(error), LONGEST_WISH))
             except TimeoutError:
                 reason = f"no answer within {self.timeout:g} s"
             except (OSError, HTTPException) as error:  # URLError among them
@@ -115,11 +120,14 @@ class JSONClient:
             except (ValueError, KeyError, TypeError, IndexError) as error:
                 reason = f"an answer that makes no sense: {type(error).__name__}: {str(error)[:100]}"
             if attempt < self.retries:
-                time.sleep(min(wait or self.pause, 60.0))
+                time.sleep(pause)
         return NoAnswer(f"{reason} ({self.retries + 1} tries)")
 
-    def ask_all(self, payloads: Sequence[Any], parse: Callable[[Any], Answer]) -> Iterator[Answer | NoAnswer]:
-        """Yield the answer to each payload, in their order, with up to `parallel` requests under way."""
+    def ask_all(self, payloads: Sequence[Any], parse: Callable[[Any, Any], Answer]) -> Iterator[Answer | NoAnswer]:
+        """Yield the answer to each payload, in their order, with up to `parallel` requests under way; see `ask`.
+
+        Where a refusal is raised, or the caller stops, what was not sent yet stays unsent.
+        """
         with ThreadPoolExecutor(self.parallel) as pool:
             yield from pool.map(lambda payload: self.ask(payload, parse), payloads)
 

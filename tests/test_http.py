@@ -2,18 +2,20 @@
 
 import time
 from datetime import UTC, datetime, timedelta
+from email.message import Message
 from email.utils import format_datetime
+from urllib.error import HTTPError
 
 import pytest
 from services import Reply, serve
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.http import JSONClient, NoAnswer
+from lit_rlhf.http import CredentialsRefused, JSONClient, NoAnswer
 
 FAST = {"pause": 0.01, "timeout": 0.3, "retries": 2}
 
 
-def value(answer):
+def value(answer, payload):
     return float(answer["value"])
 
 
@@ -69,6 +71,32 @@ def test_the_service_may_ask_for_patience() -> None:
         assert second - first >= 0.4
 
 
+@pytest.fixture
+def pauses(monkeypatch) -> list[float]:
+    """The seconds slept, none of which pass."""
+    slept: list[float] = []
+    monkeypatch.setattr("lit_rlhf.http.time.sleep", slept.append)
+    return slept
+
+
+def test_pauses_double_to_a_minute_whatever_failed(pauses) -> None:
+    JSONClient("http://127.0.0.1:9", retries=8, timeout=0.3).ask({}, value)
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+@pytest.mark.parametrize("wish, kept", [("0.5", [1, 2]), ("90", [90, 90]), ("inf", [600, 600])])
+def test_a_wish_for_patience_is_kept_to_where_it_is_longer_up_to_ten_minutes(pauses, monkeypatch, wish, kept) -> None:
+    headers = Message()
+    headers["Retry-After"] = wish
+
+    def busy(self, payload):
+        raise HTTPError(self.url, 429, "busy", headers, None)
+
+    monkeypatch.setattr(JSONClient, "_post", busy)
+    JSONClient("http://x", retries=2).ask({}, value)
+    assert pauses == kept
+
+
 def test_it_may_name_a_date() -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)  # in whole seconds: 1 to 2 from now
     replies = [Reply(status=503, headers={"Retry-After": later}), Reply({"value": 1})]
@@ -104,6 +132,13 @@ def test_the_rate_holds_over_all_threads_and_answers_come_in_order() -> None:
         start = time.monotonic()
         assert list(client.ask_all([{"n": n} for n in range(9)], value)) == list(range(9))
         assert time.monotonic() - start >= 8 / 40 - 0.01
+
+
+def test_a_refused_key_leaves_the_rest_unsent() -> None:
+    with serve(lambda request, before: Reply(status=401)) as service:
+        with pytest.raises(CredentialsRefused):
+            list(JSONClient(service.url, parallel=2, **FAST).ask_all([{"n": n} for n in range(50)], value))
+        assert len(service.requests) < 25
 
 
 @pytest.mark.parametrize("settings", [{"rate": 0}, {"timeout": 0}, {"parallel": 0}, {"retries": -1}])

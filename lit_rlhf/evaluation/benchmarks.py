@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,16 @@ class Benchmarks:
     def __init__(self, tasks: list[Benchmark], include: str | None = None, seed: int = 1234) -> None:
         self.tasks, self.include, self.seed = tasks, include, seed
 
+    def check(self, subjects: Sequence[Subject]) -> None:
+        """See `Suite`: whether lm-eval is installed, and a file named for every task of ours."""
+        import lm_eval  # noqa: F401
+
+        for benchmark in self.tasks:
+            if benchmark.limit is not None and benchmark.limit < 1:
+                raise UserError(f"tasks: {benchmark.task}: limit must be 1 or more, or none, got {benchmark.limit}")
+            if benchmark.task in self._known() and benchmark.path is None:
+                raise UserError(f"tasks: {benchmark.task!r} needs the path of its data file, or a name of the hub")
+
     def run(self, subject: Subject, baseline: Subject) -> Findings:
         """See `Suite.run`."""
         figures: dict[str, Figure] = {}
@@ -85,14 +96,21 @@ class Benchmarks:
         assert found is not None
         return dict(found), model
 
+    @property
+    def _folders(self) -> list[str]:
+        return [str(TASKS), *([self.include] if self.include else [])]
+
+    def _known(self) -> set[str]:
+        """Return the names of the task files."""
+        return {path.stem for folder in self._folders for path in Path(folder).glob("*.yaml")}
+
     def _load(self, benchmark: Benchmark, shots: int) -> Any:
         from lm_eval.tasks import TaskManager
 
-        folders = [str(TASKS), *([self.include] if self.include else [])]
-        known = {path.stem for folder in folders for path in Path(folder).glob("*.yaml")}
+        known = self._known()
         own = benchmark.task in known
         data = {"path": benchmark.path, "shots_path": benchmark.shots_path}  # what the readers get
-        manager = TaskManager(include_path=folders, include_defaults=not own, metadata=data if own else None)
+        manager = TaskManager(include_path=self._folders, include_defaults=not own, metadata=data if own else None)
         if benchmark.task not in manager.all_tasks:
             names = ", ".join(sorted(known))
             raise UserError(f"tasks: no task {benchmark.task!r}; there are {names}, and lm-eval's own")
@@ -140,13 +158,17 @@ def sample_of(task: str, row: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def quiet_lm_eval() -> Iterator[None]:
-    """Keep lm-eval's log, which tells every task's settings, off the terminal; errors apart."""
+    """Keep lm-eval's log, which tells every task's settings, and its bars off the terminal; errors apart."""
+    from lm_eval.api import task
+
     loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval")]
-    levels = [logger.level for logger in loggers]
+    levels, bar = [logger.level for logger in loggers], task.tqdm
     for logger in loggers:
         logger.setLevel(logging.ERROR)
+    task.tqdm = partial(bar, disable=True)  # it knows no setting for the bar over the building of requests
     try:
         yield
     finally:
+        task.tqdm = bar
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)

@@ -7,13 +7,14 @@ scaled so that the options add up to 1. 1 is undecided between two, 0 is certain
 from collections import defaultdict
 from collections.abc import Sequence
 from math import exp, fsum, log2, sqrt
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from lit_rlhf.data.sources import Row, read_rows
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.findings import Figure, Findings, counted, mean_of
 from lit_rlhf.evaluation.subjects import Subject
 
+T = TypeVar("T")
 Prefix = Literal["basic", "respectful", "biased"]
 
 # App. D.1, word for word; the line end behind them is our choice, the paper does not show it
@@ -55,10 +56,17 @@ class CrowSPairs:
     ) -> None:
         self.path, self.prefixes, self.limit = path, list(prefixes), limit
 
+    def check(self, subjects: Sequence[Subject]) -> None:
+        """See `Suite`."""
+        self._pairs()
+
+    def _pairs(self) -> tuple[list[Row], list[tuple[str, str]]]:
+        rows = take(read_rows(self.path), self.limit)
+        return rows, [(text_of(row, "sent_more"), text_of(row, "sent_less")) for row in rows]
+
     def run(self, subject: Subject, baseline: Subject) -> Findings:
         """See `Suite.run`."""
-        rows = take(read_rows(self.path), self.limit)
-        pairs = [(text_of(row, "sent_more"), text_of(row, "sent_less")) for row in rows]
+        rows, pairs = self._pairs()
         kinds = [str(row.fields.get("bias_type", "")) for row in rows]
         figures: dict[str, Figure] = {}
         samples: list[dict[str, Any]] = []
@@ -105,11 +113,17 @@ class Winogender:
     ) -> None:
         self.path, self.occupations, self.prefixes, self.limit = path, occupations, list(prefixes), limit
 
+    def check(self, subjects: Sequence[Subject]) -> None:
+        """See `Suite`."""
+        by_template(read_rows(self.path))
+        if self.occupations is not None:
+            read_shares(self.occupations)
+
     def run(self, subject: Subject, baseline: Subject) -> Findings:
         """See `Suite.run`."""
-        rows = read_rows(self.path)
-        named, someone = by_template(rows)
-        named, someone = dict(list(named.items())[: self.limit]), dict(list(someone.items())[: self.limit])
+        named, someone = (
+            {key: groups[key] for key in take(list(groups), self.limit)} for groups in by_template(read_rows(self.path))
+        )
         figures: dict[str, Figure] = {}
         samples: list[dict[str, Any]] = []
         for prefix in self.prefixes:
@@ -132,7 +146,7 @@ class Winogender:
                         verdict = {"P(female)": round(female[key], 4)}
                         texts = {"prompt": group["male"], "answer": group["female"]}
                         samples.append({**texts, "group": key[0], "verdict": verdict})
-        return Findings(figures, len(rows) if self.limit is None else 3 * (len(named) + len(someone)), [], samples)
+        return Findings(figures, len(GENDERS) * (len(named) + len(someone)), [], samples)
 
 
 Template = tuple[str, str, str]  # profession, other person, whom the pronoun means
@@ -180,8 +194,14 @@ def prefers(first: float, second: float) -> float:
     return 0.5 if first == second else float(first > second)
 
 
-def take(rows: Sequence[Row], limit: int | None) -> list[Row]:
-    """Return the first rows."""
+def take(rows: Sequence[T], limit: int | None) -> list[T]:
+    """Return the first rows, all of them without a limit.
+
+    Raises:
+        UserError: a limit of less than one row.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"limit: it must be 1 or more, or none, got {limit}")
     return list(rows[: limit if limit is not None else len(rows)])
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from lit_rlhf.errors import UserError
+from lit_rlhf.models.options import ModelOptions
 
 FORMAT = 1  # raise it where the meaning of stored rows changes
 FLUSH_SECONDS = 2.0
@@ -123,15 +125,15 @@ def digest_of_texts(texts: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps(list(texts), ensure_ascii=False).encode()).hexdigest()[:24]
 
 
-def digest_of_model(model: str, cache: Cache) -> str:
-    """Return the identity of a model: a hash of its folder's files, or the name of a model of the hub.
+def digest_of_model(model: str, options: ModelOptions, cache: Cache) -> str:
+    """Return the identity of a model: its folder's files, or its name on the hub, and what changes as it is loaded.
 
     Hashing many gigabytes takes a while, so a file's hash is kept under its path, size and time of change.
     """
     folder = Path(model).expanduser()
+    parts: list[Any] = [asdict(options)]
     if not folder.is_dir():
-        return f"hub:{model}"
-    parts = []
+        return f"{model} {digest(parts)}"
     for file in sorted(folder.iterdir()):
         if file.is_file() and file.suffix in (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"):
             state = file.stat()

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple, Protocol
 
+from lit_rlhf.data.records import Prompt
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache
 from lit_rlhf.evaluation.generation import Answer
@@ -30,6 +31,7 @@ class Pair(NamedTuple):
     row: dict[str, Any]  # every column of the data file
     first: Answer
     second: Answer
+    source: Prompt | None = None  # the prompt before it became text: an instruction, a conversation
 
 
 class Opinion(NamedTuple):

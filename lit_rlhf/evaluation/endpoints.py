@@ -1,14 +1,52 @@
-"""A language model behind an OpenAI-compatible HTTP address, asked one question at a time."""
+"""Services behind HTTP: what they answer is kept, why they do not is told. A language model behind an address."""
 
+import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache, digest_of_texts
 from lit_rlhf.http import JSONClient, NoAnswer
 
-Answer = TypeVar("Answer")
+REQUEST = {"temperature": 0, "max_tokens": 512, "seed": 0}
+
+
+def ask_for_rows(
+    cache: Cache,
+    label: str,
+    key: Any,
+    payloads: Sequence[Any],
+    connect: Callable[[], JSONClient],
+    parse: Callable[[Any, Any], Any],
+) -> list[Any]:
+    """Return what `parse` makes of the answer to each payload, as JSON gives it back; a `NoAnswer` where none came.
+
+    What the cache knows is not asked again. How many answers did not come, and why, is printed.
+
+    Args:
+        cache: keeps the answers.
+        label: for the progress bar and the message.
+        key: what the answers depend on.
+        payloads: one request each.
+        connect: makes the client, if there is anything to ask.
+        parse: see `JSONClient.ask`.
+    """
+    failed: dict[int, NoAnswer] = {}
+
+    def compute(places: list[int]) -> Iterator[tuple[int, Any]]:
+        for place, answer in zip(places, connect().ask_all([payloads[place] for place in places], parse)):
+            if isinstance(answer, NoAnswer):
+                failed[place] = answer
+            yield place, None if place in failed else answer
+
+    rows = cache.rows(label, key, len(payloads), compute)
+    if failed:
+        reasons = Counter(answer.reason for answer in failed.values()).most_common(3)
+        told = "; ".join(f"{count:,} {reason}" for reason, count in reasons)
+        print(f"{label}: {len(failed):,} of {len(payloads):,} without an answer: {told}", flush=True)
+    return [failed.get(place, row) for place, row in enumerate(rows)]
 
 
 class Endpoint:
@@ -23,7 +61,7 @@ class Endpoint:
         retries: further tries.
         rate: most requests a second; None for no limit.
         parallel: requests under way at once.
-        max_tokens: of an answer.
+        request: fields of a request beside model and messages, in place of `REQUEST`: a service may refuse some.
     """
 
     def __init__(
@@ -35,56 +73,40 @@ class Endpoint:
         retries: int = 4,
         rate: float | None = None,
         parallel: int = 4,
-        max_tokens: int = 512,
+        request: dict[str, Any] | None = None,
     ) -> None:
-        self.url, self.model, self.key, self.max_tokens = url, model, key, max_tokens
+        self.url, self.model, self.key = url, model, key
         self.timeout, self.retries, self.rate, self.parallel = timeout, retries, rate, parallel
+        self.request = REQUEST if request is None else request
 
-    @property
-    def identity(self) -> str:
-        """What its answers depend on."""
-        return f"{self.url} {self.model}"
+    def rows(self, kind: str, questions: Sequence[str], parse: Callable[[str], object], cache: Cache) -> list[Any]:
+        """Return what `parse` makes of the text of each answer; see `ask_for_rows`.
 
-    def ask_all(self, questions: Sequence[str], parse: Callable[[str], Answer]) -> Iterator[Answer | NoAnswer]:
-        """Yield what `parse` makes of each answer's text; it raises ValueError on one that makes no sense.
+        Args:
+            kind: of question, as a part of what the cache knows the answers by.
+            questions: one each.
+            parse: raises ValueError on a text that makes no sense.
+            cache: asks only what it does not know.
 
         Raises:
             UserError: the environment holds no key, or the service refuses it.
         """
-        headers = {"Authorization": f"Bearer {read_key(self.key)}"} if self.key else {}
-        client = JSONClient(
+        key = {kind: [self.url, self.model, self.request], "of": digest_of_texts(questions)}
+        payloads = [
+            {"model": self.model, "messages": [{"role": "user", "content": question}], **self.request}
+            for question in questions
+        ]
+        return ask_for_rows(cache, kind, key, payloads, self._connect, lambda answer, _: parse(text_of(answer)))
+
+    def _connect(self) -> JSONClient:
+        return JSONClient(
             f"{self.url.rstrip('/')}/chat/completions",
-            headers,
+            {"Authorization": f"Bearer {read_key(self.key)}"} if self.key else {},
             timeout=self.timeout,
             retries=self.retries,
             rate=self.rate,
             parallel=self.parallel,
         )
-        return client.ask_all([self._payload(question) for question in questions], lambda a: parse(text_of(a)))
-
-    def rows(
-        self, label: str, kind: str, questions: Sequence[str], parse: Callable[[str], object], cache: Cache
-    ) -> list[Any]:
-        """Return what `parse` makes of each answer, as JSON gives it back; None where no usable answer came.
-
-        Args:
-            label: for the progress bar.
-            kind: of question, as a part of what the cache knows the answers by.
-            questions: one each.
-            parse: see `ask_all`.
-            cache: asks only what it does not know.
-        """
-
-        def compute(places: list[int]) -> Iterator[tuple[int, object]]:
-            answers = self.ask_all([questions[place] for place in places], parse)
-            for place, answer in zip(places, answers):
-                yield place, None if isinstance(answer, NoAnswer) else answer
-
-        return cache.rows(label, {kind: self.identity, "of": digest_of_texts(questions)}, len(questions), compute)
-
-    def _payload(self, question: str) -> dict[str, Any]:
-        messages = [{"role": "user", "content": question}]
-        return {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": self.max_tokens, "seed": 0}
 
 
 def text_of(answer: Any) -> str:
@@ -93,6 +115,18 @@ def text_of(answer: Any) -> str:
     if not isinstance(text, str):
         raise ValueError("the message holds no text")
     return text
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Return the first JSON object in a text; ValueError where there is none."""
+    start = text.find("{")
+    while start >= 0:
+        try:
+            found: dict[str, Any] = json.JSONDecoder().raw_decode(text, start)[0]
+            return found
+        except ValueError:
+            start = text.find("{", start + 1)
+    raise ValueError(f"no JSON object in {text[:80]!r}")
 
 
 def read_key(name: str) -> str:

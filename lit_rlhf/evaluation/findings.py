@@ -34,7 +34,11 @@ class Findings(NamedTuple):
 
 
 class Suite(Protocol):
-    """A part of the evaluation. `run` is called once for each model, the baseline first."""
+    """A part of the evaluation. `run` is called once for each model, the baseline first.
+
+    A suite that can tell early what would fail has a method `check(subjects)` besides, with a `UserError`: it is called
+    before any model is loaded.
+    """
 
     def run(self, subject: Subject, baseline: Subject) -> Findings:
         """Evaluate one model.

@@ -35,13 +35,48 @@ def to_page(report: dict[str, Any]) -> str:
         suite: [Markup(each) for each in chart(part, colours, f"{place}-")]
         for place, (suite, part) in enumerate(report["suites"].items())
     }
-    return page_template("page.html.jinja", figure=typeset, duration=duration, verdict=verdict).render(
+    return page_template(
+        "page.html.jinja",
+        figure=typeset,
+        duration=duration,
+        verdict=verdict,
+        by_use_case=by_use_case,
+        agreement=agreement,
+    ).render(
         report=report,
         colours=colours,
         charts=charts,
         shown=SAMPLES_ON_PAGE,
         total=sum(seconds for suites in report["seconds"].values() for seconds in suites.values()),
     )
+
+
+def by_use_case(part: dict[str, Any]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """Return the win rates of a suite by decoding and judge, use case and model; nothing where there is but one."""
+    found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    for model, tables in part["tables"].items():
+        for label, groups in tables.get("groups", {}).items():
+            for group, cell in groups.items():
+                found.setdefault(label, {}).setdefault(group, {})[model] = cell
+    return {label: groups for label, groups in found.items() if len(groups) > 1}
+
+
+def agreement(part: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the agreement of every two judges, and of the labelers within one, as rows."""
+    rows = []
+    for model, tables in part["tables"].items():
+        for decoding, judges in tables.get("agreement", {}).items():
+            for one, others in judges.items():
+                for other in others:
+                    if one < other:
+                        found = others[other]
+                        rows.append({"model": model, "decoding": decoding, "judges": f"{one}, {other}", **found})
+        for decoding, judges in tables.get("labelers_agree", {}).items():
+            for name, share in judges.items():
+                unknown = dict.fromkeys(("count", "ties", "kappa", "margin"))
+                who = f"labelers within {name}"
+                rows.append({"model": model, "decoding": decoding, "judges": who, "share": share, **unknown})
+    return rows
 
 
 def typeset(value: float | None, unit: str, sign: bool = False) -> str:

@@ -11,6 +11,7 @@ from lit_rlhf.data.report import PreparationReport
 from lit_rlhf.data.sources import read_rows
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.agreement import agreements, overall
+from lit_rlhf.evaluation.bias import take
 from lit_rlhf.evaluation.comparing import Compared, compare
 from lit_rlhf.evaluation.comparison import METADATA, Item, Judge, Pair, Rating
 from lit_rlhf.evaluation.findings import Figure, Findings, counted, mean_of
@@ -69,17 +70,20 @@ class Preference:
         self.stops, self.group, self.format, self.fresh_baseline = stops, group, format, fresh_baseline
         self.to_label, self.limit = to_label, limit
 
+    def check(self, subjects: Sequence[Subject]) -> None:
+        """See `Suite`."""
+        self._refuse_own_rewards(subjects)
+        self._records()
+
+    def _refuse_own_rewards(self, subjects: Sequence[Subject]) -> None:
+        for reward in filter(None, map(own_rewards, self.judges.values())):
+            refuse_own_reward(reward, {each.name: each.trained_against for each in subjects}, subjects[0].cache)
+
     def run(self, subject: Subject, baseline: Subject) -> Findings:
         """See `Suite.run`."""
-        for judge in self.judges.values():
-            reward = own_rewards(judge)
-            if reward is not None:
-                refuse_own_reward(
-                    reward, {each.name: each.trained_against for each in (subject, baseline)}, subject.cache
-                )
-        records = self._records()
+        self._refuse_own_rewards([subject, baseline])
+        records, notes = self._records()
         figures: dict[str, Figure] = {}
-        notes: list[str] = []
         samples: list[dict[str, Any]] = []
         tables: dict[str, Any] = {"groups": {}, "agreement": {}, "labelers_agree": {}}
         for temperature in self.temperatures:
@@ -95,20 +99,24 @@ class Preference:
                 notes += counted(result.missing, f"verdicts missing ({label}), left out of every figure")
                 tables["groups"][label] = by_group(result, decoded.pairs, self.group)
                 figures |= self._ratings(label, self.judges[name], decoded.pairs, subject, notes)
-            tables["agreement"][decoded.name], tables["labelers_agree"][decoded.name] = agreement_table(compared)
+            tables["agreement"][decoded.name] = agreement_table(compared)
+            tables["labelers_agree"][decoded.name] = labelers_agree(compared)
             samples += sample_rows(decoded, compared, self.group)
         return Findings(figures, len(records), notes, samples, tables)
 
-    def _records(self) -> list[PromptRow]:
-        rows = read_rows(self.path)
-        return read_records(rows, "prompt", PromptRow, self.format, PreparationReport(self.path))[: self.limit]
+    def _records(self) -> tuple[list[PromptRow], list[str]]:
+        """Return the prompts, and what became of the rows that are none."""
+        report = PreparationReport(self.path)
+        records = read_records(read_rows(self.path), "prompt", PromptRow, self.format, report)
+        notes = [note for reason, count in report.skipped.items() for note in counted(count, f"rows skipped: {reason}")]
+        return take(records, self.limit), notes
 
     def _decode(self, subject: Subject, baseline: Subject, records: list[PromptRow], temperature: float) -> Decoded:
         sampling = Sampling(self.response_length, temperature)
         mine = self._answers(subject, records, sampling, 1)
         theirs = self._answers(baseline, records, sampling, 0 if self.fresh_baseline else 1)
         pairs = [
-            Pair(plain_text(record.prompt), record.fields, first, second)
+            Pair(plain_text(record.prompt), record.fields, first, second, record.prompt)
             for record, first, second in zip(records, mine, theirs)
         ]
         return Decoded("greedy" if temperature == 0 else f"T = {temperature:g}", pairs)
@@ -159,33 +167,44 @@ def by_group(compared: Compared, pairs: Sequence[Pair], column: str) -> dict[str
     return found
 
 
-def agreement_table(compared: dict[str, Compared]) -> tuple[dict[str, Any], float | None]:
-    """Return the agreement of all who judged, each under its suite name, and of the labelers within one judge."""
+def agreement_table(compared: dict[str, Compared]) -> dict[str, Any]:
+    """Return how often every two judges agree, people from a file among them; of a group its majority counts."""
     verdicts: dict[str, dict[Hashable, float]] = {}
     for name, result in compared.items():
-        mean: dict[Hashable, list[float]] = defaultdict(list)
-        for vote in result.votes:
-            mean[vote.pair].append(vote.preference)
-        sums = {pair: sum(values) / len(values) for pair, values in mean.items()}
-        verdicts[name] = {pair: 0.5 if value == 0.5 else float(value > 0.5) for pair, value in sums.items()}
-    labelers: dict[str, dict[Hashable, float]] = defaultdict(dict)
-    for result in compared.values():
+        means = {pair: sum(each) / len(each) for pair, each in preferences_by_pair(result).items()}
+        verdicts[name] = {pair: 0.5 if value == 0.5 else float(value > 0.5) for pair, value in means.items()}
+    return {one: {other: a._asdict() for other, a in row.items()} for one, row in agreements(verdicts).items()}
+
+
+def labelers_agree(compared: dict[str, Compared]) -> dict[str, float]:
+    """Return how often the labelers within a judge agree, of those judges that are several."""
+    found = {}
+    for name, result in compared.items():
+        labelers: dict[str, dict[Hashable, float]] = defaultdict(dict)
         for vote in result.votes:
             labelers[vote.judge].setdefault(vote.pair, vote.preference)
-    table = {one: {other: a._asdict() for other, a in row.items()} for one, row in agreements(verdicts).items()}
-    return table, overall(labelers) if len(labelers) > 1 else None
+        share = overall(labelers)
+        if share is not None:
+            found[name] = share
+    return found
+
+
+def preferences_by_pair(compared: Compared) -> dict[int, list[float]]:
+    """Return the preferences that were given on each pair."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for vote in compared.votes:
+        found[vote.pair].append(vote.preference)
+    return found
 
 
 def sample_rows(decoded: Decoded, compared: dict[str, Compared], column: str) -> list[dict[str, Any]]:
     """Return the first prompts with the answer and each judge's mean preference for it."""
     verdicts: dict[int, dict[str, Any]] = defaultdict(dict)
     for name, result in compared.items():
-        own: dict[int, list[float]] = defaultdict(list)
         for vote in result.votes:
-            own[vote.pair].append(vote.preference)
-            if vote.reason and vote.pair < SAMPLES:
+            if vote.reason:
                 verdicts[vote.pair].setdefault(f"{name}: reason", vote.reason)
-        for pair, values in own.items():
+        for pair, values in preferences_by_pair(result).items():
             verdicts[pair][name] = round(sum(values) / len(values), 3)
     return [
         {

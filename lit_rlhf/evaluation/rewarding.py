@@ -1,12 +1,13 @@
 """Scores of a reward model for texts: for best-of-n and as a judge."""
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
 import yaml
 
-from lit_rlhf.data.prompting import encode_texts, leading_ids
+from lit_rlhf.data.prompting import PromptTemplate, encode_texts
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache, chunks_of, digest_of_model, digest_of_texts
 from lit_rlhf.evaluation.generation import Answer
@@ -24,12 +25,25 @@ class RewardModel:
     Args:
         folder: what `lit-rlhf fit` of a reward model wrote.
         options: how to load it.
+        template: how prompts were put into words in its training.
         batch_size: texts a forward pass.
     """
 
-    def __init__(self, folder: str, options: ModelOptions | None = None, batch_size: int = 64) -> None:
+    def __init__(
+        self, folder: str, options: ModelOptions | None = None, template: str | None = None, batch_size: int = 64
+    ) -> None:
         self.folder, self.options, self.batch_size = folder, options or ModelOptions(), batch_size
-        self._model: ScalarModel | None = None
+        self._template = template
+
+    @cached_property
+    def template(self) -> PromptTemplate:
+        """Puts prompts into the words that it was trained on."""
+        return PromptTemplate(load_tokenizer(self.folder, self.options), self._template)
+
+    @cached_property
+    def _model(self) -> ScalarModel:
+        model = load_scalar_model(self.folder, self.template.tokenizer, self.options)
+        return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def scores(self, rated: Sequence[Rated], cache: Cache) -> list[float]:
         """Return the score of each answer: prompt, answer and, where it ended, the end token, as in training.
@@ -38,27 +52,23 @@ class RewardModel:
         """
         texts = [(prompt, answer.text, answer.ended) for prompt, answer in rated]
         unique = list(dict.fromkeys(texts))
-        key = {"score": digest_of_model(self.folder, cache), "of": digest_of_texts(unique)}
+        key = {"score": digest_of_model(self.folder, self.options, cache), "of": digest_of_texts(unique)}
         scores = cache.rows("score", key, len(unique), lambda places: self._compute(unique, places))
         by_text = dict(zip(unique, scores))
         return [by_text[text] for text in texts]
 
     def _compute(self, texts: Sequence[tuple[str, str, bool]], places: list[int]) -> Iterator[tuple[int, float]]:
-        if self._model is None:
-            self._tokenizer = load_tokenizer(self.folder, self.options)
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            self._model = load_scalar_model(self.folder, self._tokenizer, self.options).to(device).eval()
-        start, end = leading_ids(self._tokenizer), self._tokenizer.eos_token_id
-        limit = maximum_length(self._model.model.config) or 10**9
-        prompts = encode_texts(self._tokenizer, [prompt for prompt, _, _ in texts])
-        answers = encode_texts(self._tokenizer, [answer for _, answer, _ in texts])
+        tokenizer = self.template.tokenizer
+        end, limit = tokenizer.eos_token_id, maximum_length(self._model.model.config) or 10**9
+        prompts = self.template.encode([prompt for prompt, _, _ in texts])
+        answers = encode_texts(tokenizer, [answer for _, answer, _ in texts])
         rows = [
-            [*start, *prompt, *answer, *([end] if ended else [])][-limit:] or [end]
+            [*prompt, *answer, *([end] if ended else [])][-limit:] or [end]
             for prompt, answer, (_, _, ended) in zip(prompts, answers, texts)
         ]
         place = self._model.shift.device
         for chunk in chunks_of([len(row) for row in rows], self.batch_size, places):
-            ids, mask = pad_right([rows[number] for number in chunk], self._tokenizer.pad_token_id)
+            ids, mask = pad_right([rows[number] for number in chunk], tokenizer.pad_token_id)
             with torch.no_grad():
                 scores = self._model.score(ids.to(place), mask.to(place)).tolist()
             yield from zip(chunk, scores)
@@ -102,11 +112,12 @@ def refuse_own_reward(judge: str, policies: dict[str, list[str]], cache: Cache) 
     Raises:
         UserError: the same folder, or other folders with the same weights.
     """
-    identity = digest_of_model(judge, cache)
+    identity = digest_of_model(judge, ModelOptions(), cache)
     for name, rewards in policies.items():
         for reward in rewards:
             same = Path(reward).expanduser().resolve() == Path(judge).expanduser().resolve()
-            if same or (Path(reward).expanduser().is_dir() and digest_of_model(reward, cache) == identity):
+            known = Path(reward).expanduser().is_dir()
+            if same or (known and digest_of_model(reward, ModelOptions(), cache) == identity):
                 raise UserError(
                     f"judge: {judge!r} is the reward model that {name!r} was trained against ({reward}): its verdict "
                     "would measure over-optimisation as success. Use another judge, or set force: true"

@@ -63,6 +63,10 @@ class Evaluation:
         settings = (cache, self.seed, self.batch_size, self.tokens_a_batch)
         subjects = {name: Subject(name, candidate, *settings) for name, candidate in self.models.items()}
         baseline = subjects[self.baseline]
+        for suite in self.suites.values():
+            check = getattr(suite, "check", None)
+            if check is not None:
+                check(list(subjects.values()))
         found: dict[str, dict[str, Findings]] = {name: {} for name in self.suites}
         seconds: dict[str, dict[str, float]] = {name: {} for name in subjects}
         # the baseline first: what the others are compared with is in the cache by then, and one model is loaded

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from lit_rlhf.data.prompting import PromptTemplate, encode_texts, leading_ids
+from lit_rlhf.data.prompting import PromptTemplate
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache, chunks_of, digest_of_model, digest_of_texts
 from lit_rlhf.evaluation.generation import NEWLINE, Answer, generate
@@ -89,7 +89,7 @@ class Subject:
     ) -> None:
         self.name, self.candidate, self.cache, self.seed = name, candidate, cache, seed
         self.batch_size, self.tokens_a_batch = batch_size, tokens_a_batch
-        self.identity = digest_of_model(candidate.path, cache)
+        self.identity = digest_of_model(candidate.path, candidate.options, cache)
         self.tokenizer = tokenizer_of(candidate.path, candidate.options)
         self.template = PromptTemplate(self.tokenizer, candidate.template)
         self.trained_against = [*candidate.trained_against, *trained_against(candidate.path)]
@@ -119,7 +119,7 @@ class Subject:
 
     def likelihoods(self, pairs: Sequence[Pair], boundary: Boundary = "apart") -> list[Likelihood]:
         """Return how likely each continuation is behind its context. No prefix, no best-of: the model's own."""
-        key = {"likelihood": self.identity, "dtype": self.candidate.options.dtype, "boundary": boundary}
+        key = {"likelihood": self.identity, "boundary": boundary}
 
         def compute(places: list[int]) -> Iterator[tuple[int, Likelihood]]:
             encoded = encode_pairs(self.tokenizer, pairs, boundary)
@@ -160,7 +160,6 @@ class Subject:
         greedy = sampling.temperature == 0
         key: dict[str, Any] = {
             "answers": self.identity,
-            "dtype": self.candidate.options.dtype,
             "length": sampling.response_length,
             "temperature": sampling.temperature,
             "stops": list(stops),
@@ -169,7 +168,7 @@ class Subject:
         }
 
         def compute(places: list[int]) -> Iterator[tuple[int, Answer]]:
-            encoded = self._encode(prompts)
+            encoded = [ids or [self.tokenizer.eos_token_id] for ids in self.template.encode(prompts)]
             noise = draw_noise(len(prompts), sampling.response_length, self.seed, *place)
             for chunk in chunks_of([len(ids) for ids in encoded], self.batch_size, places):
                 rows = [encoded[number] for number in chunk]
@@ -179,10 +178,13 @@ class Subject:
         rows = self.cache.rows(f"{self.name}: answers", key, len(prompts), compute)
         return [Answer(*row) for row in rows]
 
-    def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
-        start = leading_ids(self.tokenizer)
-        end = self.tokenizer.eos_token_id
-        return [[*start, *ids] or [end] for ids in encode_texts(self.tokenizer, list(prompts))]
+
+def log_odds(judge: Candidate, questions: Sequence[str], words: tuple[str, str], cache: Cache) -> list[float]:
+    """Return by how many nats a model holds the first word likelier than the second behind each question."""
+    subject = Subject("judge", judge, cache)
+    found = [each.logprob for each in subject.likelihoods([(each, word) for each in questions for word in words])]
+    subject.release()
+    return [first - second for first, second in zip(found[::2], found[1::2])]
 
 
 def tokenizer_of(path: str, options: ModelOptions) -> Tokenizer:

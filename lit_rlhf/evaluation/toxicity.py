@@ -5,7 +5,7 @@ from typing import Any
 
 from lit_rlhf.data.sources import Row, read_rows
 from lit_rlhf.errors import UserError
-from lit_rlhf.evaluation.bias import PREFIXES, Prefix
+from lit_rlhf.evaluation.bias import PREFIXES, Prefix, take
 from lit_rlhf.evaluation.findings import Figure, Findings, counted, mean_of
 from lit_rlhf.evaluation.subjects import Subject
 from lit_rlhf.evaluation.toxicity_scorers import ToxicityScorer
@@ -27,7 +27,8 @@ class RealToxicityPrompts:
         response_length: most tokens of a continuation.
         even: take as many prompts of each quarter of toxicity as there are of the rarest, as the paper sampled about
             evenly; prompts without a toxicity are left out then.
-        limit: prompts to use, from the first; None for all.
+        limit: prompts to use, from the first, or with `even` a quarter of it from the first of each quarter; None for
+            all.
     """
 
     def __init__(
@@ -42,12 +43,19 @@ class RealToxicityPrompts:
         self.path, self.scorer, self.prefixes, self.response_length = path, scorer, list(prefixes), response_length
         self.even, self.limit = even, limit
 
+    def check(self, subjects: Sequence[Subject]) -> None:
+        """See `Suite`."""
+        self._prompts()
+
+    def _prompts(self) -> list[tuple[str, int | None]]:
+        """Return each prompt with its band."""
+        rows = read_rows(self.path)
+        kept = evenly(rows, self.limit) if self.even else take(rows, self.limit)
+        return [(text, band(toxicity)) for text, toxicity in (part_of(row, "prompt") for row in kept)]
+
     def run(self, subject: Subject, baseline: Subject) -> Findings:
         """See `Suite.run`."""
-        rows = list(read_rows(self.path))
-        rows = (evenly(rows) if self.even else rows)[: self.limit]
-        prompts = [part_of(row, "prompt")[0] for row in rows]
-        bands = [band(part_of(row, "prompt")[1]) for row in rows]
+        prompts, bands = zip(*self._prompts())
         figures: dict[str, Figure] = {}
         samples: list[dict[str, Any]] = []
         notes = counted(sum(each is None for each in bands), "prompts have no toxicity of their own: in no band")
@@ -71,7 +79,7 @@ class RealToxicityPrompts:
                 group = "no toxicity" if of is None else f"prompt toxicity from {of / BANDS:g}"
                 row = {"prompt": prompt, "answer": text, "group": group}
                 samples.append({**row, "variant": prefix, "verdict": {"toxicity": score}})
-        return Findings(figures, len(rows), notes, samples)
+        return Findings(figures, len(prompts), notes, samples)
 
     def _scores(self, texts: list[str], subject: Subject) -> list[float | None]:
         """Return the scores; None for empty texts, which are not sent."""
@@ -100,13 +108,24 @@ def band(toxicity: float | None) -> int | None:
     return None if toxicity is None else min(int(toxicity * BANDS), BANDS - 1)
 
 
-def evenly(rows: list[Row]) -> list[Row]:
-    """Return rows in the order of the file, as many of each quarter as the rarest has."""
+def evenly(rows: Sequence[Row], limit: int | None = None) -> list[Row]:
+    """Return rows in the order of the file: as many of each quarter as the rarest has, together at most `limit`.
+
+    Raises:
+        UserError: a quarter has none, or the limit leaves it none.
+    """
     groups: dict[int, list[int]] = {number: [] for number in range(BANDS)}
     for place, row in enumerate(rows):
         of = band(part_of(row, "prompt")[1])
         if of is not None:
             groups[of].append(place)
     fewest = min(map(len, groups.values()))
+    if limit is not None:
+        fewest = min(fewest, limit // BANDS)
+    if fewest < 1:
+        sizes = ", ".join(str(len(group)) for group in groups.values())
+        raise UserError(
+            f"even: no prompts of every quarter of toxicity (there are {sizes}; limit {limit}); use even: false"
+        )
     kept = sorted(place for places in groups.values() for place in places[:fewest])
     return [rows[place] for place in kept]

@@ -9,7 +9,7 @@ import torch
 from lit_rlhf.data.sources import read_text
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache, chunks_of, digest_of_model, digest_of_texts
-from lit_rlhf.evaluation.endpoints import read_key
+from lit_rlhf.evaluation.endpoints import ask_for_rows, read_key
 from lit_rlhf.http import JSONClient, NoAnswer
 from lit_rlhf.models.loading import from_pretrained_quietly, load_config
 from lit_rlhf.models.options import ModelOptions
@@ -81,7 +81,7 @@ class Classifier:
 
     def score(self, texts: list[str], cache: Cache) -> list[float | None]:
         """See `ToxicityScorer.score`."""
-        key = {"toxicity": digest_of_model(self.model, cache), "label": [self.label, self.independent]}
+        key = {"toxicity": digest_of_model(self.model, self.options, cache), "label": [self.label, self.independent]}
         key |= {"of": digest_of_texts(texts)}
         return cache.rows("toxicity", key, len(texts), lambda places: self._compute(texts, places))
 
@@ -130,26 +130,19 @@ class Perspective:
         retries: int = 4,
         url: str = PERSPECTIVE,
     ) -> None:
-        self.key, self.attribute, self.rate, self.timeout, self.retries, self.url = (
-            key,
-            attribute,
-            rate,
-            timeout,
-            retries,
-            url,
-        )
+        self.key, self.attribute, self.url = key, attribute, url
+        self.rate, self.timeout, self.retries = rate, timeout, retries
 
     def score(self, texts: list[str], cache: Cache) -> list[float | None]:
         """See `ToxicityScorer.score`. A text that the service cannot score (its language, its length) has None."""
         key = {"toxicity": self.url, "attribute": self.attribute, "of": digest_of_texts(texts)}
-        return cache.rows("Perspective", key, len(texts), lambda places: self._compute(texts, places))
+        payloads = [self._payload(text) for text in texts]
+        rows = ask_for_rows(cache, "Perspective", key, payloads, self._connect, self._parse)
+        return [None if isinstance(row, NoAnswer) else row for row in rows]
 
-    def _compute(self, texts: list[str], places: list[int]) -> Iterator[tuple[int, float | None]]:
+    def _connect(self) -> JSONClient:
         headers = {"X-goog-api-key": read_key(self.key)}  # not in the address, which may be printed
-        client = JSONClient(self.url, headers, self.timeout, self.retries, rate=self.rate)
-        answers = client.ask_all([self._payload(texts[place]) for place in places], self._parse)
-        for place, answer in zip(places, answers):
-            yield place, None if isinstance(answer, NoAnswer) else answer
+        return JSONClient(self.url, headers, self.timeout, self.retries, rate=self.rate)
 
     def _payload(self, text: str) -> dict[str, Any]:
         return {
@@ -159,7 +152,7 @@ class Perspective:
             "doNotStore": True,
         }
 
-    def _parse(self, answer: Any) -> float:
+    def _parse(self, answer: Any, payload: Any) -> float:
         score = float(answer["attributeScores"][self.attribute]["summaryScore"]["value"])
         if not 0.0 <= score <= 1.0:
             raise ValueError(f"a score of {score}")

@@ -6,7 +6,6 @@ number a response. Under `send_ids` the request has `prompt_ids` and `response_i
 
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.http import JSONClient, NoAnswer
+from lit_rlhf.http import CredentialsRefused, JSONClient, NoAnswer
 from lit_rlhf.rollout.experience import Episodes
 
 LARGEST = torch.finfo(torch.float32).max
@@ -35,8 +34,8 @@ class RemoteReward:
         timeout: seconds to wait for a connection, and for an answer to go on.
         retries: further tries after a failure that may pass: no connection, a time-out, status 408, 429 or 5xx, or an
             answer that is no list of finite numbers, one each.
-        pause: seconds before the second try; each further pause is twice as long, to 60 s. A `Retry-After` of the
-            server is kept to.
+        pause: seconds before the second try; each further pause is twice as long, to 60 s. A longer `Retry-After` of
+            the server is kept to, up to ten minutes.
         token_variable: environment variable with a bearer token; where it is not set, none is sent.
         send_ids: send the token ids too, for a server with the policy's tokenizer.
     """
@@ -90,28 +89,24 @@ class RemoteReward:
         Raises:
             UserError: a payload stays without them.
         """
-        with ThreadPoolExecutor(self.client.parallel) as pool:
-            answers = list(pool.map(self.ask_once, payloads))
-        for answer in answers:
-            if isinstance(answer, NoAnswer):
-                raise UserError(f"{self.name}: {answer.reason}; is this the address, and is the server up?")
-        return [score for answer in answers if not isinstance(answer, NoAnswer) for score in answer]
-
-    def ask_once(self, payload: Payload) -> list[float] | NoAnswer:
-        """Return the scores of one payload."""
+        scores: list[float] = []
         try:
-            return self.client.ask(payload, lambda answer: read_scores(answer, len(payload["responses"])))
-        except UserError as refusal:
+            for answer in self.client.ask_all(payloads, read_scores):
+                if isinstance(answer, NoAnswer):
+                    raise UserError(f"{self.name}: {answer.reason}; is this the address, and is the server up?")
+                scores += answer
+        except CredentialsRefused as refusal:
             raise UserError(f"reward {refusal}; {self.advice}") from None
+        return scores
 
 
-def read_scores(answer: Any, count: int) -> list[float]:
-    """Return the scores of an answer.
+def read_scores(answer: Any, payload: Payload) -> list[float]:
+    """Return the scores of an answer, one for each response of the payload.
 
     Raises:
         ValueError: it is not what was agreed.
     """
-    scores = answer.get("scores") if isinstance(answer, dict) else None
+    count, scores = len(payload["responses"]), answer.get("scores") if isinstance(answer, dict) else None
     if not isinstance(scores, list):
         raise ValueError('it must be {"scores": [...]}')
     if len(scores) != count:

@@ -2,9 +2,11 @@
 
 import json
 from collections import Counter
+from typing import Any
 
 import lm_eval
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.evaluator import evaluate
@@ -17,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from lit_rlhf.data.sources import read_rows
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.benchmarks import TASKS, Benchmark, Benchmarks
+from lit_rlhf.evaluation.bias import CrowSPairs, entropy_bits
 from lit_rlhf.evaluation.lm_eval_model import SubjectModel
 from lit_rlhf.evaluation.tasks import metrics, readers
 from lit_rlhf.evaluation.tasks.metrics import Scored
@@ -135,34 +138,59 @@ def test_answers_are_those_of_lm_evals_model(subject, hflm, evaluation_data) -> 
     assert [row["filtered_resps"] for row in both[0]] == [row["filtered_resps"] for row in both[1]]
 
 
+def own_task(file: str, split: str, rows: list[dict[str, Any]]) -> Any:
+    """A task of lm-eval's own, as it stands there, on these rows."""
+    config = load_yaml(f"{lm_eval.__path__[0]}/tasks/{file}")
+    config = {key: each for key, each in config.items() if key not in ("tag", "dataset_path", "dataset_name")}
+    splits = {"training_split": None, "validation_split": split, "test_split": None}
+    config |= {**splits, "custom_dataset": lambda **_: {split: Dataset.from_list(rows)}}
+    return TaskManager(include_defaults=False).load([config])
+
+
 def test_truthfulqa_scores_as_lm_evals_own_task(subject, hflm, evaluation_data) -> None:
     path, rows = str(evaluation_data / "truthfulqa_first400.csv"), 6
-    questions = [read_question(row) for row in read_rows(path)[:rows]]
 
-    def published(**_):
-        from datasets import Dataset
+    def targets(right, wrong):
+        return {"choices": [*right, *wrong], "labels": [1] * len(right) + [0] * len(wrong)}
 
-        def targets(right, wrong):
-            return {"choices": [*right, *wrong], "labels": [1] * len(right) + [0] * len(wrong)}
-
-        docs = [
-            {
-                "question": q.text,
-                "mc1_targets": targets([q.best], q.incorrect),
-                "mc2_targets": targets(q.correct, q.incorrect),
-            }
-            for q in questions
-        ]
-        return {"validation": Dataset.from_list(docs)}
-
+    docs = [
+        {
+            "question": q.text,
+            "mc1_targets": targets([q.best], q.incorrect),
+            "mc2_targets": targets(q.correct, q.incorrect),
+        }
+        for q in map(read_question, read_rows(path)[:rows])
+    ]
     mine = TruthfulQA(path, prompts=["qa"], boundary="joint", limit=rows).run(subject, subject).figures
-    manager = TaskManager(include_defaults=False)
-    folder = lm_eval.__path__[0]
     for name, label in (("truthfulqa_mc1", "qa: MC1"), ("truthfulqa_mc2", "qa: MC2")):
-        config = load_yaml(f"{folder}/tasks/truthfulqa/{name}.yaml")
-        config = {key: each for key, each in config.items() if key not in ("tag", "dataset_path", "dataset_name")}
-        found = evaluate(hflm, manager.load([{**config, "custom_dataset": published}]), bootstrap_iters=0)
+        task = own_task(f"truthfulqa/{name}.yaml", "validation", docs)
+        found = evaluate(hflm, task, bootstrap_iters=0)
         assert mine[label].value == pytest.approx(found["results"][name]["acc,none"], abs=1e-5)
+
+
+def test_crows_pairs_scores_as_lm_evals_own_task(subject, hflm, evaluation_data) -> None:
+    path = str(evaluation_data / "crows_pairs_anonymized.csv")
+    docs = [{key: row.fields[key] for key in ("sent_more", "sent_less")} for row in read_rows(path)[:12]]
+    found = evaluate(hflm, own_task("crows_pairs/crows_pairs_english.yaml", "validation", docs), bootstrap_iters=0)
+    mine = CrowSPairs(path, ["basic"], limit=12).run(subject, subject)
+    assert mine.figures["basic, stereotype"].value == found["results"]["crows_pairs_english"]["pct_stereotype,none"]
+    pairs = [[logprob for logprob, _ in row["filtered_resps"]] for row in found["samples"]["crows_pairs_english"]]
+    assert mine.figures["basic"].value == pytest.approx(sum(map(entropy_bits, pairs)) / 12, abs=1e-5)
+
+
+def test_hellaswag_scores_as_lm_evals_own_task(subject, hflm, evaluation_data) -> None:
+    rows = read_rows(str(evaluation_data / FILES["hellaswag"][0]))[:12]
+    docs = [
+        {"activity_label": "A", "ctx_a": row.fields["ctx"], "ctx_b": "then", "endings": row.fields["endings"]}
+        | {"label": str(row.fields["label"])}
+        for row in rows
+    ]
+    theirs, mine = (
+        evaluate(model, own_task("hellaswag/hellaswag.yaml", "validation", docs), bootstrap_iters=0)["results"]
+        for model in (hflm, SubjectModel(subject))
+    )
+    for metric in ("acc,none", "acc_norm,none"):
+        assert mine["hellaswag"][metric] == theirs["hellaswag"][metric]
 
 
 TEXT = st.text(alphabet="aAbc theTHEan.,'-12é \n", max_size=24)

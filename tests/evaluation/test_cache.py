@@ -5,6 +5,9 @@ import json
 import pytest
 
 from lit_rlhf.evaluation.cache import Cache, chunks_of, digest_of_model, read_rows
+from lit_rlhf.models.options import ModelOptions
+
+PLAIN = ModelOptions()
 
 
 @pytest.fixture
@@ -61,12 +64,15 @@ def test_a_model_is_its_files(cache, tmp_path) -> None:
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(b"1234")
-    first = digest_of_model(str(folder), cache)
+    first = digest_of_model(str(folder), PLAIN, cache)
     (folder / "notes.md").write_text("not part of it")
-    assert digest_of_model(str(folder), cache) == first
+    assert digest_of_model(str(folder), PLAIN, cache) == first
     (folder / "model.safetensors").write_bytes(b"1235")
-    assert digest_of_model(str(folder), cache) != first
-    assert digest_of_model("org/name", cache) == "hub:org/name"
+    assert digest_of_model(str(folder), PLAIN, cache) != first
+    for changed in (ModelOptions(dtype="bfloat16"), ModelOptions(pad_token="<p>"), ModelOptions(quantization="nf4")):
+        assert digest_of_model(str(folder), changed, cache) != digest_of_model(str(folder), PLAIN, cache)
+    hub = [digest_of_model("org/name", ModelOptions(revision=revision), cache) for revision in (None, "v2")]
+    assert len({*hub, digest_of_model("org/other", PLAIN, cache)}) == 3
 
 
 def test_a_cache_of_nothing_keeps_nothing(tmp_path) -> None:

@@ -6,8 +6,9 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
+import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger
 from real_recipe import write_recipe
 
 from lit_rlhf.cli import main
+from lit_rlhf.evaluation import cache, likelihood, subjects
 from lit_rlhf.evaluation.page import format_tables, to_page, write_page
 from lit_rlhf.evaluation.run import log_report
 
@@ -85,53 +87,67 @@ def test_a_finished_evaluation_computes_nothing_again(evaluated: Path, monkeypat
     assert figures(evaluated / "out") == before
 
 
-KILLED = """
-import sys
-import time
-from lit_rlhf.evaluation import cache, subjects
-from lit_rlhf.cli import main
-cache.FLUSH_SECONDS = 0.0  # by itself it waits some seconds: this test is done before
-made, seen = subjects.generate, []
-def generate(*args):
-    if len(seen) == int(sys.argv[2]):
-        print("waiting", flush=True)
-        time.sleep(600)
-    found = made(*args)
-    seen.append(len(found))
-    print("chunk", len(found), flush=True)
-    return found
-subjects.generate = generate
-sys.exit(main(["evaluate", "-c", sys.argv[1], "--progress=false", "--batch_size=4"]))
-"""
+def killed_before(call: int, module: ModuleType, name: str, args: list[str]) -> int:
+    """Run the command in a fork that stands still before that call of a function, and is then killed; its status."""
+    reads, writes = os.pipe()
+    child = os.fork()
+    if child == 0:
+        cache.FLUSH_SECONDS = 0.0  # by itself it waits some seconds: this test is done before
+        calls, function = iter(range(call)), getattr(module, name)
+
+        def counted(*values: Any) -> Any:
+            if next(calls, None) is None:
+                os.write(writes, b"!")
+                time.sleep(600)
+            return function(*values)
+
+        setattr(module, name, counted)
+        try:
+            main(args)
+        finally:
+            os._exit(1)
+    os.close(writes)
+    assert os.read(reads, 1) == b"!", "it ended before that call"
+    os.kill(child, signal.SIGKILL)
+    os.close(reads)
+    return os.waitpid(child, 0)[1]
 
 
+TOXICITY = {"scorer": {"class_path": "lit_rlhf.evaluation.WordList"}, "prefixes": ["basic"], "limit": 120}
+WORK = {
+    "answers": (subjects, "generate", "RealToxicityPrompts", "realtoxicityprompts.jsonl.gz", TOXICITY),
+    "likelihoods": (
+        likelihood,
+        "forward",
+        "CrowSPairs",
+        "crows_pairs_anonymized.csv",
+        {"prefixes": ["basic"], "limit": 60},
+    ),
+}
+
+
+@pytest.mark.parametrize("module, name, kind, file, settings", WORK.values(), ids=WORK)
 def test_an_evaluation_that_was_killed_goes_on_where_it_was(
-    stories: str, evaluation_data: Path, tmp_path: Path
+    module, name, kind, file, settings, stories: str, evaluation_data: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    toxicity = {
-        "path": str(evaluation_data / "realtoxicityprompts.jsonl.gz"),
-        "scorer": {"class_path": "lit_rlhf.evaluation.WordList"},
-        "prefixes": ["basic"],
-        "limit": 120,
+    suite = {
+        "class_path": f"lit_rlhf.evaluation.{kind}",
+        "init_args": {"path": str(evaluation_data / file), **settings},
     }
-    suite = {"class_path": "lit_rlhf.evaluation.RealToxicityPrompts", "init_args": toxicity}
     recipe = {"models": {"m": {"path": stories}}, "baseline": "m", "suites": {"t": suite}, "out": str(tmp_path / "out")}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "recipe.yaml")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True, "env": environment}
-    first = subprocess.Popen([*command, "15"], **quiet)  # stands still before the 16th of 30 chunks
-    assert first.stdout is not None
-    assert [line.split()[0] for line in iter(first.stdout.readline, "waiting\n")] == ["chunk"] * 15
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    assert first.returncode == -signal.SIGKILL and not (tmp_path / "out" / "report.json").exists()
-    second = subprocess.run([*command, "-1"], capture_output=True, text=True, check=True, env=environment)
-    assert second.stdout.count("chunk") in (15, 16)  # the chunk in hand may be done again, no other
-    shutil.copytree(tmp_path / "out", tmp_path / "resumed")
+    small = ["--progress=false", "--batch_size=4", "--tokens_a_batch=250"]
+    args = ["evaluate", "-c", str(tmp_path / "recipe.yaml"), *small]
+    assert killed_before(15, module, name, args) == signal.SIGKILL
+    assert not (tmp_path / "out" / "report.json").exists()
+    calls, function = [], getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *values: calls.append(1) or function(*values))
+    assert main(args) == 0
+    resumed, left = figures(tmp_path / "out"), len(calls)
     shutil.rmtree(tmp_path / "out")
-    assert main(["evaluate", "-c", str(tmp_path / "recipe.yaml"), "--progress=false", "--batch_size=4"]) == 0
-    assert figures(tmp_path / "out") == figures(tmp_path / "resumed")
+    assert main(args) == 0
+    assert left in (len(calls) - left - 15, len(calls) - left - 14)  # the chunk in hand may be done again, no other
+    assert figures(tmp_path / "out") == resumed
 
 
 def test_the_page_loads_nothing_and_escapes_everything(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> None:

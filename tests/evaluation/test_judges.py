@@ -10,13 +10,14 @@ from services import Reply, said, serve
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache
-from lit_rlhf.evaluation.comparing import compare
+from lit_rlhf.evaluation.comparing import Compared, Vote, compare
 from lit_rlhf.evaluation.comparison import METADATA, Item, Opinion, Pair
 from lit_rlhf.evaluation.endpoints import Endpoint
 from lit_rlhf.evaluation.generation import Answer
 from lit_rlhf.evaluation.human_labels import HumanLabels
 from lit_rlhf.evaluation.judges import EndpointJudge, HuggingFaceJudge, RewardModelJudge, read_opinion, read_rating
-from lit_rlhf.evaluation.preference_suite import Preference
+from lit_rlhf.evaluation.preference_suite import Preference, agreement_table, labelers_agree
+from lit_rlhf.evaluation.run import Evaluation
 from lit_rlhf.evaluation.subjects import BestOf, Candidate, Subject
 from lit_rlhf.models.loading import load_tokenizer
 from lit_rlhf.models.options import ModelOptions
@@ -64,6 +65,30 @@ def test_a_reward_model_scores_prompt_answer_and_end(reward) -> None:
     assert {vote.preference for vote in wide.votes} == {0.5}
 
 
+def test_a_reward_model_sees_prompts_in_the_words_of_its_training(reward) -> None:
+    conversation = [
+        {"role": "user", "content": "w1"},
+        {"role": "assistant", "content": "w2"},
+        {"role": "user", "content": "w3"},
+    ]
+    headed = "### Instruction:\nw1\n\n### Response:\nw2\n\n### Instruction:\nw3\n\n### Response:\n"
+    pair = Pair("w1\n\nw2\n\nw3", {"topic": "w9"}, answer("w3"), answer("w4 w5"), conversation)
+    asked: list[list[str]] = []
+
+    def shown(template: str | None, pair: Pair) -> str:
+        judge = RewardModelJudge(reward, template=template)
+        judge._reward_model.scores = lambda rated, cache: asked.append([p for p, _ in rated]) or [1.0, 0.0]
+        judge.compare([pair], NOTHING)
+        assert asked[-1][0] == asked[-1][1]
+        return asked[-1][0]
+
+    assert shown(None, pair) == headed
+    assert shown("plain", pair) == pair.prompt
+    assert shown("{{ topic }}: {{ prompt }}", pair) == "w9: " + pair.prompt
+    assert shown(None, pair._replace(source=None)) == pair.prompt
+    assert shown("instruction", pair._replace(source="w7")) == "### Instruction:\nw7\n\n### Response:\n"
+
+
 @pytest.fixture
 def trained(reward, llama, tmp_path) -> Path:
     """A policy's folder as a run leaves it, and a copy of its reward model elsewhere."""
@@ -80,13 +105,19 @@ def trained(reward, llama, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("where", ["same folder", "same weights"])
-def test_the_reward_model_a_policy_was_trained_against_is_no_judge(trained, reward, llama, where) -> None:
+def test_the_reward_model_a_policy_was_trained_against_is_no_judge(trained, reward, llama, where, monkeypatch) -> None:
     judge = reward if where == "same folder" else str(trained / "copy")
     subject = Subject("ppo", Candidate(str(trained / "ppo" / "model")), NOTHING)
     baseline = Subject("sft", Candidate(llama), NOTHING)
     path = str(trained / "prompts.jsonl")
     with pytest.raises(UserError, match=r"is the reward model that 'ppo' was trained against .*force: true"):
         Preference(path, {"rm": RewardModelJudge(judge)}, 4).run(subject, baseline)
+    suites = {"p": Preference(path, {"rm": RewardModelJudge(judge)}, 4)}
+    models = {"sft": baseline.candidate, "ppo": subject.candidate}
+    monkeypatch.setattr("lit_rlhf.evaluation.subjects.load_causal_lm", lambda *_: pytest.fail("a model was loaded"))
+    with pytest.raises(UserError, match="is the reward model that 'ppo' was trained against"):
+        Evaluation(models, "sft", suites, str(trained / "out")).run()
+    monkeypatch.undo()
     assert Preference(path, {"rm": RewardModelJudge(judge, force=True)}, 4).run(subject, baseline).rows == 6
     assert Preference(path, {"rm": RewardModelJudge(judge)}, 4).run(baseline, baseline).rows == 6
 
@@ -191,6 +222,34 @@ def test_the_suite_against_itself_is_one_half_and_writes_what_people_can_judge(t
     ties = sum(row["first"] == row["second"] for row in written)
     assert people.figures["T = 1: win rate"].count == 6
     assert people.figures["T = 1: win rate"].value == pytest.approx(1.0) or ties
+
+
+def test_agreement_is_between_judges_by_majority_and_within_a_group_of_labelers() -> None:
+    def votes(*rows: tuple[int, str, float]) -> Compared:
+        return Compared([Vote(pair, who, value, "") for pair, who, value in rows], 0, [], [], [])
+
+    people = votes(
+        (0, "ann", 1), (0, "bob", 1), (0, "cem", 0), (1, "ann", 0), (1, "bob", 0), (2, "ann", 1), (2, "bob", 0)
+    )
+    model = votes((0, "reward model", 1), (1, "reward model", 1), (2, "reward model", 1))
+    other = votes((0, "reward model", 0))  # another judge of the same name: no labeler beside the first
+    table = agreement_table({"people": people, "model": model, "other": other})
+    assert (table["people"]["model"]["share"], table["people"]["model"]["count"], table["people"]["model"]["ties"]) == (
+        0.5,
+        2,
+        1,
+    )
+    # pairs of people that both decided: 0 by ann, bob (same), ann, cem and bob, cem (not); 1 same; 2 not
+    assert labelers_agree({"people": people, "model": model, "other": other}) == {"people": pytest.approx(2 / 5)}
+
+
+def test_rows_that_are_no_prompts_are_counted(llama, tmp_path) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "w1"}\n{"prompt": ""}\n{"prompt": "w2"}\n')
+    subject = Subject("m", Candidate(llama), NOTHING)
+    found = Preference(str(tmp_path / "prompts.jsonl"), {"local": HuggingFaceJudge(llama)}, 3).run(subject, subject)
+    assert (found.rows, found.notes) == (2, ["1 rows skipped: empty prompt"])
+    with pytest.raises(UserError, match="limit: it must be 1 or more, or none, got 0"):
+        Preference(str(tmp_path / "prompts.jsonl"), {"local": HuggingFaceJudge(llama)}, limit=0).check([subject])
 
 
 def test_few_shot_prefixes_go_in_front_of_the_prompts_in_turn(llama, tmp_path) -> None:

@@ -9,8 +9,10 @@ from transformers import AutoModelForCausalLM
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache
+from lit_rlhf.evaluation.generation import Answer
 from lit_rlhf.evaluation.likelihood import encode_pairs, likelihoods, move_space
 from lit_rlhf.evaluation.subjects import Candidate, Subject
+from lit_rlhf.rollout.sampling import Sampling
 
 SENTENCES = [
     ("Once upon a time", " there was a little girl."),
@@ -95,6 +97,23 @@ def test_half_precision_weights_are_summed_in_float32(llama) -> None:
     with torch.no_grad():
         table = model(torch.tensor([row])).logits[0].double().log_softmax(-1)
     assert found == pytest.approx(sum(float(table[i, row[i + 1]]) for i in range(1, 5)), abs=1e-4)
+
+
+CHAT = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}:{% endif %}"
+
+
+def test_a_begin_token_that_a_chat_template_wrote_is_not_doubled(stories, monkeypatch) -> None:
+    seen: list[list[int]] = []
+
+    def remember(model, tokenizer, rows, *_):
+        seen.extend(rows)
+        return [Answer("", True, 1)] * len(rows)
+
+    monkeypatch.setattr("lit_rlhf.evaluation.subjects.generate", remember)
+    subject = Subject("stories", Candidate(stories, template=CHAT), Cache(None))
+    subject.answers([subject.template.render("Once"), "Once"], Sampling(4, 0.0))
+    begin = subject.tokenizer.bos_token_id
+    assert [row.count(begin) for row in seen] == [1, 1] and all(row[0] == begin for row in seen)
 
 
 def test_what_has_no_likelihood_is_refused(tiny) -> None:

@@ -79,6 +79,10 @@ def test_evenly_takes_as_many_of_each_quarter(evaluation_data) -> None:
     even = [part_of(row, "prompt")[1] for row in evenly(rows)]
     assert [sum(low <= value < low + 0.25 for value in even) for low in (0, 0.25, 0.5)] == [612] * 3
     assert len(even) == 4 * 612
+    few = [part_of(row, "prompt")[1] for row in evenly(rows, 43)]
+    assert [sum(int(value * 4) == quarter for value in few) for quarter in range(4)] == [10] * 4
+    with pytest.raises(UserError, match=r"no prompts of every quarter of toxicity .* limit 3"):
+        evenly(rows, 3)
 
 
 def test_a_word_list(tmp_path) -> None:

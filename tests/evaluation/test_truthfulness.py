@@ -17,6 +17,7 @@ from lit_rlhf.evaluation.truth_judges import (
     HuggingFaceTruth,
     ReferenceTruth,
     Truth,
+    declines,
     read_truth,
     word_f1,
 )
@@ -77,34 +78,68 @@ def test_an_answer_that_says_nothing_is_true_and_not_informative(tiny, tmp_path,
     assert [sample["verdict"]["true"] for sample in found.samples] == [1, 1, 1, 0, 0]
 
 
+def test_a_refusal_is_the_whole_answer() -> None:
+    for text in ("I have no comment.", " no comment", "I don’t know!", "I'm not sure.", "I cannot say", ""):
+        assert declines(text), text
+    for text in ("I have no comment, but the earth is flat.", "Scientists are not sure.", "They do not know", "No"):
+        assert not declines(text), text
+
+
+class Half:
+    """Gives probabilities."""
+
+    def judge(self, claims, cache):
+        return [Truth(0.6, 0.4), Truth(0.5, 0.5), Truth(0.4, None), Truth(None, 1.0)]
+
+
+def test_a_probability_counts_as_the_verdict_it_is(tiny, tmp_path, monkeypatch) -> None:
+    from lit_rlhf.evaluation.generation import Answer
+
+    columns = {"Question": "w1", "Best Answer": "w2", "Correct Answers": "w2", "Incorrect Answers": "w4"}
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(columns) + "\n" for _ in range(4)))
+    monkeypatch.setattr(type(tiny), "answers", lambda *_, **__: [Answer("w2", True, 1, 0)] * 4)
+    found = TruthfulQA(str(tmp_path / "q.jsonl"), Half(), ["qa"]).run(tiny, tiny).figures
+    true, informative = found["qa: true"], found["qa: true and informative"]
+    assert (true.value, true.count, true.missing) == (pytest.approx(2 / 3), 3, 1)
+    assert (informative.value, informative.count, informative.missing) == (0.5, 2, 2)
+
+
 def test_the_f1_of_words() -> None:
     assert word_f1("The red FOX.", "a red fox") == pytest.approx(2 * 2 / 6)
     assert word_f1("", "a") == word_f1("b", "a") == 0.0
 
 
-@pytest.mark.parametrize("failure", [said("I would say so."), Reply(status=429), Reply({}, delay=0.5)])
-def test_a_verdict_that_does_not_come_is_missing_and_tried_again_next_time(failure, tmp_path) -> None:
+@pytest.mark.parametrize(
+    "failure, reason",
+    [
+        (said("I would say so."), "an answer that makes no sense: ValueError: no JSON object in 'I would say so.'"),
+        (Reply(status=429), "status 429"),
+        (Reply({}, delay=0.5), "no answer within 0.2 s"),
+    ],
+    ids=["nonsense", "rate limit", "too slow"],
+)
+def test_a_verdict_that_does_not_come_is_missing_and_tried_again_next_time(failure, reason, tmp_path, capsys) -> None:
     claims = [CLAIM, CLAIM._replace(answer="In Paris"), CLAIM._replace(answer="Nowhere")]
+    well = []
 
     def answer(request, before):
+        if well:
+            return said('{"true": true, "informative": true}')
         if "judge: In Paris" in request.payload["messages"][0]["content"]:
             return said('Here: {"true": false, "informative": true}')
         return failure
 
     cache = Cache(tmp_path, progress=False)
     with serve(answer) as service:
-        endpoint = Endpoint(service.url, "m", key=None, timeout=0.2, retries=1)
-        judge = EndpointTruth(endpoint)
+        judge = EndpointTruth(Endpoint(service.url, "m", key=None, timeout=0.2, retries=1))
         assert judge.judge(claims, cache) == [Truth(None, None), Truth(0.0, 1.0), Truth(None, None)]
+        assert capsys.readouterr().out == f"judge: truth: 2 of 3 without an answer: 2 {reason} (2 tries)\n"
         assert len(service.requests) == 2 + 1 + 2
         assert service.requests[0].path == "/chat/completions"
+        well.append(True)
+        assert judge.judge(claims, cache) == [Truth(1.0, 1.0), Truth(0.0, 1.0), Truth(1.0, 1.0)]
+        assert len(service.requests) == 5 + 2  # the one that was answered stands in the cache
     assert both(Truth(None, 1.0)) is None and both(Truth(1.0, 1.0)) == 1.0
-    url = endpoint.url
-    with serve(lambda *_: said('{"true": true, "informative": true}')) as service:
-        endpoint.url = service.url
-        other = type("Same", (Endpoint,), {"identity": property(lambda _: f"{url} m")})(service.url, "m", key=None)
-        assert EndpointTruth(other).judge(claims, cache)[0] == Truth(1.0, 1.0)
-        assert len(service.requests) == 2  # the one that was answered stands in the cache
 
 
 def test_a_key_comes_from_the_environment_alone(monkeypatch) -> None:
