@@ -15,6 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
+from lit_rlhf.commands.compatibility import check_compatibility
 from lit_rlhf.commands.folders import check_checkpoint, check_writable, first_mismatch
 from lit_rlhf.commands.places import Places
 from lit_rlhf.commands.problems import explain
@@ -101,6 +102,7 @@ class RecipeCLI(LightningCLI):
         """Check what can be checked before anything is loaded; add the callback that every run has."""
         from lit_rlhf.callbacks import StopOnNonFinite  # here, for --help and --print_config need none of it
 
+        check_compatibility(self.config[self.command])
         self.trainer_defaults["callbacks"] = [StopOnNonFinite()]
         trainer = self.config[self.command].trainer
         folder = str(trainer.default_root_dir or os.getcwd())

@@ -11,7 +11,7 @@ from lit_rlhf.errors import UserError
 # import name -> what pip calls it; only packages a recipe may ask for and a machine may lack
 OPTIONAL_PACKAGES = {
     "bitsandbytes": "bitsandbytes",
-    "deepspeed": "deepspeed",
+    "deepspeed": "'lit-rlhf[deepspeed]'",
     "krippendorff": "krippendorff",
     "langdetect": "langdetect",
     "lm_eval": "lm-eval",
@@ -20,7 +20,7 @@ OPTIONAL_PACKAGES = {
     "peft": "peft",
     "sentencepiece": "sentencepiece",
     "tensorboard": "tensorboard",
-    "torchao": "torchao",
+    "torchao": "'lit-rlhf[torchao]'",
     "vllm": "vllm",
     "wandb": "wandb",
 }

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from difflib import get_close_matches
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from lit_rlhf.errors import UserError
@@ -146,7 +149,31 @@ def finish_loading(model: PreTrainedModel, tokenizer: Tokenizer, options: ModelO
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()
+    if options.compile:
+        compile_training(model)
     return model.train()
+
+
+def compile_training(model: PreTrainedModel) -> None:
+    """Compile the forward pass of every transformer block, where gradients are asked for.
+
+    By the block and not as a whole: all blocks share the compiled code, weights keep their names, and sharding goes
+    around them as around any block. Sequence lengths vary from batch to batch, so shapes are dynamic.
+    """
+    for block in model.modules():
+        if isinstance(block, GradientCheckpointingLayer):  # what transformers makes its blocks of
+            _compile_block(block)
+
+
+def _compile_block(block: nn.Module) -> None:
+    plain = block.forward
+    compiled = torch.compile(plain, dynamic=True)
+
+    @wraps(plain)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return (compiled if torch.is_grad_enabled() else plain)(*args, **kwargs)
+
+    block.forward = forward
 
 
 def set_dropout(config: PretrainedConfig, residual: float) -> None:

@@ -17,6 +17,8 @@ class ModelOptions:
         quantization: "nf4" keeps the linear layers in 4-bit NormalFloat, their constants quantised again (QLoRA:
             Dettmers et al., 2023), computing in `dtype`. Such weights are not trained: a module needs an adapter.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        compile: compile the transformer blocks for forward passes with gradients (`torch.compile`). Passes without
+            them, rollouts among these, have a new shape every time and run as they are.
         revision: branch, tag or commit of a hub model.
         trust_remote_code: run Python code that comes with the model. Off: nothing but weights is loaded.
     """
@@ -26,6 +28,7 @@ class ModelOptions:
     attention: str = "sdpa"
     quantization: Literal["nf4"] | None = None
     gradient_checkpointing: bool = False
+    compile: bool = False
     revision: str | None = None
     trust_remote_code: bool = False
 

@@ -24,7 +24,7 @@ def score_rows(model: ScalarModel, rows: Sequence[list[int]], pad_id: int, batch
     """
     training, device = model.training, model.shift.device
     model.eval()
-    scores = torch.empty(len(rows))
+    scores = torch.empty(len(rows), dtype=torch.float32)  # whatever the default is under a precision such as bf16-true
     order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]

@@ -1,0 +1,172 @@
+"""Every overlay on every stage's own recipe, and every pair with a strategy: docs/hardware.md says what happens."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pages import ROOT
+from ranks import on_ranks
+from small_runs import demonstrations, rankings, write_rows
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
+
+from lit_rlhf.cli import main
+from lit_rlhf.commands.compatibility import RULES, Setup, refusal
+from lit_rlhf.commands.lightning_cli import RecipeCLI
+from lit_rlhf.commands.recipes import is_overlay, shipped_recipes
+
+PAGE = (ROOT / "docs" / "hardware.md").read_text()
+STAGES = {"SFT": "sft", "reward model": "reward", "PPO": "ppo", "PPO-ptx": "ppo_ptx"}
+SPECIAL = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+# 64 wide, the least that 4-bit layers take on a CPU, and wide enough for weights that 8-bit optimizers do quantise
+SHAPE = {"vocab_size": 32, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+CONFIG = LlamaConfig(**SHAPE, **SPECIAL, num_attention_heads=4, max_position_embeddings=64)
+SMALL = """
+trainer: {max_steps: 3, enable_progress_bar: false, limit_val_batches: 1, num_sanity_val_steps: 0}
+"""
+SMALL_STAGE = {
+    "sft": "data: {init_args: {micro_batch: 4}}\ntrainer: {callbacks: [%s]}",
+    "reward": "data: {init_args: {micro_batch: 2}}\ntrainer: {val_check_interval: 1.0}",
+    "ppo": "model: {init_args: {sampling: {response_length: 4}, ppo: {rollout_batch: 12, micro_batch: 2}}}",
+    "ppo_ptx": """
+model: {init_args: {sampling: {response_length: 4}, ppo: {rollout_batch: 12, micro_batch: 2}}}
+trainer: {callbacks: [%s]}""",
+}
+MIX = """{class_path: lit_rlhf.callbacks.PretrainingMix, init_args:
+  {path: runs/quickstart/world/pretraining.jsonl, coefficient: 0.5, micro_batch: 2, block_length: 8}}"""
+
+
+def table(heading: str) -> dict[tuple[str, str], str]:
+    """(row, column) -> cell of the table whose first column is headed so."""
+    lines = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("|")]
+    start = next(i for i, cells in enumerate(lines) if cells[0] == heading)
+    names, found = [name.strip("`") for name in lines[start]], {}
+    for cells in lines[start + 2 :]:
+        if len(cells) != len(names) or not cells[0].startswith("`"):
+            break
+        found |= {(cells[0].strip("`"), name): cell for name, cell in zip(names[1:], cells[1:])}
+    return found
+
+
+ALONE, PAIRS = table("overlay"), table("with")
+OVERLAYS = [name for name in shipped_recipes() if is_overlay(name) and not name.startswith("logger/")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    """A user's folder with what the quickstart recipes read, tiny."""
+    root = tmp_path_factory.mktemp("overlays")
+    world = root / "runs/quickstart/world"
+    world.mkdir(parents=True)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIG)
+    scalar = LlamaConfig(**CONFIG.to_diff_dict() | {"num_labels": 1, "score_shift": 0.0, "score_scale": 1.0})
+    reward = AutoModelForSequenceClassification.from_config(scalar)
+    for name in ("world/base_init", "pretraining/model", "sft/model", "reward/model"):
+        (reward if name.startswith("reward") else model).save_pretrained(root / "runs/quickstart" / name)
+        tokenizer.save_pretrained(root / "runs/quickstart" / name)
+    for suffix in ("", "_validation"):
+        write_rows(world / f"demonstrations{suffix}.jsonl", demonstrations(24))
+        write_rows(world / f"rankings{suffix}.jsonl", rankings(12))
+        write_rows(world / f"pretraining{suffix}.jsonl", [{"text": " ".join(f"w{i % 28}" for i in range(200))}])
+    write_rows(world / "ppo_prompts.jsonl", [{"prompt": row["prompt"]} for row in demonstrations(24)])
+    (root / "small.yaml").write_text(SMALL)
+    for stage, text in SMALL_STAGE.items():
+        (root / f"small-{stage}.yaml").write_text(text.replace("%s", MIX))
+    return root
+
+
+@pytest.fixture
+def fit(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a stage under overlays: "runs" after three steps, or the line of the refusal."""
+    monkeypatch.chdir(folder)
+    made: list[RecipeCLI] = []
+    instantiate = RecipeCLI.instantiate_classes
+    monkeypatch.setattr(RecipeCLI, "instantiate_classes", lambda cli: (made.append(cli), instantiate(cli)))
+
+    def run(stage: str, *overlays: str, **settings: Any) -> str:
+        files = [f"quickstart/{stage}", "small.yaml", f"small-{stage}.yaml", *overlays]
+        words = [word for name in files for word in ("-c", name)]
+        made.clear()
+        capfd.readouterr()
+        code = main(["fit", *words, *(f"--trainer.{name}={value}" for name, value in settings.items())])
+        if code == 2:
+            line = capfd.readouterr().err.strip().splitlines()[-1]
+            assert not made, f"{overlays}: refused, but not before anything is instantiated: {line}"
+            return line
+        assert code == 0 and made[-1].trainer.global_step == 3
+        return "runs"
+
+    return run
+
+
+def assert_as_documented(outcome: str, cell: str, overlays: tuple[str, ...]) -> None:
+    if cell == "refused":
+        assert re.fullmatch(r"error: .+(use |set |pip install ).+", outcome), (overlays, outcome)
+    else:
+        assert outcome == cell, (overlays, outcome)
+
+
+@pytest.fixture(autouse=True)
+def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is compiled here, which takes a minute: tests/models/test_compiling.py does that."""
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+
+
+def expected(cell: str, overlays: tuple[str, ...]) -> str:
+    """The page is written without torchao; with it, its optimizer runs."""
+    missing = any("sharded" in name for name in overlays) and find_spec("torchao")
+    return "runs" if cell == "refused" and missing else cell
+
+
+def test_the_tables_hold_every_overlay_and_stage():
+    assert ALONE.keys() == {(overlay, stage) for overlay in OVERLAYS for stage in STAGES}
+    strategies, defaults = ("strategy/ddp", "strategy/fsdp"), ("optimizer/adamw", "precision/32-true")
+    others = [name for name in OVERLAYS if not name.startswith("strategy/") and name not in defaults]
+    assert PAIRS.keys() == {(other, strategy) for other in others for strategy in strategies}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_overlay_alone(stage, fit, folder, tmp_path):
+    def run_all(names: list[str]) -> Iterator[tuple[str, str]]:
+        for name in names:
+            yield name, fit(STAGES[stage], name)
+
+    sharing = [name for name in OVERLAYS if name.startswith("strategy/")]
+    plain = [name for name in OVERLAYS if name not in sharing]
+    # a strategy leaves a process group behind, so it gets a process of its own
+    outcomes = dict(run_all(plain)) | on_ranks(lambda: dict(run_all(sharing)), tmp_path, world_size=1)[0]
+    for name, outcome in outcomes.items():
+        assert_as_documented(outcome, expected(ALONE[name, stage], (name,)), (name, stage))
+
+
+@pytest.mark.parametrize("strategy", ["strategy/ddp", "strategy/fsdp"])
+def test_an_overlay_with_a_strategy_on_two_ranks(strategy, fit, tmp_path):
+    cells = {name: expected(cell, (name,)) for (name, column), cell in PAIRS.items() if column == strategy}
+    for name in cells:
+        if cells[name] == "refused":
+            assert_as_documented(fit("ppo_ptx", strategy, name), "refused", (strategy, name))
+    names = [name for name, cell in cells.items() if cell == "runs"]
+    ranks = on_ranks(lambda: {name: fit("ppo_ptx", strategy, name, devices=2) for name in names}, tmp_path)
+    assert ranks == [dict.fromkeys(names, "runs")] * 2
+
+
+def test_the_page_gives_every_reason():
+    for _, reason in RULES:
+        assert f"- {reason}" in PAGE, reason
+
+
+def test_what_needs_a_gpu_is_refused_or_let_through():
+    gpu = Setup(module="SFTModule", device="cuda", strategy="fsdp1")
+    assert refusal(gpu) is None and "-c strategy/fsdp" in refusal(gpu._replace(clipping=True))
+    assert "-c strategy/fsdp" in refusal(gpu._replace(module="PPOModule"))
+    assert refusal(Setup(device="cuda", optimizer="bitsandbytes.optim.PagedAdamW8bit")) is None
+    assert refusal(Setup(device="cuda", precision="16-mixed")) is None
+    assert "FSDP2" in refusal(Setup(device="cuda", precision="16-mixed", strategy="fsdp2"))
+    assert "PPO's rollouts" in refusal(Setup(device="cuda", strategy="deepspeed", module="PPOModule"))
+    assert "pip install 'lit-rlhf[deepspeed]'" in refusal(Setup(device="cuda", strategy="deepspeed"))
+    assert "a C++ compiler" not in (refusal(Setup(device="cuda", compiled=True)) or "")
