@@ -24,7 +24,7 @@ class RewardSource(Protocol):
     - `critic() -> str | None`: what a critic starts from by default: a folder, or the checkpoint of an adapter.
     - `ride(policy: PreTrainedModel, path: str) -> None`: called once after `prepare`, where what scores is an adapter
       on the policy's base; `path` is what the base was loaded from.
-    - `by_ids: bool`: whether `score` reads token ids and mask alone. SelfCheck then tries it with more padding and less.
+    - `by_ids: bool`: whether `score` reads token ids and mask alone. SelfCheck then tries it with other padding.
     """
 
     def prepare(self, tokenizer: Tokenizer, device: torch.device) -> None:

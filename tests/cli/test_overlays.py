@@ -1,6 +1,5 @@
 """Every overlay on every stage's own recipe, and every pair with a strategy: docs/hardware.md says what happens."""
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec

@@ -123,7 +123,7 @@ def test_what_cannot_ride_is_refused(trained, llama, model_folders, tokenizer, t
         reward.ride(model, path)
 
     plain = load_causal_lm(llama, tokenizer, ModelOptions())
-    with pytest.raises(UserError, match="set model.adapter"):
+    with pytest.raises(UserError, match=r"set model\.adapter"):
         ride(trained, plain, llama)
     other = policy(llama, tokenizer)
     with torch.no_grad():
