@@ -18,7 +18,7 @@ from lit_rlhf.functional.ensemble import (
 from lit_rlhf.functional.grouped import correlation, grouped_mean, quantile_groups
 from lit_rlhf.functional.kl import k1, k2, k3
 from lit_rlhf.functional.language_model import language_model_loss
-from lit_rlhf.functional.logprobs import logit_chunks, token_entropy, token_logprobs
+from lit_rlhf.functional.logprobs import logit_chunks, scaled_logits, token_entropy, token_logprobs
 from lit_rlhf.functional.masked import masked_mean, masked_sum, mean_and_variance, moments, rescale, whiten
 from lit_rlhf.functional.packing import pack
 from lit_rlhf.functional.ppo import PolicyLoss, ValueLoss, clipped_policy_loss, clipped_value_loss, explained_variance
@@ -73,6 +73,7 @@ __all__ = [
     "repeated_share",
     "rescale",
     "restricted",
+    "scaled_logits",
     "segment_mask",
     "segment_positions",
     "support_threshold",
