@@ -7,7 +7,7 @@ from statistics import fmean
 
 import pytest
 import torch
-from runs import Stage, elsewhere, run
+from real_stages import Stage, elsewhere, run
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
