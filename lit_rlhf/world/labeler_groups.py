@@ -15,13 +15,14 @@ from lit_rlhf.world.labelers import NOISE, SPREAD, Labeler, Response, Weights
 from lit_rlhf.world.rankings import ranking_row, read_prompts, sample_candidates
 from lit_rlhf.world.tasks import Prompt
 
-# what a group's labelers have in common, in Likert points between the worst and the best
+# What a group's labelers have in common, in Likert points between the worst and the best. Each cares most for
+# something that the others care little for, or dislike: a model of four groups' tastes then misses the fifth's.
 TASTES = {
-    "helpful": Weights(3.2, 0.8, 1.2, 0.8, 0.6),
-    "truthful": Weights(2.0, 2.4, 1.4, 0.8, -0.6),
-    "harmless": Weights(2.0, 1.0, 2.8, 0.8, 0.3),
-    "brief": Weights(2.0, 1.0, 1.4, 2.4, -0.3),
-    "balanced": Weights(2.6, 1.2, 1.6, 1.2, 0.0),
+    "helpful": Weights(3.4, 0.4, 0.8, 0.4, 2.4),
+    "truthful": Weights(1.6, 4.0, 2.5, 0.4, -2.4),
+    "harmless": Weights(1.6, 0.4, 4.8, 3.0, 1.2),
+    "brief": Weights(1.6, 1.0, 1.4, 3.6, -2.4),
+    "balanced": Weights(2.0, 1.0, 1.4, 0.4, 0.0),
 }
 LABELERS_A_GROUP = 2
 RANKED_BY_ALL = 60  # prompts
