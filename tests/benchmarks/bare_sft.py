@@ -12,7 +12,7 @@ def main() -> None:
     args = work.arguments().parse_args()
     torch.set_num_threads(args.threads)
     model = LlamaForCausalLM.from_pretrained(args.folder / "policy").train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     draw = torch.Generator().manual_seed(0)
     seconds = []
     for _ in range(args.updates + 1):

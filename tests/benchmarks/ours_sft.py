@@ -52,7 +52,9 @@ def main() -> None:
         micro_batch=14,  # of 144 tokens on average: 8 rows of 256
         batching="packed",
     )
-    trainer.fit(SFTModule(str(args.folder / "policy"), lambda groups: torch.optim.AdamW(groups, lr=1e-5)), data)
+    trainer.fit(
+        SFTModule(str(args.folder / "policy"), lambda groups: torch.optim.AdamW(groups, lr=1e-5, fused=True)), data
+    )
     work.report(clock.seconds[1:], units=clock.tokens[1:])
 
 
