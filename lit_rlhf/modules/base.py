@@ -84,6 +84,9 @@ class LitModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """Build the recipe's optimizer and scheduler; a schedule of the paper learns the run's length here."""
         optimizer = self.make_optimizer(self.parameter_groups())
+        # A fused optimizer offers to unscale gradients itself; under mixed precision Lightning then refuses to clip.
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         if self.make_scheduler is None:
             return optimizer
         scheduler = self.make_scheduler(optimizer)

@@ -31,9 +31,9 @@ class Case(NamedTuple):
     name: str
     ours: list[str]  # script and arguments
     peer: list[str]
-    environment: str  # of the peer
+    environment: str  # of the peer; one that is not in PEERS is this library's own
     unit: str
-    work: int  # of that unit in one timed step
+    work: int  # of that unit in one timed step, where the workers do not count it themselves
     target: float
 
 
@@ -45,12 +45,50 @@ CASES = {
     "ppo": [
         Case("PPO, no response ends early", ["ours_ppo.py"], ["trl_ppo.py"], "trl-1.12.0", "updates/s", 1, 1.2),
         Case("PPO, ragged", ["ours_ppo.py", BIAS], ["trl_ppo.py", BIAS], "trl-1.12.0", "updates/s", 1, 1.9),
+        Case(
+            "PPO, ragged, prompt 256, 4 samples each",
+            ["ours_ppo.py", BIAS, "--prompt=256", "--samples=4"],
+            ["trl_ppo.py", BIAS, "--prompt=256", "--samples=4"],
+            "trl-1.12.0",
+            "updates/s",
+            1,
+            2.5,
+        ),
+        Case(
+            "PPO, ragged, bf16",
+            ["ours_ppo.py", BIAS, "--precision=bf16-mixed"],
+            ["trl_ppo.py", BIAS, "--bf16"],
+            "trl-1.12.0",
+            "updates/s",
+            1,
+            1.9,
+        ),
+    ],
+    "ranks": [
+        Case(
+            "PPO, two processes against one, a thread each",
+            ["ours_ppo.py", "--devices=2", "--threads=1"],
+            ["ours_ppo.py", "--threads=1"],
+            "one process",
+            "updates/s",
+            1,
+            1.7,
+        )
+    ],
+    "rollout": [
+        Case("rollout, ragged", ["ours_rollout.py", BIAS], ["hf_rollout.py", BIAS], "generate", "tokens/s", 1, 2.5)
+    ],
+    "sft": [
+        Case("SFT, packed", ["ours_sft.py"], ["trl_sft.py"], "trl", "real tokens/s", 1, 2.0),
+        Case("SFT, packed, bare loop", ["ours_sft.py"], ["bare_sft.py"], "bare loop", "real tokens/s", 1, 0.9),
     ],
 }
 
 
 def install(peer: str) -> Path:
     """Return the folder of a peer, installed without its dependencies, which it shares with the library."""
+    if peer not in PEERS:
+        return ROOT
     folder = ROOT / ".venv-peers" / peer
     if not folder.is_dir():
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), PEERS[peer]]
@@ -80,7 +118,7 @@ def compare(case: Case, folder: Path) -> dict[str, Any]:
     for _ in range(ROUNDS):
         runs["ours"].append(measure(case.ours, folder, [ROOT, HERE]))
         runs["peer"].append(measure(case.peer, folder, [peer, HERE]))
-    seconds = {who: statistics.median(s for run in own for s in run["seconds"]) for who, own in runs.items()}
+    seconds = {who: statistics.median(cost for run in own for cost in costs(run)) for who, own in runs.items()}
     peak = {who: statistics.median(run["peak_mib"] for run in own) for who, own in runs.items()}
     return {
         "name": case.name,
@@ -94,6 +132,11 @@ def compare(case: Case, folder: Path) -> dict[str, Any]:
         "against": case.environment,
         "runs": runs,
     }
+
+
+def costs(run: dict[str, Any]) -> list[float]:
+    """Seconds of each step, for a unit of work where the worker counted them."""
+    return [second / unit for second, unit in zip(run["seconds"], run.get("units", [1] * len(run["seconds"])))]
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -117,7 +160,9 @@ def main() -> None:
     folder = OUT / "work"
     folder.mkdir(parents=True, exist_ok=True)
     work.write_models(folder)
-    work.write_prompts(folder / "prompts.jsonl", 256, 32)
+    for length in (32, 256):
+        work.write_prompts(folder / f"prompts-{length}.jsonl", 256, length)
+    work.write_demonstrations(folder / "demonstrations.jsonl", 512)
     work.write_rankings(folder / "rankings.jsonl", 32, 9, 64, 64)
     results = [compare(case, folder) for name in names for case in CASES[name]]
     about = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "python": sys.version}

@@ -47,22 +47,29 @@ def main() -> None:
     """Run."""
     parser = work.ppo_arguments()
     parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--devices", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     module = Biased(
         model=str(args.folder / "policy"),
         reward=RewardModelReward(str(args.folder / "reward"), uncentred="accept"),
         sampling=Sampling(response_length=args.response),
-        ppo=PPOSettings(rollout_batch=args.episodes, micro_batch=args.episodes // 4, critic_learning_rate=3e-6),
+        ppo=PPOSettings(
+            rollout_batch=args.episodes,
+            samples_per_prompt=args.samples,
+            micro_batch=args.episodes // 4 // args.devices,
+            critic_learning_rate=3e-6,
+        ),
         kl=FixedKL(0.05),
-        optimizer=lambda groups: torch.optim.AdamW(groups, lr=3e-6),
+        optimizer=lambda groups: torch.optim.AdamW(groups, lr=3e-6, fused=True),  # as TRL's by default
     )
     module.bias = args.bias
     clock = Clock()
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     trainer = L.Trainer(
         accelerator="cpu",
-        devices=1,
+        devices=args.devices,
+        strategy="auto" if args.devices == 1 else "ddp",
         max_epochs=args.updates + 1,
         precision=args.precision,
         gradient_clip_val=1.0,
@@ -71,8 +78,9 @@ def main() -> None:
         default_root_dir=args.folder,
         **quiet,
     )
-    trainer.fit(module, PromptDataModule(str(args.folder / "prompts.jsonl"), max_prompt_length=2048))
-    work.report(clock.seconds[1:], length=sum(clock.lengths) / len(clock.lengths))
+    trainer.fit(module, PromptDataModule(str(work.prompt_file(args)), max_prompt_length=2048))
+    if trainer.is_global_zero:
+        work.report(clock.seconds[1:], length=sum(clock.lengths) / len(clock.lengths))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def main() -> None:
         callbacks=[clock],
         default_root_dir=args.folder,
     )
-    module = RewardModule(str(args.folder / "policy"), lambda groups: torch.optim.AdamW(groups, lr=1e-5))
+    module = RewardModule(str(args.folder / "policy"), lambda groups: torch.optim.AdamW(groups, lr=1e-5, fused=True))
     trainer.fit(module, ComparisonDataModule(str(args.folder / "rankings.jsonl"), micro_batch=1))
     work.report(clock.seconds[1:])
 

@@ -37,8 +37,8 @@ def main() -> None:
     )
     for model in (policy, reference):
         work.bias_end(model, args.bias)
-    prompts = [json.loads(line)["prompt"] for line in (args.folder / "prompts.jsonl").read_text().splitlines()]
-    rows = [{"input_ids": tokenizer(prompt)["input_ids"]} for prompt in prompts]
+    prompts = [json.loads(line)["prompt"] for line in work.prompt_file(args).read_text().splitlines()]
+    rows = [{"input_ids": tokenizer(prompt)["input_ids"]} for prompt in prompts for _ in range(args.samples)]
     settings = PPOConfig(
         output_dir=str(args.folder / "trl"),
         use_cpu=True,

@@ -4,6 +4,7 @@ import argparse
 import json
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 VOCABULARY = 2048
+SFT_LENGTH, SFT_PROMPT = 256, 16  # tokens of a packed row, and of a demonstration's prompt
 PAD, EOS = 0, 1
 NEVER_ENDS = -30.0  # added to the logit of the end token
 ENDS_AT_A_THIRD = 4.63  # a mean response of about 21 of 64 tokens, with weights drawn as below
@@ -79,7 +81,23 @@ def ppo_arguments() -> argparse.ArgumentParser:
     parser.add_argument("--episodes", type=int, default=64)
     parser.add_argument("--response", type=int, default=64)
     parser.add_argument("--bias", type=float, default=NEVER_ENDS)
+    parser.add_argument("--prompt", type=int, default=32, help="tokens of a prompt")
+    parser.add_argument("--samples", type=int, default=1, help="episodes a prompt")
     return parser
+
+
+def prompt_file(args: argparse.Namespace) -> Path:
+    """Where the prompts of the asked length are."""
+    file: Path = args.folder / f"prompts-{args.prompt}.jsonl"
+    return file
+
+
+def prompt_batches(args: argparse.Namespace) -> Iterator[torch.Tensor]:
+    """The prompts of each update and of the warm-up, (episodes, prompt) int64."""
+    rows = [json.loads(line)["prompt"].split() for line in prompt_file(args).read_text().splitlines()]
+    ids = torch.tensor([[int(word[1:]) for word in row] for row in rows])
+    for update in range(args.updates + 1):
+        yield ids.roll(-update * args.episodes, 0)[: args.episodes]
 
 
 def report(seconds: list[float], **more: Any) -> None:
@@ -87,6 +105,17 @@ def report(seconds: list[float], **more: Any) -> None:
     unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there, in KiB elsewhere
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     print(json.dumps({"seconds": seconds, "peak_mib": peak, **more}), flush=True)
+
+
+def write_demonstrations(path: Path, count: int) -> None:
+    """Demonstrations of 32 to 256 tokens, prompt and end token included."""
+    draw = torch.Generator().manual_seed(3)
+    lengths = torch.randint(32, SFT_LENGTH + 1, (count,), generator=draw).tolist()
+    with path.open("w") as file:
+        for length in lengths:
+            words = [f"w{i}" for i in torch.randint(2, VOCABULARY, (length - 1,), generator=draw).tolist()]
+            row = {"prompt": " ".join(words[:SFT_PROMPT]), "completion": " ".join(words[SFT_PROMPT:])}
+            file.write(json.dumps(row) + "\n")
 
 
 def write_rankings(path: Path, count: int, completions: int, prompt: int, completion: int) -> None:

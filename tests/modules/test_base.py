@@ -51,6 +51,18 @@ def test_a_checkpoint_is_read_without_unpickling_objects(checkpoint):
     assert content["lit_rlhf"]["prefix"] == "model."
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_fused_optimizer_is_clipped_as_any_other(precision, llama, data, tmp_path):
+    weights = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        module = SFTModule(llama, lambda groups, fused=fused: torch.optim.AdamW(groups, lr=1e-3, eps=1.0, fused=fused))
+        trainer = quiet_trainer(tmp_path, max_epochs=1, precision=precision, gradient_clip_val=0.05)
+        trainer.fit(module, datamodule=data)
+        weights.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1], atol=1e-7, rtol=1e-5)
+
+
 class Gradients(L.Callback):
     """Whether gradients are there after each batch."""
 

@@ -196,7 +196,7 @@ def train(model: str, folder: Any, mix: str | None = None, lora: bool = False, *
         **settings,
     )
     trainer.fit(module, datamodule=PromptData())
-    metrics = {name: value for name, value in watch.epochs[-1].items() if not name.startswith("time/")}
+    metrics = {name: value for name, value in watch.epochs[-1].items() if not name.startswith(("time/", "update/"))}
     return {"weights": [p.detach().clone() for p in module.parameters()], "metrics": metrics}
 
 

@@ -42,7 +42,9 @@ class Metrics(L.Callback):
         self.epochs: list[dict[str, float]] = []
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.epochs.append({n: float(v) for n, v in trainer.callback_metrics.items() if not n.startswith("time/")})
+        self.epochs.append(
+            {n: float(v) for n, v in trainer.callback_metrics.items() if not n.startswith(("time/", "update/"))}
+        )
 
 
 def module(model: str) -> PPOModule:

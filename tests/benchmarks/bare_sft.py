@@ -1,0 +1,31 @@
+"""Seconds of a bare PyTorch training step on full rows without padding: what is left when nothing else is done."""
+
+import time
+
+import torch
+import work
+from transformers import LlamaForCausalLM
+
+
+def main() -> None:
+    """Run."""
+    args = work.arguments().parse_args()
+    torch.set_num_threads(args.threads)
+    model = LlamaForCausalLM.from_pretrained(args.folder / "policy").train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    draw = torch.Generator().manual_seed(0)
+    seconds = []
+    for _ in range(args.updates + 1):
+        ids = torch.randint(2, work.VOCABULARY, (8, work.SFT_LENGTH), generator=draw)
+        start = time.perf_counter()
+        logits = model(input_ids=ids, use_cache=False).logits
+        torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - start)
+    work.report(seconds[1:], units=[8 * work.SFT_LENGTH] * args.updates)
+
+
+if __name__ == "__main__":
+    main()

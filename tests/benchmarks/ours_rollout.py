@@ -1,0 +1,30 @@
+"""Seconds of a rollout by this library's generator: one response a prompt, with the log-probs of its tokens."""
+
+import time
+
+import torch
+import work
+from transformers import LlamaForCausalLM
+
+from lit_rlhf.rollout.generation import CachedGenerator
+from lit_rlhf.rollout.sampling import Sampling, draw_noise
+
+
+def main() -> None:
+    """Run."""
+    args = work.ppo_arguments().parse_args()
+    torch.set_num_threads(args.threads)
+    model = LlamaForCausalLM.from_pretrained(args.folder / "policy").eval()
+    work.bias_end(model, args.bias)
+    seconds, tokens = [], []
+    for update, ids in enumerate(work.prompt_batches(args)):
+        noise = draw_noise(args.episodes, args.response, 0, update)
+        start = time.perf_counter()
+        rollout = CachedGenerator().generate(model, ids, torch.ones_like(ids), noise, Sampling(args.response))
+        seconds.append(time.perf_counter() - start)
+        tokens.append(int(rollout.response_mask.sum()))
+    work.report(seconds[1:], units=tokens[1:])
+
+
+if __name__ == "__main__":
+    main()
