@@ -64,6 +64,11 @@ def has_adapter(model: nn.Module) -> bool:
     return any(True for _ in _adapter_layers(model))
 
 
+def of_own_adapter(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict without the adapters that ride on the model: a critic's, a reward model's."""
+    return {key: weight for key, weight in weights.items() if ".lora_" not in key or f".{POLICY}." in key}
+
+
 @contextmanager
 def using_adapter(model: nn.Module, name: str | None) -> Iterator[None]:
     """Within the block, `model` computes with the adapter `name` alone; with None as its frozen base.

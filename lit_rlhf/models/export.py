@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.models.adapters import add_lora, has_adapter, merged_weights
+from lit_rlhf.models.adapters import add_lora, has_adapter, merged_weights, of_own_adapter
 from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
 from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.models.scalar import ScalarModel, load_scalar_model
@@ -82,6 +82,7 @@ def export_checkpoint(checkpoint: Path, directory: Path) -> None:
     about = content[CHECKPOINT_KEY]
     prefix = about["prefix"]
     weights = {name[len(prefix) :]: value for name, value in content["state_dict"].items() if name.startswith(prefix)}
+    weights = of_own_adapter(weights)
     adapter = None if about["adapter"] is None else LoRA(**about["adapter"])
     make_directory(directory)
     for name, text in about["tokenizer"].items():
@@ -99,7 +100,7 @@ def export_weights(
     model: PreTrainedModel, weights: dict[str, Tensor], adapter: LoRA | None, tokenizer: Tokenizer, directory: Path
 ) -> None:
     """Write a folder from a model's configuration and its whole state dict: for a model that is sharded over ranks."""
-    settings = _settings(model)
+    settings, weights = _settings(model), of_own_adapter(weights)
     _write(settings, weights if adapter is None else _merged(settings, weights, adapter), directory)
     tokenizer.save_pretrained(directory)
 

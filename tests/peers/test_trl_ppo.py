@@ -32,8 +32,8 @@ from lit_rlhf.models.layout import lay_out
 from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
 from lit_rlhf.models.options import ModelOptions
 from lit_rlhf.models.scalar import load_scalar_model
+from lit_rlhf.rollout.advantages import GAE, rewards_of
 from lit_rlhf.rollout.experience import Trajectories
-from lit_rlhf.rollout.loader import advantages_and_returns
 from lit_rlhf.rollout.passes import response_logprobs, response_values
 from lit_rlhf.rollout.sampling import Sampling
 
@@ -149,7 +149,10 @@ class Ours:
     def advantages(self) -> tuple[Tensor, Tensor]:
         ended = torch.ones(ROWS, dtype=torch.bool)
         parts = (self.old, self.reference, self.old_values, self.scores, ended, self.old, torch.arange(ROWS))
-        return advantages_and_returns(Trajectories(self.ids, self.attention, self.mask, *parts), BETA, 1.0, LAMBDA)
+        trajectories = Trajectories(self.ids, self.attention, self.mask, *parts)
+        advantages, returns = GAE(1.0, LAMBDA).estimate(rewards_of(trajectories, BETA), trajectories)
+        assert returns is not None
+        return advantages, returns
 
     def epochs(self, advantages: Tensor, returns: Tensor, value_mask: Tensor) -> list[tuple[float, float]]:
         """Policy and value loss of two epochs, with a step of plain gradient descent between them."""
