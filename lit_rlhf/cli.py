@@ -1,6 +1,7 @@
 """The `lit-rlhf` command: finds the subcommand, and turns what goes wrong into one line and an exit code.
 
-Exit codes: 0 done, 2 the user's mistake (one line on stderr), 130 interrupted, 1 ours (traceback).
+Exit codes: 0 done, 2 the user's mistake (one line on stderr), 130 interrupted, 143 stopped by SIGTERM,
+1 ours (traceback).
 Nothing heavy is imported here: a subcommand imports what it needs when it runs.
 """
 
@@ -46,7 +47,8 @@ def entry() -> None:
 
 
 def main(args: list[str]) -> int:
-    """Run one command in this process and return its exit code: 0, 2 (user's mistake) or 130 (interrupted).
+    """Run one command in this process and return its exit code: 0, 2 (user's mistake), 130 (interrupted) or 143
+    (stopped by SIGTERM).
 
     Anything unforeseen propagates.
     """

@@ -10,11 +10,12 @@ ROOT = Path(__file__).parent.parent / "lit_rlhf"
 FLOOR_0 = {"errors", "functional"}
 FLOOR_1 = {"models", "data"}
 FLOOR_2 = {"rollout", "rewards"}
-LIGHTNING_GAPS = {"schedules", "strategies"}  # only what Lightning lacks
+LIGHTNING_GAPS = {"checkpoints", "schedules", "strategies"}  # only what Lightning lacks
 MAY_IMPORT = {
     "errors": set(),
     "http": {"errors"},
     "functional": set(),
+    "checkpoints": FLOOR_0,
     "schedules": FLOOR_0,
     "strategies": FLOOR_0,
     "models": FLOOR_0,
@@ -25,7 +26,7 @@ MAY_IMPORT = {
     "evaluation": FLOOR_0 | FLOOR_1 | FLOOR_2 | {"http"},
     "callbacks": FLOOR_0 | FLOOR_1 | FLOOR_2 | LIGHTNING_GAPS | {"evaluation"},
     "world": FLOOR_0 | FLOOR_1 | FLOOR_2 | {"modules", "evaluation", "callbacks", "cli"},
-    "commands": FLOOR_0 | FLOOR_1 | FLOOR_2 | {"modules", "evaluation", "callbacks", "world"},
+    "commands": FLOOR_0 | FLOOR_1 | FLOOR_2 | LIGHTNING_GAPS | {"modules", "evaluation", "callbacks", "world"},
     "cli": {"errors", "commands"},
     "__main__": {"cli"},
 }

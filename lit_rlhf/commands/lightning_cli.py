@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import yaml
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
@@ -99,11 +100,12 @@ class RecipeCLI(LightningCLI):
             check_checkpoint(str(settings.ckpt_path), settings.model.class_path)
 
     def before_instantiate_classes(self) -> None:
-        """Check what can be checked before anything is loaded; add the callback that every run has."""
-        from lit_rlhf.callbacks import StopOnNonFinite  # here, for --help and --print_config need none of it
+        """Check what can be checked before anything is loaded; add the callbacks that every run has."""
+        # here, for --help and --print_config need none of it
+        from lit_rlhf.callbacks import ContinueRun, StopOnNonFinite, StopOnSignal
 
         check_compatibility(self.config[self.command])
-        self.trainer_defaults["callbacks"] = [StopOnNonFinite()]
+        self.trainer_defaults["callbacks"] = [StopOnNonFinite(), ContinueRun(), StopOnSignal()]
         trainer = self.config[self.command].trainer
         folder = str(trainer.default_root_dir or os.getcwd())
         if not trainer.fast_dev_run and "://" not in folder:
@@ -122,22 +124,32 @@ class RecipeCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Instantiate the Trainer, whose complaints about its arguments are of many types."""
+        from lit_rlhf.checkpoints import AtomicCheckpointIO
+
+        given = self.config_init[self.command].trainer.plugins or []
+        plugins = given if isinstance(given, list) else [given]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins = [*plugins, AtomicCheckpointIO()]
         try:
-            return super().instantiate_trainer(**kwargs)
+            return super().instantiate_trainer(**kwargs, plugins=plugins)
         except (ValueError, TypeError) as problem:
             raise UserError(f"trainer: {problem}") from None
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run; an interrupt ends with the way to resume."""
+        self.find_checkpoint()
         try:
             with misconfiguration_is_the_users():
                 super()._run_subcommand(subcommand)
-        except SystemExit:
+        except SystemExit as stop:
             if not self.trainer.interrupted:
                 raise
-            self.exit_code = INTERRUPTED
+            by_signal = isinstance(stop.code, int) and stop.code > 128
+            self.exit_code = int(stop.code or 0) if by_signal else INTERRUPTED
             if self.trainer.is_global_zero:
-                print(self.how_to_resume(), file=sys.stderr)
+                print(self.how_to_resume(getattr(stop, "checkpoint", None)), file=sys.stderr)
+            elif by_signal:
+                self.exit_code = 0  # else whatever started the ranks may kill the first for it
         except RuntimeError as problem:
             if "Error(s) in loading state_dict" not in str(problem) or not self.config[subcommand].get("ckpt_path"):
                 raise
@@ -147,15 +159,33 @@ class RecipeCLI(LightningCLI):
                 f"{first_mismatch(str(problem))}"
             ) from None
 
-    def how_to_resume(self) -> str:
-        """Return the line that names the last checkpoint and the command to go on from it."""
+    def find_checkpoint(self) -> None:
+        """Put the path where `last` stands, and let the logs go on."""
+        from lit_rlhf.commands.resuming import continue_logs, find_last
+
+        settings = self.config_init[self.command]
+        if settings.get("ckpt_path") == "last":
+            settings.ckpt_path = find_last(self.trainer, self.command)
+        if settings.get("ckpt_path") and self.command == "fit":
+            continue_logs(self.trainer, Path(settings.ckpt_path))
+
+    def how_to_resume(self, written: Path | None) -> str:
+        """Return the line that names the last checkpoint and the command to go on from it.
+
+        Args:
+            written: the checkpoint of the stop itself.
+        """
         step = self.trainer.global_step
-        paths = [
-            str(path)
-            for callback in self.trainer.checkpoint_callbacks
-            for name in ("last_model_path", "best_model_path")
-            if (path := getattr(callback, name, ""))
-        ]
+        paths = (
+            [str(written)]
+            if written
+            else [
+                str(path)
+                for callback in self.trainer.checkpoint_callbacks
+                for name in ("last_model_path", "best_model_path")
+                if (path := getattr(callback, name, ""))
+            ]
+        )
         if not paths:
             return f"interrupted after step {step}; no checkpoint was written"
         last = max(paths, key=lambda path: os.path.getmtime(path) if os.path.exists(path) else 0.0)

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.models.scalar import ScalarModel, load_scalar_model
 
 CHECKPOINT_KEY = "lit_rlhf"
+AVERAGE_KEY = "average"  # of the trained weights, as `lit_rlhf.callbacks.EMA` keeps it
+Weights = Literal["average", "current"]
 
 
 def describe_model(
@@ -63,13 +65,18 @@ def export_model(model: PreTrainedModel | ScalarModel, tokenizer: Tokenizer, dir
     tokenizer.save_pretrained(directory)
 
 
-def export_checkpoint(checkpoint: Path, directory: Path) -> None:
+def export_checkpoint(checkpoint: Path, directory: Path, which: Weights | None = None) -> None:
     """Turn a Lightning checkpoint of any module here into a transformers folder.
 
     A PPO checkpoint gives its policy.
 
+    Args:
+        checkpoint: the file.
+        directory: the folder.
+        which: the average of the weights, or the weights as they were; by default the average where there is one.
+
     Raises:
-        UserError: no such file, not a checkpoint of this library, or a folder that cannot be written.
+        UserError: no such file, not a checkpoint of this library, no average in it, or a folder that cannot be written.
     """
     if not checkpoint.is_file():
         raise UserError(f"there is no checkpoint {str(checkpoint)!r}")
@@ -80,8 +87,8 @@ def export_checkpoint(checkpoint: Path, directory: Path) -> None:
     if CHECKPOINT_KEY not in content:
         raise UserError(f"{str(checkpoint)!r} is not a checkpoint of SFTModule, RewardModule or PPOModule")
     about = content[CHECKPOINT_KEY]
-    prefix = about["prefix"]
-    weights = {name[len(prefix) :]: value for name, value in content["state_dict"].items() if name.startswith(prefix)}
+    prefix, state = about["prefix"], chosen_weights(content, which, checkpoint)
+    weights = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
     weights = of_own_adapter(weights)
     adapter = None if about["adapter"] is None else LoRA(**about["adapter"])
     make_directory(directory)
@@ -94,6 +101,15 @@ def export_checkpoint(checkpoint: Path, directory: Path) -> None:
     elif adapter is not None:
         weights = _merged(settings, weights, adapter)
     _write(settings, weights, directory)
+
+
+def chosen_weights(content: dict[str, Any], which: Weights | None, checkpoint: Path) -> dict[str, Tensor]:
+    """Return a checkpoint's weights by name, of which the trained ones are averaged if that was asked for."""
+    average = content.get(AVERAGE_KEY)
+    if which == "average" and average is None:
+        raise UserError(f"--weights=average: {str(checkpoint)!r} holds none; train with -c averaging/ema")
+    kept = average["weights"] if average is not None and which != "current" else {}
+    return {name: kept.get(name, value) for name, value in content["state_dict"].items()}
 
 
 def export_weights(

@@ -13,9 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.export import CHECKPOINT_KEY, describe_model
+from lit_rlhf.models.identity import model_identity
 from lit_rlhf.models.loading import load_config, load_tokenizer, maximum_length
 from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.modules.random_state import random_state, set_random_state
+from lit_rlhf.modules.restart import Place, count_as_saved, finish_epoch, place_of
 from lit_rlhf.modules.tally import Tally
 from lit_rlhf.schedules import SizedSchedule
 
@@ -27,6 +29,7 @@ class LitModule(LightningModule):
         model_path: folder or hub name of the starting model.
         tokenizer: loaded from there on first use; the data module takes it from here.
         tally: what an epoch logs as a mean over its parts.
+        samples: rows for sample tables.
     """
 
     #: where the exported transformers model stands in the state dict
@@ -46,7 +49,10 @@ class LitModule(LightningModule):
         self.model_path, self.options, self.adapter = model, options or ModelOptions(), adapter
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.tally = Tally()
+        self.means: dict[str, Tensor] = {}
+        self.samples: list[dict[str, Any]] = []
         self.resumed_random: dict[str, Any] | None = None
+        self.resumed_at: Place = "within"
         if self.options.quantization is not None:
             if adapter is None:
                 raise UserError(
@@ -98,6 +104,8 @@ class LitModule(LightningModule):
         """Step, then clear the gradients at once."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         optimizer.zero_grad()
+        if self.trainer.is_last_batch:
+            self.log_means()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Do nothing: `optimizer_step` cleared them.
@@ -118,15 +126,52 @@ class LitModule(LightningModule):
         base = None if self.options.quantization is None else (self.model_path, self.options)
         about = describe_model(self.exported, self.tokenizer, self.export_prefix, self.adapter, base)
         checkpoint[CHECKPOINT_KEY] = {"module": type(self).__name__, **about, "random": self.random_of_all_ranks()}
+        checkpoint[CHECKPOINT_KEY]["read_only"] = self.identities
+        if self.trainer.is_last_batch:
+            checkpoint["epoch_end"] = {"means": self.means, "samples": self.samples}
         if base is not None:
             kept = self.weights_of_their_own()
             checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name in kept}
 
+    def read_only(self) -> dict[str, str]:
+        """Return the models that a run reads and does not train, and that are not in its checkpoints: role to path."""
+        return {} if self.options.quantization is None else {"base": self.model_path}
+
+    @cached_property
+    def identities(self) -> dict[str, str]:
+        """What tells each of `read_only` from another model of the same name; every rank must ask."""
+        paths = self.read_only() if self.trainer.is_global_zero else {}
+        own = {role: model_identity(path, self.options) for role, path in paths.items()}
+        return self.trainer.strategy.broadcast(own)
+
+    def check_identities(self, stored: dict[str, str]) -> None:
+        """Refuse to go on with another model in the place of one that the run has read so far."""
+        for role, identity in self.identities.items():
+            if stored.get(role, identity) != identity:
+                raise UserError(
+                    f"ckpt_path: the {role} {self.read_only()[role]!r} is not the one that this run began with "
+                    f"({identity[:19]} now, {stored[role][:19]} then); put that one back, or start a new run from "
+                    "`lit-rlhf export`"
+                )
+
+    def log_means(self) -> None:
+        """Log the means of an epoch at its last step.
+
+        At once, and not when Lightning logs an epoch: a checkpoint of this step comes before that, and a run that was
+        killed between the two would go on without this row.
+        """
+        self.means = self.tally.means(self.sum_over_ranks)
+        row = {name: float(mean) for name, mean in self.means.items()}
+        for logger in self.loggers if row else ():
+            logger.log_metrics({**row, "epoch": self.current_epoch}, step=self.global_step)
+            logger.save()
+
     def on_train_batch_end(self, *_: Any) -> None:
-        """Log the means of an epoch with its last batch, so that callbacks find them when the epoch ends."""
+        """Show the means of an epoch with its last batch, so that callbacks find them when the epoch ends."""
         if self.trainer.is_last_batch:
-            for name, mean in self.tally.means(self.sum_over_ranks).items():
-                self.log(name, mean, on_step=False, on_epoch=True, prog_bar=name in self.shown, batch_size=1)
+            for name, mean in self.means.items():
+                shown = name in self.shown
+                self.log(name, mean, on_step=False, on_epoch=True, prog_bar=shown, logger=False, batch_size=1)
 
     def sum_over_ranks(self, figures: Tensor) -> Tensor:
         """Return a sum over ranks, on the CPU; every rank must call it."""
@@ -143,10 +188,21 @@ class LitModule(LightningModule):
         return states
 
     def on_train_start(self) -> None:
-        """Take the generators of a resumed run back: after this nothing but training draws from them."""
+        """Take the generators of a resumed run back, and finish the epoch that it was resumed at the end of."""
         if self.resumed_random is not None:
             set_random_state(self.resumed_random)
             self.resumed_random = None
+        count_as_saved(self.trainer)
+        _ = self.identities  # now, and not at the first checkpoint: what is on the disk then may be another model
+        if self.resumed_at != "within":
+            place, self.resumed_at = self.resumed_at, "within"
+            finish_epoch(self.trainer, place)
+            self.means = {}
+
+    def on_train_epoch_end(self) -> None:
+        """Let callbacks find the means of an epoch whose last batch was before a restart."""
+        for name, mean in self.means.items() if self.resumed_at != "within" else ():
+            self.log(name, mean, logger=False)
 
     def weights_of_their_own(self) -> set[str]:
         """Return the names of the weights that are trained: with a 4-bit base, all that a checkpoint holds."""
@@ -163,6 +219,10 @@ class LitModule(LightningModule):
         missing = () if self.strict_loading else self.weights_of_their_own() - checkpoint["state_dict"].keys()
         if missing:
             raise UserError(f"ckpt_path: the checkpoint lacks the weight {min(missing)!r} that this recipe trains")
+        self.check_identities(about.get("read_only", {}))
+        self.resumed_at = place_of(checkpoint["loops"])
+        epoch_end = checkpoint.get("epoch_end", {})
+        self.means, self.samples = epoch_end.get("means", {}), epoch_end.get("samples", [])
         states = about.get("random", [])
         if len(states) == self.trainer.world_size:  # on another number of ranks there is none to go on with
             self.resumed_random = states[self.trainer.global_rank]

@@ -17,7 +17,7 @@ from lit_rlhf.models.text_loss import text_loss
 from lit_rlhf.modules.actors import ActorCritic
 from lit_rlhf.modules.ppo_settings import PPOSettings
 from lit_rlhf.rewards import RewardSource, finite_scores
-from lit_rlhf.rewards.source import load_source_state, source_details, source_state
+from lit_rlhf.rewards.source import load_source_state, source_details, source_models, source_state
 from lit_rlhf.rollout.advantages import GAE, AdvantageEstimator, check_groups, rewards_of
 from lit_rlhf.rollout.critics import Critic, critic_of
 from lit_rlhf.rollout.endings import text_ends
@@ -268,6 +268,11 @@ class PPOModule(ActorCritic):
             self.validation_score.update(trajectories.scores[counted])
             self.validation_kl.update(kl[counted])
         self.log_dict({"validation/score": self.validation_score, "validation/kl": self.validation_kl})
+
+    def read_only(self) -> dict[str, str]:
+        """See `LitModule`: the reference policy and every reward model."""
+        rewards = {f"reward model {number}": path for number, path in enumerate(source_models(self.reward), 1)}
+        return {**super().read_only(), "reference policy": self.reference_path, **rewards}
 
     def on_fit_start(self) -> None:
         """Print the sizes once."""

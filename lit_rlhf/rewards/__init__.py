@@ -12,6 +12,7 @@ from lit_rlhf.rewards.source import (
     ride_on_policy,
     source_critic,
     source_details,
+    source_models,
     source_state,
 )
 from lit_rlhf.rewards.steps import ClippedReward, NormalisedReward, ScaledReward
@@ -32,5 +33,6 @@ __all__ = [
     "ride_on_policy",
     "source_critic",
     "source_details",
+    "source_models",
     "source_state",
 ]

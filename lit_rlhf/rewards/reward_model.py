@@ -68,6 +68,10 @@ class RewardModelReward:
         """See `RewardSource`: the reward model itself."""
         return self.path
 
+    def models(self) -> list[str]:
+        """See `RewardSource`: its folder."""
+        return [self.path]
+
 
 def score_by_length(score: Callable[[Layout], Tensor], model: PreTrainedModel, episodes: Episodes, rows: int) -> Tensor:
     """Return `score(layout)` of all episodes, (B,) float32, in chunks of so many rows, laid out for the model."""

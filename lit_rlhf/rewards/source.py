@@ -25,6 +25,7 @@ class RewardSource(Protocol):
     - `ride(policy: PreTrainedModel, path: str) -> None`: called once after `prepare`, where what scores is an adapter
       on the policy's base; `path` is what the base was loaded from.
     - `by_ids: bool`: whether `score` reads token ids and mask alone. SelfCheck then tries it with other padding.
+    - `models() -> list[str]`: the folders of models that it reads. A resumed run must find them unchanged.
     """
 
     def prepare(self, tokenizer: Tokenizer, device: torch.device) -> None:
@@ -73,6 +74,11 @@ def parts_of(source: RewardSource) -> Iterator[RewardSource]:
     yield source
     for part in [*getattr(source, "sources", ()), *([source.source] if hasattr(source, "source") else ())]:
         yield from parts_of(part)
+
+
+def source_models(source: RewardSource) -> list[str]:
+    """Return the folders of the models that `source` and its parts read."""
+    return [path for part in parts_of(source) if hasattr(part, "models") for path in part.models()]
 
 
 def finite_scores(source: RewardSource, episodes: Episodes, step: int) -> Tensor:

@@ -102,7 +102,8 @@ def test_export_hands_over_both_paths(tmp_path: Path, command, monkeypatch: pyte
     monkeypatch.setattr(lit_rlhf.models.export, "export_checkpoint", lambda *paths: calls.append(paths))
     (tmp_path / "a.ckpt").write_text("")
     assert command("export", str(tmp_path / "a.ckpt"), "out") == (0, "out\n", "")
-    assert calls == [(tmp_path / "a.ckpt", Path("out"))]
+    assert command("export", str(tmp_path / "a.ckpt"), "out", "--weights=current")[0] == 0
+    assert calls == [(tmp_path / "a.ckpt", Path("out"), which) for which in (None, "current")]
 
 
 def test_quickstart_hands_over_folder_and_seed(command, monkeypatch: pytest.MonkeyPatch) -> None:
