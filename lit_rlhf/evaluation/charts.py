@@ -28,6 +28,9 @@ def chart(part: dict[str, Any], colours: dict[str, str], prefix: str) -> list[st
     for name, row in part["figures"].items():
         if any(cell["value"] is not None for cell in row["models"].values()):
             units.setdefault(row["unit"], []).append(name)
+    won = [name for name in units.get("share", []) if name.endswith("win rate")]
+    if won:  # ties, orders and further shares would hide them
+        units["share"] = won
     with rc_context(STYLE):
         return [
             svg(draw(part, names[:MOST], colours), f"chart-{prefix}{place}")
@@ -57,7 +60,7 @@ def draw(part: dict[str, Any], names: list[str], colours: dict[str, str]) -> Fig
             marker = MARKERS[place % len(MARKERS)]
             axes.plot(value, row + offset, color=colour, marker=marker, markersize=5, linestyle="none")
         axes.plot([], [], color=colour, marker=MARKERS[place % len(MARKERS)], linestyle="none", label=model)
-    if any("win rate" in name for name in names):
+    if names[0].endswith("win rate"):
         axes.axvline(50, color=MUTED, linewidth=1.1, linestyle="--")
     if unit == "share":
         axes.set_xlim(-2, 102)

@@ -1,7 +1,7 @@
 """What a suite finds of a model: figures with their intervals and counts, and samples to read."""
 
 from collections.abc import Sequence
-from math import fsum, sqrt
+from math import fsum, inf, sqrt
 from typing import Any, Literal, NamedTuple, Protocol
 
 from lit_rlhf.evaluation.preference import Z_95
@@ -9,6 +9,8 @@ from lit_rlhf.evaluation.subjects import Subject
 
 Better = Literal["higher", "lower", ""]
 Unit = Literal["share", "bits", "score", "points", "tokens", "nats"]
+
+RANGES = {"share": (0.0, 1.0), "score": (0.0, 1.0), "bits": (0.0, inf)}  # no interval goes beyond
 
 
 class Figure(NamedTuple):
@@ -62,10 +64,8 @@ def mean_of(
     if count == 1:
         return Figure(mean, 1, missing=missing, unit=unit, better=better)
     margin = Z_95 * sqrt(fsum((value - mean) ** 2 for value in known) / (count - 1) / count)
-    low, high = mean - margin, mean + margin
-    if unit == "share":
-        low, high = max(0.0, low), min(1.0, high)
-    return Figure(mean, count, low, high, missing, unit, better)
+    lowest, highest = RANGES.get(unit, (-inf, inf))
+    return Figure(mean, count, max(lowest, mean - margin), min(highest, mean + margin), missing, unit, better)
 
 
 def counted(number: int, what: str) -> list[str]:

@@ -21,8 +21,8 @@ class HumanLabels:
     `labeler`. A pair that nobody judged is counted as missing.
 
     Args:
-        path: `.jsonl`, `.csv` or another data file. The preference suite writes every comparison to
-            `comparisons.jsonl` in its output, to be filled in.
+        path: `.jsonl`, `.csv` or another data file. The preference suite writes every comparison into its `to_label`,
+            to be filled in.
     """
 
     sees_order = False

@@ -51,32 +51,31 @@ def to_page(report: dict[str, Any]) -> str:
     )
 
 
-def by_use_case(part: dict[str, Any]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Return the win rates of a suite by decoding and judge, use case and model; nothing where there is but one."""
-    found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+def by_use_case(part: dict[str, Any]) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
+    """Return the win rates by (use case, decoding and judge) and model; nothing where there is one use case alone."""
+    found: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
     for model, tables in part["tables"].items():
         for label, groups in tables.get("groups", {}).items():
             for group, cell in groups.items():
-                found.setdefault(label, {}).setdefault(group, {})[model] = cell
-    return {label: groups for label, groups in found.items() if len(groups) > 1}
+                found.setdefault((group, label), {})[model] = cell
+    return dict(sorted(found.items())) if len({group for group, _ in found}) > 1 else {}
 
 
 def agreement(part: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the agreement of every two judges, and of the labelers within one, as rows."""
+    """Return the agreement of every two judges, and of the labelers within one, as rows; none where all were ties."""
     rows = []
     for model, tables in part["tables"].items():
         for decoding, judges in tables.get("agreement", {}).items():
             for one, others in judges.items():
-                for other in others:
-                    if one < other:
-                        found = others[other]
+                for other, found in others.items():
+                    if one < other and found["share"] is not None:
                         rows.append({"model": model, "decoding": decoding, "judges": f"{one}, {other}", **found})
-        for decoding, judges in tables.get("labelers_agree", {}).items():
-            for name, share in judges.items():
+        for decoding, shares in tables.get("labelers_agree", {}).items():
+            for name, share in shares.items():
                 unknown = dict.fromkeys(("count", "ties", "kappa", "margin"))
                 who = f"labelers within {name}"
                 rows.append({"model": model, "decoding": decoding, "judges": who, "share": share, **unknown})
-    return rows
+    return sorted(rows, key=lambda row: row["judges"])
 
 
 def typeset(value: float | None, unit: str, sign: bool = False) -> str:

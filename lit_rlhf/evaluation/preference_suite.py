@@ -138,8 +138,8 @@ class Preference:
         notes += counted(missing, f"ratings missing ({label}), left out")
         if not any(rated):
             return {}
-        overall = [mean([r.overall for r in each if r.overall is not None]) for each in rated]
-        figures = {f"{label}: overall quality": mean_of(overall, "points")}
+        quality = [mean([r.overall for r in each if r.overall is not None]) for each in rated]
+        figures = {f"{label}: overall quality": mean_of(quality, "points")}
         for name in METADATA:
             values = [mean([float(r.flags[name]) for r in each if name in r.flags]) for each in rated]
             known = [value for value in values if value is not None]  # a field may not apply to an answer

@@ -91,7 +91,9 @@ class Evaluation:
     def _suite(self, name: str, findings: dict[str, Findings]) -> dict[str, Any]:
         """Return a suite's part of the report: figures by name and model, samples side by side."""
         findings = {model: findings[model] for model in self.models}
-        names = dict.fromkeys(figure for each in findings.values() for figure in each.figures)
+        # the baseline lacks some figures: the order is that of the model with most
+        longest_first = sorted(findings.values(), key=lambda each: -len(each.figures))
+        names = dict.fromkeys(figure for each in longest_first for figure in each.figures)
         return {
             "kind": type(self.suites[name]).__name__,
             "rows": max(each.rows for each in findings.values()),

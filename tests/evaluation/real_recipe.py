@@ -1,5 +1,9 @@
-"""A recipe that runs every real evaluation file through its suite."""
+"""A recipe that runs every real evaluation file through its suite.
 
+All rows of every file with the real model: python tests/evaluation/real_recipe.py runs/real
+"""
+
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +67,21 @@ def write_recipe(path: Path, models: dict[str, Any], data: Path, out: Path, limi
     recipe = {"models": models, "baseline": next(iter(models)), "suites": suites, "out": str(out), "seed": 1}
     path.write_text(yaml.safe_dump(recipe, sort_keys=False))
     return path
+
+
+def run_whole(folder: Path) -> int:
+    """Convert the real model, write the recipe, run all of it; what was computed before stays."""
+    sys.path.append(str(Path(__file__).parents[1] / "real"))
+    from stories import convert
+
+    from lit_rlhf.cli import main
+
+    data = Path(__file__).resolve().parents[3] / "shared" / "data"
+    model = str(convert(data / "models" / "stories260K", folder / "stories260K"))
+    models = {"stories": {"path": model}, "few-shot": {"path": model, "prefix": "Once upon a time. "}}
+    recipe = write_recipe(folder / "recipe.yaml", models, data / "evaluation", folder / "evaluate", {"*": None})
+    return main(["evaluate", "-c", str(recipe)])
+
+
+if __name__ == "__main__":
+    sys.exit(run_whole(Path(sys.argv[1])))

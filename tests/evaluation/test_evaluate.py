@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 import yaml
 from html_page import Page
-from lightning.pytorch.loggers import CSVLogger
 from real_recipe import write_recipe
 
 from lit_rlhf.cli import main
 from lit_rlhf.evaluation import cache, likelihood, subjects
-from lit_rlhf.evaluation.page import format_tables, to_page, write_page
+from lit_rlhf.evaluation.page import agreement, by_use_case, format_tables, to_page, write_page
 from lit_rlhf.evaluation.run import log_report
 
 ROWS = {"*": 3, "preference": 4, "ifeval": 2, "squadv2": 2, "hellaswag": 2, "truthfulness": 2}
@@ -171,6 +170,28 @@ def test_the_page_loads_nothing_and_escapes_everything(evaluated: Path, monkeypa
     assert sum(tag == "script" for tag, _ in Page(to_page(report)).tags) == 1
 
 
+def test_win_rates_by_use_case_and_the_agreement_of_judges_stand_on_the_page() -> None:
+    won = {"win_rate": 0.625, "low": 0.5, "high": 0.75, "count": 8.0}
+    tied = {"share": None, "kappa": None, "count": 0, "ties": 9, "margin": None}
+    told = {"share": 0.75, "kappa": 0.5, "count": 4, "ties": 1, "margin": 0.125}
+    tables = {
+        "groups": {"T = 1, a": {"open_qa": won}, "T = 1, b": {"chat": won, "open_qa": won}},
+        "agreement": {"T = 1": {"a": {"b": told, "c": tied}, "b": {"a": told}, "c": {"a": tied}}},
+        "labelers_agree": {"T = 1": {"b": 0.5}},
+    }
+    part = {"kind": "Preference", "rows": 8, "figures": {}, "notes": {}, "samples": [], "tables": {"PPO": tables}}
+    assert list(by_use_case(part)) == [("chat", "T = 1, b"), ("open_qa", "T = 1, a"), ("open_qa", "T = 1, b")]
+    assert [(row["judges"], row["share"]) for row in agreement(part)] == [("a, b", 0.75), ("labelers within b", 0.5)]
+    models = {name: {"path": name, "identity": name} for name in ("SFT", "PPO")}
+    report = {"seed": 0, "baseline": "SFT", "models": models, "suites": {"p": part}, "versions": {}}
+    page = Page(to_page({**report, "seconds": {"SFT": {"p": 1.0}, "PPO": {"p": 1.0}}}))
+    text = re.sub(r"\s", "", "".join(page.text))
+    assert "openqaT=1,a–62.5%50.0%to75.0%openqaT=1,b–" in text
+    assert "a,bPPOT=175.0%±12.5%410.500labelerswithinbPPOT=150.0%–––" in text
+    del tables["groups"]["T = 1, b"]
+    assert by_use_case(part) == {}  # one use case alone is the win rate again
+
+
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PROBE = """
 <script>
@@ -226,26 +247,27 @@ def test_the_tables_of_the_terminal_align(evaluated: Path) -> None:
     assert len({len(line) for line in block[:4]}) == 1
 
 
-class Tables(CSVLogger):
-    """A logger with tables, as that of Weights & Biases."""
+def test_weights_and_biases_gets_figures_and_tables(evaluated: Path, tmp_path: Path, monkeypatch) -> None:
+    import wandb
+    from lightning.pytorch.loggers import WandbLogger
 
-    def __init__(self, folder: str) -> None:
-        super().__init__(folder, name="", version="")
-        self.tables: dict[str, tuple[list[str], list[list[Any]]]] = {}
-
-    def log_table(self, key: str, columns: list[str], data: list[list[Any]]) -> None:
-        self.tables[key] = (columns, data)
-
-
-def test_a_logger_gets_figures_and_tables(evaluated: Path, tmp_path: Path) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
     report = json.loads((evaluated / "out" / "report.json").read_text())
-    logger = Tables(str(tmp_path))
+    logger = WandbLogger(project="evaluation", save_dir=str(tmp_path), offline=True)
     log_report(report, logger)
-    assert set(logger.tables) == {f"{suite}/{kind}" for suite in report["suites"] for kind in ("figures", "samples")}
-    for columns, rows in logger.tables.values():
-        assert rows and all(len(row) == len(columns) for row in rows)
-    head = (tmp_path / "metrics.csv").read_text().splitlines()[0]
-    assert "CrowS-Pairs/few-shot/basic" in head
+    summary = dict(logger.experiment.summary)
+    wandb.finish()
+    basic = report["suites"]["CrowS-Pairs"]["figures"]["basic"]["models"]["few-shot"]["value"]
+    assert summary["CrowS-Pairs/few-shot/basic"] == basic
+    tables = {}
+    for path in tmp_path.glob("wandb/offline-run-*/files/media/table/**/*.table.json"):
+        name = path.relative_to(tmp_path).as_posix().split("/media/table/")[1].rsplit("_", 2)[0]
+        tables[name] = json.loads(path.read_text())
+    assert set(tables) == {f"{suite}/{kind}" for suite in report["suites"] for kind in ("figures", "samples")}
+    for name, table in tables.items():
+        assert table["data"] and all(len(row) == len(table["columns"]) for row in table["data"]), name
+    rows = tables["CrowS-Pairs/figures"]["data"]
+    assert ["basic", "few-shot", basic] in [row[:3] for row in rows]
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_samples_beyond_the_limit_are_counted(
     report["samples"] = report["samples"][2:3] * (SAMPLES_ON_PAGE + 7)
     text, page = write(report, tmp_path)
     assert len(json.loads(text)["samples"]) == SAMPLES_ON_PAGE + 7
-    assert sum("data-task" in attributes for _, attributes in Page(page).tags) == SAMPLES_ON_PAGE
+    assert sum("data-group" in attributes for _, attributes in Page(page).tags) == SAMPLES_ON_PAGE
     assert f"The first {SAMPLES_ON_PAGE} of {SAMPLES_ON_PAGE + 7} prompts" in page
 
 
