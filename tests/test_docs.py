@@ -268,7 +268,7 @@ def test_a_class_that_misses_the_protocol_is_told_so(project: Path, capsys: pyte
 PAGES = {page.relative_to(ROOT).as_posix(): page for page in (README, *DOCS)}
 every_page = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 METRIC = re.compile(
-    r"(train|validation|pretraining|reward|response|rollout|update|policy|value|time|centring|quality)/[a-z_]+"
+    r"(train|validation|pretraining|reward|response|rollout|update|policy|value|time|centring|quality)/[a-z_]+[0-9]?"
 )
 
 

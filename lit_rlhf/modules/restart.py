@@ -52,7 +52,8 @@ def finish_epoch(trainer: Trainer, place: Place) -> None:
         inner.val_loop.run()
         trainer.training = True
     if place == "over":
-        for progress in (loop.epoch_progress.current, loop.epoch_progress.total):
+        counts: list[Any] = [loop.epoch_progress.current, loop.epoch_progress.total]
+        for progress in counts:
             progress.completed = progress.processed
     else:
         inner._batches_that_stepped += 1
