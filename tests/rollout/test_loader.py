@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_rlhf.errors import UserError
+from lit_rlhf.rollout.advantages import GAE, rewards_of
 from lit_rlhf.rollout.experience import Experience, Trajectories
 from lit_rlhf.rollout.loader import (
     ExperienceLoader,
     Iteration,
     Sizes,
-    advantages_and_returns,
     cut,
     rollout_statistics,
 )
@@ -192,7 +192,8 @@ def test_advantages_by_hand():
         torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 3), mask, logprobs, reference, values,
         torch.tensor([1.0, -1.0]), torch.tensor([True, True]), logprobs, torch.arange(2),
     )  # fmt: skip
-    advantages, returns = advantages_and_returns(given, 0.1, 1.0, 0.5)
+    advantages, returns = GAE(1.0, 0.5).estimate(rewards_of(given, 0.1), given)
+    assert returns is not None
     # rewards: -0.1 x 0.5 and -0.1 x -1 + 1 for the first episode, 0 - 1 for the second
     second = 1.1 - 0.4
     first = (-0.05 + 0.4 - 0.2) + 0.5 * second
