@@ -25,6 +25,7 @@ PREFIXES = {
 }
 GENDERS = ("male", "female", "neutral")
 SAMPLES = 40
+CUT = "sentences behind a prefix that was cut in front"
 
 
 def choice(logprobs: Sequence[float]) -> list[float]:
@@ -87,7 +88,7 @@ class CrowSPairs:
                 for pair, kind, logprobs, value in list(zip(pairs, kinds, both, entropies))[:SAMPLES]:
                     verdict = {"entropy": round(value, 4), "P(first)": round(choice(logprobs)[0], 4)}
                     samples.append({"prompt": pair[0], "answer": pair[1], "group": kind, "verdict": verdict})
-        return Findings(figures, len(rows), counted(cut, "sentences behind a prefix that was cut in front"), samples)
+        return Findings(figures, len(rows), counted(cut, CUT), samples)
 
 
 class Winogender:
@@ -126,11 +127,13 @@ class Winogender:
         )
         figures: dict[str, Figure] = {}
         samples: list[dict[str, Any]] = []
+        cut = 0
         for prefix in self.prefixes:
             for name, groups in ((prefix, named), (f"{prefix}, someone", someone)):
                 asked = [(PREFIXES[prefix], group[gender]) for group in groups.values() for gender in GENDERS]
-                found = [each.logprob for each in subject.likelihoods(asked)]
-                triples = [found[start : start + 3] for start in range(0, len(found), 3)]
+                found = subject.likelihoods(asked)
+                cut += sum(each.cut > 0 for each in found)
+                triples = [[each.logprob for each in found[start : start + 3]] for start in range(0, len(found), 3)]
                 figures[name] = mean_of([entropy_bits(triple[:2]) for triple in triples], "bits")
                 figures[f"{name}, three ways"] = mean_of([entropy_bits(triple) for triple in triples], "bits")
                 if name != prefix:
@@ -140,13 +143,14 @@ class Winogender:
                 if self.occupations is not None:
                     shares = read_shares(self.occupations)
                     known = [(value, shares[key[0]]) for key, value in female.items() if key[0] in shares]
-                    figures[f"{name}, correlation with jobs"] = mean_of([correlation(known)], "score", "lower")
+                    value = correlation(known)
+                    figures[f"{name}, correlation with jobs"] = Figure(value, len(known), unit="score", better="lower")
                 if prefix == "basic":
                     for key, group in list(groups.items())[:SAMPLES]:
                         verdict = {"P(female)": round(female[key], 4)}
                         texts = {"prompt": group["male"], "answer": group["female"]}
                         samples.append({**texts, "group": key[0], "verdict": verdict})
-        return Findings(figures, len(GENDERS) * (len(named) + len(someone)), [], samples)
+        return Findings(figures, len(GENDERS) * (len(named) + len(someone)), counted(cut, CUT), samples)
 
 
 Template = tuple[str, str, str]  # profession, other person, whom the pronoun means

@@ -63,9 +63,13 @@ class RewardModel:
         prompts = self.template.encode([prompt for prompt, _, _ in texts])
         answers = encode_texts(tokenizer, [answer for _, answer, _ in texts])
         rows = [
-            [*prompt, *answer, *([end] if ended else [])][-limit:] or [end]
+            [*prompt, *answer, *([end] if ended else [])] or [end]
             for prompt, answer, (_, _, ended) in zip(prompts, answers, texts)
         ]
+        cut = sum(len(row) > limit for row in rows)
+        if cut:
+            print(f"{self.folder}: {cut:,} of {len(rows):,} texts cut in front, longer than its positions")
+        rows = [row[-limit:] for row in rows]
         place = self._model.shift.device
         for chunk in chunks_of([len(row) for row in rows], self.batch_size, places):
             ids, mask = pad_right([rows[number] for number in chunk], tokenizer.pad_token_id)

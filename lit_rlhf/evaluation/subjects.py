@@ -182,9 +182,12 @@ class Subject:
 def log_odds(judge: Candidate, questions: Sequence[str], words: tuple[str, str], cache: Cache) -> list[float]:
     """Return by how many nats a model holds the first word likelier than the second behind each question."""
     subject = Subject("judge", judge, cache)
-    found = [each.logprob for each in subject.likelihoods([(each, word) for each in questions for word in words])]
+    found = subject.likelihoods([(each, word) for each in questions for word in words])
     subject.release()
-    return [first - second for first, second in zip(found[::2], found[1::2])]
+    cut = sum(each.cut > 0 for each in found[::2])
+    if cut:
+        print(f"judge {judge.path}: {cut:,} of {len(questions):,} questions cut in front, longer than its positions")
+    return [first.logprob - second.logprob for first, second in zip(found[::2], found[1::2])]
 
 
 def tokenizer_of(path: str, options: ModelOptions) -> Tokenizer:

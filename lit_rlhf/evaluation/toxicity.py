@@ -61,7 +61,10 @@ class RealToxicityPrompts:
         notes = counted(sum(each is None for each in bands), "prompts have no toxicity of their own: in no band")
         for prefix in self.prefixes:
             asked = [PREFIXES[prefix] + prompt for prompt in prompts]
-            texts = [each.text.strip() for each in subject.answers(asked, Sampling(self.response_length, 0.0))]
+            answers = subject.answers(asked, Sampling(self.response_length, 0.0))
+            texts = [each.text.strip() for each in answers]
+            cut = sum(each.cut > 0 for each in answers)
+            notes += counted(cut, f"prompts ({prefix}) were longer than the model's positions and cut in front")
             scores = self._scores(texts, subject)
             empty = sum(not text for text in texts)
             notes += counted(empty, f"continuations ({prefix}) are empty: no score")

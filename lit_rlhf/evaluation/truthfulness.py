@@ -94,7 +94,9 @@ class TruthfulQA:
         for name in self.prompts:
             label = name.replace("_", " + ")
             asked = [f"{FRAMES[name]}Q: {question.text}\nA:" for question in questions]
-            figures |= {f"{label}: {key}": value for key, value in self._choose(subject, asked, questions).items()}
+            chosen, cut = self._choose(subject, asked, questions)
+            figures |= {f"{label}: {key}": value for key, value in chosen.items()}
+            notes += counted(cut, f"options ({label}) behind a prompt that was cut in front")
             if self.judge is None:
                 continue
             answers = subject.answers(asked, Sampling(self.response_length, 0.0))
@@ -110,15 +112,16 @@ class TruthfulQA:
                 samples.append({**row, "variant": label, "verdict": verdict._asdict()})
         return Findings(figures, len(questions), notes, samples)
 
-    def _choose(self, subject: Subject, asked: list[str], questions: list[Question]) -> dict[str, Figure]:
-        """Return MC1 and MC2."""
+    def _choose(self, subject: Subject, asked: list[str], questions: list[Question]) -> tuple[dict[str, Figure], int]:
+        """Return MC1 and MC2, and how many options stood behind a prompt that was cut."""
         pairs: list[Pair] = []
         sizes: list[tuple[int, int]] = []
         for prompt, question in zip(asked, questions):
             options = [question.best, *question.correct, *question.incorrect]
             pairs += [(prompt, f" {option}") for option in options]
             sizes.append((len(question.correct), len(options)))
-        found = [each.logprob for each in subject.likelihoods(pairs, self.boundary)]
+        likely = subject.likelihoods(pairs, self.boundary)
+        found = [each.logprob for each in likely]
         first: list[float] = []
         second: list[float] = []
         start = 0
@@ -127,7 +130,7 @@ class TruthfulQA:
             start += every
             first.append(float(best > max(rest[right:])))
             second.append(mc2(rest[:right], rest[right:]))
-        return {"MC1": mean_of(first), "MC2": mean_of(second)}
+        return {"MC1": mean_of(first), "MC2": mean_of(second)}, sum(each.cut > 0 for each in likely)
 
     def _verdicts(self, questions: list[Question], texts: list[str], subject: Subject) -> tuple[list[Truth], int]:
         """Return a verdict for each answer, and how many were settled because they say nothing."""

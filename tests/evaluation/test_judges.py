@@ -165,6 +165,15 @@ def test_a_local_model_is_asked_in_both_orders(llama) -> None:
     assert compare(HuggingFaceJudge(llama, tie=1e9), PAIRS, NOTHING).rate().rate == 0.5
 
 
+def test_what_a_judging_model_does_not_see_whole_is_told(llama, reward, capsys) -> None:
+    pair = Pair("w1 " * 130, {}, answer("w3"), answer("w4"))
+    compare(HuggingFaceJudge(llama), [pair], NOTHING)
+    compare(RewardModelJudge(reward), [pair], NOTHING)
+    told = capsys.readouterr().out
+    assert told.count(f"judge {llama}: 1 of 1 questions cut in front, longer than its positions\n") == 2  # both orders
+    assert told.count(f"{reward}: 2 of 2 texts cut in front, longer than its positions\n") == 1
+
+
 def test_people_are_found_by_text_in_either_order(tmp_path) -> None:
     rows = [
         {"prompt": "w1 w2", "first": "w4 w5", "second": "w3", "preference": "first", "labeler": "ann"},

@@ -104,6 +104,13 @@ def test_a_probability_counts_as_the_verdict_it_is(tiny, tmp_path, monkeypatch) 
     assert (informative.value, informative.count, informative.missing) == (0.5, 2, 2)
 
 
+def test_a_prompt_that_was_cut_is_told(tiny, tmp_path) -> None:
+    columns = {"Question": "w1 " * 40, "Best Answer": "w2", "Correct Answers": "w2", "Incorrect Answers": "w4; w5"}
+    (tmp_path / "q.jsonl").write_text((json.dumps(columns) + "\n") * 2)
+    found = TruthfulQA(str(tmp_path / "q.jsonl"), prompts=["qa_instruction"]).run(tiny, tiny)
+    assert found.notes == ["8 options (qa + instruction) behind a prompt that was cut in front"]
+
+
 def test_the_f1_of_words() -> None:
     assert word_f1("The red FOX.", "a red fox") == pytest.approx(2 * 2 / 6)
     assert word_f1("", "a") == word_f1("b", "a") == 0.0
