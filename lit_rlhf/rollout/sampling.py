@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import restricted, support_threshold, token_logprobs
+from lit_rlhf.functional.logprobs import scaled_logits
 
 _BLOCK = 64  # tokens that are summed together where one is drawn
 
@@ -137,7 +138,7 @@ def choose_tokens(
     if sampling.truncates:
         threshold = support_threshold(logits[:, None], sampling.temperature, sampling.top_k, sampling.top_p)
         logits = logits.masked_fill(logits < threshold, -torch.inf)
-    return draw(logits.float() / sampling.temperature, uniforms)
+    return draw(scaled_logits(logits, sampling.temperature), uniforms)
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,7 +150,9 @@ def draw(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     rows, size = logits.shape
     highest = logits.amax(-1, keepdim=True)
     weights = (logits - highest).exp()  # (B, V)
-    blocks = torch.nn.functional.pad(weights, (0, -size % _BLOCK)).view(rows, -1, _BLOCK)
+    if size % _BLOCK:
+        weights = torch.nn.functional.pad(weights, (0, -size % _BLOCK))
+    blocks = weights.view(rows, -1, _BLOCK)
     up_to = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
     total = up_to[:, -1:]
     block, target = _first_above(up_to, uniforms.to(total)[:, None] * total)  # (B, 1) each

@@ -44,6 +44,15 @@ CASES = {
     ],
     "ppo": [
         Case("PPO, no response ends early", ["ours_ppo.py"], ["trl_ppo.py"], "trl-1.12.0", "updates/s", 1, 1.2),
+        Case(
+            "PPO, no response ends early, 8 episodes a backward pass",
+            ["ours_ppo.py", "--micro-batch=8"],
+            ["trl_ppo.py", "--micro-batch=8"],
+            "trl-1.12.0",
+            "updates/s",
+            1,
+            1.2,
+        ),
         Case("PPO, ragged", ["ours_ppo.py", BIAS], ["trl_ppo.py", BIAS], "trl-1.12.0", "updates/s", 1, 1.9),
         Case(
             "PPO, ragged, prompt 256, 4 samples each",

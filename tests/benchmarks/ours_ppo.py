@@ -50,6 +50,8 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    minibatch = args.episodes // 4
+    micro_batch = min(args.micro_batch, minibatch // args.devices)
     module = Biased(
         model=str(args.folder / "policy"),
         reward=RewardModelReward(str(args.folder / "reward"), uncentred="accept"),
@@ -57,7 +59,7 @@ def main() -> None:
         ppo=PPOSettings(
             rollout_batch=args.episodes,
             samples_per_prompt=args.samples,
-            micro_batch=args.episodes // 4 // args.devices,
+            micro_batch=micro_batch,
             critic_learning_rate=3e-6,
         ),
         kl=FixedKL(0.05),
@@ -72,6 +74,7 @@ def main() -> None:
         strategy="auto" if args.devices == 1 else "ddp",
         max_epochs=args.updates + 1,
         precision=args.precision,
+        accumulate_grad_batches=minibatch // (micro_batch * args.devices),
         gradient_clip_val=1.0,
         logger=False,
         callbacks=[clock],

@@ -39,13 +39,14 @@ def main() -> None:
         work.bias_end(model, args.bias)
     prompts = [json.loads(line)["prompt"] for line in work.prompt_file(args).read_text().splitlines()]
     rows = [{"input_ids": tokenizer(prompt)["input_ids"]} for prompt in prompts for _ in range(args.samples)]
+    micro_batch = min(args.micro_batch, args.episodes // 4)
     settings = PPOConfig(
         output_dir=str(args.folder / "trl"),
         use_cpu=True,
         bf16=args.bf16,
         gradient_checkpointing=False,
-        per_device_train_batch_size=args.episodes // 4,
-        gradient_accumulation_steps=4,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=args.episodes // micro_batch,
         num_mini_batches=4,
         num_ppo_epochs=1,
         local_rollout_forward_batch_size=args.episodes,

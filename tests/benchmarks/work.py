@@ -83,6 +83,7 @@ def ppo_arguments() -> argparse.ArgumentParser:
     parser.add_argument("--bias", type=float, default=NEVER_ENDS)
     parser.add_argument("--prompt", type=int, default=32, help="tokens of a prompt")
     parser.add_argument("--samples", type=int, default=1, help="episodes a prompt")
+    parser.add_argument("--micro-batch", type=int, default=16, help="episodes a backward pass, of the 16 of a step")
     return parser
 
 
