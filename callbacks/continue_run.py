@@ -51,7 +51,8 @@ def count_lines(path: Path) -> int:
 
 def pending_row(trainer: Trainer) -> dict[str, float]:
     """Return what Lightning will log of the step just done, once the hooks of its last batch are over."""
-    connector, progress = trainer._logger_connector, trainer.fit_loop.epoch_loop.batch_progress.current
+    connector = trainer._logger_connector
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
     within_hooks = progress.processed == progress.completed + 1 and not trainer.fit_loop._should_accumulate()
     if not (within_hooks and connector.should_update_logs and connector.metrics["log"]):
         return {}

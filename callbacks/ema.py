@@ -106,7 +106,7 @@ class EMA(EMAWeightAveraging):
 def whole(parameter: Tensor) -> Tensor:
     """Return a parameter on the CPU, gathered where it is sharded."""
     value = parameter.detach()
-    return (value.full_tensor() if hasattr(value, "full_tensor") else value).cpu().clone()  # type: ignore[operator]
+    return (value.full_tensor() if hasattr(value, "full_tensor") else value).cpu().clone()
 
 
 @torch.no_grad()
@@ -123,12 +123,16 @@ def give(parameters: dict[str, nn.Parameter], weights: dict[str, Tensor]) -> Non
         if hasattr(parameter, "device_mesh"):
             from torch.distributed.tensor import distribute_tensor
 
-            value = distribute_tensor(value, parameter.device_mesh, parameter.placements)
+            value = distribute_tensor(value, parameter.device_mesh, parameter.placements)  # type: ignore[attr-defined]
         parameter.copy_(value)
 
 
 def settle_averages(trainer: Trainer, pl_module: LightningModule) -> None:
     """Leave in the module what a weight-averaging callback will leave there when training ends; done twice, no harm."""
-    averaging: list[Callback] = [each for each in trainer.callbacks if isinstance(each, WeightAveraging)]
+    averaging: list[Callback] = [
+        each
+        for each in trainer.callbacks  # type: ignore[attr-defined]
+        if isinstance(each, WeightAveraging)
+    ]
     for callback in averaging:
         callback.on_train_end(trainer, pl_module)

@@ -53,7 +53,7 @@ def finish_epoch(trainer: Trainer, place: Place) -> None:
         trainer.training = True
     if place == "over":
         for progress in (loop.epoch_progress.current, loop.epoch_progress.total):
-            progress.completed = progress.processed
+            progress.completed = progress.processed  # type: ignore[attr-defined]
     else:
         inner._batches_that_stepped += 1
         loop.on_advance_end()
