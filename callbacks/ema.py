@@ -129,6 +129,10 @@ def give(parameters: dict[str, nn.Parameter], weights: dict[str, Tensor]) -> Non
 
 def settle_averages(trainer: Trainer, pl_module: LightningModule) -> None:
     """Leave in the module what a weight-averaging callback will leave there when training ends; done twice, no harm."""
-    averaging: list[Callback] = [each for each in trainer.callbacks if isinstance(each, WeightAveraging)]  # type: ignore[attr-defined]
+    averaging: list[Callback] = [
+        each
+        for each in trainer.callbacks  # type: ignore[attr-defined]
+        if isinstance(each, WeightAveraging)
+    ]
     for callback in averaging:
         callback.on_train_end(trainer, pl_module)

@@ -100,7 +100,10 @@ def write_project(folder: Path, llama: str, **trainer: Any) -> None:
         "model": {"class_path": "lit_rlhf.modules.PPOModule", "init_args": model},
         "data": {
             "class_path": "lit_rlhf.data.PromptDataModule",
-            "init_args": {"path": write_rows(folder / "prompts.jsonl", demonstrations(20))},
+            "init_args": {
+                "path": write_rows(folder / "prompts.jsonl", demonstrations(20)),
+                "validation_path": write_rows(folder / "validation.jsonl", demonstrations(3, seed=1)),
+            },
         },
         "trainer": {
             **settings,

@@ -195,14 +195,9 @@ class LitModule(LightningModule):
         count_as_saved(self.trainer)
         _ = self.identities  # now, and not at the first checkpoint: what is on the disk then may be another model
         if self.resumed_at != "within":
-            place, self.resumed_at = self.resumed_at, "within"
-            finish_epoch(self.trainer, place)
-            self.means = {}
-
-    def on_train_epoch_end(self) -> None:
-        """Let callbacks find the means of an epoch whose last batch was before a restart."""
-        for name, mean in self.means.items() if self.resumed_at != "within" else ():
-            self.log(name, mean, logger=False)
+            self.trainer.callback_metrics.update(self.means)  # callbacks look there when an epoch ends
+            finish_epoch(self.trainer, self.resumed_at)
+            self.resumed_at = "within"
 
     def weights_of_their_own(self) -> set[str]:
         """Return the names of the weights that are trained: with a 4-bit base, all that a checkpoint holds."""

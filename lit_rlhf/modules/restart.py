@@ -52,9 +52,8 @@ def finish_epoch(trainer: Trainer, place: Place) -> None:
         inner.val_loop.run()
         trainer.training = True
     if place == "over":
-        counts: list[Any] = [loop.epoch_progress.current, loop.epoch_progress.total]
-        for progress in counts:
-            progress.completed = progress.processed
+        for progress in (loop.epoch_progress.current, loop.epoch_progress.total):
+            progress.completed = progress.processed  # type: ignore[attr-defined]
     else:
         inner._batches_that_stepped += 1
         loop.on_advance_end()

@@ -70,6 +70,45 @@ def test_it_resumes_from_the_last_checkpoint(project: Path, command) -> None:
     assert (project / "n").read_text().count("step") == 2
 
 
+def test_last_without_a_checkpoint_starts_from_the_beginning_and_says_so(project: Path, command) -> None:
+    args = ("-c", "recipe.yaml", *CHECKPOINTS, "--ckpt_path=last")
+    code, _, stderr = command("validate", *args)
+    assert code == 2
+    assert stderr.splitlines()[-1].startswith("error: ckpt_path=last: there is no checkpoint in ")
+    code, _, stderr = command("fit", *args)
+    assert code == 0
+    assert f"ckpt_path=last: no checkpoint in {project / 'kept'} yet; starting from the beginning\n" in stderr
+
+
+def test_last_is_never_a_damaged_checkpoint(project: Path, command) -> None:
+    args = ("fit", "-c", "recipe.yaml", *CHECKPOINTS, "--ckpt_path=last")
+    assert command(*args)[0] == 0
+    files = sorted((project / "kept").iterdir())
+    assert [path.name for path in files] == ["epoch=0-step=4.ckpt", "last.ckpt"]
+    files[1].write_bytes(files[1].read_bytes()[:-100])
+    code, _, stderr = command(*args, "--trainer.max_steps=5")
+    assert code == 0
+    assert f"ckpt_path=last: passed over: {files[1]} is no readable checkpoint" in stderr
+    assert f"ckpt_path=last: {files[0]}, step 4\n" in stderr
+    for path in (project / "kept").iterdir():
+        path.write_bytes(path.read_bytes()[:-100])
+    code, _, stderr = command(*args)
+    assert code == 2
+    assert "can be gone on with" in stderr.splitlines()[-1] and str(project / "kept") in stderr.splitlines()[-1]
+
+
+def test_the_last_of_several_runs_goes_on_in_its_own_folder(project: Path, command) -> None:
+    logger = "--trainer.logger=lightning.pytorch.loggers.CSVLogger"
+    args = ("fit", "-c", "recipe.yaml", "--trainer.enable_checkpointing=true", logger, "--trainer.logger.save_dir=logs")
+    assert command(*args)[0] == command(*args, "--trainer.max_steps=2")[0] == 0
+    runs = project / "logs" / "lightning_logs"
+    os.utime(next((runs / "version_0" / "checkpoints").iterdir()), (0, 0))
+    assert command(*args, "--trainer.max_steps=6", "--ckpt_path=last")[0] == 0
+    assert sorted(path.name for path in runs.iterdir()) == ["version_0", "version_1"]
+    steps = {path.name for path in (runs / "version_1" / "checkpoints").iterdir()}
+    assert "epoch=1-step=6.ckpt" in steps
+
+
 def test_a_checkpoint_of_another_module_is_refused(project: Path, command) -> None:
     command("fit", "-c", "recipe.yaml", *CHECKPOINTS)
     code, _, stderr = command("fit", "-c", "recipe.yaml", "--model=toys.OtherModule", "--ckpt_path=kept/last.ckpt")
