@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "evaluation": FLOOR_0 | FLOOR_1 | FLOOR_2 | {"http"},
     "callbacks": FLOOR_0 | FLOOR_1 | FLOOR_2 | LIGHTNING_GAPS | {"evaluation"},
     "world": FLOOR_0 | FLOOR_1 | FLOOR_2 | {"modules", "evaluation", "callbacks", "cli"},
-    "commands": FLOOR_0 | FLOOR_1 | FLOOR_2 | {"modules", "evaluation", "callbacks", "world"},
+    "commands": FLOOR_0 | FLOOR_1 | FLOOR_2 | LIGHTNING_GAPS | {"modules", "evaluation", "callbacks", "world"},
     "cli": {"errors", "commands"},
     "__main__": {"cli"},
 }

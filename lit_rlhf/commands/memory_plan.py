@@ -6,7 +6,7 @@ from typing import Any
 from lit_rlhf.commands.compatibility import Setup, setup_of
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.loading import load_config, maximum_length
-from lit_rlhf.models.memory import Pass, Size, cache_bytes, kept_for_backward, outline, size_of
+from lit_rlhf.models.memory import Batch, Pass, Size, cache_bytes, kept_for_backward, outline, size_of
 from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.strategies import transformer_blocks
 
@@ -130,11 +130,13 @@ def _plan_ppo(recipe: Recipe) -> MemoryPlan:
 
 
 def _trained(recipe: Recipe, config: Any, rows: int, width: int, keep: int, scalar: bool) -> tuple[Size, Pass]:
-    model = outline(config, recipe.options, recipe.adapter, scalar)
-    size = size_of(model, recipe.options, recipe.setup.optimizer, transformer_blocks(model))
+    options, adapter = recipe.options, recipe.adapter
+    model = outline(config, options, adapter, scalar)
+    size = size_of(model, options, recipe.setup.optimizer, transformer_blocks(model))
+    batch = Batch(rows, width, keep, recipe.half)
     if recipe.half and recipe.shards > 1:  # weights are gathered in bfloat16, so autocast makes no copies of them
-        model = outline(config, replace(recipe.options, dtype="bfloat16"), recipe.adapter, scalar)
-    return size, kept_for_backward(model, rows, width, keep, recipe.options, recipe.half)
+        return size, kept_for_backward(config, replace(options, dtype="bfloat16"), adapter, scalar, batch)
+    return size, kept_for_backward(config, options, adapter, scalar, batch)
 
 
 def _held(recipe: Recipe, size: Size) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """How much memory a model takes to train, from its configuration alone: no weight is read, none is allocated."""
 
+import copy
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -39,6 +40,22 @@ class Size(NamedTuple):
     gathered: int
 
 
+class Batch(NamedTuple):
+    """What a forward pass is made over.
+
+    Args:
+        rows: B.
+        width: T.
+        keep: positions from the right that get logits.
+        half: whether under autocast to bfloat16.
+    """
+
+    rows: int
+    width: int
+    keep: int
+    half: bool = False
+
+
 class Pass(NamedTuple):
     """What one forward pass keeps for its backward pass, in bytes.
 
@@ -54,8 +71,9 @@ class Pass(NamedTuple):
 def outline(config: PretrainedConfig, options: ModelOptions, adapter: LoRA | None, scalar: bool) -> PreTrainedModel:
     """Return the model without its numbers, on the device "meta", with adapters."""
     auto = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
-    settings = {"num_labels": 1} if scalar else {}
-    config = type(config)(**{**config.to_dict(), **settings})
+    config = copy.deepcopy(config)
+    if scalar:
+        config.num_labels = 1
     with torch.device("meta"):
         model: PreTrainedModel = auto.from_config(
             config, dtype=getattr(torch, options.dtype), attn_implementation=options.attention
@@ -109,34 +127,49 @@ def optimizer_bytes(parameter: Tensor, optimizer: str) -> float:
 
 
 def kept_for_backward(
-    model: PreTrainedModel, rows: int, width: int, keep: int, options: ModelOptions, half: bool
+    config: PretrainedConfig,
+    options: ModelOptions,
+    adapter: LoRA | None,
+    scalar: bool,
+    batch: Batch,
 ) -> Pass:
-    """Return what a forward pass over (rows, width) tokens keeps, by making one without numbers.
+    """Return what a forward pass over a batch keeps, by making one without numbers.
 
     Counted are the storages that autograd saves, weights apart: half precision copies of weights, which autocast makes
-    and keeps, are among them. With gradient checkpointing, one block's activations are added to what is kept: they are
-    there again when the block is computed again.
-
-    Args:
-        model: an `outline`; it is turned into fake tensors in place.
-        rows: B.
-        width: T.
-        keep: positions from the right that get logits.
-        options: whether activations are computed again.
-        half: whether the pass runs under autocast to bfloat16.
+    and keeps, are among them. A deep model is counted by its first two blocks, for all others are like the second. With
+    gradient checkpointing one block's activations are added to what is kept: they are there again when the block is
+    computed again.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    layers = max(getattr(model.config.get_text_config(), "num_hidden_layers", 1), 1)
-    with FakeTensorMode():
-        _make_fake(model)
-        kept, logits = _saved(model, rows, width, keep, half)
-        if options.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
-            model.enable_input_require_grads()
-            again, logits = _saved(model, rows, width, keep, half)
-            kept = again + (kept - again) // layers
-    return Pass(kept, 2 * logits)
+    depth = config.get_text_config().num_hidden_layers
+    kept, again, logits = [], [], 0
+    for layers in (1, 2):
+        model = outline(_shallow(config, layers), options, adapter, scalar)
+        with FakeTensorMode():
+            _make_fake(model)
+            saved, logits = _saved(model, batch)
+            kept.append(saved)
+            if options.gradient_checkpointing:
+                model.gradient_checkpointing_enable()
+                model.enable_input_require_grads()
+                again.append(_saved(model, batch)[0])
+    block = kept[1] - kept[0]
+    if options.gradient_checkpointing:
+        inputs = again[1] - again[0]
+        return Pass(again[0] + (depth - 1) * inputs + block - inputs, 2 * logits)
+    return Pass(kept[0] + (depth - 1) * block, 2 * logits)
+
+
+def _shallow(config: PretrainedConfig, layers: int) -> PretrainedConfig:
+    shallow = copy.deepcopy(config)
+    text = shallow.get_text_config()
+    depth = text.num_hidden_layers
+    for name, value in vars(text).items():
+        if isinstance(value, list) and len(value) == depth:  # one entry a block
+            setattr(text, name, value[:layers])
+    text.num_hidden_layers = layers
+    return shallow
 
 
 def _make_fake(model: nn.Module) -> None:
@@ -153,7 +186,8 @@ def _make_fake(model: nn.Module) -> None:
         model.tie_weights()
 
 
-def _saved(model: PreTrainedModel, rows: int, width: int, keep: int, half: bool) -> tuple[int, int]:
+def _saved(model: PreTrainedModel, batch: Batch) -> tuple[int, int]:
+    rows, width, keep, half = batch
     own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     saved: dict[int, Any] = {}
 

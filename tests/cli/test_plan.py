@@ -16,7 +16,7 @@ from lit_rlhf.commands.plan import memory_of
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.adapters import add_lora
 from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
-from lit_rlhf.models.memory import cache_bytes, kept_for_backward, outline, size_of
+from lit_rlhf.models.memory import Batch, cache_bytes, kept_for_backward, outline, size_of
 from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.models.text_loss import text_loss
 
@@ -70,7 +70,7 @@ def test_activations_are_those_that_autograd_saves(shape, settings, half, model_
         inputs = saved_by_autograd(model, half)
         assert inputs < 0.4 * kept
         kept = inputs + (kept - inputs) // 2
-    planned = kept_for_backward(outline(model.config, options, adapter, False), ROWS, WIDTH, WIDTH, options, half)
+    planned = kept_for_backward(model.config, options, adapter, False, Batch(ROWS, WIDTH, WIDTH, half))
     assert planned.activations == pytest.approx(kept, rel=0.15)
     assert planned.logits == 2 * ROWS * WIDTH * 32 * (2 if half or options.dtype == "bfloat16" else 4)
 
@@ -127,9 +127,8 @@ def two_minibatches(config: LlamaConfig) -> None:
 @needs_proc
 def test_the_peak_is_that_of_a_real_run(tmp_path):
     options = ModelOptions()
-    model = outline(BIG, options, None, False)
-    size = size_of(model, options, "torch.optim.AdamW", [])
-    kept = kept_for_backward(model, 4, 96, 96, options, False)
+    size = size_of(outline(BIG, options, None, False), options, "torch.optim.AdamW", [])
+    kept = kept_for_backward(BIG, options, None, False, Batch(4, 96, 96))
     planned = size.weights + size.gradients + size.optimizer + sum(kept)
     two_minibatches(SMALL)
     measured = peak_of(lambda: two_minibatches(BIG), tmp_path)

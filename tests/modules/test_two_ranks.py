@@ -86,7 +86,8 @@ def train(kind: str, model: str, folder: Path, cut: Any, start: Any = None, **se
     trainer.fit(module, datamodule=data, ckpt_path=start)
     assert trainer.global_step == STEPS
     curve = [sum(loss for step, loss in losses.seen if step == each) for each in range(SAVED if start else 0, STEPS)]
-    metrics = {n: float(v) for n, v in trainer.callback_metrics.items() if not n.startswith("time/")}
+    of_the_cut = ("time/", "update/padding")
+    metrics = {n: float(v) for n, v in trainer.callback_metrics.items() if not n.startswith(of_the_cut)}
     weights = whole_weights(module)
     return {"curve": curve, "metrics": metrics, "weights": weights, "sharded": is_sharded(module)}
 
