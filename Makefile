@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint type docs benchmark peers
+.PHONY: help quickstart test lint type docs benchmark peers gpu-check
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -7,7 +7,7 @@ JOBS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 quickstart: .venv/.installed  ## the whole procedure in the synthetic world: runs/quickstart/report.html
 	$(BIN)/lit-rlhf quickstart $(ARGS)
@@ -31,6 +31,9 @@ benchmark: .venv/.dev  ## speed and memory beside other libraries; ARGS="reward_
 peers: .venv/.dev  ## the PPO update beside TRL 1.12.0's, which is installed into .venv-peers/
 	test -d .venv-peers/trl-1.12.0 || $(PIP) --no-deps --target .venv-peers/trl-1.12.0 trl==1.12.0
 	$(BIN)/python -m pytest tests/peers $(ARGS)
+
+gpu-check: .venv/.dev  ## what the tests do on a CPU, on this machine's GPUs, with figures for docs/hardware.md
+	$(BIN)/python tests/gpu_check.py $(ARGS)
 
 .venv/.installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no python3.11 or python3 found: install Python 3.11 or newer"; exit 2; }

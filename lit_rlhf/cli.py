@@ -18,6 +18,7 @@ COMMANDS = {
     "fit": "train from recipes: lit-rlhf fit -c RECIPE [-c OVERLAY ...] [--key=value ...]",
     "validate": "one pass over the validation data, same arguments as fit",
     "test": "one pass over the test data, same arguments as fit",
+    "plan": "memory a device that a recipe needs, before it runs: plan -c RECIPE [-c OVERLAY ...] [--gpu NAME]",
     "recipes": "list the shipped recipes, or copy one: recipes ls, recipes cp NAME DEST",
     "export": "Lightning checkpoint to a folder that plain transformers loads: export CHECKPOINT DIR",
     "evaluate": "the paper's evaluation of models, with a report: evaluate -c RECIPE [--key=value ...]",

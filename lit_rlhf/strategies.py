@@ -13,12 +13,21 @@ class FSDP2Strategy(ModelParallelStrategy):
     """Fully sharded data parallelism over all devices of all nodes; `recipes/strategy/fsdp.yaml` names it.
 
     Args:
-        save_distributed_checkpoint: write a folder of shards instead of one file. One file can be exported at once.
+        save_distributed_checkpoint: write a folder of shards, each rank its own, instead of one file that rank zero
+            holds whole. `lit-rlhf export` reads both; a folder resumes under this strategy alone, on any number of
+            ranks.
+        weights_only: read checkpoints as plain values alone. False is for files of trusted origin that hold Python
+            objects, as a callback or an optimizer of one's own may put there.
         settings: passed on to `ModelParallelStrategy`.
     """
 
-    def __init__(self, save_distributed_checkpoint: bool = False, **settings: Any) -> None:
+    def __init__(self, save_distributed_checkpoint: bool = False, weights_only: bool = True, **settings: Any) -> None:
         super().__init__(save_distributed_checkpoint=save_distributed_checkpoint, **settings)
+        self.weights_only = weights_only
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load as `weights_only` of this strategy says: Lightning 2.6.6 loses what `fit` was given on its way here."""
+        return super().load_checkpoint(checkpoint_path, self.weights_only if weights_only is None else weights_only)
 
     def setup_environment(self) -> None:
         """Shard over everything: Lightning's default would split tensors over the devices of a node instead."""
@@ -28,15 +37,21 @@ class FSDP2Strategy(ModelParallelStrategy):
 
 
 def shard_model(model: nn.Module, strategy: Strategy) -> None:
-    """Shard `model` over the data-parallel mesh, one unit a transformer block; nothing under another strategy."""
+    """Shard `model` over the data-parallel mesh, one unit a transformer block; nothing under another strategy.
+
+    Under bf16-mixed the float32 weights are gathered in bfloat16, as autocast would take them: half to send and half
+    to hold, in a rollout above all. Gradients are reduced in float32.
+    """
     if not isinstance(strategy, ModelParallelStrategy):
         return
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = strategy.device_mesh["data_parallel"]
+    half = strategy.precision_plugin.precision == "bf16-mixed"
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
     for block in transformer_blocks(model):
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:

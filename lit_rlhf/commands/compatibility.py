@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from shutil import which
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 
 from lit_rlhf.commands.suggestions import pip_command
 from lit_rlhf.errors import UserError
+from lit_rlhf.models.checkpoint_files import is_sharded_checkpoint
 
 
 class Setup(NamedTuple):
@@ -108,9 +110,15 @@ def check_compatibility(settings: Any) -> None:
     Raises:
         UserError: the setting, the reason, and what to use instead.
     """
-    reason = refusal(setup_of(settings))
+    setup, checkpoint = setup_of(settings), settings.get("ckpt_path")
+    reason = refusal(setup)
     if reason is not None:
         raise UserError(reason)
+    if checkpoint and setup.strategy != "fsdp2" and is_sharded_checkpoint(Path(checkpoint)):
+        raise UserError(
+            f"ckpt_path: {checkpoint} is a folder of shards, which only FSDP2 reads: use -c strategy/fsdp, on any "
+            "number of devices, one among them"
+        )
 
 
 def refusal(setup: Setup) -> str | None:

@@ -10,7 +10,7 @@ from lit_rlhf.errors import UserError
 def run(command: str, args: list[str]) -> int:
     """Export and say where to."""
     parser = Parser(prog="lit-rlhf export", description="Lightning checkpoint to a transformers folder")
-    parser.add_argument("checkpoint", type=Path, help="a .ckpt file of lit-rlhf fit")
+    parser.add_argument("checkpoint", type=Path, help="a .ckpt of lit-rlhf fit: a file, or a folder of shards")
     parser.add_argument("directory", type=Path, help="the folder to write")
     text = "of a run with EMA: the average (the default), or the weights as they were"
     parser.add_argument("--weights", choices=("average", "current"), help=text)

@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.adapters import add_lora, has_adapter, merged_weights, of_own_adapter
+from lit_rlhf.models.checkpoint_files import read_checkpoint
 from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
 from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.models.scalar import ScalarModel, load_scalar_model
@@ -66,7 +67,7 @@ def export_model(model: PreTrainedModel | ScalarModel, tokenizer: Tokenizer, dir
 
 
 def export_checkpoint(checkpoint: Path, directory: Path, which: Weights | None = None) -> None:
-    """Turn a Lightning checkpoint of any module here into a transformers folder.
+    """Turn a Lightning checkpoint of any module here, a file or a folder of shards, into a transformers folder.
 
     A PPO checkpoint gives its policy.
 
@@ -78,12 +79,7 @@ def export_checkpoint(checkpoint: Path, directory: Path, which: Weights | None =
     Raises:
         UserError: no such file, not a checkpoint of this library, no average in it, or a folder that cannot be written.
     """
-    if not checkpoint.is_file():
-        raise UserError(f"there is no checkpoint {str(checkpoint)!r}")
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{str(checkpoint)!r} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+    content = read_checkpoint(checkpoint)
     if CHECKPOINT_KEY not in content:
         raise UserError(f"{str(checkpoint)!r} is not a checkpoint of SFTModule, RewardModule or PPOModule")
     about = content[CHECKPOINT_KEY]

@@ -93,7 +93,8 @@ class ActorCritic(LitModule):
             self.critic.load(self.policy, self.critic_start)
         if self.adapter is None or self.reference_path != self.model_path:
             reference = load_causal_lm(self.reference_path, self.tokenizer, self.options)
-            self.frozen["reference"] = reference.to(device).eval().requires_grad_(False)
+            shard_model(reference.requires_grad_(False), self.trainer.strategy)
+            self.frozen["reference"] = reference.to(device).eval()
         shard_model(self.policy, self.trainer.strategy)
         for part in self.critic.children() if self.critic is not None else ():
             shard_model(part, self.trainer.strategy)

@@ -30,6 +30,7 @@ class LitModule(LightningModule):
         tokenizer: loaded from there on first use; the data module takes it from here.
         tally: what an epoch logs as a mean over its parts.
         samples: rows for sample tables.
+        step_tally: what an optimizer step logs as a mean over its micro-batches and all ranks.
     """
 
     #: where the exported transformers model stands in the state dict
@@ -48,7 +49,7 @@ class LitModule(LightningModule):
         super().__init__()
         self.model_path, self.options, self.adapter = model, options or ModelOptions(), adapter
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
-        self.tally = Tally()
+        self.tally, self.step_tally = Tally(), Tally()
         self.means: dict[str, Tensor] = {}
         self.samples: list[dict[str, Any]] = []
         self.resumed_random: dict[str, Any] | None = None
@@ -89,7 +90,10 @@ class LitModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build the recipe's optimizer and scheduler; a schedule of the paper learns the run's length here."""
-        optimizer = self.make_optimizer(self.parameter_groups())
+        groups = self.parameter_groups()
+        optimizer = self.make_optimizer(groups)
+        if optimizer.defaults.get("weight_decay"):
+            optimizer = self.make_optimizer(matrices_decay(groups))
         # A fused optimizer offers to unscale gradients itself; under mixed precision Lightning then refuses to clip.
         if getattr(optimizer, "_step_supports_amp_scaling", False):
             optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
@@ -99,6 +103,11 @@ class LitModule(LightningModule):
         if isinstance(scheduler, SizedSchedule):
             scheduler.resize(int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log the means of the minibatch."""
+        for name, mean in self.step_tally.means(self.sum_over_ranks).items():
+            self.log(name, mean, prog_bar=name == "train/loss", batch_size=1)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Step, then clear the gradients at once."""
@@ -228,3 +237,14 @@ class LitModule(LightningModule):
                     f"ckpt_path: the checkpoint's model has {name} {stored.get(name)}, "
                     f"{self.model_path!r} has {own.get(name)}"
                 )
+
+
+def matrices_decay(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Split groups of parameters so that biases and the scales of norms, which are vectors, have no weight decay."""
+    split = []
+    for group in groups:
+        matrices = [p for p in group["params"] if p.ndim > 1]
+        vectors = [p for p in group["params"] if p.ndim <= 1]
+        split += [group | {"params": matrices}] if matrices else []
+        split += [group | {"params": vectors, "weight_decay": 0.0}] if vectors else []
+    return split

@@ -91,9 +91,8 @@ class RewardModule(LitModule):
     def training_step(self, batch: RankingBatch, batch_idx: int) -> Tensor:
         """Return Eq. 1 for the rankings of this batch."""
         result = ranking_loss(self(batch), batch.ranking, batch.ranks, self.pair_normalizer)
-        rankings = max(int(result.rankings), 1)
-        self.log("train/loss", result.loss.detach() / rankings, prog_bar=True, batch_size=rankings)
-        self.log("train/accuracy", result.correct / result.pairs.clamp(min=1), batch_size=max(int(result.pairs), 1))
+        self.step_tally.add("train/loss", result.loss, result.rankings)
+        self.step_tally.add("train/accuracy", result.correct, result.pairs)
         return self.normalised(result.loss, batch.normalizer)
 
     def validation_step(self, batch: RankingBatch, batch_idx: int) -> Tensor:

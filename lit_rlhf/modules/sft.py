@@ -79,10 +79,10 @@ class SFTModule(LitModule):
         return text_loss(self.model, batch.input_ids, batch.loss_mask, mask, positions)
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
-        """Return the normalised loss; a batch of the pretraining mix is logged under its own name."""
+        """Return the normalised loss; a batch of the pretraining mix counts under its own name."""
         total, count = self.loss(batch)
         name = "pretraining/loss" if isinstance(batch, PretrainingBatch) else "train/loss"
-        self.log(name, (total / count).detach(), prog_bar=True, batch_size=int(count))
+        self.step_tally.add(name, total, count)
         return self.normalised(total, batch.normalizer)
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:

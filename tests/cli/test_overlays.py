@@ -6,12 +6,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import gpu_check
 import pytest
 import torch
+from overlay_world import write_world
 from pages import ROOT
 from ranks import on_ranks
-from small_runs import demonstrations, rankings, write_rows
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
 
 from lit_rlhf.cli import main
 from lit_rlhf.commands.compatibility import RULES, Setup, refusal
@@ -20,23 +20,6 @@ from lit_rlhf.commands.recipes import is_overlay, shipped_recipes
 
 PAGE = (ROOT / "docs" / "hardware.md").read_text()
 STAGES = {"SFT": "sft", "reward model": "reward", "PPO": "ppo", "PPO-ptx": "ppo_ptx"}
-SPECIAL = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
-# 64 wide, the least that 4-bit layers take on a CPU, and wide enough for weights that 8-bit optimizers do quantise
-SHAPE = {"vocab_size": 32, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-CONFIG = LlamaConfig(**SHAPE, **SPECIAL, num_attention_heads=4, max_position_embeddings=64)
-SMALL = """
-trainer: {max_steps: 3, enable_progress_bar: false, limit_val_batches: 1, num_sanity_val_steps: 0}
-"""
-SMALL_STAGE = {
-    "sft": "data: {init_args: {micro_batch: 4}}\ntrainer: {callbacks: [%s]}",
-    "reward": "data: {init_args: {micro_batch: 2}}\ntrainer: {val_check_interval: 1.0}",
-    "ppo": "model: {init_args: {sampling: {response_length: 4}, ppo: {rollout_batch: 12, micro_batch: 2}}}",
-    "ppo_ptx": """
-model: {init_args: {sampling: {response_length: 4}, ppo: {rollout_batch: 12, micro_batch: 2}}}
-trainer: {callbacks: [%s]}""",
-}
-MIX = """{class_path: lit_rlhf.callbacks.PretrainingMix, init_args:
-  {path: runs/quickstart/world/pretraining.jsonl, coefficient: 0.5, micro_batch: 2, block_length: 8}}"""
 
 
 def table(heading: str) -> dict[tuple[str, str], str]:
@@ -56,26 +39,10 @@ OVERLAYS = [name for name in shipped_recipes() if is_overlay(name) and not name.
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's folder with what the quickstart recipes read, tiny."""
     root = tmp_path_factory.mktemp("overlays")
-    world = root / "runs/quickstart/world"
-    world.mkdir(parents=True)
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIG)
-    scalar = LlamaConfig(**CONFIG.to_diff_dict() | {"num_labels": 1, "score_shift": 0.0, "score_scale": 1.0})
-    reward = AutoModelForSequenceClassification.from_config(scalar)
-    for name in ("world/base_init", "pretraining/model", "sft/model", "reward/model"):
-        (reward if name.startswith("reward") else model).save_pretrained(root / "runs/quickstart" / name)
-        tokenizer.save_pretrained(root / "runs/quickstart" / name)
-    for suffix in ("", "_validation"):
-        write_rows(world / f"demonstrations{suffix}.jsonl", demonstrations(24))
-        write_rows(world / f"rankings{suffix}.jsonl", rankings(12))
-        write_rows(world / f"pretraining{suffix}.jsonl", [{"text": " ".join(f"w{i % 28}" for i in range(200))}])
-    write_rows(world / "ppo_prompts.jsonl", [{"prompt": row["prompt"]} for row in demonstrations(24)])
-    (root / "small.yaml").write_text(SMALL)
-    for stage, text in SMALL_STAGE.items():
-        (root / f"small-{stage}.yaml").write_text(text.replace("%s", MIX))
+    write_world(root)
     return root
 
 
@@ -169,3 +136,10 @@ def test_what_needs_a_gpu_is_refused_or_let_through():
     assert "PPO's rollouts" in refusal(Setup(device="cuda", strategy="deepspeed", module="PPOModule"))
     assert "pip install 'lit-rlhf[deepspeed]'" in refusal(Setup(device="cuda", strategy="deepspeed"))
     assert "a C++ compiler" not in (refusal(Setup(device="cuda", compiled=True)) or "")
+
+
+def test_the_gpu_check_covers_every_overlay_and_its_commands_name_recipes():
+    listed = [args for _, _, args in gpu_check.checks(gpus=2)]
+    overlays = {word for args in listed for word in args if word in OVERLAYS}
+    assert overlays == set(OVERLAYS) - {"optimizer/adamw"}  # the recipes' own
+    assert {args[2] for args in listed} == {f"quickstart/{stage}" for stage in STAGES.values()}

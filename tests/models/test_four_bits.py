@@ -16,6 +16,7 @@ from lit_rlhf.errors import UserError
 from lit_rlhf.models.export import export_checkpoint
 from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.modules import PPOModule, PPOSettings, RewardModule, SFTModule
+from lit_rlhf.rewards import RewardModelReward
 from lit_rlhf.rollout.sampling import Sampling
 
 IDS = torch.tensor([[5, 6, 7, 8, 1]])
@@ -110,3 +111,20 @@ def test_what_cannot_be_is_refused(llama, wide, tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl", demonstrations(16))
     with pytest.raises(UserError, match="multiples of 64, this model has hidden_size 32"):
         quiet_trainer(tmp_path).fit(SFTModule(llama, **QLORA), datamodule=DemonstrationDataModule(rows, micro_batch=4))
+
+
+def test_a_reward_model_in_four_bits_scores_as_the_same_in_full(wide, tokenizer, tmp_path):
+    """What `llama-3b-qlora/ppo` holds beside its policy."""
+    torch.manual_seed(0)
+    scalar = LlamaConfig(**WIDE["llama"].to_diff_dict() | {"num_labels": 1, "score_shift": 0.0, "score_scale": 1.0})
+    AutoModelForSequenceClassification.from_config(scalar).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    scores = []
+    for quantization in (None, "nf4"):
+        reward = RewardModelReward(str(tmp_path), options=ModelOptions(quantization=quantization))
+        reward.prepare(tokenizer, torch.device("cpu"))
+        layers = {type(layer).__name__ for layer in reward.model.modules()}
+        assert ("Linear4bit" in layers) == (quantization == "nf4")
+        scores.append(reward.model.score(IDS, torch.ones_like(IDS)))
+    torch.testing.assert_close(*scores, atol=0.1, rtol=0.1)
+    assert not torch.equal(*scores)

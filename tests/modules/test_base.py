@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import lightning as L
 import pytest
@@ -12,6 +13,7 @@ from small_runs import demonstrations, quiet_trainer, rankings, sgd, write_rows
 from lit_rlhf.data import ComparisonDataModule, DemonstrationDataModule
 from lit_rlhf.errors import UserError
 from lit_rlhf.modules import RewardModule, SFTModule
+from lit_rlhf.modules.base import matrices_decay
 from lit_rlhf.schedules import CosineToFraction, WarmupThenConstant
 
 
@@ -128,3 +130,14 @@ def test_a_run_that_is_prolonged_follows_the_longer_schedule(llama, data, tmp_pa
     longer.fit(SFTModule(llama, sgd(0.5), cosine), datamodule=data, ckpt_path=str(tmp_path / "short.ckpt"))
     expected = [0.25 * (1 + math.cos(math.pi * step / 8)) for step in (4, 5, 6, 7)]
     assert watch.used == pytest.approx(expected, rel=1e-9)
+
+
+def test_biases_and_norms_do_not_decay(model_folders, data, tmp_path):
+    module = SFTModule(model_folders["gpt2"], lambda p: torch.optim.AdamW(p, lr=0.0, weight_decay=0.1))
+    trainer = quiet_trainer(tmp_path, max_steps=1)
+    trainer.fit(module, datamodule=data)
+    matrices, vectors = trainer.optimizers[0].param_groups
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
+    assert {p.ndim for p in matrices["params"]} == {2} and {p.ndim for p in vectors["params"]} == {1}
+    assert len(matrices["params"]) + len(vectors["params"]) == len(list(module.parameters()))
+    assert matrices_decay([{"params": [torch.ones(2, 2)], "lr": 1.0}]) == [{"params": ANY, "lr": 1.0}]

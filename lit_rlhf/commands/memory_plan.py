@@ -1,0 +1,192 @@
+"""What each phase of a run holds on one device, from its parsed recipe: models, batches, strategy, precision."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lit_rlhf.commands.compatibility import Setup, setup_of
+from lit_rlhf.errors import UserError
+from lit_rlhf.models.loading import load_config, maximum_length
+from lit_rlhf.models.memory import Batch, Pass, Size, cache_bytes, kept_for_backward, outline, size_of
+from lit_rlhf.models.options import LoRA, ModelOptions
+from lit_rlhf.strategies import transformer_blocks
+
+SHARED_CRITICS = ("SharedTrunkCritic", "AdapterCritic")
+COMPLETIONS = 4  # of a ranking, where the data is not read
+
+
+@dataclass
+class MemoryPlan:
+    """What a run holds on one device, in bytes.
+
+    Args:
+        sizes: the sizes that the figures are for, in words.
+        phases: of each phase, what it holds.
+        parameters: of each model, how many weights.
+        assumed: what could not be known, in words.
+    """
+
+    sizes: str
+    phases: dict[str, dict[str, int]] = field(default_factory=dict)
+    parameters: dict[str, int] = field(default_factory=dict)
+    assumed: list[str] = field(default_factory=list)
+
+    @property
+    def peak(self) -> int:
+        """The phase that holds most."""
+        return max(sum(parts.values()) for parts in self.phases.values())
+
+
+class Recipe:
+    """The settings of a parsed recipe that decide about memory."""
+
+    def __init__(self, settings: Any) -> None:
+        self.setup: Setup = setup_of(settings)
+        self.model = settings.model.init_args
+        self.data = (settings.data or {}).get("init_args") or {}
+        trainer = settings.trainer
+        options = dict((self.model.get("options") or {}).items())
+        self.options = ModelOptions(**options)
+        self.adapter = LoRA(**dict(self.model.adapter.items())) if self.model.get("adapter") else None
+        devices = trainer.devices if isinstance(trainer.devices, int) else 1
+        self.world = max(devices, 1) * int(trainer.num_nodes or 1)
+        self.shards = self.world if self.setup.shards_weights else 1
+        self.half = self.setup.precision.startswith(("bf16", "16"))
+        self.number = 2 if self.half or self.options.dtype != "float32" else 4  # bytes of an activation
+
+
+def plan(settings: Any) -> MemoryPlan:
+    """Return what the run of a parsed recipe holds.
+
+    Raises:
+        UserError: a module that is none of ours, or a starting model that is not there.
+    """
+    recipe = Recipe(settings)
+    makers = {"SFTModule": _plan_text, "RewardModule": _plan_rankings, "PPOModule": _plan_ppo}
+    if recipe.setup.module not in makers:
+        raise UserError(f"plan knows {', '.join(makers)}, not {recipe.setup.module}")
+    return makers[recipe.setup.module](recipe)
+
+
+def _plan_text(recipe: Recipe) -> MemoryPlan:
+    rows, data = int(recipe.data["micro_batch"]), recipe.data
+    width = int(data.get("block_length") or data["max_prompt_length"] + data["max_completion_length"])
+    return _plan_training(recipe, rows, width, scalar=False, sizes=f"{rows} rows of {width:,} tokens a backward pass")
+
+
+def _plan_rankings(recipe: Recipe) -> MemoryPlan:
+    rankings, data = int(recipe.data["micro_batch"]), recipe.data
+    width = int(data["max_prompt_length"] + data["max_completion_length"])
+    sizes = f"{rankings} rankings of {COMPLETIONS} completions a backward pass, {width:,} tokens each"
+    planned = _plan_training(recipe, rankings * COMPLETIONS, width, scalar=True, sizes=sizes)
+    planned.assumed.append(f"{COMPLETIONS} completions a ranking, each with its prompt")
+    return planned
+
+
+def _plan_training(recipe: Recipe, rows: int, width: int, scalar: bool, sizes: str) -> MemoryPlan:
+    config = load_config(recipe.model.model, recipe.options)
+    width = min(width, maximum_length(config) or width)
+    size, kept = _trained(recipe, config, rows, width, width, scalar)
+    planned = MemoryPlan(sizes, parameters={"model": size.parameters})
+    planned.phases["training step"] = _held(recipe, size) | _gathered(recipe, size) | _kept(kept)
+    return planned
+
+
+def _plan_ppo(recipe: Recipe) -> MemoryPlan:
+    model, ppo, response = recipe.model, recipe.model.ppo, int(recipe.model.sampling.response_length)
+    config = load_config(model.model, recipe.options)
+    width = min(int(recipe.data.get("max_prompt_length", 1024)) + response, maximum_length(config) or 10**9)
+    policy, kept = _trained(recipe, config, int(ppo.micro_batch), width, response + 1, scalar=False)
+    planned = MemoryPlan(
+        f"{ppo.micro_batch} episodes a backward pass, {ppo.chunk} a scoring pass, {width:,} tokens each",
+        parameters={"policy": policy.parameters},
+    )
+    held, gathered = _held(recipe, policy), _gathered(recipe, policy)
+    critic = str((model.get("critic") or {}).get("class_path", "") if not isinstance(model.get("critic"), str) else "")
+    if not critic.endswith(SHARED_CRITICS):
+        start = model.critic if isinstance(model.get("critic"), str) else _reward_path(model) or model.model
+        own, critic_kept = _trained(
+            recipe, _config_or(config, start, recipe, planned), int(ppo.micro_batch), width, width, scalar=True
+        )
+        planned.parameters["critic"] = own.parameters
+        held = {name: held[name] + value for name, value in _held(recipe, own).items()}
+        gathered = {name: value + _gathered(recipe, own)[name] for name, value in gathered.items()}
+        kept = Pass(kept.activations + critic_kept.activations, kept.logits)
+    held |= _frozen(recipe, config, planned)
+    vocabulary = config.get_text_config().vocab_size
+    planned.phases["update"] = held | gathered | _kept(kept)
+    # under mixed precision weights are gathered in bfloat16
+    whole = {"policy gathered": policy.parameters * recipe.number} if recipe.shards > 1 else {}
+    decoded = min(max(int(ppo.rollout_batch) // recipe.world, 1), 256)  # `CachedGenerator.batch_size`
+    planned.phases["generation"] = (
+        held
+        | whole
+        | {
+            "keys and values": cache_bytes(config, decoded, width, recipe.number),
+            "logits": decoded * vocabulary * (recipe.number + 8),  # beside them their running sum, in float64
+        }
+    )
+    planned.phases["scoring"] = held | {"logits": int(ppo.chunk) * (response + 1) * vocabulary * recipe.number}
+    return planned
+
+
+def _trained(recipe: Recipe, config: Any, rows: int, width: int, keep: int, scalar: bool) -> tuple[Size, Pass]:
+    options, adapter = recipe.options, recipe.adapter
+    model = outline(config, options, adapter, scalar)
+    size = size_of(model, options, recipe.setup.optimizer, transformer_blocks(model))
+    batch = Batch(rows, width, keep, recipe.half)
+    if recipe.half and recipe.shards > 1:  # weights are gathered in bfloat16, so autocast makes no copies of them
+        return size, kept_for_backward(config, replace(options, dtype="bfloat16"), adapter, scalar, batch)
+    return size, kept_for_backward(config, options, adapter, scalar, batch)
+
+
+def _held(recipe: Recipe, size: Size) -> dict[str, int]:
+    shards, optimizer = recipe.shards, size.optimizer
+    if recipe.setup.strategy == "deepspeed":
+        optimizer //= recipe.world
+    # DDP reduces gradients in buckets that are as large again
+    gradients = size.gradients * (2 if recipe.setup.strategy == "ddp" and recipe.world > 1 else 1)
+    return {"weights": size.weights // shards, "gradients": gradients // shards, "optimizer state": optimizer // shards}
+
+
+def _gathered(recipe: Recipe, size: Size) -> dict[str, int]:
+    halved = 2 if recipe.half and recipe.options.dtype == "float32" else 1
+    return {"gathered weights": size.gathered // halved if recipe.shards > 1 else 0}
+
+
+def _kept(kept: Pass) -> dict[str, int]:
+    return {"activations": kept.activations, "logits and their gradient": kept.logits}
+
+
+def _frozen(recipe: Recipe, config: Any, planned: MemoryPlan) -> dict[str, int]:
+    """Reference and reward model, nothing but weights: the one sharded as the policy is, the other on every device."""
+    model, frozen = recipe.model, {}
+    if recipe.adapter is None or (model.get("reference") or model.model) != model.model:
+        other = _config_or(config, model.get("reference") or model.model, recipe, planned)
+        frozen["reference"] = _frozen_size(other, recipe.options, scalar=False)
+    if path := _reward_path(model):
+        options = ModelOptions(**dict((model.reward.init_args.get("options") or {}).items()))
+        frozen["reward model"] = _frozen_size(_config_or(config, path, recipe, planned), options, scalar=True)
+    planned.parameters |= {name: size.parameters for name, size in frozen.items()}
+    held = {name: size.weights for name, size in frozen.items()}
+    return {name: value // (recipe.shards if name == "reference" else 1) for name, value in held.items()}
+
+
+def _frozen_size(config: Any, options: ModelOptions, scalar: bool) -> Size:
+    return size_of(outline(config, options, None, scalar), options, "", [])
+
+
+def _reward_path(model: Any) -> str | None:
+    reward = model.get("reward")
+    name = str(getattr(reward, "class_path", ""))
+    return str(reward.init_args.model) if name.endswith("RewardModelReward") else None
+
+
+def _config_or(config: Any, path: str, recipe: Recipe, planned: MemoryPlan) -> Any:
+    """Return the configuration of a folder, or the policy's where an earlier stage has still to write it."""
+    try:
+        return load_config(path, recipe.options)
+    except UserError:
+        note = f"{path} is not there yet: taken to be of the policy's size"
+        if note not in planned.assumed:
+            planned.assumed.append(note)
+        return config

@@ -1,0 +1,161 @@
+"""`lit-rlhf plan`: what it counts beside what training really holds."""
+
+from dataclasses import replace
+from typing import Any
+
+import bitsandbytes
+import pytest
+import torch
+from peak_memory import needs_proc, peak_of
+from small_runs import write_rows
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from lit_rlhf.cli import main
+from lit_rlhf.commands.plan import memory_of
+from lit_rlhf.errors import UserError
+from lit_rlhf.models.adapters import add_lora
+from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
+from lit_rlhf.models.memory import Batch, cache_bytes, kept_for_backward, outline, size_of
+from lit_rlhf.models.options import LoRA, ModelOptions
+from lit_rlhf.models.text_loss import text_loss
+
+ROWS, WIDTH = 3, 24
+
+
+def saved_by_autograd(model: Any, half: bool) -> int:
+    """Bytes that a real pass keeps beside weights and logits."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    own |= {b.untyped_storage().data_ptr() for b in model.buffers()}
+    sizes: dict[int, Any] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage
+        return tensor
+
+    ids = torch.randint(3, 28, (ROWS, WIDTH))
+    mask = torch.ones(ROWS, WIDTH, dtype=torch.int64)
+    mask[0, -4:] = 0
+    targets = mask.bool() & (torch.arange(WIDTH) > 0)
+    hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=half):
+        text_loss(model, ids, targets, mask)
+    logits = ROWS * WIDTH * model.config.vocab_size * (2 if half or model.dtype == torch.bfloat16 else 4)
+    return sum(storage.nbytes() for storage in sizes.values()) - logits
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "half"),
+    [
+        ("llama", {}, False),
+        ("llama", {}, True),
+        ("gpt2", {}, False),
+        ("gpt_neox", {"options": ModelOptions(gradient_checkpointing=True)}, False),
+        ("llama", {"adapter": LoRA(rank=4)}, False),
+        ("llama", {"options": ModelOptions(dtype="bfloat16")}, False),
+    ],
+)
+def test_activations_are_those_that_autograd_saves(shape, settings, half, model_folders):
+    options, adapter = settings.get("options", ModelOptions()), settings.get("adapter")
+    plain = replace(options, gradient_checkpointing=False)
+    model = load_causal_lm(model_folders[shape], load_tokenizer(model_folders[shape], options), plain)
+    if adapter:
+        add_lora(model, adapter)
+    kept = saved_by_autograd(model, half)
+    if options.gradient_checkpointing:  # one of the two blocks is there again when it is computed again
+        model.gradient_checkpointing_enable()
+        model.enable_input_require_grads()
+        inputs = saved_by_autograd(model, half)
+        assert inputs < 0.4 * kept
+        kept = inputs + (kept - inputs) // 2
+    planned = kept_for_backward(model.config, options, adapter, False, Batch(ROWS, WIDTH, WIDTH, half))
+    assert planned.activations == pytest.approx(kept, rel=0.15)
+    assert planned.logits == 2 * ROWS * WIDTH * 32 * (2 if half or options.dtype == "bfloat16" else 4)
+
+
+WIDE = LlamaConfig(
+    vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0
+)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [torch.optim.AdamW, bitsandbytes.optim.AdamW8bit, bitsandbytes.optim.Lion8bit],
+    ids=lambda optimizer: optimizer.__name__,
+)
+def test_weights_gradients_and_optimizer_state_are_those_of_a_step(optimizer):
+    model = AutoModelForCausalLM.from_config(WIDE)
+    stepped = optimizer(model.parameters(), lr=1e-3)
+    model(input_ids=torch.zeros(1, 4, dtype=torch.int64)).logits.sum().backward()
+    stepped.step()
+    state = sum(
+        value.nbytes
+        for each in stepped.state.values()
+        for name, value in each.items()
+        if torch.is_tensor(value) and name not in ("step", "qmap1", "qmap2")  # one for all weights
+    )
+    name = f"{optimizer.__module__.split('.')[0]}.optim.{optimizer.__name__}"
+    planned = size_of(outline(WIDE, ModelOptions(), None, False), ModelOptions(), name, [])
+    assert planned.parameters == planned.trained == sum(p.numel() for p in model.parameters())
+    assert planned.gradients == sum(p.grad.nbytes for p in model.parameters())
+    assert planned.weights == pytest.approx(planned.gradients, rel=0.01)  # and the constants of the rotary embedding
+    assert planned.optimizer == pytest.approx(state, rel=0.02)
+
+
+SHAPE = {"vocab_size": 8192, "num_hidden_layers": 3, "num_attention_heads": 8, "pad_token_id": 0, "eos_token_id": 1}
+BIG = LlamaConfig(**SHAPE, hidden_size=512, intermediate_size=1536)
+SMALL = LlamaConfig(**SHAPE, hidden_size=16, intermediate_size=16)
+
+
+def two_minibatches(config: LlamaConfig) -> None:
+    """Of two micro-batches each."""
+    model = AutoModelForCausalLM.from_config(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+    ids = torch.randint(3, 8192, (4, 96))
+    mask = torch.ones_like(ids)
+    targets = mask.bool() & (torch.arange(96) > 0)
+    for _ in range(2):
+        for _ in range(2):
+            total, count = text_loss(model, ids, targets, mask)
+            (total / count).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@needs_proc
+def test_the_peak_is_that_of_a_real_run(tmp_path):
+    options = ModelOptions()
+    size = size_of(outline(BIG, options, None, False), options, "torch.optim.AdamW", [])
+    kept = kept_for_backward(BIG, options, None, False, Batch(4, 96, 96))
+    planned = size.weights + size.gradients + size.optimizer + sum(kept)
+    two_minibatches(SMALL)
+    measured = peak_of(lambda: two_minibatches(BIG), tmp_path)
+    assert planned == pytest.approx(measured, rel=0.15), (planned / 1e6, measured / 1e6)
+
+
+def test_the_command_names_phases_and_says_whether_a_gpu_holds_it(llama, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "data.jsonl", [])
+    recipe = ["-c", "llama-8b-fsdp/ppo_ptx", f"--model.model={llama}", "--data.max_prompt_length=64"]
+    assert main(["plan", *recipe, "--model.sampling.response_length=64", "--gpu", "h100-80gb"]) == 0
+    page = capsys.readouterr().out
+    assert "h100-80gb: holds it" in page and "runs/llama-8b-fsdp/reward/model is not there yet" in page
+    for part in ("policy gathered", "keys and values", "reference", "optimizer state", "gathered weights"):
+        assert part in page
+    assert main(["plan", *recipe, "--model.sampling.response_length=64", "--gpu=0.5gb"]) == 0
+    assert "0.5gb: does not hold it" in capsys.readouterr().out
+    assert main(["plan", "-c", "quickstart/sft", f"--model.model={llama}", "--gpu", "h100-80"]) == 2
+    assert "did you mean 'h100-80gb'" in capsys.readouterr().err
+
+
+def test_sizes_by_name_and_by_number():
+    assert memory_of("A100-40GB") == 40e9 and memory_of("24gb") == 24e9
+    with pytest.raises(UserError, match="no GPU 'k80'"):
+        memory_of("k80")
+
+
+def test_the_cache_of_a_grouped_query_model():
+    config = LlamaConfig(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8)
+    assert cache_bytes(config, rows=1, width=1, bytes_a_number=2) == 131_072  # 128 KiB a token, as of Llama 3 8B

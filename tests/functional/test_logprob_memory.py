@@ -1,0 +1,33 @@
+"""Log-probs over a vocabulary of 128k: what the logits take, twice, and no float32 copy of them."""
+
+import torch
+from peak_memory import needs_proc, peak_of
+
+from lit_rlhf.functional import token_logprobs
+
+T, V, D = 1024, 131_072, 32
+LOGITS = T * V * 2  # bytes, bfloat16
+
+
+def unembed() -> tuple[torch.Tensor, torch.Tensor]:
+    weight = torch.full((V, D), 0.01, dtype=torch.bfloat16, requires_grad=True)
+    return weight, torch.full((1, T, D), 0.5, dtype=torch.bfloat16) @ weight.T  # (1, T, V)
+
+
+def gradient_path() -> None:
+    """The least that any loss takes: logits, their gradient, the gradient of the weight."""
+    _, logits = unembed()
+    logits.backward(torch.full_like(logits, 0.1))
+
+
+def logprobs() -> None:
+    weight, logits = unembed()
+    token_logprobs(logits, torch.zeros(1, T, dtype=torch.int64)).sum().backward()
+    assert weight.grad is not None
+
+
+@needs_proc
+def test_the_peak_is_that_of_the_gradients_own_path(tmp_path):
+    least, ours = (peak_of(work, tmp_path) for work in (gradient_path, logprobs))
+    assert 2 * LOGITS < least < 2.3 * LOGITS, "the measure sees logits and gradient"
+    assert ours < 1.15 * least, (ours / 1e6, least / 1e6)
