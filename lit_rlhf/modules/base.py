@@ -1,13 +1,16 @@
 """What the three modules share: tokenizer, optimizer, normalisation, and what a checkpoint says about itself."""
 
 import json
+import math
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -97,7 +100,10 @@ class LitModule(LightningModule):
             return optimizer
         scheduler = self.make_scheduler(optimizer)
         if isinstance(scheduler, SizedSchedule):
-            scheduler.resize(int(self.trainer.estimated_stepping_batches))
+            total = int(self.trainer.estimated_stepping_batches)  # asks for the loader, whose length is known after it
+            batches = self.trainer.num_training_batches
+            finite = batches if batches != float("inf") else 1
+            scheduler.resize(total, math.ceil(finite / self.trainer.accumulate_grad_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
@@ -106,6 +112,10 @@ class LitModule(LightningModule):
         optimizer.zero_grad()
         if self.trainer.is_last_batch:
             self.log_means()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log the norm of the gradient that the Trainer is about to clip."""
+        self.tally.add("update/gradient_norm", gradient_norm(self.parameters()))
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Do nothing: `optimizer_step` cleared them.
@@ -233,3 +243,9 @@ class LitModule(LightningModule):
                     f"ckpt_path: the checkpoint's model has {name} {stored.get(name)}, "
                     f"{self.model_path!r} has {own.get(name)}"
                 )
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Return the 2-norm of all gradients together, () on their device; over all ranks where they are sharded."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
