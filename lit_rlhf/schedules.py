@@ -12,28 +12,28 @@ from lit_rlhf.errors import UserError
 class SizedSchedule(LambdaLR):
     """A factor on every group's learning rate as a function of the step and of the run's length.
 
-    The module sets `total_steps` before the first step; until then the factor is that of a run of one step.
+    The module sets `total_steps` and `epoch_steps` before the first step; until then the run is one of one step.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
-        self.total_steps = 1
+        self.total_steps = self.epoch_steps = 1
         super().__init__(optimizer, self.factor)
 
     def factor(self, step: int) -> float:
         """Return the factor at an optimizer step."""
         raise NotImplementedError
 
-    def resize(self, total_steps: int) -> None:
-        """Set the run's length in optimizer steps and the learning rate accordingly."""
-        self.total_steps = max(int(total_steps), 1)
+    def resize(self, total_steps: int, epoch_steps: int = 1) -> None:
+        """Set the lengths of the run and of an epoch in optimizer steps, and the learning rate accordingly."""
+        self.total_steps, self.epoch_steps = max(int(total_steps), 1), max(int(epoch_steps), 1)
         for group, base in zip(self.optimizer.param_groups, self.base_lrs):
             group["lr"] = base * self.factor(self.last_epoch)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the step back; the length stays the Trainer's, so that a run can be resumed to go on for longer."""
-        total_steps = self.total_steps
+        """Take the step back; the lengths stay the Trainer's, so that a run can be resumed to go on for longer."""
+        lengths = self.total_steps, self.epoch_steps
         super().load_state_dict(state_dict)
-        self.resize(total_steps)
+        self.resize(*lengths)
 
 
 class CosineToFraction(SizedSchedule):
@@ -64,14 +64,21 @@ class WarmupThenConstant(SizedSchedule):
 
     Args:
         optimizer: given by the module.
-        warmup_steps: optimizer steps of the warm-up; 10 iterations of 8 minibatches are 80.
+        warmup_iterations: how long the rate rises, in iterations of PPO: epochs of the Trainer. Within one it rises
+            with every optimizer step.
         start: fraction at the first step.
     """
 
-    def __init__(self, optimizer: Optimizer, warmup_steps: int = 80, start: float = 0.1) -> None:
-        self.warmup_steps, self.start = warmup_steps, start
+    def __init__(self, optimizer: Optimizer, warmup_iterations: float = 10, start: float = 0.1) -> None:
+        if warmup_iterations < 0 or not 0 <= start <= 1:
+            raise UserError(
+                "scheduler: warmup_iterations must not be negative and start must lie in [0, 1], "
+                f"got {warmup_iterations} and {start}"
+            )
+        self.warmup_iterations, self.start = warmup_iterations, start
         super().__init__(optimizer)
 
     def factor(self, step: int) -> float:
         """See `SizedSchedule.factor`."""
-        return min(self.start + (1 - self.start) * step / max(self.warmup_steps, 1), 1.0)
+        steps = self.warmup_iterations * self.epoch_steps
+        return min(self.start + (1 - self.start) * step / max(steps, 1), 1.0)

@@ -1,25 +1,34 @@
 """The models of PPO (App. C.4): policy, critic and reference, how each is loaded and how each is called."""
 
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lit_rlhf.errors import UserError
 from lit_rlhf.models.adapters import add_lora, using_adapter
 from lit_rlhf.models.layout import Layout, lay_out
 from lit_rlhf.models.loading import load_causal_lm, load_config
 from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.models.riding import last_layer
 from lit_rlhf.modules.base import LitModule
-from lit_rlhf.rewards.source import RewardSource, ride_on_policy, source_critic
+from lit_rlhf.rewards.source import RewardSource, ride_on_policy, source_critic, source_models
 from lit_rlhf.rollout.critics import Critic, CriticStart
 from lit_rlhf.rollout.endings import end_ids
-from lit_rlhf.rollout.passes import logprobs_of, response_logprobs
+from lit_rlhf.rollout.passes import logprobs_and_entropy, logprobs_of, response_logprobs
 from lit_rlhf.rollout.sampling import Sampling
 from lit_rlhf.strategies import shard_model
+
+
+class Evaluation(NamedTuple):
+    """What policy and critic say of an experience."""
+
+    logprobs: Tensor  # (B, R), of the policy
+    values: Tensor | None  # (B, R); None without a critic
+    entropy: Tensor | None  # (B, R), of the policy's full distribution; None where nothing asks for it
 
 
 class ActorCritic(LitModule):
@@ -59,6 +68,10 @@ class ActorCritic(LitModule):
         options: ModelOptions | None,
     ) -> None:
         super().__init__(model, options, adapter, optimizer, scheduler)
+        if sampling.temperature == 0:
+            raise UserError(
+                "sampling.temperature is 0: a greedy rollout explores nothing and has no log-probs to learn from"
+            )
         self.reference_path, self.reward, self.critic = reference, reward, critic
         self.critic_learning_rate, self.sampling = critic_learning_rate, sampling
         self.policy: PreTrainedModel
@@ -81,8 +94,10 @@ class ActorCritic(LitModule):
         if self.critic is not None:
             self.critic.check(self.critic_start)
 
-    def load_models(self) -> None:
-        """Load all of them; what rides on the policy's base comes after the policy."""
+    def configure_model(self) -> None:
+        """Load all of them, once; what rides on the policy's base comes after the policy."""
+        if hasattr(self, "policy"):
+            return
         device = self.trainer.strategy.root_device
         self.reward.prepare(self.tokenizer, device)
         self.policy = load_causal_lm(self.model_path, self.tokenizer, self.options)
@@ -98,6 +113,11 @@ class ActorCritic(LitModule):
         shard_model(self.policy, self.trainer.strategy)
         for part in self.critic.children() if self.critic is not None else ():
             shard_model(part, self.trainer.strategy)
+
+    def read_only(self) -> dict[str, str]:
+        """See `LitModule`: the reference policy and every reward model."""
+        rewards = {f"reward model {number}": path for number, path in enumerate(source_models(self.reward), 1)}
+        return {**super().read_only(), "reference policy": self.reference_path, **rewards}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the policy's group, and the critic's with its own learning rate."""
@@ -127,12 +147,20 @@ class ActorCritic(LitModule):
             return torch.zeros(len(input_ids), width, device=input_ids.device)
         return self.critic.values(self.policy, self.laid_out(input_ids, attention_mask, width))
 
-    def logprobs_and_values(
-        self, input_ids: Tensor, attention_mask: Tensor, width: int
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return log-probs of the response under the policy and the critic's values, (B, R) each, for the update."""
+    def evaluate(self, input_ids: Tensor, attention_mask: Tensor, width: int, with_entropy: bool) -> Evaluation:
+        """Return what the update's losses read."""
         layout = self.laid_out(input_ids, attention_mask, width)
         self.tally.add("update/padding", layout.padding, layout.input_ids.numel())
+        entropy = None
         with last_layer(self.policy) as kept:
-            logprobs = logprobs_of(self.policy, layout, self.sampling)
-        return logprobs, None if self.critic is None else self.critic.values_beside(kept[0], self.policy, layout)
+            if with_entropy:
+                logprobs, entropy = logprobs_and_entropy(self.policy, layout, self.sampling)
+            else:
+                logprobs = logprobs_of(self.policy, layout, self.sampling)
+        values = None if self.critic is None else self.critic.values_beside(kept[0], self.policy, layout)
+        return Evaluation(logprobs, values, entropy)
+
+    def hold_policy(self) -> None:
+        """Take the policy's gradients away before a step: the optimizer then leaves the policy as it is."""
+        for parameter in self.parameter_groups()[0]["params"]:
+            parameter.grad = None

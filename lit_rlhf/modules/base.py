@@ -1,13 +1,16 @@
 """What the three modules share: tokenizer, optimizer, normalisation, and what a checkpoint says about itself."""
 
 import json
+import math
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -101,7 +104,10 @@ class LitModule(LightningModule):
             return optimizer
         scheduler = self.make_scheduler(optimizer)
         if isinstance(scheduler, SizedSchedule):
-            scheduler.resize(int(self.trainer.estimated_stepping_batches))
+            total = int(self.trainer.estimated_stepping_batches)  # asks for the loader, whose length is known after it
+            batches = self.trainer.num_training_batches
+            finite = batches if batches != float("inf") else 1
+            scheduler.resize(total, math.ceil(finite / self.trainer.accumulate_grad_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -115,6 +121,10 @@ class LitModule(LightningModule):
         optimizer.zero_grad()
         if self.trainer.is_last_batch:
             self.log_means()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log the norm of the gradient that the Trainer is about to clip."""
+        self.tally.add("update/gradient_norm", gradient_norm(self.parameters()))
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Do nothing: `optimizer_step` cleared them.
@@ -248,3 +258,9 @@ def matrices_decay(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         split += [group | {"params": matrices}] if matrices else []
         split += [group | {"params": vectors, "weight_decay": 0.0}] if vectors else []
     return split
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Return the 2-norm of all gradients together, () on their device; over all ranks where they are sharded."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm

@@ -7,17 +7,18 @@ from typing import Any
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
+from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from lit_rlhf.data.batches import PretrainingBatch, PromptBatch
 from lit_rlhf.errors import UserError
-from lit_rlhf.functional import clipped_policy_loss, clipped_value_loss, k1
+from lit_rlhf.functional import clipped_policy_loss, clipped_value_loss, k1, masked_sum
 from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.models.text_loss import text_loss
 from lit_rlhf.modules.actors import ActorCritic
 from lit_rlhf.modules.ppo_settings import PPOSettings
 from lit_rlhf.rewards import RewardSource, finite_scores
-from lit_rlhf.rewards.source import load_source_state, source_details, source_models, source_state
+from lit_rlhf.rewards.source import load_source_state, source_details, source_state
 from lit_rlhf.rollout.advantages import GAE, AdvantageEstimator, check_groups, rewards_of
 from lit_rlhf.rollout.critics import Critic, critic_of
 from lit_rlhf.rollout.endings import text_ends
@@ -97,10 +98,8 @@ class PPOModule(ActorCritic):
         self.ppo, self.advantages = ppo, estimator
         self.kl: KLController = kl or FixedKL()
         self.generator = generator or CachedGenerator()
-        if self.sampling.temperature == 0:
-            raise UserError(
-                "sampling.temperature is 0: a greedy rollout explores nothing and has no log-probs to learn from"
-            )
+        if ppo.critic_warmup and self.critic is None:
+            raise UserError(f"ppo.critic_warmup: {type(estimator).__name__} has no critic to warm up; leave it at 0")
         self.samples: list[dict[str, Any]] = []
         self.loader: ExperienceLoader | None = None
         self.unfinished: dict[str, Any] = {}  # of a checkpoint in the middle of an iteration, until there is a loader
@@ -125,12 +124,6 @@ class PPOModule(ActorCritic):
         self.require_positions(
             prompts.longest + width, what, "data.max_prompt_length or model.sampling.response_length"
         )
-
-    def configure_model(self) -> None:
-        """Load the four models, once."""
-        if hasattr(self, "policy"):
-            return
-        self.load_models()
 
     def experience(self, prompts: Prompts) -> ExperienceLoader:
         """Return the training loader over `prompts`; called by the prompt data module."""
@@ -229,17 +222,24 @@ class PPOModule(ActorCritic):
         if isinstance(batch, PretrainingBatch):
             return self.pretraining_step(batch)
         ppo, width = self.ppo, batch.response_mask.shape[1]
-        logprobs, values = self.logprobs_and_values(batch.input_ids, batch.attention_mask, width)  # (B, R)
+        seen = self.evaluate(batch.input_ids, batch.attention_mask, width, ppo.entropy_coefficient > 0)
+        logprobs, values = seen.logprobs, seen.values  # (B, R)
         policy = clipped_policy_loss(logprobs, batch.logprobs, batch.advantages, batch.response_mask, ppo.clip)
-        self.tally.add("policy/loss", policy.loss, policy.count)
-        self.tally.add("policy/clip_fraction", policy.clipped, policy.count)
-        self.tally.add("policy/approx_kl", policy.approx_kl, policy.count)
+        sums = {"loss": policy.loss, "clip_fraction": policy.clipped, "approx_kl": policy.approx_kl}
+        for name, total in sums.items():
+            self.tally.add(f"policy/{name}", total, policy.count)
         if batch.statistics and ppo.logprobs == "sampled":  # the weights are still those that were sampled from
             for name, figure in logprob_mismatch(logprobs.detach(), batch.logprobs, batch.response_mask).items():
                 self.tally.add(name, figure)
         for name, figure in batch.statistics.items():
             self.tally.add(name, figure)
-        loss = policy.loss if values is None else policy.loss + ppo.value_coefficient * self.value_loss(values, batch)
+        loss = policy.loss
+        if values is not None:
+            loss = loss + ppo.value_coefficient * self.value_loss(values, batch)
+        if seen.entropy is not None:
+            entropy = masked_sum(seen.entropy, batch.response_mask)
+            self.tally.add("policy/full_entropy", entropy, policy.count)
+            loss = loss - ppo.entropy_coefficient * entropy
         return self.normalised(loss, batch.normalizer)
 
     def value_loss(self, values: Tensor, batch: Experience) -> Tensor:
@@ -269,10 +269,11 @@ class PPOModule(ActorCritic):
             self.validation_kl.update(kl[counted])
         self.log_dict({"validation/score": self.validation_score, "validation/kl": self.validation_kl})
 
-    def read_only(self) -> dict[str, str]:
-        """See `LitModule`: the reference policy and every reward model."""
-        rewards = {f"reward model {number}": path for number, path in enumerate(source_models(self.reward), 1)}
-        return {**super().read_only(), "reference policy": self.reference_path, **rewards}
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log the gradient's norm; let the critic alone move in its warm-up."""
+        if self.trainer.global_step // self.sizes.steps < self.ppo.critic_warmup:
+            self.hold_policy()
+        super().on_before_optimizer_step(optimizer)
 
     def on_fit_start(self) -> None:
         """Print the sizes once."""

@@ -21,6 +21,10 @@ class PPOSettings:
         value_clip: how far a value may move from that at sampling; the paper is silent (Stiennon 2020: 0.2).
         value_coefficient: weight of the value loss beside the policy loss. Where policy and critic share no weights,
             with Adam it only matters for clipping of gradients; with a shared trunk Ziegler et al. take 0.1.
+        entropy_coefficient: weight of an entropy bonus: the mean entropy of the full distribution at response tokens,
+            added to what is maximised. The paper has none.
+        critic_warmup: iterations at the start in which the critic learns and the policy stands still, the pretraining
+            mix included. The paper has none: its critic starts from the reward model.
         critic_learning_rate: of the critic's parameter group (paper: 9e-6).
         chunk: episodes a forward pass when scoring.
         logprobs: the policy's log-probs that the ratio starts from. "sampled": as the generator drew them, at no cost.
@@ -35,6 +39,8 @@ class PPOSettings:
     clip: float = 0.2
     value_clip: float = 0.2
     value_coefficient: float = 1.0
+    entropy_coefficient: float = 0.0
+    critic_warmup: int = 0
     critic_learning_rate: float = 9e-6
     chunk: int = 64
     logprobs: Literal["sampled", "recomputed"] = "sampled"
@@ -44,6 +50,9 @@ class PPOSettings:
         for name in ("rollout_batch", "samples_per_prompt", "micro_batch", "epochs", "chunk"):
             if getattr(self, name) < 1:
                 raise UserError(f"ppo.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("value_coefficient", "entropy_coefficient", "critic_warmup", "critic_learning_rate"):
+            if getattr(self, name) < 0:
+                raise UserError(f"ppo.{name} must not be negative, got {getattr(self, name)}")
         for name in ("clip", "value_clip"):
             if getattr(self, name) <= 0:
                 raise UserError(f"ppo.{name} must be positive, got {getattr(self, name)}")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lit_rlhf.functional import token_entropy
 from lit_rlhf.models.layout import Layout, by_length, lay_out, logits_at
 from lit_rlhf.models.scalar import ScalarModel
 from lit_rlhf.rollout.endings import end_ids
@@ -39,6 +40,18 @@ def logprobs_of(policy: PreTrainedModel, layout: Layout, sampling: Sampling, end
     logits = logits_at(policy, layout)  # (n, V)
     step = layout.response_mask.nonzero(as_tuple=True)[1]
     return layout.spread(drawn_logprobs(logits, layout.tokens, sampling, step, ends))
+
+
+def logprobs_and_entropy(policy: PreTrainedModel, layout: Layout, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Return log-probs as `logprobs_of` does, and the entropy of each token's distribution in nats, (B, R) each.
+
+    The entropy is of the full distribution at the sampling temperature, whatever was ruled out at sampling.
+    """
+    logits = logits_at(policy, layout)  # (n, V)
+    step = layout.response_mask.nonzero(as_tuple=True)[1]
+    logprobs = drawn_logprobs(logits, layout.tokens, sampling, step, end_ids(policy, sampling))
+    entropy = token_entropy(logits[:, None], sampling.temperature or 1.0).squeeze(1)
+    return layout.spread(logprobs), layout.spread(entropy)
 
 
 def response_values(critic: ScalarModel, layout: Layout) -> Tensor:

@@ -115,7 +115,7 @@ def test_the_cosine_warms_up_first_where_asked(llama, data, tmp_path):
 
 
 def test_the_warm_up_starts_at_a_tenth_and_stays_at_the_full_rate(llama, data, tmp_path):
-    used, _ = rates(llama, data, tmp_path, lambda o: WarmupThenConstant(o, warmup_steps=4), max_epochs=2)
+    used, _ = rates(llama, data, tmp_path, lambda o: WarmupThenConstant(o, warmup_iterations=1), max_epochs=2)
     assert used == pytest.approx([0.05, 0.1625, 0.275, 0.3875, 0.5, 0.5, 0.5, 0.5], rel=1e-9)
 
 

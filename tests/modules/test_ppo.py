@@ -283,3 +283,53 @@ def test_a_reward_that_is_not_a_number_stops_the_run(llama, trainer_of):
     module.reward.score = lambda episodes: torch.full((len(episodes.responses),), float("nan"))  # type: ignore[method-assign]
     with pytest.raises(UserError, match="64 of 64 scores at step 0 are not finite"):
         trainer_of(max_epochs=1).fit(module, datamodule=PromptData())
+
+
+def test_the_critics_warm_up_moves_the_critic_alone_and_the_gradients_norm_is_logged(llama, text, trainer_of):
+    watch = Watch()
+    mix = PretrainingMix(text, coefficient=1.0, micro_batch=4, block_length=16)
+    warming = {"rollout_batch": 16, "critic_warmup": 2}
+    module = make(llama, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1), ppo=warming)
+    policies: list[torch.Tensor] = []
+
+    class Policies(L.Callback):
+        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+            policies.append(torch.cat([p.detach().flatten() for p in pl_module.policy.parameters()]))
+
+    trainer = trainer_of(max_epochs=3, callbacks=[watch, Policies(), mix])
+    trainer.fit(module, datamodule=PromptData())
+    start = torch.cat([watch.start[f"policy.{name}"].flatten() for name, _ in module.policy.named_parameters()])
+    assert torch.equal(policies[0], start) and torch.equal(policies[1], start) and not torch.equal(policies[2], start)
+    assert watch.epochs[1]["policy/approx_kl"] == pytest.approx(0, abs=1e-9)
+    assert watch.epochs[1]["value/loss"] != watch.epochs[0]["value/loss"]
+    assert 0 < watch.epochs[0]["update/gradient_norm"] < watch.epochs[2]["update/gradient_norm"]
+
+
+def test_the_entropy_bonus_is_the_full_distributions(llama, trainer_of):
+    """Without advantages (a constant reward, group-relative) the bonus alone moves the policy: entropy rises."""
+    figures = []
+    for coefficient in (0.0, 1.0):
+        watch = Watch()
+        module = make(
+            llama,
+            advantages=GroupRelative(),
+            kl=FixedKL(0.0),
+            optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+            ppo={"entropy_coefficient": coefficient, "samples_per_prompt": 2, "rollout_batch": 16},
+        )
+        module.reward.score = lambda episodes: torch.ones(len(episodes.responses))  # type: ignore[method-assign]
+        trainer_of(max_epochs=2, callbacks=[watch]).fit(module, datamodule=PromptData())
+        figures.append(watch.epochs)
+        still = all(torch.equal(p, watch.start[name]) for name, p in module.named_parameters())
+        assert still == (coefficient == 0)
+    assert "policy/full_entropy" not in figures[0][-1]
+    assert figures[1][1]["policy/full_entropy"] > figures[1][0]["policy/full_entropy"]
+    # the mean over sampled tokens of -log p estimates the same number
+    assert figures[1][0]["policy/full_entropy"] == pytest.approx(figures[1][0]["policy/entropy"], rel=0.25)
+
+
+def test_a_warm_up_without_a_critic_is_refused(llama):
+    with pytest.raises(UserError, match=r"ppo\.critic_warmup: GroupRelative has no critic to warm up"):
+        make(llama, advantages=GroupRelative(), ppo={"critic_warmup": 1})
+    with pytest.raises(UserError, match=r"critic: LeaveOneOut reads no values; leave model\.critic out"):
+        make(llama, advantages=LeaveOneOut(), critic=SharedTrunkCritic())

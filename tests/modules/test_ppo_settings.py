@@ -22,6 +22,8 @@ def test_the_defaults_are_the_papers():
         ("epochs", -1, "be at least 1"),
         ("chunk", 0, "be at least 1"),
         ("clip", 0.0, "be positive"),
+        ("entropy_coefficient", -0.1, "not be negative"),
+        ("critic_warmup", -1, "not be negative"),
         ("value_clip", -0.2, "be positive"),
     ],
 )

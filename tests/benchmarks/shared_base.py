@@ -1,0 +1,77 @@
+"""Peak memory of a LoRA run on random weights, in a process of its own: `sft`, or `ppo` with four models on one base.
+
+    python -m tests.benchmarks.shared_base FOLDER make|reward|sft|ppo
+
+`make` writes the model and the data, `reward` the checkpoint of the adapter; the other two print their peak in MiB.
+"""
+
+import json
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from lit_rlhf.data import ComparisonDataModule, DemonstrationDataModule, PromptDataModule
+from lit_rlhf.models.options import LoRA
+from lit_rlhf.modules import PPOModule, PPOSettings, RewardModule, SFTModule
+from lit_rlhf.rewards import AdapterReward
+from lit_rlhf.rollout.critics import AdapterCritic
+from lit_rlhf.rollout.sampling import Sampling
+
+SHAPE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+LORA = LoRA(rank=8)
+
+
+def make(folder: Path) -> None:
+    """Write a model of 129 M random parameters, its tokenizer and short data."""
+    words = {word: number for number, word in enumerate(["<pad>", "<eos>", "<unk>", *(f"w{i}" for i in range(8189))])}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(folder / "model")
+    ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=len(words), **SHAPE, **ids))
+    model.save_pretrained(folder / "model")
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
+    text = [{"prompt": f"w{i} w{i + 1}", "completion": f"w{i + 2} w{i + 3}"} for i in range(8)]
+    pairs = [{"prompt": f"w{i}", "chosen": f"w{i} w1", "rejected": f"w{i} w2"} for i in range(4)]
+    for name, rows in (("text", text), ("pairs", pairs)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def stage(folder: Path, kind: str) -> tuple[L.LightningModule, Any]:
+    """Return module and data."""
+    model, text = str(folder / "model"), str(folder / "text.jsonl")
+    if kind == "sft":
+        return SFTModule(model, adapter=LORA), DemonstrationDataModule(text, micro_batch=4)
+    if kind == "reward":
+        return RewardModule(model, adapter=LORA), ComparisonDataModule(str(folder / "pairs.jsonl"), micro_batch=2)
+    reward = AdapterReward(str(folder / "reward.ckpt"), uncentred="accept")
+    sizes = PPOSettings(rollout_batch=8, micro_batch=4)
+    module = PPOModule(model, reward, Sampling(8), sizes, critic=AdapterCritic(), adapter=LORA)
+    return module, PromptDataModule(text)
+
+
+def main(folder: Path, kind: str) -> None:
+    """Do one of the four."""
+    torch.set_num_threads(1)
+    if kind == "make":
+        return make(folder)
+    module, data = stage(folder, kind)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = L.Trainer(accelerator="cpu", max_epochs=1, logger=False, default_root_dir=folder, **quiet)
+    trainer.fit(module, datamodule=data)
+    if kind == "reward":
+        return trainer.save_checkpoint(folder / "reward.ckpt")
+    print(json.dumps({"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    return None
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
