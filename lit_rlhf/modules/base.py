@@ -111,7 +111,8 @@ class LitModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log the means of the minibatch."""
+        """Log the means of the minibatch, and the norm of the gradient that the Trainer is about to clip."""
+        self.tally.add("update/gradient_norm", gradient_norm(self.parameters()))
         for name, mean in self.step_tally.means(self.sum_over_ranks).items():
             self.log(name, mean, prog_bar=name == "train/loss", batch_size=1)
 
@@ -121,10 +122,6 @@ class LitModule(LightningModule):
         optimizer.zero_grad()
         if self.trainer.is_last_batch:
             self.log_means()
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log the norm of the gradient that the Trainer is about to clip."""
-        self.tally.add("update/gradient_norm", gradient_norm(self.parameters()))
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Do nothing: `optimizer_step` cleared them.

@@ -72,7 +72,7 @@ def test_chunks_change_nothing(monkeypatch, dtype, elements):
 
     whole = run()
     monkeypatch.setattr(logprobs_module, "_CHUNK_ELEMENTS", elements)
-    assert len(list(logprobs_module._chunks(logits))) > 1
+    assert len(list(logprobs_module.logit_chunks(logits))) > 1
     for one, other in zip(run(), whole):
         assert torch.equal(one, other)
 
@@ -101,7 +101,7 @@ def test_half_precision_is_never_whole_in_float32(monkeypatch):
         largest.append(logits.numel())
         return logits.float() / temperature
 
-    monkeypatch.setattr(logprobs_module, "_scaled", spy)
+    monkeypatch.setattr(logprobs_module, "scaled_logits", spy)
     logits, tokens = batch(torch.bfloat16)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
@@ -114,7 +114,7 @@ def test_half_precision_is_never_whole_in_float32(monkeypatch):
 
 def test_float32_logits_are_not_copied():
     logits, _ = batch()
-    assert logprobs_module._scaled(logits, 1.0).data_ptr() == logits.data_ptr()
+    assert logprobs_module.scaled_logits(logits, 1.0).data_ptr() == logits.data_ptr()
 
 
 def test_autocast_leaves_float32_alone():
