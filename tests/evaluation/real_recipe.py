@@ -78,7 +78,7 @@ def run_whole(folder: Path) -> int:
 
     data = Path(__file__).resolve().parents[3] / "shared" / "data"
     model = str(convert(data / "models" / "stories260K", folder / "stories260K"))
-    models = {"stories": {"path": model}, "few-shot": {"path": model, "prefix": "Once upon a time. "}}
+    models = {"stories": {"path": model}}
     recipe = write_recipe(folder / "recipe.yaml", models, data / "evaluation", folder / "evaluate", {"*": None})
     return main(["evaluate", "-c", str(recipe)])
 
