@@ -36,12 +36,12 @@ def _load(path: Path) -> Any:
 
 
 def _read_shards(folder: Path) -> dict[str, Any]:
-    from torch.distributed.checkpoint import FileSystemReader
     from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
     content: dict[str, Any] = {}
     # the public loader wants to be told every weight's shape beforehand
-    planner = _EmptyStateDictLoadPlanner(keys={"state_dict"})
+    planner = _EmptyStateDictLoadPlanner(keys={"state_dict"})  # type: ignore[no-untyped-call]
     _load_state_dict(content, FileSystemReader(folder), planner=planner, no_dist=True)
     return {**_load(folder / "meta.pt"), **content}

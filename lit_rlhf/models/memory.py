@@ -172,7 +172,7 @@ def _shallow(config: PretrainedConfig, layers: int) -> PretrainedConfig:
     return shallow
 
 
-def _make_fake(model: nn.Module) -> None:
+def _make_fake(model: PreTrainedModel) -> None:
     """Replace weights on "meta" by fake ones on a CPU, which autocast knows."""
     for module in model.modules():
         for name, weight in module._parameters.items():
@@ -182,8 +182,7 @@ def _make_fake(model: nn.Module) -> None:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
-    if hasattr(model, "tie_weights"):
-        model.tie_weights()
+    model.tie_weights()
 
 
 def _saved(model: PreTrainedModel, batch: Batch) -> tuple[int, int]:
@@ -207,9 +206,8 @@ def _saved(model: PreTrainedModel, batch: Batch) -> tuple[int, int]:
     autocast = torch.autocast("cpu", torch.bfloat16) if half else nullcontext()
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), autocast:
         output = model.base_model(**inputs) if scalar else model(**inputs, logits_to_keep=keep)
-    logits = 0 if scalar else output.logits
     kept = sum(storage.nbytes() for storage in saved.values())
-    return kept, 0 if scalar else logits.nbytes
+    return kept, 0 if scalar else output.logits.nbytes
 
 
 def cache_bytes(config: PretrainedConfig, rows: int, width: int, bytes_a_number: int) -> int:
