@@ -155,12 +155,22 @@ class AfterThroughTheWrapper(AfterTheStage):
 
 
 class BeforePastTheWrapper(PretrainingMix):
-    """Text first, past the strategy's wrapper, synchronised by nothing: the stage's backward pass reduces both."""
+    """Text first, past the strategy's wrapper: right, but outside the Trainer's autocast."""
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
         cut = Cut(self.micro_batch, 1, trainer.world_size, trainer.global_rank)
         mixed = PretrainingBatch(*self.blocks.batch(trainer.global_step, 0, cut))
         (self.coefficient * pl_module.training_step(mixed, 0)).backward()
+
+
+class WithinTheStage(BeforePastTheWrapper):
+    """Between the stage's forward and its backward pass."""
+
+    on_train_batch_start = AfterTheStage.on_train_batch_start
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: Any, loss: Tensor) -> None:
+        """The wrapper takes the text's gradients for the stage's, and the stage's for a second round."""
+        BeforePastTheWrapper.on_train_batch_start(self, trainer, pl_module)
 
 
 class Synchronised(PretrainingMix):
@@ -187,7 +197,8 @@ WAYS = [
     (AfterPastTheWrapper, "ddp", Outcome.SILENTLY_WRONG),
     (AfterPastTheWrapper, "fsdp", Outcome.RIGHT),
     (AfterThroughTheWrapper, "ddp", Outcome.RIGHT),
-    (BeforePastTheWrapper, "ddp", Outcome.REFUSED),
+    (BeforePastTheWrapper, "ddp", Outcome.RIGHT),
+    (WithinTheStage, "ddp", Outcome.REFUSED),
     (Synchronised, "ddp", Outcome.RIGHT),
 ]
 

@@ -84,10 +84,10 @@ def test_the_recipes_coefficient_keeps_the_loss_on_pretraining_text(pretrained, 
             Sampling(response_length=8),
             settings,
             kl=FixedKL(0.0),
-            optimizer=lambda p: torch.optim.Adam(p, lr=2e-3),
+            optimizer=lambda p: torch.optim.Adam(p, lr=4e-3),
         )
         mix = PretrainingMix(str(text), coefficient, micro_batch=14, block_length=LENGTH)
-        trainer = quiet_trainer(tmp_path, max_epochs=20, callbacks=[mix])
+        trainer = quiet_trainer(tmp_path, max_epochs=10, callbacks=[mix])
         trainer.fit(module, datamodule=PromptData())
         with torch.no_grad():
             after[coefficient] = float(loss_on(module.policy, ids))
