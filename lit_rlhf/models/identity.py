@@ -13,9 +13,13 @@ def model_identity(model: str, options: ModelOptions) -> str:
     """Return what tells a model from another of the same name.
 
     A folder is known by the SHA-256 of its weight files and config.json, all bytes (about a second a GB, read as a
-    stream; dates and sizes say nothing on another machine). A model of the hub is known by its commit.
+    stream; dates and sizes say nothing on another machine), a checkpoint by its own. A model of the hub is known by
+    its commit.
     """
     folder = Path(model)
+    if folder.is_file():
+        with open(folder, "rb") as file:
+            return f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
     if not folder.is_dir():
         commit = getattr(load_config(model, options), "_commit_hash", None)
         return f"commit {commit}" if commit else f"hub name {model}"

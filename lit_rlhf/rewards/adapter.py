@@ -66,3 +66,7 @@ class AdapterReward:
     def critic(self) -> str:
         """See `RewardSource`: the reward model itself."""
         return self.path
+
+    def models(self) -> list[str]:
+        """See `RewardSource`: the checkpoint."""
+        return [self.path]

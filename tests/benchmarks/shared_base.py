@@ -1,6 +1,6 @@
 """Peak memory of a LoRA run on random weights, in a process of its own: `sft`, or `ppo` with four models on one base.
 
-    python -m tests.benchmarks.shared_base FOLDER make|reward|sft|ppo
+    python tests/benchmarks/shared_base.py FOLDER make|reward|sft|ppo
 
 `make` writes the model and the data, `reward` the checkpoint of the adapter; the other two print their peak in MiB.
 """
@@ -28,7 +28,7 @@ LORA = LoRA(rank=8)
 
 
 def make(folder: Path) -> None:
-    """Write a model of 129 M random parameters, its tokenizer and short data."""
+    """Write a model of 126 M random parameters, its tokenizer and short data."""
     words = {word: number for number, word in enumerate(["<pad>", "<eos>", "<unk>", *(f"w{i}" for i in range(8189))])}
     backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -1,7 +1,9 @@
 """The pretraining mix: the gradient of a step is that of the stage plus γ times that of the text, however it is cut."""
 
+import math
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import pytest
@@ -14,6 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from lit_rlhf.callbacks import PretrainingMix
 from lit_rlhf.data import DemonstrationDataModule
+from lit_rlhf.data.batches import PretrainingBatch
+from lit_rlhf.data.loader import Cut
 from lit_rlhf.errors import UserError
 from lit_rlhf.modules import SFTModule
 from lit_rlhf.strategies import FSDP2Strategy
@@ -47,8 +51,27 @@ def text(tmp_path: Path) -> str:
     return str(tmp_path / "text.txt")
 
 
-def expected(model: str, tokenizer: Any, rows: list[dict[str, Any]], text: str) -> list[Tensor]:
-    """grad of the mean over completion tokens plus γ grad of the mean over text tokens, row by row, in plain torch."""
+class Expected(NamedTuple):
+    """The gradients of a step, in plain torch."""
+
+    stage: list[Tensor]  # of the mean over completion tokens
+    mixed: list[Tensor]  # γ times that of the mean over text tokens
+
+    @property
+    def whole(self) -> list[Tensor]:
+        """Their sum."""
+        return [one + other for one, other in zip(self.stage, self.mixed)]
+
+    @property
+    def norms(self) -> dict[str, float]:
+        """What is logged of them."""
+        mixed, stage = (math.sqrt(sum(float(g.double().square().sum()) for g in part)) for part in self[::-1])
+        names = ("pretraining/gradient_norm", "pretraining/stage_gradient_norm", "pretraining/gradient_ratio")
+        return dict(zip(names, (mixed, stage, mixed / stage)))
+
+
+def expected(model: str, tokenizer: Any, rows: list[dict[str, Any]], text: str) -> Expected:
+    """Row by row."""
     plain = AutoModelForCausalLM.from_pretrained(model)
     pairs = [(tokenizer.encode(row["prompt"]), [*tokenizer.encode(row["completion"]), 1]) for row in rows]
     stage = torch.zeros(())
@@ -60,33 +83,38 @@ def expected(model: str, tokenizer: Any, rows: list[dict[str, Any]], text: str) 
     assert len(blocks) == 4
     logits = plain(blocks).logits[:, :-1]
     mixed = F.cross_entropy(logits.flatten(0, 1), blocks[:, 1:].flatten(), reduction="mean")
-    loss = stage / sum(len(completion) for _, completion in pairs) + GAMMA * mixed
-    return list(torch.autograd.grad(loss, list(plain.parameters())))
+    losses = stage / sum(len(completion) for _, completion in pairs), GAMMA * mixed
+    return Expected(*(list(torch.autograd.grad(loss, list(plain.parameters()))) for loss in losses))
 
 
-def gradients(model: str, path: str, text: str, folder: Path, cut: int, **settings: Any) -> list[list[Tensor]]:
-    """Two steps of SFT with the mix at a learning rate of 0; `cut` parts a minibatch."""
+def gradients(
+    model: str, path: str, text: str, folder: Path, cut: int, passes: int = 1, **settings: Any
+) -> tuple[list[list[Tensor]], dict[str, float]]:
+    """Two steps of SFT with the mix at a learning rate of 0; `cut` parts a minibatch. Also what was logged."""
     watch = Gradients()
-    mix = PretrainingMix(text, GAMMA, micro_batch=4 // cut, block_length=LENGTH)
+    mix = PretrainingMix(text, GAMMA, micro_batch=4 // cut // passes, passes=passes, block_length=LENGTH)
     if settings.get("strategy") == "fsdp":
         settings["strategy"] = FSDP2Strategy()
     trainer = quiet_trainer(folder, max_epochs=2, callbacks=[mix, watch], **settings)
     trainer.fit(SFTModule(model, sgd(0.0)), datamodule=DemonstrationDataModule(path, micro_batch=8 // cut))
-    return watch.steps
+    return watch.steps, {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-def assert_each_step(steps: list[list[Tensor]], reference: list[Tensor]) -> None:
+def assert_each_step(run: tuple[list[list[Tensor]], dict[str, float]], reference: Expected) -> None:
+    steps, logged = run
     assert len(steps) == 2
     for step in steps:
-        for mine, theirs in zip(step, reference, strict=True):
+        for mine, theirs in zip(step, reference.whole, strict=True):
             torch.testing.assert_close(mine, theirs, atol=2e-6, rtol=2e-5)
+    for name, norm in reference.norms.items():
+        assert logged[name] == pytest.approx(norm, rel=1e-5), name
 
 
-@pytest.mark.parametrize("accumulate", [1, 2, 4])
-def test_the_gradient_on_one_process(accumulate, llama, tokenizer, rows, text, tmp_path):
+@pytest.mark.parametrize(("accumulate", "passes"), [(1, 1), (2, 1), (2, 2), (4, 1)])
+def test_the_gradient_on_one_process(accumulate, passes, llama, tokenizer, rows, text, tmp_path):
     path, reference = write_rows(tmp_path / "rows.jsonl", rows), expected(llama, tokenizer, rows, text)
-    steps = gradients(llama, path, text, tmp_path, accumulate, accumulate_grad_batches=accumulate)
-    assert_each_step(steps, reference)
+    run = gradients(llama, path, text, tmp_path, accumulate, passes, accumulate_grad_batches=accumulate)
+    assert_each_step(run, reference)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
@@ -94,8 +122,111 @@ def test_the_gradient_on_one_process(accumulate, llama, tokenizer, rows, text, t
 def test_the_gradient_on_two_ranks(accumulate, strategy, llama, tokenizer, rows, text, tmp_path):
     path, reference = write_rows(tmp_path / "rows.jsonl", rows), expected(llama, tokenizer, rows, text)
     sizes = {"devices": 2, "strategy": strategy, "accumulate_grad_batches": accumulate}
-    for steps in on_ranks(lambda: gradients(llama, path, text, tmp_path, 2 * accumulate, **sizes), tmp_path):
-        assert_each_step(steps, reference)
+    passes = 2 // accumulate
+    for run in on_ranks(lambda: gradients(llama, path, text, tmp_path, 2 * accumulate, passes, **sizes), tmp_path):
+        assert_each_step(run, reference)
+
+
+class AfterTheStage(PretrainingMix):
+    """The order that reads as the paper does, and is wrong: the text after the stage."""
+
+    through_the_wrapper: bool
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Nothing first."""
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """The stage was reduced by now; what is added here stays on its rank."""
+        cut = Cut(self.micro_batch, 1, trainer.world_size, trainer.global_rank)
+        mixed = PretrainingBatch(*self.blocks.batch(trainer.global_step, 0, cut))
+        if self.through_the_wrapper:
+            loss = trainer.strategy.training_step(mixed, 0)
+        else:
+            loss = pl_module.training_step(mixed, 0)
+        (self.coefficient * loss).backward()
+
+
+class AfterPastTheWrapper(AfterTheStage):
+    through_the_wrapper = False
+
+
+class AfterThroughTheWrapper(AfterTheStage):
+    through_the_wrapper = True
+
+
+class BeforePastTheWrapper(PretrainingMix):
+    """Text first, past the strategy's wrapper: right, but outside the Trainer's autocast."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+        cut = Cut(self.micro_batch, 1, trainer.world_size, trainer.global_rank)
+        mixed = PretrainingBatch(*self.blocks.batch(trainer.global_step, 0, cut))
+        (self.coefficient * pl_module.training_step(mixed, 0)).backward()
+
+
+class WithinTheStage(BeforePastTheWrapper):
+    """Between the stage's forward and its backward pass."""
+
+    on_train_batch_start = AfterTheStage.on_train_batch_start
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: Any, loss: Tensor) -> None:
+        """The wrapper takes the text's gradients for the stage's, and the stage's for a second round."""
+        BeforePastTheWrapper.on_train_batch_start(self, trainer, pl_module)
+
+
+class Synchronised(PretrainingMix):
+    """Text first and reduced, then the stage into the same buffer."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+        cut = Cut(self.micro_batch, 1, trainer.world_size, trainer.global_rank)
+        mixed = PretrainingBatch(*self.blocks.batch(trainer.global_step, 0, cut))
+        loss = trainer.strategy.training_step(mixed, 0)
+        trainer.strategy.backward(self.coefficient * loss, None)
+
+
+class Outcome(Enum):
+    """What comes of a way of adding the text's gradient."""
+
+    RIGHT = "the reference gradient on both ranks"
+    SILENTLY_WRONG = "each rank has a gradient of its own, and nothing is said"
+    REFUSED = "an error"
+
+
+WAYS = [
+    (PretrainingMix, "ddp", Outcome.RIGHT),
+    (PretrainingMix, "fsdp", Outcome.RIGHT),
+    (AfterPastTheWrapper, "ddp", Outcome.SILENTLY_WRONG),
+    (AfterPastTheWrapper, "fsdp", Outcome.RIGHT),
+    (AfterThroughTheWrapper, "ddp", Outcome.RIGHT),
+    (BeforePastTheWrapper, "ddp", Outcome.RIGHT),
+    (WithinTheStage, "ddp", Outcome.REFUSED),
+    (Synchronised, "ddp", Outcome.RIGHT),
+]
+
+
+@pytest.mark.parametrize(("way", "strategy", "outcome"), WAYS)
+def test_ways_of_adding_the_gradient(way, strategy, outcome, llama, tokenizer, rows, text, tmp_path):
+    """Why the text goes first, within the strategy's wrapper and unsynchronised."""
+    path, reference = write_rows(tmp_path / "rows.jsonl", rows), expected(llama, tokenizer, rows, text)
+
+    def run() -> tuple[list[Tensor], str]:
+        watch, mix = Gradients(), way(text, GAMMA, micro_batch=2, block_length=LENGTH, gradient_norms=False)
+        kind = FSDP2Strategy() if strategy == "fsdp" else strategy
+        trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[mix, watch], devices=2, strategy=kind)
+        data = DemonstrationDataModule(path, micro_batch=4)
+        try:
+            trainer.fit(SFTModule(llama, sgd(0.0)), datamodule=data)
+        except RuntimeError as error:
+            return [], str(error)
+        return watch.steps[0], ""
+
+    seen = set()
+    ranks = on_ranks(run, tmp_path)
+    for gradient, error in ranks:
+        close = [torch.allclose(a, b, atol=2e-6, rtol=2e-5) for a, b in zip(gradient, reference.whole)]
+        seen.add(Outcome.REFUSED if error else Outcome.RIGHT if all(close) else Outcome.SILENTLY_WRONG)
+    assert seen == {outcome}, ranks[0][1]
+    if outcome is Outcome.SILENTLY_WRONG:
+        assert any(not torch.allclose(a, b) for a, b in zip(ranks[0][0], ranks[1][0]))
 
 
 def test_a_step_reads_text_by_its_number_so_a_resumed_run_goes_on(llama, rows, tmp_path):
@@ -130,8 +261,9 @@ def test_a_step_reads_text_by_its_number_so_a_resumed_run_goes_on(llama, rows, t
 def test_senseless_settings_are_refused():
     with pytest.raises(UserError, match="coefficient must not be negative, got -1"):
         PretrainingMix("text.txt", coefficient=-1)
-    with pytest.raises(UserError, match="micro_batch must be at least 1, got 0"):
-        PretrainingMix("text.txt", micro_batch=0)
+    for name in ("micro_batch", "passes"):
+        with pytest.raises(UserError, match=f"{name} must be at least 1, got 0"):
+            PretrainingMix("text.txt", **{name: 0})
 
 
 def test_missing_text_is_refused_before_the_model_is_loaded(llama, rows, tmp_path, monkeypatch):

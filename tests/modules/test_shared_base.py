@@ -121,6 +121,21 @@ def test_a_checkpoint_resumes_and_an_export_is_the_policy_alone(llama, reward, t
         assert not [name for name in plain.state_dict() if "lora" in name]
 
 
+def test_a_resumed_run_refuses_another_reward_checkpoint(llama, reward, tmp_path):
+    """Its adapter would come out of the run's own checkpoint, and its head out of the changed file."""
+    own = tmp_path / "reward.ckpt"
+    own.write_bytes(reward.read_bytes())
+    trainer = quiet_trainer(tmp_path, max_epochs=1)
+    trainer.fit(riding(llama, own), datamodule=PromptData())
+    trainer.save_checkpoint(tmp_path / "ppo.ckpt")
+    content = torch.load(own, weights_only=True)
+    content["state_dict"]["model.model.score.weight"] += 1.0
+    torch.save(content, own)
+    again = quiet_trainer(tmp_path, max_epochs=2)
+    with pytest.raises(UserError, match="reward"):
+        again.fit(riding(llama, own), datamodule=PromptData(), ckpt_path=tmp_path / "ppo.ckpt")
+
+
 def test_an_adapter_critic_needs_an_adapter_and_a_separate_one_a_folder(llama, reward, tmp_path):
     module = riding(llama, reward)
     module.adapter = None

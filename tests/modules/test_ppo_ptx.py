@@ -1,0 +1,99 @@
+"""PPO-ptx: the recipe's γ keeps what the model knew before, where γ = 0 lets it go (Figure 33 in miniature)."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from ppo_fakes import PromptData
+from small_runs import quiet_trainer
+from transformers import AutoModelForCausalLM
+
+from lit_rlhf.callbacks import PretrainingMix
+from lit_rlhf.commands.recipes import shipped_recipes
+from lit_rlhf.models.text_loss import text_loss
+from lit_rlhf.modules import PPOModule, PPOSettings
+from lit_rlhf.rollout.kl_control import FixedKL
+from lit_rlhf.rollout.sampling import Sampling
+
+LENGTH = 16
+
+
+class CountOf:
+    """Scores the share of one word, which the text never has twice in a row."""
+
+    def prepare(self, *_: Any) -> None:
+        """Nothing to load."""
+
+    def score(self, episodes: Any) -> torch.Tensor:
+        """Return the share."""
+        return torch.tensor([response.split().count("w3") / 8 for response in episodes.responses])
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Documents that count up in threes from any word."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n\n".join(" ".join(f"w{(7 * i + 3 * j) % 28}" for j in range(LENGTH - 1)) for i in range(28)))
+    return path
+
+
+def ids_of(text: Path, tokenizer: Any) -> torch.Tensor:
+    return torch.tensor([[*tokenizer.encode(document), 1] for document in text.read_text().split("\n\n")])
+
+
+def loss_on(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Mean loss of a token."""
+    targets = torch.ones_like(ids, dtype=torch.bool)
+    targets[:, 0] = False
+    total, count = text_loss(model, ids, targets, torch.ones_like(ids))
+    return total / count
+
+
+@pytest.fixture(scope="module")
+def pretrained(llama: str, text: Path, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, float]:
+    """The folder of a model that knows the text, and its loss there."""
+    model, ids = AutoModelForCausalLM.from_pretrained(llama), ids_of(text, tokenizer)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(80):
+        loss_on(model, ids).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    folder = tmp_path_factory.mktemp("pretrained")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder), float(loss_on(model, ids).detach())
+
+
+def recipe_coefficient() -> float:
+    """γ of the quickstart's recipe."""
+    recipe = yaml.safe_load(shipped_recipes()["quickstart/ppo_ptx"].read_text())
+    mixes = [c for c in recipe["trainer"]["callbacks"] if c["class_path"].endswith("PretrainingMix")]
+    return float(mixes[0]["init_args"]["coefficient"])
+
+
+def test_the_recipes_coefficient_keeps_the_loss_on_pretraining_text(pretrained, text, tokenizer, tmp_path):
+    folder, before = pretrained
+    ids, after, scores = ids_of(text, tokenizer), {}, {}
+    for coefficient in (0.0, recipe_coefficient()):
+        settings = PPOSettings(rollout_batch=64, micro_batch=32, critic_learning_rate=5e-3)
+        module = PPOModule(
+            folder,
+            CountOf(),
+            Sampling(response_length=8),
+            settings,
+            kl=FixedKL(0.0),
+            optimizer=lambda p: torch.optim.Adam(p, lr=4e-3),
+        )
+        mix = PretrainingMix(str(text), coefficient, micro_batch=14, block_length=LENGTH)
+        trainer = quiet_trainer(tmp_path, max_epochs=10, callbacks=[mix])
+        trainer.fit(module, datamodule=PromptData())
+        with torch.no_grad():
+            after[coefficient] = float(loss_on(module.policy, ids))
+        scores[coefficient] = float(trainer.callback_metrics["reward/score"])
+    print("\nbefore", before, "after", after, "scores", scores)
+    (_, let_go), (_, kept) = after.items()
+    assert let_go > before + 0.3, "without the mix the text is forgotten"
+    assert kept < before + 0.1, "with it, it is not"
+    assert all(score > 0.25 for score in scores.values()), "and the reward was learned from either way"
