@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import heapq
 from collections.abc import Sequence
 
@@ -10,7 +11,8 @@ def pack(lengths: Sequence[int], shares: int, limit: int) -> list[list[int]]:
     """Sequences dealt to as few rows as hold them, the rows about equally long.
 
     The longest goes first, each to the row that is shortest so far. Rows of like length waste less than full rows and
-    a rest: a batch is as wide as its widest row.
+    a rest: a batch is as wide as its widest row. Where rows of like length would be too long, each sequence goes to the
+    fullest row that has room for it.
 
     Args:
         lengths: Tokens of each sequence.
@@ -27,8 +29,15 @@ def pack(lengths: Sequence[int], shares: int, limit: int) -> list[list[int]]:
         rows = min(each * shares, len(lengths))
         dealt = _deal(lengths, rows)
         if rows == len(lengths) or max(total for total, _ in dealt) <= limit:
-            return [places for _, places in sorted(dealt, key=lambda row: (-row[0], row[1]))]
+            return _longest_first(dealt)
+        filled = _fill(lengths, limit)
+        if len(filled) <= rows:
+            return _longest_first(_break_up(filled, lengths, rows))
         each += 1
+
+
+def _longest_first(rows: list[tuple[int, list[int]]]) -> list[list[int]]:
+    return [places for _, places in sorted(rows, key=lambda row: (-row[0], row[1]))]
 
 
 def _deal(lengths: Sequence[int], rows: int) -> list[tuple[int, list[int]]]:
@@ -39,3 +48,31 @@ def _deal(lengths: Sequence[int], rows: int) -> list[tuple[int, list[int]]]:
         places.append(place)
         heapq.heapreplace(heap, (total + lengths[place], row, places))
     return [(total, places) for total, _, places in heap]
+
+
+def _fill(lengths: Sequence[int], limit: int) -> list[tuple[int, list[int]]]:
+    """The rows with their totals, by best fit: the longest first, each to the row with the least room that holds it."""
+    rows: list[tuple[int, list[int]]] = []
+    room: list[tuple[int, int]] = []  # of each row: what is left, and which it is; in increasing order
+    for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
+        length = lengths[place]
+        found = bisect.bisect_left(room, (length, -1))
+        if found == len(room):
+            rows.append((length, [place]))
+            bisect.insort(room, (limit - length, len(rows) - 1))
+        else:
+            left, number = room.pop(found)
+            total, places = rows[number]
+            rows[number] = (total + length, [*places, place])
+            bisect.insort(room, (left - length, number))
+    return rows
+
+
+def _break_up(rows: list[tuple[int, list[int]]], lengths: Sequence[int], count: int) -> list[tuple[int, list[int]]]:
+    """The same sequences in `count` rows: the last of a row with several begins one of its own."""
+    while len(rows) < count:
+        number = max(range(len(rows)), key=lambda number: len(rows[number][1]))
+        total, places = rows[number]
+        rows[number] = (total - lengths[places[-1]], places[:-1])
+        rows.append((lengths[places[-1]], places[-1:]))
+    return rows

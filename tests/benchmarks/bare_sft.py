@@ -16,7 +16,7 @@ def main() -> None:
     draw = torch.Generator().manual_seed(0)
     seconds = []
     for _ in range(args.updates + 1):
-        ids = torch.randint(2, work.VOCABULARY, (8, work.SFT_LENGTH), generator=draw)
+        ids = torch.randint(2, work.VOCABULARY, (work.SFT_ROWS, work.SFT_LENGTH), generator=draw)
         start = time.perf_counter()
         logits = model(input_ids=ids, use_cache=False).logits
         torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
@@ -24,7 +24,7 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - start)
-    work.report(seconds[1:], units=[8 * work.SFT_LENGTH] * args.updates)
+    work.report(seconds[1:], units=[work.SFT_ROWS * work.SFT_LENGTH] * args.updates)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def main() -> None:
         use_cpu=True,
         bf16=False,
         gradient_checkpointing=False,
-        per_device_train_batch_size=8,
+        per_device_train_batch_size=work.SFT_ROWS,
         max_length=work.SFT_LENGTH,
         packing=True,
         max_steps=args.updates + 2,

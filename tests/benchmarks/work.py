@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 VOCABULARY = 2048
 SFT_LENGTH, SFT_PROMPT = 256, 16  # tokens of a packed row, and of a demonstration's prompt
+SFT_ROWS = 16  # packed rows of a step
 PAD, EOS = 0, 1
 NEVER_ENDS = -30.0  # added to the logit of the end token
 ENDS_AT_A_THIRD = 4.63  # a mean response of about 21 of 64 tokens, with weights drawn as below

@@ -27,6 +27,15 @@ def test_every_sequence_stands_once_in_a_row_within_the_limit(lengths, shares, r
     assert len(rows) % shares == 0 or len(rows) == len(lengths)
 
 
+def test_sequences_of_half_a_row_and_more_fill_what_can_be_filled():
+    """Lengths of an eighth to the whole of a row: dealt by length alone, a tenth of the rows would be left over."""
+    drawn = random.Random(0)
+    lengths = [drawn.randint(32, 256) for _ in range(200)]
+    rows = pack(lengths, 1, 256)
+    alone = sum(length > 128 for length in lengths)  # no two of these fit
+    assert len(rows) <= 1.04 * max(alone, sum(lengths) / 256)
+
+
 def long_tailed(count, seed=0):
     generator = random.Random(seed)
     return [min(2048, max(4, int(generator.lognormvariate(4.5, 1.0)))) for _ in range(count)]
