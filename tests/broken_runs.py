@@ -84,7 +84,7 @@ def write_project(folder: Path, llama: str, **trainer: Any) -> None:
         "ppo": {"rollout_batch": 16, "micro_batch": 2, "critic_learning_rate": 1e-3},
         "kl": {"class_path": "lit_rlhf.rollout.kl_control.AdaptiveKL", "init_args": adaptive},
         "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}},
-        "scheduler": {"class_path": "lit_rlhf.schedules.WarmupThenConstant", "init_args": {"warmup_steps": 5}},
+        "scheduler": {"class_path": "lit_rlhf.schedules.WarmupThenConstant", "init_args": {"warmup_iterations": 2}},
     }
     callbacks = {
         "stranger.Fault": {},
@@ -100,10 +100,7 @@ def write_project(folder: Path, llama: str, **trainer: Any) -> None:
         "model": {"class_path": "lit_rlhf.modules.PPOModule", "init_args": model},
         "data": {
             "class_path": "lit_rlhf.data.PromptDataModule",
-            "init_args": {
-                "path": write_rows(folder / "prompts.jsonl", demonstrations(20)),
-                "validation_path": write_rows(folder / "validation.jsonl", demonstrations(3, seed=1)),
-            },
+            "init_args": {"path": write_rows(folder / "prompts.jsonl", demonstrations(20))},
         },
         "trainer": {
             **settings,
