@@ -346,7 +346,11 @@ def test_a_run_logs_the_documented_names_and_no_other(project: Path) -> None:
     validated = ["--data.validation_path=data.jsonl", "-c", "mix.yaml"]
     assert main([*shrunk("my_kl.yaml"), *validated]) == 0
     page = (ROOT / "docs" / "metrics.md").read_text().split("## PPO: the rollout")[1]
-    documented = set(re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)) - {"time/update_utilisation"}  # not on a CPU
+    # not on a CPU, and not without an entropy bonus
+    documented = set(re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)) - {
+        "time/update_utilisation",
+        "policy/full_entropy",
+    }
     assert set(logged(project / "runs/small/ppo")[0]) - {"epoch", "step"} == documented
 
 

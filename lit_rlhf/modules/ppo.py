@@ -225,9 +225,9 @@ class PPOModule(ActorCritic):
         seen = self.evaluate(batch.input_ids, batch.attention_mask, width, ppo.entropy_coefficient > 0)
         logprobs, values = seen.logprobs, seen.values  # (B, R)
         policy = clipped_policy_loss(logprobs, batch.logprobs, batch.advantages, batch.response_mask, ppo.clip)
-        sums = {"loss": policy.loss, "clip_fraction": policy.clipped, "approx_kl": policy.approx_kl}
-        for name, total in sums.items():
-            self.tally.add(f"policy/{name}", total, policy.count)
+        self.tally.add("policy/loss", policy.loss, policy.count)
+        self.tally.add("policy/clip_fraction", policy.clipped, policy.count)
+        self.tally.add("policy/approx_kl", policy.approx_kl, policy.count)
         if batch.statistics and ppo.logprobs == "sampled":  # the weights are still those that were sampled from
             for name, figure in logprob_mismatch(logprobs.detach(), batch.logprobs, batch.response_mask).items():
                 self.tally.add(name, figure)
