@@ -114,6 +114,7 @@ def _plan_ppo(recipe: Recipe) -> MemoryPlan:
     held |= _frozen(recipe, config, planned)
     vocabulary = config.get_text_config().vocab_size
     planned.phases["update"] = held | gathered | _kept(kept)
+    held = {name: value for name, value in held.items() if name != "gradients"}  # a step clears them at once
     # under mixed precision weights are gathered in bfloat16
     whole = {"policy gathered": policy.parameters * recipe.number} if recipe.shards > 1 else {}
     decoded = min(max(int(ppo.rollout_batch) // recipe.world, 1), 256)  # `CachedGenerator.batch_size`
