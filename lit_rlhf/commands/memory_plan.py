@@ -1,6 +1,7 @@
 """What each phase of a run holds on one device, from its parsed recipe: models, batches, strategy, precision."""
 
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import Any
 
 from lit_rlhf.commands.compatibility import Setup, setup_of
@@ -101,9 +102,8 @@ def _plan_ppo(recipe: Recipe) -> MemoryPlan:
         parameters={"policy": policy.parameters},
     )
     held, gathered = _held(recipe, policy), _gathered(recipe, policy)
-    critic = str((model.get("critic") or {}).get("class_path", "") if not isinstance(model.get("critic"), str) else "")
-    if not critic.endswith(SHARED_CRITICS):
-        start = model.critic if isinstance(model.get("critic"), str) else _reward_path(model) or model.model
+    start = _critic_start(model)
+    if start is not None:
         own, critic_kept = _trained(
             recipe, _config_or(config, start, recipe, planned), int(ppo.micro_batch), width, width, scalar=True
         )
@@ -114,6 +114,7 @@ def _plan_ppo(recipe: Recipe) -> MemoryPlan:
     held |= _frozen(recipe, config, planned)
     vocabulary = config.get_text_config().vocab_size
     planned.phases["update"] = held | gathered | _kept(kept)
+    held = {name: value for name, value in held.items() if name != "gradients"}  # a step clears them at once
     # under mixed precision weights are gathered in bfloat16
     whole = {"policy gathered": policy.parameters * recipe.number} if recipe.shards > 1 else {}
     decoded = min(max(int(ppo.rollout_batch) // recipe.world, 1), 256)  # `CachedGenerator.batch_size`
@@ -173,6 +174,23 @@ def _frozen(recipe: Recipe, config: Any, planned: MemoryPlan) -> dict[str, int]:
 
 def _frozen_size(config: Any, options: ModelOptions, scalar: bool) -> Size:
     return size_of(outline(config, options, None, scalar), options, "", [])
+
+
+def _critic_start(model: Any) -> str | None:
+    """Return the folder of a critic with weights of its own, or None where it has next to none, or there is no critic.
+
+    An adapter on the policy's base, or a head on its trunk, is small beside them.
+    """
+    estimator, critic = model.get("advantages"), model.get("critic")
+    if estimator is not None:
+        module, _, name = estimator.class_path.rpartition(".")
+        if not getattr(import_module(module), name).uses_critic:
+            return None
+    if critic is not None and not isinstance(critic, str):
+        if critic.class_path.endswith(SHARED_CRITICS):
+            return None
+        critic = (critic.get("init_args") or {}).get("model")
+    return critic or _reward_path(model) or str(model.model)
 
 
 def _reward_path(model: Any) -> str | None:
