@@ -25,8 +25,7 @@ class RewardSource(Protocol):
     - `ride(policy: PreTrainedModel, path: str) -> None`: called once after `prepare`, where what scores is an adapter
       on the policy's base; `path` is what the base was loaded from.
     - `by_ids: bool`: whether `score` reads token ids and mask alone. SelfCheck then tries it with other padding.
-    - `models() -> list[str]`: the folders and checkpoints of models that it reads: a resumed run must find them as they
-      were.
+    - `models() -> list[str]`: folders and checkpoints of models that it reads, which a resumed run must find unchanged.
     """
 
     def prepare(self, tokenizer: Tokenizer, device: torch.device) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import yaml
@@ -18,6 +19,16 @@ from lit_rlhf.rollout.kl_control import FixedKL
 from lit_rlhf.rollout.sampling import Sampling
 
 LENGTH = 16
+
+
+class Scores(L.Callback):
+    """The mean score of every iteration."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.seen.append(float(trainer.callback_metrics["reward/score"]))
 
 
 class CountOf:
@@ -75,7 +86,7 @@ def recipe_coefficient() -> float:
 
 def test_the_recipes_coefficient_keeps_the_loss_on_pretraining_text(pretrained, text, tokenizer, tmp_path):
     folder, before = pretrained
-    ids, after, scores = ids_of(text, tokenizer), {}, {}
+    ids, after, gained = ids_of(text, tokenizer), {}, {}
     for coefficient in (0.0, recipe_coefficient()):
         settings = PPOSettings(rollout_batch=64, micro_batch=32, critic_learning_rate=5e-3)
         module = PPOModule(
@@ -86,14 +97,14 @@ def test_the_recipes_coefficient_keeps_the_loss_on_pretraining_text(pretrained, 
             kl=FixedKL(0.0),
             optimizer=lambda p: torch.optim.Adam(p, lr=4e-3),
         )
+        watch = Scores()
         mix = PretrainingMix(str(text), coefficient, micro_batch=14, block_length=LENGTH)
-        trainer = quiet_trainer(tmp_path, max_epochs=10, callbacks=[mix])
+        trainer = quiet_trainer(tmp_path, max_epochs=10, callbacks=[mix, watch])
         trainer.fit(module, datamodule=PromptData())
         with torch.no_grad():
             after[coefficient] = float(loss_on(module.policy, ids))
-        scores[coefficient] = float(trainer.callback_metrics["reward/score"])
-    print("\nbefore", before, "after", after, "scores", scores)
+        gained[coefficient] = watch.seen[-1] - watch.seen[0]
     (_, let_go), (_, kept) = after.items()
     assert let_go > before + 0.3, "without the mix the text is forgotten"
     assert kept < before + 0.1, "with it, it is not"
-    assert all(score > 0.25 for score in scores.values()), "and the reward was learned from either way"
+    assert min(gained.values()) > 0.05, "and the reward was learned from either way"
