@@ -87,8 +87,6 @@ def train(kind: str, model: str, folder: Path, cut: Any, start: Any = None, **se
     assert trainer.global_step == STEPS
     curve = [sum(loss for step, loss in losses.seen if step == each) for each in range(SAVED if start else 0, STEPS)]
     of_the_cut = ("time/", "update/padding")
-    if kind == "ppo_ptx":  # open: with the mix the logged norm was seen 1 % off, on two ranks under FSDP2
-        of_the_cut += ("update/gradient_norm",)
     metrics = {n: float(v) for n, v in trainer.callback_metrics.items() if not n.startswith(of_the_cut)}
     weights = whole_weights(module)
     return {"curve": curve, "metrics": metrics, "weights": weights, "sharded": is_sharded(module)}
