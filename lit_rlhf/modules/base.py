@@ -112,7 +112,9 @@ class LitModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the means of the minibatch, and the norm of the gradient that the Trainer is about to clip."""
-        self.tally.add("update/gradient_norm", gradient_norm(self.parameters()))
+        # every rank has the same; counted once a step, so that a run resumed on fewer ranks weighs its steps alike
+        ranks = self.trainer.world_size
+        self.tally.add("update/gradient_norm", gradient_norm(self.parameters()) / ranks, 1 / ranks)
         for name, mean in self.step_tally.means(self.sum_over_ranks).items():
             self.log(name, mean, prog_bar=name == "train/loss", batch_size=1)
 
