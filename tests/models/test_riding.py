@@ -7,12 +7,14 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from small_runs import quiet_trainer, rankings, write_rows
+from transformers import PreTrainedModel
 
 from lit_rlhf.data import ComparisonDataModule
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import pad_right
 from lit_rlhf.models.adapters import adapter_weights, add_lora, free_name, using_adapter
 from lit_rlhf.models.export import export_checkpoint
+from lit_rlhf.models.layout import Layout, lay_out
 from lit_rlhf.models.loading import load_causal_lm
 from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.models.riding import hidden_under
@@ -37,18 +39,24 @@ def two_adapters(path: str, tokenizer: Any, checkpointing: bool = False) -> Any:
     return model
 
 
+def laid_out(model: PreTrainedModel) -> Layout:
+    """The rows as the model computes them, the first token of each its prompt."""
+    ids, mask = pad_right(ROWS, 0)
+    return lay_out(ids, mask, ids.shape[1] - 1, model)
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "opt"])
 def test_each_adapter_computes_alone_and_none_is_frozen_by_the_switch(name, model_folders, tokenizer):
     model = two_adapters(model_folders[name], tokenizer).eval()
-    ids, mask = pad_right(ROWS, 0)
-    policy, critic = (hidden_under(model, each, ids, mask) for each in (None, "critic"))
+    rows = laid_out(model)
+    policy, critic = (hidden_under(model, each, rows) for each in (None, "critic"))
     with using_adapter(model, None):
-        base = hidden_under(model, None, ids, mask)
+        base = hidden_under(model, None, rows)
     apart = [(one - other).abs().max() for one, other in ((policy, critic), (policy, base), (critic, base))]
     assert min(apart) > 1e-2
-    torch.testing.assert_close(hidden_under(model, None, ids, mask), policy)
+    torch.testing.assert_close(hidden_under(model, None, rows), policy)
     plain = load_causal_lm(model_folders[name], tokenizer, ModelOptions()).eval()
-    torch.testing.assert_close(hidden_under(plain, None, ids, mask), base)
+    torch.testing.assert_close(hidden_under(plain, None, rows), base)
     trained = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == {key for key, _ in model.named_parameters() if "lora_" in key}
     assert free_name(model, "critic") == "critic_2" and free_name(model, "reward") == "reward"
@@ -57,14 +65,14 @@ def test_each_adapter_computes_alone_and_none_is_frozen_by_the_switch(name, mode
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
 def test_both_adapters_get_their_own_gradient_from_one_backward_pass(checkpointing, llama, tokenizer):
     """Recomputation happens after the switch back: a block must then run under the adapter of its forward pass."""
-    ids, mask = pad_right(ROWS, 0)
     whole = two_adapters(llama, tokenizer, checkpointing).train()
-    critic = hidden_under(whole, "critic", ids, mask)[:, :, 0].sum()
-    policy = hidden_under(whole, None, ids, mask)[:, :, 1].sum()
+    rows = laid_out(whole)
+    critic = hidden_under(whole, "critic", rows)[:, :, 0].sum()
+    policy = hidden_under(whole, None, rows)[:, :, 1].sum()
     (policy + 2 * critic).backward()
     alone = two_adapters(llama, tokenizer).train()
     for name, factor, column in ((None, 1, 1), ("critic", 2, 0)):
-        (factor * hidden_under(alone, name, ids, mask)[:, :, column].sum()).backward()
+        (factor * hidden_under(alone, name, rows)[:, :, column].sum()).backward()
     for name in ("default", "critic"):
         expected = adapter_weights(alone, name)
         for key, weight in adapter_weights(whole, name).items():
