@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loops.loop import _Loop
 
 Place = Literal["within", "last batch", "validated", "over"]
 
@@ -57,6 +58,7 @@ def finish_epoch(trainer: Trainer, place: Place) -> None:
     else:
         inner._batches_that_stepped += 1
         loop.on_advance_end()
-    loop.restarting = False
+    # The loop's own property stays true for ever in a run of max_steps without max_epochs.
+    _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]
     loop.reset_restart_stage()
     inner.reset_restart_stage()
