@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import signal
 import socket
 import sys
 import traceback
@@ -38,6 +39,7 @@ def _be_rank(rank: int, world_size: int, port: int, function: Callable[[], Any],
     }
     names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
     os.environ.update({name: str(value) for name, value in names.items()})
+    signal.alarm(600)  # a rank that waits for ever ends, and fails its test
     try:
         outcome = (False, function())
     except BaseException:

@@ -18,6 +18,8 @@ EVALUATIONS = {name: path for name, path in shipped_recipes().items() if is_eval
 RECIPES = {name: p for name, p in shipped_recipes().items() if not is_overlay(name) and not is_evaluation(name)}
 OVERLAYS = {name: path for name, path in shipped_recipes().items() if is_overlay(name)}
 STAGES = ("quickstart/pretraining", "quickstart/sft", "quickstart/reward", "quickstart/ppo", "quickstart/ppo_ptx")
+# refused on one CPU, or for want of a package: tests/cli/test_overlays.py
+REFUSED = ("optimizer/adamw-8bit-sharded", "optimizer/paged-adamw-8bit", "precision/16-mixed", "strategy/deepspeed")
 HEAD = {"recipe": ("Hardware", "Command", "Override", "Expect"), "overlay": ("Hardware", "Command")}
 
 
@@ -53,7 +55,7 @@ def test_a_recipe_becomes_module_data_and_trainer(name, instantiate):
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_overlay_goes_onto_every_stage(stage, instantiate):
     plain = instantiate(stage)
-    for overlay in OVERLAYS:
+    for overlay in OVERLAYS.keys() - set(REFUSED):
         cli = instantiate(stage, overlay)
         assert_made(cli)
         kinds = [type(callback).__name__ for callback in cli.trainer.callbacks]
@@ -66,7 +68,7 @@ def optimizer_of(cli: RecipeCLI) -> dict[str, Any]:
     return {"class_path": settings["class_path"], **settings["init_args"]}
 
 
-@pytest.mark.parametrize("overlay", [name for name in OVERLAYS if name.startswith("optimizer/")])
+@pytest.mark.parametrize("overlay", [n for n in OVERLAYS if n.startswith("optimizer/") and n not in REFUSED])
 def test_an_optimizer_overlay_keeps_rate_and_betas(overlay, instantiate):
     before, after = optimizer_of(instantiate("quickstart/sft")), optimizer_of(instantiate("quickstart/sft", overlay))
     assert (after["lr"], list(after["betas"])) == (before["lr"], list(before["betas"]))
