@@ -122,6 +122,11 @@ def ragged(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Update:
     return run_trl(folder, tokenizer, LENGTHS["ragged"], 4, missing_eos_penalty=PENALTY)
 
 
+def one_further(mask: Tensor) -> Tensor:
+    """A mask with one more place behind each response that leaves room for it."""
+    return torch.arange(WIDTH) <= last_token_index(mask)[:, None] + 1
+
+
 class Ours:
     """The update by this library, on the same models and tokens."""
 
@@ -130,6 +135,8 @@ class Ours:
         tokenizer = load_tokenizer(str(update.folder / "policy"), options)
         self.ids, self.attention = update.given, (update.given != 0).long()
         self.mask = self.attention[:, update.prompt_width :].bool()  # (B, R)
+        # one token further: TRL has a value behind the end, and here nothing is computed there otherwise
+        self.wide = torch.cat([self.attention[:, : update.prompt_width], one_further(self.mask).long()], 1)
         load = lambda name: str(update.folder / name)  # noqa: E731
         self.policy = load_causal_lm(load("policy"), tokenizer, options)
         self.critic = load_scalar_model(load("critic"), tokenizer, options)
@@ -144,7 +151,7 @@ class Ours:
         return response_logprobs(self.policy, self.ids, self.attention, WIDTH, Sampling(WIDTH))
 
     def values(self) -> Tensor:
-        return response_values(self.critic, lay_out(self.ids, self.attention, WIDTH, self.critic.model))
+        return response_values(self.critic, lay_out(self.ids, self.wide, WIDTH, self.critic.model))
 
     def advantages(self) -> tuple[Tensor, Tensor]:
         ended = torch.ones(ROWS, dtype=torch.bool)
@@ -223,12 +230,11 @@ def behind_the_end(ours: Ours) -> tuple[Tensor, Tensor, Tensor]:
     last = last_token_index(ours.mask)
     place = (last + 1).clamp(max=WIDTH - 1)
     columns = torch.arange(WIDTH)
-    mask = columns <= place[:, None]
     ended = (ours.ids[:, -WIDTH:] == END).any(1)
     punished = ours.scores - torch.where(ended, 0.0, PENALTY)  # TRL subtracts; here missing_end may do either
     rewards = torch.where(ours.mask, -BETA * k1(ours.old, ours.reference), 0.0)
     rewards = rewards + torch.where(columns == place[:, None], punished[:, None], 0.0)
-    return rewards, ours.old_values, mask
+    return rewards, ours.old_values, one_further(ours.mask)
 
 
 def test_a_response_that_ends_differs_by_the_place_of_the_score_and_by_nothing_else(ragged):
