@@ -13,6 +13,7 @@ from lit_rlhf.data.batches import PretrainingBatch
 from lit_rlhf.data.loader import Cut
 from lit_rlhf.data.pretraining import TextBlocks, text_blocks
 from lit_rlhf.errors import UserError
+from lit_rlhf.strategies import total_norm
 
 
 class PretrainingMix(Callback):
@@ -132,8 +133,7 @@ class GradientApart:
             whole = (own if hasattr(own, "full_tensor") else trainer.strategy.reduce(own, reduce_op="mean")) / scale
             text.append(whole)
             stage.append(torch.zeros_like(whole) if parameter.grad is None else parameter.grad - whole)
-        mixed, other = (torch.nn.utils.get_total_norm(each) for each in (text, stage))
-        mixed, other = (norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in (mixed, other))
+        mixed, other = total_norm(text), total_norm(stage)
         return {
             "pretraining/gradient_norm": mixed,
             "pretraining/stage_gradient_norm": other,

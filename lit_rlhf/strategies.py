@@ -1,12 +1,12 @@
 """What Lightning lacks for FSDP2: data-parallel sizes by default, sharding by block, gathering for a rollout."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
-from torch import nn
+from torch import Tensor, nn
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -101,3 +101,9 @@ def gathered(model: nn.Module) -> Iterator[None]:
         for unit in units:
             unit.set_reshard_after_forward(unit is not model, recurse=False)
             unit.reshard()
+
+
+def total_norm(gradients: Iterable[Tensor]) -> Tensor:
+    """Return the 2-norm of all of them together, () on their device; over all ranks where they are sharded."""
+    norm = torch.nn.utils.get_total_norm(list(gradients))
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm

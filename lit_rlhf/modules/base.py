@@ -2,15 +2,13 @@
 
 import json
 import math
-from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,6 +21,7 @@ from lit_rlhf.modules.random_state import random_state, set_random_state
 from lit_rlhf.modules.restart import Place, count_as_saved, finish_epoch, place_of
 from lit_rlhf.modules.tally import Tally
 from lit_rlhf.schedules import SizedSchedule
+from lit_rlhf.strategies import total_norm
 
 
 class LitModule(LightningModule):
@@ -114,7 +113,8 @@ class LitModule(LightningModule):
         """Log the means of the minibatch, and the norm of the gradient that the Trainer is about to clip."""
         # every rank has the same; counted once a step, so that a run resumed on fewer ranks weighs its steps alike
         ranks = self.trainer.world_size
-        self.tally.add("update/gradient_norm", gradient_norm(self.parameters()) / ranks, 1 / ranks)
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        self.tally.add("update/gradient_norm", total_norm(gradients) / ranks, 1 / ranks)
         for name, mean in self.step_tally.means(self.sum_over_ranks).items():
             self.log(name, mean, prog_bar=name == "train/loss", batch_size=1)
 
@@ -257,9 +257,3 @@ def matrices_decay(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         split += [group | {"params": matrices}] if matrices else []
         split += [group | {"params": vectors, "weight_decay": 0.0}] if vectors else []
     return split
-
-
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Return the 2-norm of all gradients together, () on their device; over all ranks where they are sharded."""
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm

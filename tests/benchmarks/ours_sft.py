@@ -1,50 +1,35 @@
 """Seconds of a step of supervised fine-tuning by this library, demonstrations packed; real tokens are counted."""
 
-import time
 from typing import Any
 
 import lightning as L
 import torch
 import work
+from stepping import Clock, trainer_of
 
 from lit_rlhf.data import DemonstrationDataModule
 from lit_rlhf.modules import SFTModule
 
 
-class Clock(L.Callback):
-    """Seconds of every step, and the real tokens in it."""
+class TokenClock(Clock):
+    """The same, and the real tokens of every step."""
 
     def __init__(self) -> None:
-        self.seconds: list[float] = []
+        super().__init__()
         self.tokens: list[int] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Start."""
+        """Count, then start."""
         self.tokens.append(int((batch.attention_mask if batch.segment is None else batch.segment).bool().sum()))
-        self.start = time.perf_counter()
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Stop."""
-        self.seconds.append(time.perf_counter() - self.start)
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
 
 def main() -> None:
     """Run."""
     args = work.arguments().parse_args()
     torch.set_num_threads(args.threads)
-    clock = Clock()
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_steps=args.updates + 1,
-        gradient_clip_val=1.0,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        callbacks=[clock],
-        default_root_dir=args.folder,
-    )
+    clock = TokenClock()
+    trainer = trainer_of(args, clock)
     data = DemonstrationDataModule(
         str(args.folder / "demonstrations.jsonl"),
         max_prompt_length=work.SFT_PROMPT,
