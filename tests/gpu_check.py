@@ -2,7 +2,7 @@
 
 Each check is one run of the command in a process of its own: a stage's quickstart recipe on a small model, under
 overlays. A cell gives the seconds it took and the largest difference of its losses, at any of its six steps, from a
-run on the CPU in float32 with AdamW. `--list` prints the commands and runs none.
+run on the CPU in float32 with AdamW. What those that fail say goes to stderr. `--list` prints the commands and runs none.
 """
 
 import argparse
@@ -107,6 +107,7 @@ def run(args: list[str], world: Path, limit: float) -> tuple[str, list[dict[str,
         if done.returncode == 0:
             with (Path(folder) / "logs/metrics.csv").open() as file:
                 return f"{time.perf_counter() - start:.0f} s", list(csv.DictReader(file))
+    print(f"\n{shlex.join(args)}\n{done.stdout}\n{done.stderr}", file=sys.stderr)
     last = (done.stderr.strip().splitlines() or ["no word"])[-1]
     return ("refused: " if done.returncode == 2 else "FAILED: ") + re.sub(r"^error: ", "", last)[:160], []
 
