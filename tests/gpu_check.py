@@ -2,7 +2,7 @@
 
 Each check is one run of the command in a process of its own: a stage's quickstart recipe on a small model, under
 overlays. A cell gives the seconds it took and the largest difference of its losses, at any of its six steps, from a
-run on the CPU in float32 with AdamW. What those that fail say goes to stderr. `--list` prints the commands and runs none.
+run on the CPU in float32 with AdamW. What those that fail say goes to stderr. `--list` prints the commands alone.
 """
 
 import argparse
@@ -69,9 +69,9 @@ def command(stage: str, words: str, devices: int, accelerator: str = "gpu") -> l
 
 
 def reference(stage: str, words: str) -> list[str]:
-    """Return the run that a check is compared with: on the CPU, with the same adapter."""
-    adapter = re.search(r"-c adapter/\S+", words)
-    return command(stage, f"-c precision/32-true {adapter[0] if adapter else ''}", 1, "cpu")
+    """Return the run that a check is compared with: on the CPU, with what changes the model itself."""
+    same = re.findall(r"-c (?:adapter|averaging)/\S+|--trainer.gradient_clip_val=\S+", words)
+    return command(stage, " ".join(["-c precision/32-true", *same]), 1, "cpu")
 
 
 def checks(gpus: int) -> list[tuple[str, str, list[str]]]:

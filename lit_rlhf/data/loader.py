@@ -46,7 +46,7 @@ def epoch_order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
     """A permutation of 0 .. count-1 that depends on (seed, epoch) and nothing else."""
     key = hashlib.blake2b(f"{seed} {epoch}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
-    return tuple(torch.randperm(count, generator=generator).tolist())
+    return tuple(torch.randperm(count, generator=generator, device="cpu").tolist())
 
 
 def endless_places(total: int, seed: int, start: int, count: int) -> list[int]:

@@ -148,11 +148,15 @@ def load_scalar_model(model: str, tokenizer: Tokenizer, options: ModelOptions, s
     if trained_head and "score.bias" in report["unexpected_keys"]:
         loaded = _load_with_bias(type(loaded), model, options, config)
     if not trained_head:
-        weight = loaded.score.weight
-        generator = torch.Generator().manual_seed(seed)
-        fresh = torch.randn(weight.shape, generator=generator) / math.sqrt(weight.shape[1] + 1)
-        weight.data.copy_(fresh)
+        loaded.score.weight.data.copy_(draw_head(loaded.score.weight.shape, seed))
     return ScalarModel(finish_loading(loaded, tokenizer, options), fresh_head=not trained_head)
+
+
+def draw_head(shape: torch.Size, seed: int) -> Tensor:
+    """Return the weight of a fresh head, (1, d) float32 on the CPU."""
+    generator = torch.Generator().manual_seed(seed)
+    # Lightning configures a model with the GPU as the default device, which a generator of the CPU cannot serve
+    return torch.randn(shape, generator=generator, device="cpu") / math.sqrt(shape[1] + 1)
 
 
 def _has_trained_head(config: PretrainedConfig, model: str) -> bool:

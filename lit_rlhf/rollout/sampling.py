@@ -103,7 +103,7 @@ def draw_noise(rows: int, length: int, seed: int, *place: int) -> Tensor:
     Every rank draws the whole table and uses its own rows, so a response does not depend on world size, batch order
     or which rows finished before it.
     """
-    return torch.rand(rows, length, dtype=torch.float64, generator=seeded(seed, *place))
+    return torch.rand(rows, length, dtype=torch.float64, generator=seeded(seed, *place), device="cpu")
 
 
 def seeded(seed: int, *place: int) -> torch.Generator:

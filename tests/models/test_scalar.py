@@ -15,9 +15,16 @@ from lit_rlhf.errors import UserError
 from lit_rlhf.functional import pad_left, pad_right
 from lit_rlhf.models.export import export_model, export_weights
 from lit_rlhf.models.options import ModelOptions
-from lit_rlhf.models.scalar import ScalarModel, load_scalar_model
+from lit_rlhf.models.scalar import ScalarModel, draw_head, load_scalar_model
 
 ROWS = [[5, 6, 7, 1], [8, 1], [9, 10, 11, 12, 13, 1], [4, 4, 4]]
+
+
+def test_a_fresh_head_is_drawn_on_the_cpu_whatever_the_default_device():
+    expected = draw_head(torch.Size((1, 8)), seed=3)
+    with torch.device("meta"):  # Lightning configures models under the device of the run
+        drawn = draw_head(torch.Size((1, 8)), seed=3)
+    assert drawn.device.type == "cpu" and torch.equal(drawn, expected)
 
 
 @pytest.fixture

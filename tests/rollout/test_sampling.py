@@ -127,3 +127,9 @@ def test_what_cannot_be_sampled_is_refused_by_name(settings_, message):
 def test_a_missing_end_is_one_choice(both):
     with pytest.raises(UserError, match="takes one of replace and subtract"):
         MissingEnd(**both)
+
+
+def test_noise_is_drawn_on_the_cpu_whatever_the_default_device():
+    expected = draw_noise(2, 3, 5, 1)
+    with torch.device("meta"):
+        assert torch.equal(draw_noise(2, 3, 5, 1), expected)
