@@ -5,6 +5,7 @@ not counted; what is compared are medians. Peers are installed beside each other
 process alone. Results go to `runs/benchmarks/results.json` and to the terminal.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -15,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import scaling
 import torch
 import work
 
@@ -38,6 +40,10 @@ class Case(NamedTuple):
 
 
 BIAS = f"--bias={work.ENDS_AT_A_THIRD}"
+BF16 = "--precision=bf16-mixed"
+# on a GPU: 0.8 B parameters, prompts and responses of 256 tokens, of which a mean of about a third is used
+GPU = ["--device=cuda", BF16, "--size=2048x16"]
+GPU_PPO = [*GPU, "--prompt=256", "--response=256", "--episodes=128", "--micro-batch=32", "--bias=3.1"]
 CASES = {
     "reward_model": [
         Case("K = 9 rankings, 64 + 64 tokens", ["ours_reward.py"], ["trl_reward.py"], "trl", "rankings/s", 1, 10.0)
@@ -65,8 +71,8 @@ CASES = {
         ),
         Case(
             "PPO, ragged, bf16",
-            ["ours_ppo.py", BIAS, "--precision=bf16-mixed"],
-            ["trl_ppo.py", BIAS, "--bf16"],
+            ["ours_ppo.py", BIAS, BF16],
+            ["trl_ppo.py", BIAS, BF16],
             "trl-1.12.0",
             "updates/s",
             1,
@@ -90,6 +96,11 @@ CASES = {
     "sft": [
         Case("SFT, packed", ["ours_sft.py"], ["trl_sft.py"], "trl", "real tokens/s", 1, 2.0),
         Case("SFT, packed, bare loop", ["ours_sft.py"], ["bare_sft.py"], "bare loop", "real tokens/s", 1, 0.9),
+    ],
+    "gpu": [
+        Case("rollout", ["ours_rollout.py", *GPU_PPO], ["hf_rollout.py", *GPU_PPO], "generate", "tokens/s", 1, 2.5),
+        Case("SFT, packed", ["ours_sft.py", *GPU], ["trl_sft.py", *GPU], "trl", "real tokens/s", 1, 1.0),
+        Case("PPO", ["ours_ppo.py", *GPU_PPO], ["trl_ppo.py", *GPU_PPO], "trl-1.12.0", "updates/s", 1, 1.0),
     ],
 }
 
@@ -120,11 +131,12 @@ def measure(script: list[str], folder: Path, paths: list[Path]) -> dict[str, Any
     return result
 
 
-def compare(case: Case, folder: Path) -> dict[str, Any]:
-    """Return medians and ratios of a case."""
+def compare(case: Case, folder: Path, rounds: int) -> dict[str, Any]:
+    """Return medians and ratios of a case, and what share of the machine's matrix products ours made."""
     runs: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
     peer = install(case.environment)
-    for _ in range(ROUNDS):
+    peak_rate = peak_flops(case.ours, folder)
+    for _ in range(rounds):
         runs["ours"].append(measure(case.ours, folder, [ROOT, HERE]))
         runs["peer"].append(measure(case.peer, folder, [peer, HERE]))
     seconds = {who: statistics.median(cost for run in own for cost in costs(run)) for who, own in runs.items()}
@@ -139,6 +151,8 @@ def compare(case: Case, folder: Path) -> dict[str, Any]:
         "memory_ratio": peak["ours"] / peak["peer"],
         "peak_mib": peak,
         "against": case.environment,
+        "peak_flops": peak_rate,
+        "flops": runs["ours"][0].get("flops", 0) / seconds["ours"],
         "runs": runs,
     }
 
@@ -148,36 +162,74 @@ def costs(run: dict[str, Any]) -> list[float]:
     return [second / unit for second, unit in zip(run["seconds"], run.get("units", [1] * len(run["seconds"])))]
 
 
+def peak_flops(script: list[str], folder: Path) -> float:
+    """Return the operations a second of bare matrix products on the device and in the precision of a worker."""
+    same = [word for word in script if word.startswith(("--device", "--precision", "--threads"))]
+    found = measure(["matrix_peak.py", *same], folder, [HERE])
+    return float(found["flops"]) / statistics.median(found["seconds"])
+
+
 def table(results: list[dict[str, Any]]) -> str:
     """The results as Markdown."""
-    lines = ["| work | ours | peer | ratio | aim | peak memory, ours / peer |", "|---|---|---|---|---|---|"]
+    lines = ["| work | ours | peer | ratio | aim | matrix peak | peak memory, ours / peer |", "|---" * 7 + "|"]
     for r in results:
+        share = f"{r['flops'] / r['peak_flops']:.0%} of {r['peak_flops'] / 1e9:,.0f} GFLOP/s" if r["flops"] else ""
         memory = f"{r['peak_mib']['ours']:.0f} / {r['peak_mib']['peer']:.0f} MiB = {r['memory_ratio']:.2f}"
         lines.append(
             f"| {r['name']} ({r['unit']}) | {r['ours']:.3g} | {r['peer']:.3g} ({r['against']}) | {r['ratio']:.2f} | "
-            f"{r['target']} | {memory} |"
+            f"{r['target']} | {share} | {memory} |"
         )
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Run the parts that are named, or all."""
-    names = sys.argv[1:] or list(CASES)
-    unknown = sorted(set(names) - set(CASES))
-    if unknown:
-        sys.exit(f"error: no benchmark {unknown[0]!r}; there are {', '.join(CASES)}")
-    folder = OUT / "work"
+def grow(folder: Path) -> dict[str, list[float]]:
+    """Return the median seconds of a step at each value of each axis, by the axis's name."""
+    return {
+        axis.name: [
+            statistics.median(measure(axis.script(value), folder, [ROOT, HERE])["seconds"]) for value in axis.values
+        ]
+        for axis in scaling.AXES
+    }
+
+
+def write_work(folder: Path, parts: list[str]) -> None:
+    """Write models and data of the parts."""
     folder.mkdir(parents=True, exist_ok=True)
-    work.write_models(folder)
+    sizes = [work.SIZE] + (scaling.SIZE.values if "scaling" in parts else []) + (["2048x16"] if "gpu" in parts else [])
+    for size in dict.fromkeys(sizes):
+        work.write_models(folder, size)
     for length in (32, 256):
         work.write_prompts(folder / f"prompts-{length}.jsonl", 256, length)
     work.write_demonstrations(folder / "demonstrations.jsonl", 512)
-    work.write_rankings(folder / "rankings.jsonl", 32, 9, 64, 64)
-    results = [compare(case, folder) for name in names for case in CASES[name]]
+    for completions in scaling.COMPLETIONS.values:
+        work.write_rankings(folder / f"rankings-{completions}.jsonl", 32, completions, 64, 64)
+
+
+def main() -> None:
+    """Run the parts that are named, or all that need no GPU."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [*CASES, "scaling"]
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(names)}; all but gpu")
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each side")
+    parsed = parser.parse_args()
+    parts = parsed.parts or [name for name in names if name != "gpu"]
+    unknown = sorted(set(parts) - set(names))
+    if unknown:
+        sys.exit(f"error: no benchmark {unknown[0]!r}; there are {', '.join(names)}")
+    if "gpu" in parts and not torch.cuda.is_available():
+        sys.exit("error: the part 'gpu' needs a GPU, and there is none")
+    folder = OUT / "work"
+    write_work(folder, parts)
+    results = [compare(case, folder, parsed.rounds) for name in parts for case in CASES.get(name, [])]
     about = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "python": sys.version}
     about |= {"torch": torch.__version__, "lightning": version("lightning"), "transformers": version("transformers")}
-    (OUT / "results.json").write_text(json.dumps({"about": about, "results": results}, indent=2))
-    print(table(results))
+    if results:
+        print(table(results))
+    growth = grow(folder) if "scaling" in parts else {}
+    if growth:
+        scaling.plot(growth, OUT / "scaling.svg")
+        print(scaling.table(growth))
+    (OUT / "results.json").write_text(json.dumps({"about": about, "results": results, "scaling": growth}, indent=2))
     print(f"\n{about['cores']} cores, torch {about['torch']}; every run: {OUT / 'results.json'}")
 
 

@@ -1,6 +1,5 @@
 """Seconds of a PPO update by this library: rollout, scoring and update, through the Trainer."""
 
-import time
 from typing import Any
 
 import lightning as L
@@ -29,32 +28,32 @@ class Biased(PPOModule):
 class Clock(L.Callback):
     """Seconds of every epoch (an iteration), and tokens of every response."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
+        self.device = device
         self.seconds: list[float] = []
         self.lengths: list[float] = []
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Start."""
-        self.start = time.perf_counter()
+        self.start = work.clock(self.device)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Stop."""
-        self.seconds.append(time.perf_counter() - self.start)
+        self.seconds.append(work.clock(self.device) - self.start)
         self.lengths.append(float(trainer.callback_metrics["response/length"]))
 
 
 def main() -> None:
     """Run."""
     parser = work.ppo_arguments()
-    parser.add_argument("--precision", default="32-true")
     parser.add_argument("--devices", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     minibatch = args.episodes // 4
     micro_batch = min(args.micro_batch, minibatch // args.devices)
     module = Biased(
-        model=str(args.folder / "policy"),
-        reward=RewardModelReward(str(args.folder / "reward"), uncentred="accept"),
+        model=str(args.folder / f"policy-{args.size}"),
+        reward=RewardModelReward(str(args.folder / f"reward-{args.size}"), uncentred="accept"),
         sampling=Sampling(response_length=args.response),
         ppo=PPOSettings(
             rollout_batch=args.episodes,
@@ -66,10 +65,10 @@ def main() -> None:
         optimizer=lambda groups: torch.optim.AdamW(groups, lr=3e-6, fused=True),  # as TRL's by default
     )
     module.bias = args.bias
-    clock = Clock()
+    clock = Clock(args.device)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     trainer = L.Trainer(
-        accelerator="cpu",
+        accelerator=args.device,
         devices=args.devices,
         strategy="auto" if args.devices == 1 else "ddp",
         max_epochs=args.updates + 1,
@@ -83,7 +82,11 @@ def main() -> None:
     )
     trainer.fit(module, PromptDataModule(str(work.prompt_file(args)), max_prompt_length=2048))
     if trainer.is_global_zero:
-        work.report(clock.seconds[1:], length=sum(clock.lengths) / len(clock.lengths))
+        length = sum(clock.lengths) / len(clock.lengths)
+        tokens = args.episodes // args.samples * args.prompt + args.episodes * length
+        # a product is 2 operations a parameter: rollout, reference, critic and reward model forward; two updates
+        # of three products each
+        work.report(clock.seconds[1:], length=length, flops=(4 * 2 + 2 * 6) * work.parameters(args.size) * tokens)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,16 @@ from lit_rlhf.modules import RewardModule
 
 def main() -> None:
     """Run."""
-    args = work.arguments().parse_args()
+    parser = work.arguments()
+    parser.add_argument("--rankings", default="rankings-9.jsonl")
+    args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    clock = Clock()
+    clock = Clock(args.device)
     trainer = trainer_of(args, clock)
-    module = RewardModule(str(args.folder / "policy"), lambda groups: torch.optim.AdamW(groups, lr=1e-5, fused=True))
-    trainer.fit(module, ComparisonDataModule(str(args.folder / "rankings.jsonl"), micro_batch=1))
+    module = RewardModule(
+        str(args.folder / f"policy-{args.size}"), lambda groups: torch.optim.AdamW(groups, lr=1e-5, fused=True)
+    )
+    trainer.fit(module, ComparisonDataModule(str(args.folder / args.rankings), micro_batch=1))
     work.report(clock.seconds[1:])
 
 

@@ -1,7 +1,5 @@
 """Seconds of a rollout by this library's generator: one response a prompt, with the log-probs of its tokens."""
 
-import time
-
 import torch
 import work
 from transformers import LlamaForCausalLM
@@ -14,14 +12,16 @@ def main() -> None:
     """Run."""
     args = work.ppo_arguments().parse_args()
     torch.set_num_threads(args.threads)
-    model = LlamaForCausalLM.from_pretrained(args.folder / "policy").eval()
+    model = LlamaForCausalLM.from_pretrained(args.folder / f"policy-{args.size}").eval()
+    model.to(args.device, torch.bfloat16 if args.precision == "bf16-mixed" else torch.float32)
     work.bias_end(model, args.bias)
     seconds, tokens = [], []
     for update, ids in enumerate(work.prompt_batches(args)):
-        noise = draw_noise(args.episodes, args.response, 0, update)
-        start = time.perf_counter()
+        ids = ids.to(args.device)
+        noise = draw_noise(args.episodes, args.response, 0, update).to(args.device)
+        start = work.clock(args.device)
         rollout = CachedGenerator().generate(model, ids, torch.ones_like(ids), noise, Sampling(args.response))
-        seconds.append(time.perf_counter() - start)
+        seconds.append(work.clock(args.device) - start)
         tokens.append(int(rollout.response_mask.sum()))
     work.report(seconds[1:], units=tokens[1:])
 

@@ -14,8 +14,8 @@ from lit_rlhf.modules import SFTModule
 class TokenClock(Clock):
     """The same, and the real tokens of every step."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, device: str) -> None:
+        super().__init__(device)
         self.tokens: list[int] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     """Run."""
     args = work.arguments().parse_args()
     torch.set_num_threads(args.threads)
-    clock = TokenClock()
+    clock = TokenClock(args.device)
     trainer = trainer_of(args, clock)
     data = DemonstrationDataModule(
         str(args.folder / "demonstrations.jsonl"),
@@ -38,9 +38,12 @@ def main() -> None:
         batching="packed",
     )
     trainer.fit(
-        SFTModule(str(args.folder / "policy"), lambda groups: torch.optim.AdamW(groups, lr=1e-5, fused=True)), data
+        SFTModule(
+            str(args.folder / f"policy-{args.size}"), lambda groups: torch.optim.AdamW(groups, lr=1e-5, fused=True)
+        ),
+        data,
     )
-    work.report(clock.seconds[1:], units=clock.tokens[1:])
+    work.report(clock.seconds[1:], units=clock.tokens[1:], flops=6 * work.parameters(args.size))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Seconds of a PPO update by TRL 1.12.0, the last release with a PPO trainer, on the same models and prompts."""
 
 import json
-import time
 from typing import Any
 
 import datasets
@@ -20,20 +19,21 @@ class Clock(TrainerCallback):
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         """Remember when."""
-        self.ends.append(time.perf_counter())
+        self.ends.append(work.clock(args[0].device.type))
 
 
 def main() -> None:
     """Run."""
-    parser = work.ppo_arguments()
-    parser.add_argument("--bf16", action="store_true")
-    args = parser.parse_args()
+    args = work.ppo_arguments().parse_args()
     torch.set_num_threads(args.threads)
     transformers.utils.logging.set_verbosity_error()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(args.folder / "policy", padding_side="left")
-    policy, reference = (transformers.LlamaForCausalLM.from_pretrained(args.folder / "policy") for _ in range(2))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(args.folder / f"policy-{args.size}", padding_side="left")
+    policy, reference = (
+        transformers.LlamaForCausalLM.from_pretrained(args.folder / f"policy-{args.size}") for _ in range(2)
+    )
     critic, reward = (
-        transformers.LlamaForSequenceClassification.from_pretrained(args.folder / "reward") for _ in range(2)
+        transformers.LlamaForSequenceClassification.from_pretrained(args.folder / f"reward-{args.size}")
+        for _ in range(2)
     )
     for model in (policy, reference):
         work.bias_end(model, args.bias)
@@ -42,8 +42,8 @@ def main() -> None:
     micro_batch = min(args.micro_batch, args.episodes // 4)
     settings = PPOConfig(
         output_dir=str(args.folder / "trl"),
-        use_cpu=True,
-        bf16=args.bf16,
+        use_cpu=args.device == "cpu",
+        bf16=args.precision == "bf16-mixed",
         gradient_checkpointing=False,
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=args.episodes // micro_batch,

@@ -1,7 +1,6 @@
 """Seconds of a training step on one ranking by TRL's RewardTrainer: its pairs, as separate rows of one batch."""
 
 import json
-import time
 from itertools import combinations
 from typing import Any
 
@@ -21,11 +20,11 @@ class Clock(TrainerCallback):
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         """Start."""
-        self.start = time.perf_counter()
+        self.start = work.clock(args[0].device.type)
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         """Stop."""
-        self.seconds.append(time.perf_counter() - self.start)
+        self.seconds.append(work.clock(args[0].device.type) - self.start)
 
 
 def main() -> None:
@@ -33,10 +32,12 @@ def main() -> None:
     args = work.arguments().parse_args()
     torch.set_num_threads(args.threads)
     transformers.utils.logging.set_verbosity_error()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(args.folder / "policy")
-    model = transformers.LlamaForSequenceClassification.from_pretrained(args.folder / "policy", num_labels=1)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(args.folder / f"policy-{args.size}")
+    model = transformers.LlamaForSequenceClassification.from_pretrained(
+        args.folder / f"policy-{args.size}", num_labels=1
+    )
     pairs, per_ranking = [], 0
-    for line in (args.folder / "rankings.jsonl").read_text().splitlines()[: args.updates + 1]:
+    for line in (args.folder / "rankings-9.jsonl").read_text().splitlines()[: args.updates + 1]:
         row = json.loads(line)
         texts = [f"{row['prompt']} {completion} <eos>" for completion in row["completions"]]
         ids = [tokenizer(text)["input_ids"] for _, text in sorted(zip(row["ranks"], texts))]
@@ -45,8 +46,8 @@ def main() -> None:
         pairs += [{"chosen_ids": better, "rejected_ids": worse} for better, worse in both]
     settings = RewardConfig(
         output_dir=str(args.folder / "trl"),
-        use_cpu=True,
-        bf16=False,
+        use_cpu=args.device == "cpu",
+        bf16=args.precision == "bf16-mixed",
         gradient_checkpointing=False,
         per_device_train_batch_size=per_ranking,
         max_steps=args.updates + 1,

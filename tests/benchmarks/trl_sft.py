@@ -1,7 +1,6 @@
 """Seconds of a step of supervised fine-tuning by TRL's SFTTrainer with packing; real tokens are counted."""
 
 import json
-import time
 from typing import Any
 
 import datasets
@@ -19,7 +18,7 @@ class Timed(SFTTrainer):
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Count, then train."""
-        self.begun.append(time.perf_counter())
+        self.begun.append(work.clock(self.args.device.type))
         mask = inputs.get("attention_mask")
         self.tokens.append(int(inputs["input_ids"].numel() if mask is None else mask.sum()))
         return super().training_step(model, inputs, *args, **kwargs)
@@ -30,14 +29,14 @@ def main() -> None:
     args = work.arguments().parse_args()
     torch.set_num_threads(args.threads)
     transformers.utils.logging.set_verbosity_error()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(args.folder / "policy")
-    model = transformers.LlamaForCausalLM.from_pretrained(args.folder / "policy")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(args.folder / f"policy-{args.size}")
+    model = transformers.LlamaForCausalLM.from_pretrained(args.folder / f"policy-{args.size}")
     rows = [json.loads(line) for line in (args.folder / "demonstrations.jsonl").read_text().splitlines()]
     texts = [{"text": f"{row['prompt']} {row['completion']}"} for row in rows]
     settings = SFTConfig(
         output_dir=str(args.folder / "trl"),
-        use_cpu=True,
-        bf16=False,
+        use_cpu=args.device == "cpu",
+        bf16=args.precision == "bf16-mixed",
         gradient_checkpointing=False,
         per_device_train_batch_size=work.SFT_ROWS,
         max_length=work.SFT_LENGTH,

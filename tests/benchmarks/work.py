@@ -4,6 +4,7 @@ import argparse
 import json
 import resource
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 VOCABULARY = 2048
+SIZE = "256x4"  # hidden size x layers, where nothing else is said
 SFT_LENGTH, SFT_PROMPT = 256, 16  # tokens of a packed row, and of a demonstration's prompt
 SFT_ROWS = 16  # packed rows of a step
 PAD, EOS = 0, 1
@@ -20,15 +22,15 @@ NEVER_ENDS = -30.0  # added to the logit of the end token
 ENDS_AT_A_THIRD = 4.63  # a mean response of about 21 of 64 tokens, with weights drawn as below
 
 
-def config(hidden: int = 256, layers: int = 4) -> LlamaConfig:
-    """The Llama shape of all benchmarks: 5.2 M parameters at the default size."""
+def config(hidden: int, layers: int) -> LlamaConfig:
+    """The Llama shape of all benchmarks: 4.3 M parameters, of them 1 M embeddings, at 256 x 4."""
     return LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=hidden,
         intermediate_size=hidden * 11 // 4,
         num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        num_attention_heads=max(4, hidden // 64),
+        num_key_value_heads=max(4, hidden // 64),
         max_position_embeddings=2048,
         pad_token_id=PAD,
         eos_token_id=EOS,
@@ -38,16 +40,23 @@ def config(hidden: int = 256, layers: int = 4) -> LlamaConfig:
     )
 
 
-def write_models(folder: Path, hidden: int = 256, layers: int = 4) -> None:
-    """A policy (`policy/`) and a reward model (`reward/`), random but the same in every process."""
+def parameters(size: str) -> int:
+    """The parameters that a token is multiplied with: all but the embeddings at the input."""
+    hidden, layers = map(int, size.split("x"))
+    return layers * (4 * hidden**2 + 3 * hidden * (hidden * 11 // 4)) + hidden * VOCABULARY
+
+
+def write_models(folder: Path, size: str) -> None:
+    """A policy (`policy-SIZE/`) and a reward model (`reward-SIZE/`), random but the same in every process."""
+    hidden, layers = map(int, size.split("x"))
     vocabulary = {"<pad>": PAD, "<eos>": EOS} | {f"w{i}": i for i in range(2, VOCABULARY)}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
     for name, kind in (("policy", LlamaForCausalLM), ("reward", LlamaForSequenceClassification)):
         torch.manual_seed(0)
-        kind(config(hidden, layers)).save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+        kind(config(hidden, layers)).save_pretrained(folder / f"{name}-{size}")
+        tokenizer.save_pretrained(folder / f"{name}-{size}")
 
 
 def write_prompts(path: Path, count: int, length: int) -> None:
@@ -60,7 +69,7 @@ def bias_end(model: LlamaForCausalLM, bias: float) -> None:
     """Add a constant to the end token's logit, so that responses end early, late or never."""
 
     def add(module: torch.nn.Module, inputs: Any, logits: torch.Tensor) -> torch.Tensor:
-        offset = torch.zeros(VOCABULARY, dtype=logits.dtype)
+        offset = logits.new_zeros(VOCABULARY)
         offset[EOS] = bias
         return logits + offset
 
@@ -73,6 +82,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--updates", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], default="32-true")
+    parser.add_argument("--size", default=SIZE, help="hidden size x layers")
     return parser
 
 
@@ -102,10 +114,19 @@ def prompt_batches(args: argparse.Namespace) -> Iterator[torch.Tensor]:
         yield ids.roll(-update * args.episodes, 0)[: args.episodes]
 
 
+def clock(device: str = "cpu") -> float:
+    """Seconds, when all that was asked of the device is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def report(seconds: list[float], **more: Any) -> None:
-    """The worker's result, as its last line."""
+    """The worker's result, as its last line; the peak is the process's, or the GPU's where it used one."""
     unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there, in KiB elsewhere
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    if torch.cuda.is_initialized():
+        peak = torch.cuda.max_memory_allocated() / 2**20
     print(json.dumps({"seconds": seconds, "peak_mib": peak, **more}), flush=True)
 
 
