@@ -34,8 +34,9 @@ class DemonstrationDataModule(PreparedDataModule[TokenRow]):
         preparation: The paper's data steps; see `lit_rlhf.data.preparation.DemonstrationPreparation`.
         micro_batch: Demonstrations per rank and backward.
         batching: How the demonstrations of a minibatch are laid out, which changes no loss: "by_length", micro-batches
-            of like length, padded; "packed", several behind each other in rows of at most `max_prompt_length +
-            max_completion_length` tokens, with nothing seen across; "as_drawn", padded.
+            of like length, padded; "packed", several behind each other in rows of `max_prompt_length +
+            max_completion_length` tokens, up to twice as many where that saves padding, with nothing seen across;
+            "as_drawn", padded.
         seed: Keys the order of rows and the held-out part.
     """
 

@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.functional.packing import pack
+from lit_rlhf.functional.packing import pack_widening
 
 R = TypeVar("R")  # a tokenised row
 B = TypeVar("B")  # a batch
@@ -78,8 +78,9 @@ class PlannedLoader(Generic[R, B]):
         weight: Targets of a row; their sum over a minibatch is its normalizer. None counts each row as 1.
         length: Width of a row. The rows of a minibatch are then dealt in its order, so that a micro-batch holds rows of
             like length and ranks have like work. None keeps the permuted order.
-        packed: The most tokens that rows of data make when they are laid behind each other in one row of a batch;
-            `length` is needed, and `collate` then takes lists of rows. None: each stands alone.
+        packed: The tokens that rows of data make when they are laid behind each other in one row of a batch, up to
+            twice as many where that saves padding; `length` is needed, and `collate` then takes lists of rows. None:
+            each stands alone.
         blank: A row's copy without targets.
 
     Raises:
@@ -195,7 +196,8 @@ class PlannedLoader(Generic[R, B]):
 
     def _pack(self, places: Sequence[int], steps: int) -> list[list[int]]:
         assert self._lengths is not None and self._packed is not None, "packing needs `length`"
-        packed = pack([self._lengths[place] for place in places], steps * self.cut.world_size, self._packed)
+        lengths = [self._lengths[place] for place in places]
+        packed = pack_widening(lengths, steps * self.cut.world_size, self._packed)
         return [[places[n] for n in line] for line in packed]
 
     def fill(self, minibatches: int = 100) -> float:

@@ -65,7 +65,7 @@ class PlannedDataModule(LightningDataModule, Generic[Rec, R]):
         self._loader: PlannedLoader[R, Any] | None = None
         self._loaded_state: dict[str, int] | None = None
 
-    #: the most tokens of a packed row
+    #: tokens of a packed row, of which it may have twice as many where that saves padding
     packed_length: int | None = None
     #: what to lower where rows are too long for the model
     length_settings = "data.max_prompt_length or data.max_completion_length"

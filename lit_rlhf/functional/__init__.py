@@ -20,7 +20,7 @@ from lit_rlhf.functional.kl import k1, k2, k3
 from lit_rlhf.functional.language_model import language_model_loss
 from lit_rlhf.functional.logprobs import logit_chunks, scaled_logits, token_entropy, token_logprobs
 from lit_rlhf.functional.masked import masked_mean, masked_sum, mean_and_variance, moments, rescale, whiten
-from lit_rlhf.functional.packing import pack
+from lit_rlhf.functional.packing import pack, pack_widening
 from lit_rlhf.functional.ppo import PolicyLoss, ValueLoss, clipped_policy_loss, clipped_value_loss, explained_variance
 from lit_rlhf.functional.ranking import PairNormalizer, RankingLoss, ranking_loss, ranking_pairs
 from lit_rlhf.functional.repetition import repeated_share
@@ -62,6 +62,7 @@ __all__ = [
     "mean_and_variance",
     "moments",
     "pack",
+    "pack_widening",
     "pad_left",
     "pad_right",
     "penalised_rewards",
