@@ -130,6 +130,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="those whose command holds this text")
     parser.add_argument("--limit", type=float, default=300, help="seconds a check may take")
     parser.add_argument("--jobs", type=int, default=1, help="checks at a time, where the GPUs have room for several")
+    parser.add_argument("--memory", action="store_true", help="instead: what `plan` says beside what was held")
     parsed = parser.parse_args()
     gpus = torch.cuda.device_count()
     wanted = [check for check in checks(gpus or (2 if parsed.list else 0)) if parsed.only in " ".join(check[2])]
@@ -142,6 +143,11 @@ def main() -> int:
     from overlay_world import write_world
 
     print(f"{gpus} x {torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}")
+    if parsed.memory:
+        from gpu_memory import print_table
+
+        print_table(parsed.jobs)
+        return 0
     print("without torchao" if find_spec("torchao") is None else "with torchao", "\n")
     print("| with | " + " | ".join(STAGES) + " |\n" + "|---" * (len(STAGES) + 1) + "|")
     failed = False
