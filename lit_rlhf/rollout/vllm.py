@@ -30,7 +30,7 @@ from lit_rlhf.rollout.endings import Ending, TextEnds
 from lit_rlhf.rollout.experience import Rollout
 from lit_rlhf.rollout.gather import from_rank_zero
 from lit_rlhf.rollout.sampling import Sampling
-from lit_rlhf.rollout.vllm_answers import Answers, Payload
+from lit_rlhf.rollout.vllm_answers import Answers, Payload, choices_of
 
 COLDEST = 0.01  # vLLM takes this in place of a lower temperature above 0
 
@@ -135,7 +135,7 @@ class VLLMGenerator:
         table = Answers(model, len(uniforms), sampling, ending.ids.tolist(), self.where)
         row = 0
         try:
-            for payload, answer in zip(payloads, self.completions.ask_all(payloads, lambda said, _: said["choices"])):
+            for payload, answer in zip(payloads, self.completions.ask_all(payloads, choices_of)):
                 if isinstance(answer, NoAnswer):
                     raise UserError(f"{self.where}: {answer.reason}; {self.mend(answer)}")
                 table.fill(row, payload, answer)

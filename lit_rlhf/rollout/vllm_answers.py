@@ -14,6 +14,11 @@ from lit_rlhf.rollout.sampling import Sampling
 Payload = dict[str, Any]
 
 
+def choices_of(answer: Any, payload: Payload) -> list[dict[str, Any]]:
+    """Return the choices of an answer in their order; raise `TypeError` or `KeyError` where it has none."""
+    return sorted(answer["choices"], key=lambda choice: choice["index"])
+
+
 class Answers:
     """The table of responses, filled with a request's samples at a time."""
 
@@ -26,16 +31,15 @@ class Answers:
         self.device, self.width, self.ends, self.where = model.device, sampling.response_length, set(ends), where
         self.vocabulary = model.config.get_text_config().vocab_size
 
-    def fill(self, row: int, payload: Payload, choices: Any) -> None:
+    def fill(self, row: int, payload: Payload, choices: list[dict[str, Any]]) -> None:
         """Write the samples of one prompt from `row` on.
 
         Raises:
             UserError: they are not what was asked for.
         """
-        count = payload["n"]
-        if not isinstance(choices, list) or len(choices) != count:
-            raise self.wrong(f"not the {count} samples that were asked for", "is it a vLLM server?")
-        for place, choice in enumerate(sorted(choices, key=lambda each: each["index"])):
+        if len(choices) != payload["n"]:
+            raise self.wrong(f"{len(choices)} samples in place of {payload['n']}", "is it a vLLM server?")
+        for place, choice in enumerate(choices):
             ids = choice.get("token_ids")
             if not isinstance(ids, list):
                 raise self.wrong("no token ids", "it needs a vLLM that knows return_token_ids, 0.10.2 or newer")
