@@ -89,7 +89,7 @@ class VLLMGenerator:
         if logprobs == "sampled":
             raise UserError(
                 "ppo.logprobs is 'sampled', but vLLM's log-probs are of another implementation than the update's, and "
-                "the ratio would not start at 1; set ppo.logprobs to 'recomputed', as -c rollout/vllm does"
+                "the ratio would not start at 1; set ppo.logprobs to 'recomputed', as -c generator/vllm does"
             )
         if 0 < sampling.temperature < COLDEST:
             raise UserError(

@@ -42,7 +42,7 @@ class Answers:
         for place, choice in enumerate(choices):
             ids = choice.get("token_ids")
             if not isinstance(ids, list):
-                raise self.wrong("no token ids", "it needs a vLLM that knows return_token_ids, 0.10.2 or newer")
+                raise self.wrong("no token ids", "it needs a vLLM that knows return_token_ids")
             given = (choice.get("logprobs") or {}).get("token_logprobs") or []
             self.check(payload, choice, ids, given)
             self.ids[row + place, : len(ids)] = torch.tensor(ids)

@@ -166,5 +166,5 @@ def test_a_server_that_fails_on_the_first_rank_ends_every_rank(llama, tmp_path):
 
 
 def test_sampled_log_probs_are_refused_before_anything_is_loaded(tmp_path):
-    with pytest.raises(UserError, match="set ppo.logprobs to 'recomputed', as -c rollout/vllm does"):
+    with pytest.raises(UserError, match=r"set ppo\.logprobs to 'recomputed', as -c generator/vllm does"):
         module_of("no-such-model", "http://127.0.0.1:9", tmp_path, logprobs="sampled")

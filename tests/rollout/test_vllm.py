@@ -171,6 +171,29 @@ def test_a_stop_string_that_the_server_alone_finds_ends_the_response(llama, poli
     assert rollout.logprobs[0].tolist() == [-1.0, -2.0, 0.0, 0.0, 0.0, 0.0]
 
 
+def test_a_stop_string_that_the_server_overlooks_ends_the_response_all_the_same(llama, policy, tokenizer, tmp_path):
+    sampling = Sampling(6, stop_strings=["w3 w4"])
+    ids = tokenizer.encode("w1 w3 w4 w5 w6 w7")
+
+    def overlooked(choices: Choices) -> None:
+        choices[0].update(token_ids=ids, finish_reason="length", stop_reason=None)
+        choices[0]["logprobs"] = {"token_logprobs": [-1.0] * 6}
+
+    with serve_changed(llama, overlooked) as service:
+        rollout = ask(engine(service, tmp_path), policy, sampling, ends=text_ends(tokenizer, sampling))
+    assert rollout.ended.all() and rollout.response_ids[0].tolist() == [*ids[:3], 0, 0, 0]
+    assert rollout.logprobs.sum(1).tolist() == [-3.0] * 5
+
+
+def test_the_end_token_is_the_policys_and_not_the_servers(llama, policy, tmp_path):
+    token = int(ask(CachedGenerator(), policy, GREEDY).response_ids[:, 2].mode().values)
+    policy.config.eos_token_id = policy.generation_config.eos_token_id = token
+    with serve_vllm(llama) as (service, _):
+        theirs = ask(engine(service, tmp_path), policy, GREEDY)
+    assert_same(theirs, ask(CachedGenerator(), policy, GREEDY))
+    assert theirs.ended.any()
+
+
 def test_requests_depend_on_the_place_of_a_row_alone(llama, policy, tmp_path):
     sampling = Sampling(6, temperature=0.9, top_p=0.95, stop_ids=[7])
     with serve_vllm(llama) as (service, _):
@@ -182,7 +205,10 @@ def test_requests_depend_on_the_place_of_a_row_alone(llama, policy, tmp_path):
         ids, mask = pad_left(PROMPTS, 0)
         noise = draw_noise(10, 6, 3).view(5, 2, 6)[1::2].flatten(0, 1)  # the share of the second of two ranks
         share = engine(service, tmp_path / "rank").generate(policy, ids[1::2], mask[1::2], noise, sampling)
+        noise = draw_noise(10, 6, 3)[::2]  # the first sample of each prompt, alone
+        alone = engine(service, tmp_path / "alone").generate(policy, ids, mask, noise, sampling)
     assert_same(whole, again)
+    assert torch.equal(alone.response_ids, whole.response_ids[::2])
     rows = torch.tensor([2, 3, 6, 7])
     assert torch.equal(share.response_ids, whole.response_ids[rows])
     assert len({payload["seed"] for payload in first}) == 5
@@ -288,7 +314,7 @@ def test_a_server_that_is_down_or_serves_something_else(llama, policy, tmp_path)
     with serve(failing("", Reply())) as service:
         pass
     assert "Connection refused (2 tries)); it must see the folder" in refusal(service, tmp_path, policy)
-    with pytest.raises(UserError, match="start the server .* or set model.generator.init_args.url"):
+    with pytest.raises(UserError, match=r"start the server .* or set model\.generator\.init_args\.url"):
         engine(service, tmp_path).reach()
     with serve_vllm(llama) as (service, _):
         engine(service, tmp_path).reach()
@@ -303,12 +329,14 @@ def test_after_a_reload_that_failed_the_weights_are_handed_over_again(llama, pol
     with serve_vllm(llama) as (service, server):
         vllm = engine(service, tmp_path)
         ask(vllm, policy, GREEDY)
+        start = {name: weight.clone() for name, weight in policy.state_dict().items()}
         moved(policy)
         where, vllm.folder = vllm.folder, tmp_path / "a-file"
         vllm.folder.write_text("")
         with pytest.raises(UserError, match="cannot write to"):
             ask(vllm, policy, GREEDY)
         vllm.folder = where
+        policy.load_state_dict(start)  # those that it had, but who knows what it read since
         assert_same(ask(vllm, policy, GREEDY), ask(CachedGenerator(), policy, GREEDY))
         assert len(server.pushed) == 2
 
