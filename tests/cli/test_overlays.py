@@ -128,10 +128,6 @@ def test_the_vllm_overlay_runs_where_a_server_answers(fit, folder):
         (folder / "server.yaml").write_text(setting)
         assert fit("ppo_ptx", "generator/vllm", "server.yaml") == "runs"
         assert server.pushed and all(Path(path).parent == folder / "shared" for path in server.pushed)
-        sampled = "model: {init_args: {ppo: {logprobs: sampled}}}\n"
-        (folder / "sampled.yaml").write_text(sampled)
-        with pytest.raises(AssertionError, match=r"refused, but .* set ppo\.logprobs to 'recomputed'"):
-            fit("ppo", "generator/vllm", "server.yaml", "sampled.yaml")  # by the module, which loads nothing yet
     assert "Connection refused" in fit("ppo", "generator/vllm", "server.yaml")
 
 
