@@ -1,6 +1,6 @@
 """vLLM as a rollout engine: a server of its own, asked over HTTP, that takes the policy's weights from a shared folder.
 
-Nothing of vLLM is imported here. What is relied on, by the pages of vLLM's documentation (v0.32.0):
+Nothing of vLLM is imported here. What is relied on, by the pages of vLLM's documentation (the latest, about v0.32.0):
 
 - "OpenAI-Compatible Server", Completions API: a prompt of token ids, `n`, `seed`, `logprobs`, and of vLLM's own
   `return_token_ids` (the choices then hold `token_ids`), `stop_token_ids`, `ignore_eos`, `min_tokens`, `top_k`, and
