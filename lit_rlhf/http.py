@@ -44,7 +44,7 @@ class NoRedirect(HTTPRedirectHandler):
 
 
 class JSONClient:
-    """Posts JSON to one address.
+    """Posts JSON to one address, or gets it from there.
 
     Args:
         url: the address.
@@ -90,7 +90,7 @@ class JSONClient:
         """Post and return the parsed answer, or why there is none.
 
         Args:
-            payload: what is sent as JSON.
+            payload: what is sent as JSON; None asks by GET.
             parse: gets the decoded answer and the payload; raises `ValueError`, `KeyError`, `TypeError` or
                 `IndexError` on an answer that makes no sense, which is tried again.
 
@@ -102,7 +102,7 @@ class JSONClient:
             pause = min(self.pause * 2**attempt, LONGEST_PAUSE)
             try:
                 self._take_turn()
-                return parse(self._post(payload), payload)
+                return parse(self._send(payload), payload)
             except HTTPError as error:
                 reason = f"status {error.code}"
                 if error.code in REFUSED:
@@ -131,8 +131,9 @@ class JSONClient:
         with ThreadPoolExecutor(self.parallel) as pool:
             yield from pool.map(lambda payload: self.ask(payload, parse), payloads)
 
-    def _post(self, payload: Any) -> Any:
-        request = Request(self.url, json.dumps(payload).encode(), self.headers, method="POST")
+    def _send(self, payload: Any) -> Any:
+        body = None if payload is None else json.dumps(payload).encode()
+        request = Request(self.url, body, self.headers, method="GET" if body is None else "POST")
         with self._opener.open(request, timeout=self.timeout) as response:
             return json.loads(response.read())
 

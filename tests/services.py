@@ -39,8 +39,13 @@ def serve(answer: Callable[[Request, int], Reply]) -> Iterator[Service]:
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.reply_to(None)
+
         def do_POST(self) -> None:
-            payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.reply_to(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+        def reply_to(self, payload: Any) -> None:
             request = Request(self.path, dict(self.headers), payload, time.monotonic())
             with lock:
                 service.requests.append(request)

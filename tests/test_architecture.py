@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "strategies": FLOOR_0,
     "models": FLOOR_0,
     "data": FLOOR_0,
-    "rollout": FLOOR_0 | FLOOR_1,
+    "rollout": FLOOR_0 | FLOOR_1 | {"http"},
     "rewards": FLOOR_0 | FLOOR_1 | {"http"},
     "modules": FLOOR_0 | FLOOR_1 | FLOOR_2 | LIGHTNING_GAPS,
     "evaluation": FLOOR_0 | FLOOR_1 | FLOOR_2 | {"http"},

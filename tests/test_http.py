@@ -92,7 +92,7 @@ def test_a_wish_for_patience_is_kept_to_where_it_is_longer_up_to_ten_minutes(pau
     def busy(self, payload):
         raise HTTPError(self.url, 429, "busy", headers, None)
 
-    monkeypatch.setattr(JSONClient, "_post", busy)
+    monkeypatch.setattr(JSONClient, "_send", busy)
     JSONClient("http://x", retries=2).ask({}, value)
     assert pauses == kept
 

@@ -18,8 +18,14 @@ EVALUATIONS = {name: path for name, path in shipped_recipes().items() if is_eval
 RECIPES = {name: p for name, p in shipped_recipes().items() if not is_overlay(name) and not is_evaluation(name)}
 OVERLAYS = {name: path for name, path in shipped_recipes().items() if is_overlay(name)}
 STAGES = ("quickstart/pretraining", "quickstart/sft", "quickstart/reward", "quickstart/ppo", "quickstart/ppo_ptx")
-# refused on one CPU, or for want of a package: tests/cli/test_overlays.py
-REFUSED = ("optimizer/adamw-8bit-sharded", "optimizer/paged-adamw-8bit", "precision/16-mixed", "strategy/deepspeed")
+# refused on one CPU, or for want of a package or a server: tests/cli/test_overlays.py
+REFUSED = (
+    "generator/vllm",
+    "optimizer/adamw-8bit-sharded",
+    "optimizer/paged-adamw-8bit",
+    "precision/16-mixed",
+    "strategy/deepspeed",
+)
 HEAD = {"recipe": ("Hardware", "Command", "Override", "Expect"), "overlay": ("Hardware", "Command")}
 
 

@@ -12,6 +12,7 @@ import torch
 from lit_rlhf.commands.suggestions import pip_command
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.checkpoint_files import is_sharded_checkpoint
+from lit_rlhf.rollout.vllm import VLLMGenerator
 
 
 class Setup(NamedTuple):
@@ -119,6 +120,9 @@ def check_compatibility(settings: Any) -> None:
             f"ckpt_path: {checkpoint} is a folder of shards, which only FSDP2 reads: use -c strategy/fsdp, on any "
             "number of devices, one among them"
         )
+    generator = (settings.model.get("init_args") or {}).get("generator")
+    if generator and _class_path(generator) == f"{VLLMGenerator.__module__}.{VLLMGenerator.__name__}":
+        VLLMGenerator(**generator.init_args.as_dict()).reach()
 
 
 def refusal(setup: Setup) -> str | None:

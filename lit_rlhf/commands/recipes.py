@@ -7,7 +7,7 @@ from pathlib import Path
 from lit_rlhf.commands.suggestions import Parser, did_you_mean
 from lit_rlhf.errors import UserError
 
-OVERLAY_FOLDERS = ("strategy", "precision", "optimizer", "adapter", "averaging", "compute", "logger")
+OVERLAY_FOLDERS = ("strategy", "precision", "optimizer", "adapter", "averaging", "compute", "generator", "logger")
 EVALUATION_FOLDER = "evaluate"
 LIST = "lit-rlhf recipes ls lists them"
 

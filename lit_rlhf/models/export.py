@@ -117,6 +117,16 @@ def export_weights(
     tokenizer.save_pretrained(directory)
 
 
+def write_model(model: PreTrainedModel, directory: Path) -> None:
+    """Write weights and configuration of a live model, without a tokenizer, as `export_model` does.
+
+    By the parameters as they lie there, and not by the state dict: so within `gathered` a sharded model is whole.
+    """
+    with torch.autocast(model.device.type, enabled=False):  # adapters are folded in at their own precision
+        weights = merged_weights(model)
+    _write(_settings(model), weights, directory)
+
+
 def save_quietly(model: PreTrainedModel, directory: Path) -> None:
     """Write weights and configuration without the progress bar, which would cut through the Trainer's."""
     transformers_logging.disable_progress_bar()

@@ -1,8 +1,12 @@
-"""Which weights a folder or a hub name stands for: what a resumed run must find unchanged."""
+"""Which weights a folder or a hub name stands for, and which a live model holds: what tells them from others."""
 
 import hashlib
 from pathlib import Path
 
+import torch
+from torch import nn
+
+from lit_rlhf.models.adapters import of_own_adapter
 from lit_rlhf.models.loading import load_config
 from lit_rlhf.models.options import ModelOptions
 
@@ -28,3 +32,17 @@ def model_identity(model: str, options: ModelOptions) -> str:
         with open(path, "rb") as file:
             whole.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return f"sha256 {whole.hexdigest()}"
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return what tells the weights that a live policy computes with from those before, whatever changed them.
+
+    Sums of the bits of each tensor, as integers: a change of one bit shows, and only changes that cancel to the bit in
+    every tensor would not. Adapters that ride on the model, a critic's or a reward model's, do not count.
+    """
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = [
+        weight.detach().contiguous().view(-1).view(integers[weight.element_size()]).sum(dtype=torch.int64)
+        for _, weight in sorted(of_own_adapter(dict(model.named_parameters())).items())
+    ]
+    return hashlib.sha256(str(torch.stack(sums).tolist()).encode()).hexdigest()[:16]

@@ -24,7 +24,7 @@ from lit_rlhf.rollout.critics import Critic, critic_of
 from lit_rlhf.rollout.endings import text_ends
 from lit_rlhf.rollout.experience import Experience, Trajectories, episodes_of, repeated, sample_rows
 from lit_rlhf.rollout.gather import gather_rows
-from lit_rlhf.rollout.generation import CachedGenerator, Generator
+from lit_rlhf.rollout.generation import CachedGenerator, Generator, checked
 from lit_rlhf.rollout.kl_control import FixedKL, KLController
 from lit_rlhf.rollout.loader import (
     ExperienceLoader,
@@ -97,7 +97,7 @@ class PPOModule(ActorCritic):
         )
         self.ppo, self.advantages = ppo, estimator
         self.kl: KLController = kl or FixedKL()
-        self.generator = generator or CachedGenerator()
+        self.generator = checked(generator or CachedGenerator(), sampling, ppo.logprobs)
         if ppo.critic_warmup and self.critic is None:
             raise UserError(f"ppo.critic_warmup: {type(estimator).__name__} has no critic to warm up; leave it at 0")
         self.samples: list[dict[str, Any]] = []

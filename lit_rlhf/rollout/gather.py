@@ -1,8 +1,12 @@
-"""Rows of all ranks in one tensor, in an order that does not depend on how many ranks there are."""
+"""Rows of all ranks in one tensor, in an order that does not depend on how many ranks there are; a word of one."""
+
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Value = TypeVar("Value")
 
 
 def gather_rows(local: Tensor, pad_left: bool = False, together: int = 1) -> Tensor:
@@ -26,3 +30,12 @@ def gather_rows(local: Tensor, pad_left: bool = False, together: int = 1) -> Ten
     dist.all_gather(parts, rows.contiguous())
     blocks = [part.reshape(-1, together, *part.shape[1:]) for part in parts]
     return torch.stack(blocks, dim=1).flatten(0, 2).to(kind)
+
+
+def from_rank_zero(value: Value) -> Value:
+    """Return what rank zero gave, any object; every rank must call it."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]

@@ -23,7 +23,8 @@ from lit_rlhf.rollout.sampling import Sampling
 class Generator(Protocol):
     """A rollout engine.
 
-    With the same uniforms every engine here draws the same responses, up to rounding of the logits.
+    With the same uniforms the engines of this file draw the same responses, up to rounding of the logits; those of
+    `lit_rlhf.rollout.vllm.VLLMGenerator` are others, of the same distribution.
     """
 
     def generate(
@@ -47,6 +48,20 @@ class Generator(Protocol):
             text_ends: finds `sampling.stop_strings`; made of a tokenizer by `endings.text_ends`.
         """
         ...
+
+
+def checked(generator: Generator, sampling: Sampling, logprobs: str) -> Generator:
+    """Return the engine; where it has a `check`, it may refuse what it cannot do, before a model is loaded.
+
+    Args:
+        generator: the engine; `check(sampling, logprobs)` raises a `UserError`.
+        sampling: of the run.
+        logprobs: `ppo.logprobs`.
+    """
+    check = getattr(generator, "check", None)
+    if check is not None:
+        check(sampling, logprobs)
+    return generator
 
 
 class CachedGenerator:

@@ -12,6 +12,7 @@ import torch
 from overlay_world import write_world
 from pages import ROOT
 from ranks import on_ranks
+from vllm_server import serve_vllm
 
 from lit_rlhf.cli import main
 from lit_rlhf.commands.compatibility import RULES, Setup, refusal
@@ -72,7 +73,7 @@ def fit(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixt
 
 def assert_as_documented(outcome: str, cell: str, overlays: tuple[str, ...]) -> None:
     if cell == "refused":
-        assert re.fullmatch(r"error: .+(use |set |pip install ).+", outcome), (overlays, outcome)
+        assert re.fullmatch(r"error: .+(use |set |pip install |has no setting ).+", outcome), (overlays, outcome)
     else:
         assert outcome == cell, (overlays, outcome)
 
@@ -121,6 +122,15 @@ def test_an_overlay_with_a_strategy_on_two_ranks(strategy, fit, tmp_path):
     assert ranks == [dict.fromkeys(names, "runs")] * 2
 
 
+def test_the_vllm_overlay_runs_where_a_server_answers(fit, folder):
+    with serve_vllm(str(folder / "runs/quickstart/sft/model")) as (service, server):
+        setting = f"model: {{init_args: {{generator: {{init_args: {{url: '{service.url}', folder: shared}}}}}}}}\n"
+        (folder / "server.yaml").write_text(setting)
+        assert fit("ppo_ptx", "generator/vllm", "server.yaml") == "runs"
+        assert server.pushed and all(Path(path).parent == folder / "shared" for path in server.pushed)
+    assert "Connection refused" in fit("ppo", "generator/vllm", "server.yaml")
+
+
 def test_the_page_gives_every_reason():
     for _, reason in RULES:
         assert f"- {reason}" in PAGE, reason
@@ -141,5 +151,5 @@ def test_what_needs_a_gpu_is_refused_or_let_through():
 def test_the_gpu_check_covers_every_overlay_and_its_commands_name_recipes():
     listed = [args for _, _, args in gpu_check.checks(gpus=2)]
     overlays = {word for args in listed for word in args if word in OVERLAYS}
-    assert overlays == set(OVERLAYS) - {"optimizer/adamw"}  # the recipes' own
+    assert overlays == set(OVERLAYS) - {"optimizer/adamw", "generator/vllm"}  # the recipes' own; needs a server
     assert {args[2] for args in listed} == {f"quickstart/{stage}" for stage in STAGES.values()}
