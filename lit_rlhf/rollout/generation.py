@@ -85,12 +85,12 @@ def _decode(batch: Rows, response: Responses, rows: Tensor) -> None:
     """Fill `rows` (n,) of the table from the batch that holds them."""
     logits = batch.prefill()
     for step in range(response.sampling.response_length):
-        going = response.draw(rows, step, logits)
-        if not going.all():
-            rows = rows[batch.keep(going)]
+        ended = response.draw(rows, step, logits)
+        if ended.any():
+            rows = rows[batch.keep(~ended)]
         if not len(rows) or step + 1 == response.sampling.response_length:
             return
-        logits = batch.step(response.ids[rows, step])
+        logits = batch.step(response.ids[step][rows])
 
 
 class HuggingFaceGenerator:
@@ -143,9 +143,9 @@ class _Draw(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         step, response = input_ids.shape[1] - self.prompt_width, self.response
         going = (~response.ended).nonzero().squeeze(1)
-        if len(going) and step < response.ids.shape[1]:  # else a rank waits for others
+        if len(going) and step < len(response.ids):  # else a rank waits for others
             response.draw(going, step, scores[going])
-        column = response.ids[:, min(step, response.ids.shape[1] - 1), None]
+        column = response.ids[min(step, len(response.ids) - 1), :, None]
         return torch.full_like(scores, -torch.inf).scatter_(1, column, 0.0)
 
 
