@@ -7,10 +7,11 @@ layers or hooks are on these are called as they are; norms, rotation and attenti
 Shapes: `n` rows, `T` new tokens of each, `C` columns that keys are kept for, `M` positions, `d` a head's size.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 from transformers import PreTrainedModel
 
@@ -53,10 +54,13 @@ def rotation_of(model: PreTrainedModel, positions: int) -> Rotation:
 
 
 def set_aside(model: PreTrainedModel, rows: int, columns: int) -> list[Tensor]:
-    """Return room for keys and values, block by block, (rows, heads, columns, d) each, not yet filled."""
+    """Return room for keys and values, block by block, (rows, heads, columns, d) each, not yet filled.
+
+    For two rows at least: compiled code knows no single row.
+    """
     base: Any = model.base_model
     attention, like = base.layers[0].self_attn, base.embed_tokens.weight.detach()
-    shape = rows, model.config.num_key_value_heads, columns, attention.head_dim
+    shape = max(rows, 2), model.config.num_key_value_heads, columns, attention.head_dim
     return [like.new_empty(shape) for _ in range(2 * len(base.layers))]
 
 
@@ -93,6 +97,31 @@ def last_logits(
     return logits
 
 
+def compiled_last_logits() -> Callable[..., Tensor]:
+    """Return `last_logits` for one new token a row, compiled once for any number of rows and columns.
+
+    Weights are inputs of the compiled code, so it sees every update of them.
+    """
+    compiled = torch.compile(last_logits, fullgraph=True)
+
+    def step(
+        model: PreTrainedModel, tokens: Tensor, position: Tensor, seen: Tensor, rotation: Rotation, room: list[Tensor]
+    ) -> Tensor:
+        rows = len(tokens)
+        if rows == 1:  # a single row would be a case of its own, compiled again
+            tokens, position, seen = (each.expand(2, *each.shape[1:]) for each in (tokens, position, seen))
+        # contiguous at every step: whether they are is a condition of the compiled code
+        tokens, position, seen = tokens.contiguous(), position.contiguous(), seen.contiguous()
+        for tensor, sizes in ((tokens, [0]), (position, [0]), (seen, [0, 3]), *((part, [0]) for part in rotation)):
+            torch._dynamo.maybe_mark_dynamic(tensor, sizes)
+        for states in room:
+            torch._dynamo.maybe_mark_dynamic(states, [0, 2])
+        logits: Tensor = compiled(model, tokens, position, seen, rotation, room)
+        return logits[:rows]
+
+    return step
+
+
 def _block(block: Any, x: Tensor, asked: int, turn: Rotation, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
     """Return the last `asked` tokens behind the block, (n, asked, D)."""
     attention = block.self_attn
@@ -117,16 +146,15 @@ def _block(block: Any, x: Tensor, asked: int, turn: Rotation, keys: Tensor, valu
 
 
 def _heads(projected: Tensor, size: int) -> Tensor:
-    return projected.unflatten(-1, (-1, size)).transpose(1, 2)
+    return projected.view(*projected.shape[:2], -1, size).transpose(1, 2)
 
 
 def _turned(x: Tensor, turn: Rotation) -> Tensor:
     return torch.addcmul(x * turn.cosine, x.roll(x.shape[-1] // 2, -1), turn.sine)
 
 
-def _norm(norm: nn.Module, x: Tensor) -> Tensor:
+def _norm(norm: Any, x: Tensor) -> Tensor:
     """Apply a norm of Llama's kind: in one call in float32; in half precision it rounds on its way, as it is."""
-    weight, epsilon = norm.weight, norm.variance_epsilon
-    if not x.dtype == weight.dtype == torch.float32:
-        return norm(x)
-    return rms_norm(x, weight.shape, weight, epsilon)
+    single = x.dtype == norm.weight.dtype == torch.float32
+    normed: Tensor = rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon) if single else norm(x)
+    return normed

@@ -95,7 +95,7 @@ class DirectRows:
         logits = last_logits(self.model, self.ids, inputs["position_ids"], seen, self.rotation, prompts)
         if self.samples > 1:
             for states in self.room:
-                rows = states.unflatten(0, (-1, self.samples))[..., : self.filled, :]
+                rows = states.view(len(self.ids), self.samples, *states.shape[1:])[..., : self.filled, :]
                 rows[:, 1:] = rows[:, :1]
         return logits.repeat_interleave(self.samples, 0)
 
