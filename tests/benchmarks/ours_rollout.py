@@ -12,15 +12,18 @@ from lit_rlhf.rollout.sampling import Sampling, draw_noise
 
 def main() -> None:
     """Run."""
-    args = work.ppo_arguments().parse_args()
+    parser = work.ppo_arguments()
+    parser.add_argument("--compile", action="store_true", help="compile the step of a token, in the warm-up")
+    args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = LlamaForCausalLM.from_pretrained(args.folder / "policy").eval()
     work.bias_end(model, args.bias)
+    generator = CachedGenerator(compile=args.compile)
     seconds, tokens = [], []
     for update, ids in enumerate(work.prompt_batches(args)):
         noise = draw_noise(args.episodes, args.response, 0, update)
         start = time.perf_counter()
-        rollout = CachedGenerator().generate(model, ids, torch.ones_like(ids), noise, Sampling(args.response))
+        rollout = generator.generate(model, ids, torch.ones_like(ids), noise, Sampling(args.response))
         seconds.append(time.perf_counter() - start)
         tokens.append(int(rollout.response_mask.sum()))
     work.report(seconds[1:], units=tokens[1:])
