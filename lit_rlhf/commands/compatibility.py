@@ -26,7 +26,7 @@ class Setup(NamedTuple):
         optimizer: class path.
         clipping: whether gradients are clipped by their norm.
         four_bits: whether the base is held in 4 bits.
-        compiled: whether blocks are compiled.
+        compiled: whether blocks or the rollout's step are compiled.
     """
 
     module: str = ""
@@ -92,7 +92,8 @@ RULES: list[tuple[Callable[[Setup], bool], str]] = [
     ),
     (
         lambda s: s.compiled and s.device == "cpu" and not any(map(which, (os.environ.get("CXX", "g++"), "clang++"))),
-        "options.compile: on a CPU torch.compile needs a C++ compiler; install g++, or set options.compile to false",
+        "options.compile or generator.init_args.compile: on a CPU torch.compile needs a C++ compiler; install g++, or "
+        "set both to false",
     ),
     (
         lambda s: s.bitsandbytes and ".Paged" in s.optimizer and s.device == "cpu",
@@ -139,6 +140,7 @@ def setup_of(settings: Any) -> Setup:
     """Return what matters of a parsed configuration; a module of someone else's may have none of our settings."""
     trainer, arguments = settings.trainer, settings.model.get("init_args") or {}
     options = arguments.get("options") or {}
+    generator = (arguments.get("generator") or {}).get("init_args") or {}
     return Setup(
         module=settings.model.class_path.rsplit(".", 1)[-1],
         device=_device(str(trainer.accelerator)),
@@ -147,7 +149,7 @@ def setup_of(settings: Any) -> Setup:
         optimizer=str(_class_path(arguments.get("optimizer"))),
         clipping=bool(trainer.gradient_clip_val) and trainer.gradient_clip_algorithm != "value",
         four_bits=options.get("quantization") is not None,
-        compiled=bool(options.get("compile")),
+        compiled=bool(options.get("compile") or generator.get("compile")),
     )
 
 

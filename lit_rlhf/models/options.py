@@ -18,7 +18,8 @@ class ModelOptions:
             Dettmers et al., 2023), computing in `dtype`. Such weights are not trained: a module needs an adapter.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         compile: compile the transformer blocks for forward passes with gradients (`torch.compile`). Passes without
-            them, rollouts among these, have a new shape every time and run as they are.
+            them have a new shape every time and run as they are; rollouts have a setting of their own, `compile` of
+            `CachedGenerator`.
         revision: branch, tag or commit of a hub model.
         trust_remote_code: run Python code that comes with the model. Off: nothing but weights is loaded.
     """

@@ -3,6 +3,7 @@
 Shapes: `B` prompts, `N` rows, a multiple of B, `P` prompt width, `V` vocabulary.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -12,7 +13,11 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from lit_rlhf.functional import position_ids
+from lit_rlhf.models.direct import last_logits, reason_against_direct, rotation_of, set_aside
 from lit_rlhf.models.segments import reason_against_segments, seen_mask, segment_inputs
+
+#: `models.direct.last_logits`, as it is or compiled
+LastLogits = Callable[..., Tensor]
 
 
 class Rows(Protocol):
@@ -31,16 +36,97 @@ class Rows(Protocol):
         ...
 
 
-def rows_of(model: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor, samples: int, length: int) -> Rows:
+def rows_of(
+    model: PreTrainedModel,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    samples: int,
+    length: int,
+    last_logits: LastLogits = last_logits,
+) -> Rows:
     """Return the rows of the prompts, `samples` of each, for responses of at most `length` tokens.
 
     In memory set aside once where the model keeps all keys and values and takes a mask as it is; else in the growing
-    cache of transformers, which gives the same and takes longer.
+    cache of transformers, which gives the same and takes longer. Llama's blocks are called without the model around
+    them.
+
+    Args:
+        model: the policy.
+        prompt_ids: (B, P) int64, left-padded.
+        prompt_mask: (B, P), 1 = real token.
+        samples: rows of each prompt.
+        length: most tokens of a response.
+        last_logits: a step of Llama's blocks: `models.direct.last_logits`, or that compiled.
     """
     config = model.config.get_text_config()
     against = reason_against_segments(config, config._attn_implementation, prompt_ids.shape[1] + length)
+    if against is None and reason_against_direct(model) is None:
+        return DirectRows(model, prompt_ids, prompt_mask, samples, length, last_logits)
     kind = FixedRows if against is None else GrowingRows
     return kind(model, prompt_ids, prompt_mask, samples, length)
+
+
+class DirectRows:
+    """Keys and values of all blocks in one piece of memory; where a row is dropped, the last one takes its place."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        samples: int,
+        length: int,
+        last_logits: LastLogits,
+    ) -> None:
+        self.model, self.ids, self.mask, self.samples = model, prompt_ids, prompt_mask, samples
+        self.last_logits = last_logits
+        self.filled, columns = prompt_ids.shape[1], prompt_ids.shape[1] + length
+        self.rotation = rotation_of(model, columns)
+        self.room = set_aside(model, len(prompt_ids) * samples, columns)
+        response = prompt_mask.new_ones(len(prompt_mask), length)
+        seen = torch.cat([prompt_mask, response], 1).repeat_interleave(samples, 0).bool()[:, None, None]
+        self.seen = seen_mask(seen, "eager").to(self.room[0].dtype)  # (N, 1, 1, P + length)
+        self.position = position_ids(prompt_mask)[:, -1:].repeat_interleave(samples, 0)  # (N, 1), of the last token
+
+    def prefill(self) -> Tensor:
+        """See `Rows`. A prompt is computed once for all its rows."""
+        inputs = segment_inputs(self.mask, attention="eager")
+        seen, prompts = inputs["attention_mask"].to(self.seen.dtype), [states[:: self.samples] for states in self.room]
+        logits = last_logits(self.model, self.ids, inputs["position_ids"], seen, self.rotation, prompts)
+        if self.samples > 1:
+            for states in self.room:
+                rows = states.view(len(self.ids), self.samples, *states.shape[1:])[..., : self.filled, :]
+                rows[:, 1:] = rows[:, :1]
+        return logits.repeat_interleave(self.samples, 0)
+
+    def keep(self, going: Tensor) -> Tensor:
+        """See `Rows`."""
+        order, movers, holes = moved(going)
+        if len(holes):
+            for states in self.room:
+                states[holes, :, : self.filled] = states[movers, :, : self.filled]
+        self.seen, self.position = self.seen[order], self.position[order]
+        return order
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """See `Rows`."""
+        self.filled += 1
+        self.position = self.position + 1
+        seen = self.seen[..., : self.filled]
+        return self.last_logits(self.model, tokens[:, None], self.position, seen, self.rotation, self.room)
+
+
+def moved(going: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return how rows close up behind those that are dropped, where `going` (n,) bool is False.
+
+    Returns:
+        the places of the rows that stay, in their new order, (m,); those that move, from the end, (h,); the places
+        that they move to, (h,).
+    """
+    kept, dropped = going.nonzero().squeeze(1), (~going).nonzero().squeeze(1)
+    holes = dropped[dropped < len(kept)]
+    movers = kept[len(kept) - len(holes) :]
+    return torch.arange(len(kept), device=going.device).index_copy_(0, holes, movers), movers, holes
 
 
 class FixedRows:
@@ -69,10 +155,7 @@ class FixedRows:
 
     def keep(self, going: Tensor) -> Tensor:
         """See `Rows`."""
-        kept, dropped = going.nonzero().squeeze(1), (~going).nonzero().squeeze(1)
-        holes = dropped[dropped < len(kept)]
-        movers = kept[len(kept) - len(holes) :]
-        order = torch.arange(len(kept), device=going.device).index_copy_(0, holes, movers)
+        order, movers, holes = moved(going)
         if len(holes):
             for layer in self.cache.layers:
                 layer.move(movers, holes)

@@ -148,30 +148,29 @@ def draw(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     of it costs more than all the rest.
     """
     rows, size = logits.shape
-    highest = logits.amax(-1, keepdim=True)
-    weights = (logits - highest).exp()  # (B, V)
+    weights = logits.softmax(-1)  # (B, V); they sum to 1 up to rounding
     if size % _BLOCK:
         weights = torch.nn.functional.pad(weights, (0, -size % _BLOCK))
     blocks = weights.view(rows, -1, _BLOCK)
     up_to = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
     total = up_to[:, -1:]
-    block, target = _first_above(up_to, uniforms.to(total)[:, None] * total)  # (B, 1) each
-    before = torch.where(block > 0, up_to.gather(1, (block - 1).clamp_min(0)), 0.0)
-    inside = blocks[torch.arange(rows, device=logits.device), block.squeeze(1)].cumsum(-1, dtype=torch.float64)
-    place, _ = _first_above(inside, target - before)
-    tokens = block * _BLOCK + place
-    logprobs = (logits.gather(1, tokens) - highest).double() - total.log()
+    target = uniforms.to(total)[:, None] * total
+    block = _first_above(up_to, target)  # (B, 1)
+    before = torch.nn.functional.pad(up_to, (1, 0)).gather(1, block)
+    inside = blocks.gather(1, block[:, :, None].expand(-1, -1, _BLOCK)).squeeze(1).cumsum(-1, dtype=torch.float64)
+    tokens = block * _BLOCK + _first_above(inside, target - before)
+    logprobs = (weights.gather(1, tokens) / total).log()
     return tokens.squeeze(1), logprobs.squeeze(1).float()
 
 
-def _first_above(cumulative: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the first place whose cumulative weight exceeds the target, (B, 1), and the target.
+def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
+    """Return the first place whose cumulative weight exceeds the target, (B, 1).
 
     The target is kept below the total, which rounding could lift it to: so the place has a weight above 0.
     """
     last = cumulative[:, -1:]
-    target = torch.minimum(target, torch.nextafter(last, torch.zeros_like(last)))
-    return torch.searchsorted(cumulative, target, right=True), target
+    below = torch.minimum(target, torch.nextafter(last, last.new_zeros(())))
+    return torch.searchsorted(cumulative, below, right=True)
 
 
 def drawn_logprobs(logits: Tensor, tokens: Tensor, sampling: Sampling, step: Tensor, ends: Tensor) -> Tensor:

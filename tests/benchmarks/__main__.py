@@ -91,7 +91,16 @@ CASES = {
         )
     ],
     "rollout": [
-        Case("rollout, ragged", ["ours_rollout.py", BIAS], ["hf_rollout.py", BIAS], "generate", "tokens/s", 1, 2.5)
+        Case("rollout, ragged", ["ours_rollout.py", BIAS], ["hf_rollout.py", BIAS], "generate", "tokens/s", 1, 2.5),
+        Case(
+            "rollout, ragged, compiled",
+            ["ours_rollout.py", BIAS, "--compile"],
+            ["hf_rollout.py", BIAS],
+            "generate",
+            "tokens/s",
+            1,
+            4.0,
+        ),
     ],
     "sft": [
         Case("SFT, packed", ["ours_sft.py"], ["trl_sft.py"], "trl", "real tokens/s", 1, 2.0),

@@ -10,17 +10,20 @@ from lit_rlhf.rollout.sampling import Sampling, draw_noise
 
 def main() -> None:
     """Run."""
-    args = work.ppo_arguments().parse_args()
+    parser = work.ppo_arguments()
+    parser.add_argument("--compile", action="store_true", help="compile the step of a token, in the warm-up")
+    args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = LlamaForCausalLM.from_pretrained(args.folder / f"policy-{args.size}").eval()
     model.to(args.device, torch.bfloat16 if args.precision == "bf16-mixed" else torch.float32)
     work.bias_end(model, args.bias)
+    generator = CachedGenerator(compile=args.compile)
     seconds, tokens = [], []
     for update, ids in enumerate(work.prompt_batches(args)):
         ids = ids.to(args.device)
         noise = draw_noise(args.episodes, args.response, 0, update).to(args.device)
         start = work.clock(args.device)
-        rollout = CachedGenerator().generate(model, ids, torch.ones_like(ids), noise, Sampling(args.response))
+        rollout = generator.generate(model, ids, torch.ones_like(ids), noise, Sampling(args.response))
         seconds.append(work.clock(args.device) - start)
         tokens.append(int(rollout.response_mask.sum()))
     work.report(seconds[1:], units=tokens[1:])
