@@ -36,6 +36,8 @@ ONE_GPU = (
     "-c precision/bf16-mixed -c compute/gradient-checkpointing",
     "-c precision/bf16-mixed -c compute/compile",
     "-c precision/bf16-mixed -c averaging/ema",
+    "-c precision/bf16-mixed -c compute/offload-frozen",
+    "-c precision/bf16-mixed -c strategy/fsdp -c compute/offload-frozen",
     "-c precision/bf16-mixed -c strategy/fsdp",
     "-c precision/32-true -c strategy/fsdp --trainer.strategy.save_distributed_checkpoint=true",
 )

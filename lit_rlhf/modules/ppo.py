@@ -94,13 +94,13 @@ class PPOModule(ActorCritic):
             scheduler,
             adapter,
             options,
+            ppo.offload_frozen,
         )
         self.ppo, self.advantages = ppo, estimator
         self.kl: KLController = kl or FixedKL()
         self.generator = generator or CachedGenerator()
         if ppo.critic_warmup and self.critic is None:
             raise UserError(f"ppo.critic_warmup: {type(estimator).__name__} has no critic to warm up; leave it at 0")
-        self.samples: list[dict[str, Any]] = []
         self.loader: ExperienceLoader | None = None
         self.unfinished: dict[str, Any] = {}  # of a checkpoint in the middle of an iteration, until there is a loader
         self.validation_score, self.validation_kl = MeanMetric(), MeanMetric()
@@ -129,14 +129,13 @@ class PPOModule(ActorCritic):
         """Return the training loader over `prompts`; called by the prompt data module."""
         self.check_length(prompts)
         sizes, rank = self.sizes, self.trainer.global_rank
-        loader = ExperienceLoader(
+        self.loader = ExperienceLoader(
             lambda: self.collect(prompts), lambda iteration: cut(iteration, sizes, rank, self.seed), sizes.batches
         )
         if self.unfinished:
-            loader.resume(self.unfinished, self.device)
+            self.loader.resume(self.unfinished, self.device)
             self.unfinished = {}
-        self.loader = loader
-        return loader
+        return self.loader
 
     def collect(self, prompts: Prompts) -> Iteration:
         """Steps 1 to 6 of an iteration, all that its micro-batches are cut from."""
@@ -189,18 +188,19 @@ class PPOModule(ActorCritic):
             rollout = self.generator.generate(self.policy, ids, mask, noise, self.sampling, stops)
         self.policy.train(training)
         generated = time.perf_counter()
-        # 2 score
-        asked = repeated(batch, len(noise) // len(ids))
-        episodes = episodes_of(asked, rollout, self.tokenizer, self.trainer.training)
+        # 2 score, log-probs of the reference
+        episodes = episodes_of(repeated(batch, len(noise) // len(ids)), rollout, self.tokenizer, self.trainer.training)
         input_ids, attention_mask = episodes.input_ids, episodes.attention_mask  # (B, T)
-        scores = finite_scores(self.reward, episodes, self.trainer.global_step)
-        scores = self.sampling.final_scores(scores, rollout.ended)
-        # 3 log-probs of policy (as they were drawn) and reference, values
         compute = partial(
             in_chunks, input_ids=input_ids, attention_mask=attention_mask, response_width=width, rows=self.ppo.chunk
         )
+        with self.frozen_on_device():
+            scores = finite_scores(self.reward, episodes, self.trainer.global_step)
+            reference = compute(self.reference_logprobs)
+        scores = self.sampling.final_scores(scores, rollout.ended)
+        # 3 log-probs of the policy (as they were drawn), values
         logprobs = rollout.logprobs if self.ppo.logprobs == "sampled" else compute(self.logprobs)
-        reference, values = compute(self.reference_logprobs), compute(self.values)
+        values = compute(self.values)
         kl = (k1(logprobs, reference) * rollout.response_mask).sum(1)
         self.samples = sample_rows(episodes, scores, kl)
         trajectories = Trajectories(
@@ -276,8 +276,8 @@ class PPOModule(ActorCritic):
         super().on_before_optimizer_step(optimizer)
 
     def on_fit_start(self) -> None:
-        """Print the sizes once."""
-        self.print(f"PPO: {self.sizes}")
+        """Print the sizes once, and what lies in host memory."""
+        self.print(f"PPO: {self.sizes}", *(f"; in host memory: {name}" for name in self.offloaded), sep="")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the states of the KL controller and of the reward source, and the iteration under way."""
