@@ -1,7 +1,7 @@
 """What Lightning lacks for FSDP2: data-parallel sizes by default, sharding by block, gathering for a rollout."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -36,8 +36,19 @@ class FSDP2Strategy(ModelParallelStrategy):
         super().setup_environment()
 
 
+def weights_on_rank_zero(strategy: Strategy) -> AbstractContextManager[Any]:
+    """Within the block, models that `shard_model` will shard are loaded with numbers on rank zero alone.
+
+    On the other ranks they are on the meta device. Else every rank of a node would hold whole models at the same time.
+    """
+    sharded = isinstance(strategy, ModelParallelStrategy)
+    return torch.device("meta") if sharded and not strategy.is_global_zero else nullcontext()
+
+
 def shard_model(model: nn.Module, strategy: Strategy) -> None:
     """Shard `model` over the data-parallel mesh, one unit a transformer block; nothing under another strategy.
+
+    Rank zero gives every other rank its shares (`weights_on_rank_zero`).
 
     Under bf16-mixed the float32 weights are gathered in bfloat16, as autocast would take them: half to send and half
     to hold, in a rollout above all. Gradients are reduced in float32.
@@ -49,9 +60,22 @@ def shard_model(model: nn.Module, strategy: Strategy) -> None:
     mesh = strategy.device_mesh["data_parallel"]
     half = strategy.precision_plugin.precision == "bf16-mixed"
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
+    whole = model.state_dict() if strategy.is_global_zero else {}
     for block in transformer_blocks(model):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
+    if strategy.world_size > 1:
+        _share_out(model, whole, strategy)
+
+
+def _share_out(model: nn.Module, whole: dict[str, Tensor], strategy: ModelParallelStrategy) -> None:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    if not strategy.is_global_zero:
+        model.to_empty(device=strategy.root_device)  # shards, in place: weights that are tied stay so
+    set_model_state_dict(model, whole, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+    for buffer in model.buffers():  # those that are in no state dict too, such as frequencies of a rotary embedding
+        torch.distributed.broadcast(buffer, src=0)
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:

@@ -92,18 +92,24 @@ def load_causal_lm(model: str, tokenizer: Tokenizer, options: ModelOptions, drop
 
 
 def load_weights(auto: Any, model: str, config: PretrainedConfig, options: ModelOptions, **settings: Any) -> Any:
-    """Return what the auto class's `from_pretrained` gives, in the type and the quantisation of `options`."""
+    """Return what the auto class's `from_pretrained` gives, in the type and the quantisation of `options`.
+
+    Within `torch.device("meta")` the model has its shape and no numbers.
+    """
+    if torch.get_default_device().type == "meta":
+        settings["device_map"] = "meta"
     if options.quantization is not None:
         settings |= four_bit(config, options)
-    return from_pretrained_quietly(
-        auto.from_pretrained,
-        model,
-        options,
-        config=config,
-        dtype=getattr(torch, options.dtype),
-        attn_implementation=options.attention,
-        **settings,
-    )
+    with torch.device("cpu"):  # transformers refuses to load within torch.device("meta")
+        return from_pretrained_quietly(
+            auto.from_pretrained,
+            model,
+            options,
+            config=config,
+            dtype=getattr(torch, options.dtype),
+            attn_implementation=options.attention,
+            **settings,
+        )
 
 
 def four_bit(config: PretrainedConfig, options: ModelOptions) -> dict[str, Any]:

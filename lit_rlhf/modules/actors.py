@@ -21,7 +21,7 @@ from lit_rlhf.rollout.critics import Critic, CriticStart
 from lit_rlhf.rollout.endings import end_ids
 from lit_rlhf.rollout.passes import logprobs_and_entropy, logprobs_of, response_logprobs
 from lit_rlhf.rollout.sampling import Sampling
-from lit_rlhf.strategies import shard_model
+from lit_rlhf.strategies import shard_model, weights_on_rank_zero
 
 
 class Evaluation(NamedTuple):
@@ -120,21 +120,24 @@ class ActorCritic(LitModule):
         """Load all of them, once; what rides on the policy's base comes after the policy."""
         if hasattr(self, "policy"):
             return
-        device = self.trainer.strategy.root_device
-        self.reward.prepare(self.tokenizer, device)
-        self.policy = load_causal_lm(self.model_path, self.tokenizer, self.options)
-        if self.adapter is not None:
-            add_lora(self.policy, self.adapter)
+        strategy = self.trainer.strategy
+        self.reward.prepare(self.tokenizer, strategy.root_device)
+        with weights_on_rank_zero(strategy):
+            self.policy = load_causal_lm(self.model_path, self.tokenizer, self.options)
+            if self.adapter is not None:
+                add_lora(self.policy, self.adapter)
         ride_on_policy(self.reward, self.policy, self.model_path)
         if self.critic is not None:
-            self.critic.load(self.policy, self.critic_start)
+            with weights_on_rank_zero(strategy):
+                self.critic.load(self.policy, self.critic_start)
         if self.own_reference:
-            reference = load_causal_lm(self.reference_path, self.tokenizer, self.options)
-            shard_model(reference.requires_grad_(False), self.trainer.strategy)
-            self.frozen["reference"] = reference.to(device).eval()
-        shard_model(self.policy, self.trainer.strategy)
+            with weights_on_rank_zero(strategy):
+                reference = load_causal_lm(self.reference_path, self.tokenizer, self.options)
+            shard_model(reference.requires_grad_(False), strategy)
+            self.frozen["reference"] = reference.to(strategy.root_device).eval()
+        shard_model(self.policy, strategy)
         for part in self.critic.children() if self.critic is not None else ():
-            shard_model(part, self.trainer.strategy)
+            shard_model(part, strategy)
         self._move_frozen(torch.device("cpu"))
 
     @contextmanager
