@@ -7,6 +7,10 @@ from typing import Any, cast
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from transformers import PretrainedConfig, PreTrainedModel
+
+from lit_rlhf.errors import UserError
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -16,14 +20,26 @@ class FSDP2Strategy(ModelParallelStrategy):
         save_distributed_checkpoint: write a folder of shards, each rank its own, instead of one file that rank zero
             holds whole. `lit-rlhf export` reads both; a folder resumes under this strategy alone, on any number of
             ranks.
+        tensor_parallel_size: how many ranks share out each layer's tensors. They compute the same rows, and count as
+            one rank where rows are dealt.
         weights_only: read checkpoints as plain values alone. False is for files of trusted origin that hold Python
             objects, as a callback or an optimizer of one's own may put there.
         settings: passed on to `ModelParallelStrategy`.
     """
 
-    def __init__(self, save_distributed_checkpoint: bool = False, weights_only: bool = True, **settings: Any) -> None:
-        super().__init__(save_distributed_checkpoint=save_distributed_checkpoint, **settings)
-        self.weights_only = weights_only
+    def __init__(
+        self,
+        save_distributed_checkpoint: bool = False,
+        weights_only: bool = True,
+        tensor_parallel_size: int = 1,
+        **settings: Any,
+    ) -> None:
+        super().__init__(
+            save_distributed_checkpoint=save_distributed_checkpoint,
+            tensor_parallel_size=tensor_parallel_size,
+            **settings,
+        )
+        self.weights_only, self.tensor_parallel_size = weights_only, tensor_parallel_size
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Load as `weights_only` of this strategy says: Lightning 2.6.6 loses what `fit` was given on its way here."""
@@ -31,8 +47,12 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """Shard over everything: Lightning's default would split tensors over the devices of a node instead."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
-        self._tensor_parallel_size = 1
+        devices, split = self.num_nodes * self.num_processes, self.tensor_parallel_size
+        if split < 1 or devices % split:
+            raise UserError(
+                f"trainer.strategy.tensor_parallel_size {split} does not divide {devices} devices; set it to a divisor"
+            )
+        self._data_parallel_size = devices // split
         super().setup_environment()
 
 
@@ -61,11 +81,43 @@ def shard_model(model: nn.Module, strategy: Strategy) -> None:
     half = strategy.precision_plugin.precision == "bf16-mixed"
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
     whole = model.state_dict() if strategy.is_global_zero else {}
+    if strategy.device_mesh["tensor_parallel"].size() > 1:
+        split_tensors(model, strategy.device_mesh["tensor_parallel"])
     for block in transformer_blocks(model):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     if strategy.world_size > 1:
         _share_out(model, whole, strategy)
+
+
+def split_tensors(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Split the linear layers of every block over the mesh, by the plan that transformers has for this architecture.
+
+    Embedding, norms and heads stay whole on every rank, which all compute the same with them.
+    """
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    styles = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
+    inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    plan = {name: styles[style]() for name, style in tensor_plan(inner.config, mesh.size()).items()}
+    parallelize_module(inner.base_model, mesh, plan, src_data_rank=None)  # each its own part: some hold no numbers yet
+
+
+def tensor_plan(config: PretrainedConfig, ranks: int) -> dict[str, str]:
+    """Return how each layer is split, "colwise" or "rowwise".
+
+    Raises:
+        UserError: transformers has no such plan for the model, or sizes that do not divide.
+    """
+    text, setting = config.get_text_config(), "trainer.strategy.tensor_parallel_size"
+    plan = text.base_model_tp_plan or {}
+    if not plan or set(plan.values()) - {"colwise", "rowwise"}:
+        raise UserError(f"{setting}: there is no plan for splitting layers of {text.model_type}; set it to 1")
+    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        size = getattr(text, name, None) or ranks
+        if size % ranks:
+            raise UserError(f"{setting}: {ranks} does not divide {name} {size} of the model; set it to a divisor")
+    return plan
 
 
 def _share_out(model: nn.Module, whole: dict[str, Tensor], strategy: ModelParallelStrategy) -> None:
@@ -129,5 +181,9 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 def total_norm(gradients: Iterable[Tensor]) -> Tensor:
     """Return the 2-norm of all of them together, () on their device; over all ranks where they are sharded."""
-    norm = torch.nn.utils.get_total_norm(list(gradients))
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    by_mesh: dict[Any, list[Tensor]] = {}
+    for gradient in gradients:
+        by_mesh.setdefault(getattr(gradient, "device_mesh", None), []).append(gradient)
+    norms = [torch.nn.utils.get_total_norm(each) for each in by_mesh.values()]
+    whole = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
+    return whole[0] if len(whole) == 1 else torch.stack(whole).norm()

@@ -5,6 +5,7 @@ import math
 from functools import cached_property
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_rlhf.data.loader import data_ranks
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.export import CHECKPOINT_KEY, describe_model
 from lit_rlhf.models.identity import model_identity
@@ -118,6 +120,17 @@ class LitModule(LightningModule):
         for name, mean in self.step_tally.means(self.sum_over_ranks).items():
             self.log(name, mean, prog_bar=name == "train/loss", batch_size=1)
 
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip by the norm over all weights; PyTorch's own does not add up those that are split and those that are not."""
+        split = getattr(self.trainer.strategy, "tensor_parallel_size", 1) > 1
+        if not split or gradient_clip_val is None or gradient_clip_algorithm == "value":
+            return super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        clipped = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = total_norm(p.grad for p in clipped)
+        torch.nn.utils.clip_grads_with_norm_(clipped, gradient_clip_val, norm, foreach=False)
+
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Step, then clear the gradients at once."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
@@ -135,9 +148,9 @@ class LitModule(LightningModule):
     def normalised(self, total: Tensor, normalizer: Tensor) -> Tensor:
         """Return the loss of a micro-batch so that a minibatch's gradient is that of its sum over its normalizer.
 
-        Lightning divides by accumulate_grad_batches and DDP averages over ranks; both are multiplied back.
+        Lightning divides by accumulate_grad_batches and strategies average over ranks; both are multiplied back.
         """
-        return total / normalizer * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return total / normalizer * self.trainer.accumulate_grad_batches * data_ranks(self.trainer)[0]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what turns the checkpoint back into a transformers folder; leave out a 4-bit base, which has its own."""
