@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -39,7 +40,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             tensor_parallel_size=tensor_parallel_size,
             **settings,
         )
-        self.weights_only, self.tensor_parallel_size = weights_only, tensor_parallel_size
+        self.weights_only = weights_only
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Load as `weights_only` of this strategy says: Lightning 2.6.6 loses what `fit` was given on its way here."""
@@ -47,13 +48,25 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """Shard over everything: Lightning's default would split tensors over the devices of a node instead."""
-        devices, split = self.num_nodes * self.num_processes, self.tensor_parallel_size
-        if split < 1 or devices % split:
+        devices, split = self.num_nodes * self.num_processes, self._tensor_parallel_size
+        if not isinstance(split, int) or split < 1 or devices % split:
             raise UserError(
                 f"trainer.strategy.tensor_parallel_size {split} does not divide {devices} devices; set it to a divisor"
             )
         self._data_parallel_size = devices // split
         super().setup_environment()
+
+
+def data_group(strategy: Strategy) -> ProcessGroup | None:
+    """Return the ranks that have rows of their own; None for all."""
+    if isinstance(strategy, ModelParallelStrategy):
+        return strategy.device_mesh["data_parallel"].get_group()
+    return None
+
+
+def tensor_ranks(strategy: Strategy) -> int:
+    """Return how many ranks split tensors among them, 1 where none do."""
+    return strategy.device_mesh["tensor_parallel"].size() if isinstance(strategy, ModelParallelStrategy) else 1
 
 
 def weights_on_rank_zero(strategy: Strategy) -> AbstractContextManager[Any]:
@@ -81,7 +94,7 @@ def shard_model(model: nn.Module, strategy: Strategy) -> None:
     half = strategy.precision_plugin.precision == "bf16-mixed"
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
     whole = model.state_dict() if strategy.is_global_zero else {}
-    if strategy.device_mesh["tensor_parallel"].size() > 1:
+    if tensor_ranks(strategy) > 1:
         split_tensors(model, strategy.device_mesh["tensor_parallel"])
     for block in transformer_blocks(model):
         fully_shard(block, mesh=mesh, mp_policy=policy)
@@ -120,7 +133,7 @@ def tensor_plan(config: PretrainedConfig, ranks: int) -> dict[str, str]:
     return plan
 
 
-def _share_out(model: nn.Module, whole: dict[str, Tensor], strategy: ModelParallelStrategy) -> None:
+def _share_out(model: nn.Module, whole: dict[str, Any], strategy: ModelParallelStrategy) -> None:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
     if not strategy.is_global_zero:

@@ -62,6 +62,8 @@ def plan(settings: Any) -> MemoryPlan:
         UserError: a module that is none of ours, or a starting model that is not there.
     """
     recipe = Recipe(settings)
+    if recipe.setup.split:
+        raise UserError("plan does not count split tensors; set trainer.strategy.init_args.tensor_parallel_size to 1")
     makers = {"SFTModule": _plan_text, "RewardModule": _plan_rankings, "PPOModule": _plan_ppo}
     if recipe.setup.module not in makers:
         raise UserError(f"plan knows {', '.join(makers)}, not {recipe.setup.module}")
