@@ -69,6 +69,18 @@ def tensor_ranks(strategy: Strategy) -> int:
     return strategy.device_mesh["tensor_parallel"].size() if isinstance(strategy, ModelParallelStrategy) else 1
 
 
+def agreed(figures: Tensor, strategy: Strategy) -> Tensor:
+    """Return the figures of the first of the ranks that split tensors among them, on each of these.
+
+    What a function or a server answers may differ from call to call, and ranks that go on with different numbers
+    would drift apart.
+    """
+    if isinstance(strategy, ModelParallelStrategy) and tensor_ranks(strategy) > 1:
+        figures = figures.to(strategy.root_device)
+        torch.distributed.broadcast(figures, group=strategy.device_mesh["tensor_parallel"].get_group(), group_src=0)
+    return figures
+
+
 def weights_on_rank_zero(strategy: Strategy) -> AbstractContextManager[Any]:
     """Within the block, models that `shard_model` will shard are loaded with numbers on rank zero alone.
 

@@ -49,6 +49,7 @@ ALL_GPUS = (
     "-c strategy/fsdp -c precision/bf16-mixed -c compute/gradient-checkpointing",
     "-c strategy/fsdp -c precision/bf16-mixed -c adapter/lora",
     "-c strategy/fsdp -c precision/bf16-mixed -c optimizer/adamw-8bit-sharded",
+    "-c strategy/fsdp -c precision/bf16-mixed --trainer.strategy.tensor_parallel_size=2",
     "-c strategy/deepspeed -c precision/bf16-mixed",
     "--trainer.strategy=fsdp --trainer.gradient_clip_val=null",
 )

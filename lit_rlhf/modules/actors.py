@@ -16,12 +16,19 @@ from lit_rlhf.models.loading import load_causal_lm, load_config
 from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.models.riding import last_layer
 from lit_rlhf.modules.base import LitModule
-from lit_rlhf.rewards.source import RewardSource, movable_parts, ride_on_policy, source_critic, source_models
+from lit_rlhf.rewards.source import (
+    RewardSource,
+    movable_parts,
+    parts_of,
+    ride_on_policy,
+    source_critic,
+    source_models,
+)
 from lit_rlhf.rollout.critics import Critic, CriticStart
 from lit_rlhf.rollout.endings import end_ids
 from lit_rlhf.rollout.passes import logprobs_and_entropy, logprobs_of, response_logprobs
 from lit_rlhf.rollout.sampling import Sampling
-from lit_rlhf.strategies import shard_model, weights_on_rank_zero
+from lit_rlhf.strategies import data_group, shard_model, weights_on_rank_zero
 
 
 class Evaluation(NamedTuple):
@@ -122,6 +129,9 @@ class ActorCritic(LitModule):
             return
         strategy = self.trainer.strategy
         self.reward.prepare(self.tokenizer, strategy.root_device)
+        for source in parts_of(self.reward):
+            if hasattr(source, "group"):
+                source.group = data_group(strategy)
         with weights_on_rank_zero(strategy):
             self.policy = load_causal_lm(self.model_path, self.tokenizer, self.options)
             if self.adapter is not None:

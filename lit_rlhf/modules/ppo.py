@@ -37,7 +37,7 @@ from lit_rlhf.rollout.loader import (
 )
 from lit_rlhf.rollout.passes import in_chunks
 from lit_rlhf.rollout.sampling import Sampling, draw_noise
-from lit_rlhf.strategies import data_group, gathered
+from lit_rlhf.strategies import agreed, data_group, gathered
 
 
 class PPOModule(ActorCritic):
@@ -196,7 +196,7 @@ class PPOModule(ActorCritic):
             in_chunks, input_ids=input_ids, attention_mask=attention_mask, response_width=width, rows=self.ppo.chunk
         )
         with self.frozen_on_device():
-            scores = finite_scores(self.reward, episodes, self.trainer.global_step)
+            scores = agreed(finite_scores(self.reward, episodes, self.trainer.global_step), self.trainer.strategy)
             reference = compute(self.reference_logprobs)
         scores = self.sampling.final_scores(scores, rollout.ended)
         # 3 log-probs of the policy (as they were drawn), values

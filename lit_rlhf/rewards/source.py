@@ -26,6 +26,7 @@ class RewardSource(Protocol):
       on the policy's base; `path` is what the base was loaded from.
     - `move(device: torch.device) -> None`: put the model of its own that it holds there. A source without it, or one
       whose `movable` is False, stays where `prepare` put it.
+    - `group: ProcessGroup | None`: set by PPO before the first `score`, the ranks that have episodes of their own.
     - `by_ids: bool`: whether `score` reads token ids and mask alone. SelfCheck then tries it with other padding.
     - `models() -> list[str]`: folders and checkpoints of models that it reads, which a resumed run must find unchanged.
     """

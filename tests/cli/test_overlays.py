@@ -131,6 +131,13 @@ def test_an_overlay_with_a_strategy_on_two_ranks(column, fit, tmp_path):
     assert ranks == [dict.fromkeys(names, "runs")] * 2
 
 
+def test_tensors_split_on_two_ranks_for_every_stage(fit, tmp_path):
+    strategy, settings = SHARING["tensors split"]
+    stages = ("sft", "reward", "ppo")
+    ranks = on_ranks(lambda: [fit(stage, strategy, devices=2, **settings) for stage in stages], tmp_path)
+    assert ranks == [["runs"] * 3] * 2
+
+
 def test_the_page_gives_every_reason():
     for _, reason in RULES:
         assert f"- {reason}" in PAGE, reason

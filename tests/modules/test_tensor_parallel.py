@@ -1,10 +1,13 @@
 """Tensors split over ranks, beside data parallelism and in other architectures; what cannot be split is refused."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.distributed as dist
+from ppo_fakes import PromptData
 from ranks import on_ranks
-from small_runs import demonstrations, quiet_trainer, write_rows
+from small_runs import demonstrations, quiet_trainer, sgd, whole_weights, write_rows
 from test_two_ranks import ALONE, ONE, assert_same, train
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
@@ -14,7 +17,9 @@ from lit_rlhf.data import DemonstrationDataModule
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.loading import load_config
 from lit_rlhf.models.options import ModelOptions
-from lit_rlhf.modules import SFTModule
+from lit_rlhf.modules import PPOModule, PPOSettings, SFTModule
+from lit_rlhf.rewards import NormalisedReward
+from lit_rlhf.rollout.sampling import Sampling
 from lit_rlhf.strategies import FSDP2Strategy, split_tensors, tensor_plan
 
 SETTING = "trainer.strategy.tensor_parallel_size"
@@ -75,6 +80,32 @@ def test_every_rank_holds_half_of_each_block(llama, tmp_path):
 
     for held, whole in on_ranks(run, tmp_path):
         assert held == whole // 2
+
+
+class Unsure:
+    """Scores that differ from rank to rank, as those of a server may."""
+
+    def prepare(self, *_: Any) -> None:
+        """Nothing to load."""
+
+    def score(self, episodes: Any) -> torch.Tensor:
+        """Return another number on every rank and for every episode."""
+        return torch.arange(len(episodes.responses)) ** (1.0 + dist.get_rank())
+
+
+def test_ranks_that_split_tensors_agree_on_a_score_and_count_an_episode_once(llama, tmp_path):
+    def run() -> tuple[dict[str, float], torch.Tensor, list[torch.Tensor]]:
+        reward = NormalisedReward(Unsure())
+        sizes = PPOSettings(rollout_batch=8, micro_batch=8)
+        module = PPOModule(llama, reward, Sampling(4), sizes, optimizer=sgd(0.1))
+        trainer = quiet_trainer(tmp_path, max_epochs=1, devices=2, strategy=FSDP2Strategy(tensor_parallel_size=2))
+        trainer.fit(module, datamodule=PromptData())
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "time/" not in name}
+        return metrics, reward.moments, whole_weights(module)
+
+    first, second = on_ranks(run, tmp_path)
+    assert first[0] == second[0] and first[1][0] == second[1][0] == 8
+    assert all(torch.equal(one, other) for one, other in zip(first[2], second[2]))
 
 
 def test_what_cannot_be_split_is_refused(model_folders, llama, tmp_path):
