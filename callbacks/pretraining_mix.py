@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_rlhf.data.batches import PretrainingBatch
-from lit_rlhf.data.loader import Cut
+from lit_rlhf.data.loader import Cut, data_ranks
 from lit_rlhf.data.pretraining import TextBlocks, text_blocks
 from lit_rlhf.errors import UserError
 from lit_rlhf.strategies import total_norm
@@ -77,7 +77,7 @@ class PretrainingMix(Callback):
     def backward(self, trainer: Trainer, batch_idx: int, number: int) -> None:
         """Do the pass of that number beside a micro-batch of the stage."""
         strategy, accumulate = trainer.strategy, trainer.accumulate_grad_batches
-        cut = Cut(self.micro_batch, accumulate * self.passes, trainer.world_size, trainer.global_rank)
+        cut = Cut(self.micro_batch, accumulate * self.passes, *data_ranks(trainer))
         text = self.blocks.batch(trainer.global_step, batch_idx % accumulate * self.passes + number, cut)
         mixed = strategy.batch_to_device(PretrainingBatch(*text))
         unsynchronised = getattr(strategy, "block_backward_sync", nullcontext)

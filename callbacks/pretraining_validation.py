@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from lit_rlhf.data.loader import data_ranks
 from lit_rlhf.data.pretraining import TextBlocks, collate_blocks, text_blocks
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.text_loss import text_loss
@@ -57,10 +58,11 @@ class PretrainingValidation(Callback):
         model, sums = pl_module.exported, torch.zeros(2, dtype=torch.float64)
         training = model.training
         model.eval()
-        share = self.batch_size * trainer.world_size
+        ranks, rank = data_ranks(trainer)
+        share = self.batch_size * ranks
         for start in range(0, len(self.blocks), share):
             # a rank without a block left reads the first one and counts nothing: sharded weights need every rank
-            places = range(start + trainer.global_rank, start + share, trainer.world_size)
+            places = range(start + rank, start + share, ranks)
             mine = [self.blocks[place] for place in places if place < len(self.blocks)]
             text = collate_blocks(mine or [self.blocks[0]._replace(trained=False)], 1.0)
             batch = trainer.strategy.batch_to_device(text)

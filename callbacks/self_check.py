@@ -69,7 +69,7 @@ class SelfCheck(Callback):
         for part in parts_of(module.reward) if step == 0 else ():
             if getattr(part, "by_ids", False):
                 pad = module.tokenizer.pad_token_id
-                with module.trainer.precision_plugin.forward_context():
+                with module.trainer.precision_plugin.forward_context(), module.frozen_on_device():
                     found = checks.score_without_padding(
                         part.score, trajectories, PADDED_EPISODES, pad, self.bound(module)
                     )

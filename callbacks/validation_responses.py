@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lit_rlhf.callbacks.sample_table import write_samples
 from lit_rlhf.data.collation import PromptTokens, TokenRow, collate_prompts
+from lit_rlhf.data.loader import data_ranks
 from lit_rlhf.data.prompting import PromptTemplate
 from lit_rlhf.data.prompts import read_prompts
 from lit_rlhf.errors import UserError
@@ -83,7 +84,8 @@ class ValidationResponses(Callback):
         """Answer, score and log, before the checkpoint callback looks for the metric."""
         if trainer.sanity_checking:
             return
-        index = torch.arange(len(self.prompts))[trainer.global_rank :: trainer.world_size]
+        ranks, rank = data_ranks(trainer)
+        index = torch.arange(len(self.prompts))[rank::ranks]
         total = torch.zeros(2, dtype=torch.float64, device=pl_module.device)  # sum of scores, count
         table: list[dict[str, Any]] = []
         with trainer.precision_plugin.forward_context(), gathered(pl_module.exported):

@@ -41,6 +41,8 @@ ONE_GPU = (
     "-c precision/bf16-mixed -c compute/gradient-checkpointing",
     "-c precision/bf16-mixed -c compute/compile",
     "-c precision/bf16-mixed -c averaging/ema",
+    "-c precision/bf16-mixed -c compute/offload-frozen",
+    "-c precision/bf16-mixed -c strategy/fsdp -c compute/offload-frozen",
     "-c precision/bf16-mixed -c strategy/fsdp",
     "-c precision/32-true -c strategy/fsdp --trainer.strategy.save_distributed_checkpoint=true",
     DEEPSPEED,
@@ -54,6 +56,7 @@ ALL_GPUS = (
     "-c strategy/fsdp -c precision/bf16-mixed -c compute/gradient-checkpointing",
     "-c strategy/fsdp -c precision/bf16-mixed -c adapter/lora",
     "-c strategy/fsdp -c precision/bf16-mixed -c optimizer/adamw-8bit-sharded",
+    "-c strategy/fsdp -c precision/bf16-mixed --trainer.strategy.tensor_parallel_size=2",
     DEEPSPEED,
     FSDP1,
 )

@@ -26,6 +26,7 @@ REFUSED = (
     "precision/16-mixed",
     "strategy/deepspeed",
 )
+OF_PPO = ("compute/offload-frozen",)  # refused on the other stages
 HEAD = {"recipe": ("Hardware", "Command", "Override", "Expect"), "overlay": ("Hardware", "Command")}
 
 
@@ -61,7 +62,7 @@ def test_a_recipe_becomes_module_data_and_trainer(name, instantiate):
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_overlay_goes_onto_every_stage(stage, instantiate):
     plain = instantiate(stage)
-    for overlay in OVERLAYS.keys() - set(REFUSED):
+    for overlay in OVERLAYS.keys() - set(REFUSED if "ppo" in stage else (*REFUSED, *OF_PPO)):
         cli = instantiate(stage, overlay)
         assert_made(cli)
         kinds = [type(callback).__name__ for callback in cli.trainer.callbacks]

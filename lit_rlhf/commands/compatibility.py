@@ -27,6 +27,8 @@ class Setup(NamedTuple):
         clipping: whether gradients are clipped by their norm.
         four_bits: whether the base is held in 4 bits.
         compiled: whether blocks or the rollout's step are compiled.
+        adapted: whether adapters are trained.
+        split: whether tensors are split over ranks.
     """
 
     module: str = ""
@@ -37,6 +39,8 @@ class Setup(NamedTuple):
     clipping: bool = False
     four_bits: bool = False
     compiled: bool = False
+    adapted: bool = False
+    split: bool = False
 
     @property
     def shards_weights(self) -> bool:
@@ -89,6 +93,11 @@ RULES: list[tuple[Callable[[Setup], bool], str]] = [
         lambda s: s.bitsandbytes and s.shards_weights,
         "model.optimizer: the optimizers of bitsandbytes do not take sharded weights; "
         "use -c optimizer/adamw-8bit-sharded",
+    ),
+    (
+        lambda s: s.split and (s.adapted or s.compiled or s.optimizer.startswith("torchao.")),
+        "trainer.strategy.tensor_parallel_size: adapters, compiled blocks and 8-bit optimizers cannot be split; "
+        "set it to 1, or model.adapter to null, options.compile to false and -c optimizer/adamw",
     ),
     (
         lambda s: s.compiled and s.device == "cpu" and not any(map(which, (os.environ.get("CXX", "g++"), "clang++"))),
@@ -150,6 +159,8 @@ def setup_of(settings: Any) -> Setup:
         clipping=bool(trainer.gradient_clip_val) and trainer.gradient_clip_algorithm != "value",
         four_bits=options.get("quantization") is not None,
         compiled=bool(options.get("compile") or generator.get("compile")),
+        adapted=arguments.get("adapter") is not None,
+        split=_tensor_parallel(trainer.strategy),
     )
 
 
@@ -168,6 +179,11 @@ def _strategy(strategy: Any) -> str:
     if name.startswith("deepspeed") or name.endswith("DeepSpeedStrategy"):
         return "deepspeed"
     return "ddp" if name.startswith("ddp") or name.endswith("DDPStrategy") else ""
+
+
+def _tensor_parallel(strategy: Any) -> bool:
+    arguments = (strategy.get("init_args") or {}) if hasattr(strategy, "get") else {}
+    return arguments.get("tensor_parallel_size", 1) != 1
 
 
 def _class_path(setting: Any) -> Any:

@@ -62,6 +62,8 @@ def plan(settings: Any) -> MemoryPlan:
         UserError: a module that is none of ours, or a starting model that is not there.
     """
     recipe = Recipe(settings)
+    if recipe.setup.split:
+        raise UserError("plan does not count split tensors; set trainer.strategy.init_args.tensor_parallel_size to 1")
     makers = {"SFTModule": _plan_text, "RewardModule": _plan_rankings, "PPOModule": _plan_ppo}
     if recipe.setup.module not in makers:
         raise UserError(f"plan knows {', '.join(makers)}, not {recipe.setup.module}")
@@ -111,7 +113,8 @@ def _plan_ppo(recipe: Recipe) -> MemoryPlan:
         held = {name: held[name] + value for name, value in _held(recipe, own).items()}
         gathered = {name: value + _gathered(recipe, own)[name] for name, value in gathered.items()}
         kept = Pass(kept.activations + critic_kept.activations, kept.logits)
-    held |= _frozen(recipe, config, planned)
+    frozen = _frozen(recipe, config, planned)
+    held |= {name: value for name, value in frozen.items() if name not in _offloaded(recipe)}
     vocabulary = config.get_text_config().vocab_size
     planned.phases["update"] = held | gathered | _kept(kept)
     held = {name: value for name, value in held.items() if name != "gradients"}  # a step clears them at once
@@ -126,7 +129,7 @@ def _plan_ppo(recipe: Recipe) -> MemoryPlan:
             "logits": decoded * vocabulary * (recipe.number + 8),  # beside them their running sum, in float64
         }
     )
-    planned.phases["scoring"] = held | {"logits": int(ppo.chunk) * (response + 1) * vocabulary * recipe.number}
+    planned.phases["scoring"] = held | frozen | {"logits": int(ppo.chunk) * (response + 1) * vocabulary * recipe.number}
     return planned
 
 
@@ -165,11 +168,23 @@ def _frozen(recipe: Recipe, config: Any, planned: MemoryPlan) -> dict[str, int]:
         other = _config_or(config, model.get("reference") or model.model, recipe, planned)
         frozen["reference"] = _frozen_size(other, recipe.options, scalar=False)
     if path := _reward_path(model):
-        options = ModelOptions(**dict((model.reward.init_args.get("options") or {}).items()))
-        frozen["reward model"] = _frozen_size(_config_or(config, path, recipe, planned), options, scalar=True)
+        config = _config_or(config, path, recipe, planned)
+        frozen["reward model"] = _frozen_size(config, _reward_options(model), scalar=True)
     planned.parameters |= {name: size.parameters for name, size in frozen.items()}
     held = {name: size.weights for name, size in frozen.items()}
     return {name: value // (recipe.shards if name == "reference" else 1) for name, value in held.items()}
+
+
+def _offloaded(recipe: Recipe) -> list[str]:
+    """Return which of them lie in host memory but for scoring; weights in 4 bits do not."""
+    options = {"reference": recipe.options, "reward model": _reward_options(recipe.model)}
+    offload = recipe.model.ppo.get("offload_frozen")
+    return [name for name, each in options.items() if offload and each.quantization is None]
+
+
+def _reward_options(model: Any) -> ModelOptions:
+    arguments = getattr(model.reward, "init_args", None) or {}
+    return ModelOptions(**dict((arguments.get("options") or {}).items()))
 
 
 def _frozen_size(config: Any, options: ModelOptions, scalar: bool) -> Size:

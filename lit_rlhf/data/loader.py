@@ -41,6 +41,15 @@ class Cut(NamedTuple):
         return self.step_rows * self.accumulate
 
 
+def data_ranks(trainer: Any) -> tuple[int, int]:
+    """Return how many ranks have rows of their own, and which of them this is.
+
+    Ranks that split tensors among them (tensor parallelism) count as one: they compute the same rows.
+    """
+    ranks = trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0}
+    return ranks["num_replicas"], ranks["rank"]
+
+
 @lru_cache(maxsize=8)
 def epoch_order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
     """A permutation of 0 .. count-1 that depends on (seed, epoch) and nothing else."""

@@ -11,7 +11,7 @@ from lightning import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_rlhf.data.loader import PlannedLoader
+from lit_rlhf.data.loader import PlannedLoader, data_ranks
 from lit_rlhf.data.preparation import Preparation
 from lit_rlhf.data.report import PreparationReport
 from lit_rlhf.data.steps.keys import prompt_key
@@ -174,13 +174,14 @@ class PlannedDataModule(LightningDataModule, Generic[Rec, R]):
                 "training; remove the callback and set the Trainer's accumulate_grad_batches"
             )
         packed = self.packed_length if self.batching == "packed" else None
+        world_size, rank = data_ranks(self.trainer)
         return PlannedLoader(
             self.training_rows if training else self.validation_rows,
             self.collate,
             micro_batch=self.micro_batch,
             accumulate=self.trainer.accumulate_grad_batches if training else 1,
-            world_size=self.trainer.world_size,
-            rank=self.trainer.global_rank,
+            world_size=world_size,
+            rank=rank,
             seed=self.seed,
             shuffle=training,
             drop_last=training,

@@ -10,7 +10,7 @@ from lit_rlhf.data.batches import PromptBatch
 from lit_rlhf.data.collation import PromptTokens, collate_prompts
 from lit_rlhf.data.formats import read_records
 from lit_rlhf.data.lengths import LengthPolicy
-from lit_rlhf.data.loader import PlannedLoader, endless_places
+from lit_rlhf.data.loader import PlannedLoader, data_ranks, endless_places
 from lit_rlhf.data.planned import check_validation, module_tokenizer, no_validation
 from lit_rlhf.data.preparation import Preparation
 from lit_rlhf.data.prompting import PromptTemplate
@@ -168,12 +168,13 @@ class PromptDataModule(LightningDataModule):
         def collate(rows: list[tuple[int, PromptTokens]], normalizer: float) -> PromptBatch:
             return source.collate([prompt for _, prompt in rows], [place for place, _ in rows])
 
+        world_size, rank = data_ranks(self.trainer)
         return PlannedLoader(
             list(enumerate(source.prompts)),
             collate,
             micro_batch=self.validation_micro_batch,
-            world_size=self.trainer.world_size,
-            rank=self.trainer.global_rank,
+            world_size=world_size,
+            rank=rank,
             shuffle=False,
             drop_last=False,
             blank=lambda row: (-1, row[1]),

@@ -1,6 +1,7 @@
 """Causal language models and tokenizers from a folder or a hub name, checked before any weight is read."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
@@ -92,18 +93,26 @@ def load_causal_lm(model: str, tokenizer: Tokenizer, options: ModelOptions, drop
 
 
 def load_weights(auto: Any, model: str, config: PretrainedConfig, options: ModelOptions, **settings: Any) -> Any:
-    """Return what the auto class's `from_pretrained` gives, in the type and the quantisation of `options`."""
+    """Return what the auto class's `from_pretrained` gives, in the type and the quantisation of `options`.
+
+    Within `torch.device("meta")` the model has its shape and no numbers.
+    """
+    without = torch.get_default_device().type == "meta"
+    if without:
+        settings["device_map"] = "meta"
     if options.quantization is not None:
         settings |= four_bit(config, options)
-    return from_pretrained_quietly(
-        auto.from_pretrained,
-        model,
-        options,
-        config=config,
-        dtype=getattr(torch, options.dtype),
-        attn_implementation=options.attention,
-        **settings,
-    )
+    # transformers refuses to load within torch.device("meta"), and loads at once to any other default device
+    with torch.device("cpu") if without else nullcontext():
+        return from_pretrained_quietly(
+            auto.from_pretrained,
+            model,
+            options,
+            config=config,
+            dtype=getattr(torch, options.dtype),
+            attn_implementation=options.attention,
+            **settings,
+        )
 
 
 def four_bit(config: PretrainedConfig, options: ModelOptions) -> dict[str, Any]:

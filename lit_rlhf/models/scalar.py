@@ -37,8 +37,10 @@ class ScalarModel(nn.Module):
     def __init__(self, model: PreTrainedModel, fresh_head: bool = False) -> None:
         super().__init__()
         self.model, self.fresh_head = model, fresh_head
-        self.register_buffer("shift", torch.tensor(getattr(model.config, "score_shift", 0.0), dtype=torch.float32))
-        self.register_buffer("scale", torch.tensor(getattr(model.config, "score_scale", 1.0), dtype=torch.float32))
+        centring = getattr(model.config, "score_shift", 0.0), getattr(model.config, "score_scale", 1.0)
+        with torch.device("cpu"):  # numbers even where the weights are loaded without: the configuration has them
+            for name, value in zip(("shift", "scale"), centring):
+                self.register_buffer(name, torch.tensor(value, dtype=torch.float32))
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "ScalarModel":
         """Keep the constants in float32 where the weights go to half precision: rounded, they would not centre."""

@@ -1,6 +1,7 @@
 """The models of PPO (App. C.4): policy, critic and reference, how each is loaded and how each is called."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -15,12 +16,19 @@ from lit_rlhf.models.loading import load_causal_lm, load_config
 from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.models.riding import last_layer
 from lit_rlhf.modules.base import LitModule
-from lit_rlhf.rewards.source import RewardSource, ride_on_policy, source_critic, source_models
+from lit_rlhf.rewards.source import (
+    RewardSource,
+    movable_parts,
+    parts_of,
+    ride_on_policy,
+    source_critic,
+    source_models,
+)
 from lit_rlhf.rollout.critics import Critic, CriticStart
 from lit_rlhf.rollout.endings import end_ids
 from lit_rlhf.rollout.passes import logprobs_and_entropy, logprobs_of, response_logprobs
 from lit_rlhf.rollout.sampling import Sampling
-from lit_rlhf.strategies import shard_model
+from lit_rlhf.strategies import data_group, shard_model, weights_on_rank_zero
 
 
 class Evaluation(NamedTuple):
@@ -45,6 +53,7 @@ class ActorCritic(LitModule):
         scheduler: see `LitModule`.
         adapter: train low-rank adapters of both.
         options: how weights are loaded.
+        offload_frozen: keep reference and reward model in host memory but while episodes are scored.
 
     Attributes:
         policy: the causal language model.
@@ -66,6 +75,7 @@ class ActorCritic(LitModule):
         scheduler: LRSchedulerCallable | None,
         adapter: LoRA | None,
         options: ModelOptions | None,
+        offload_frozen: bool,
     ) -> None:
         super().__init__(model, options, adapter, optimizer, scheduler)
         if sampling.temperature == 0:
@@ -74,6 +84,7 @@ class ActorCritic(LitModule):
             )
         self.reference_path, self.reward, self.critic = reference, reward, critic
         self.critic_learning_rate, self.sampling = critic_learning_rate, sampling
+        self.offload_frozen = offload_frozen
         self.policy: PreTrainedModel
         self.frozen: dict[str, Any] = {}  # a plain dict: neither trained, nor wrapped, nor in the checkpoint
 
@@ -88,31 +99,71 @@ class ActorCritic(LitModule):
         return CriticStart(self.model_path, source_critic(self.reward), self.tokenizer, self.options, self.adapter)
 
     def check_models(self) -> None:
-        """Refuse a model that is not there; reads configurations, no weights."""
+        """Refuse a model that is not there, and an offload that would move nothing; reads no weights."""
         for path in (self.model_path, self.reference_path):
             load_config(path, self.options)
         if self.critic is not None:
             self.critic.check(self.critic_start)
+        if self.offload_frozen and not self.offloaded:
+            raise UserError(
+                "ppo.offload_frozen: there is nothing to move: no reference and no reward model of their own, or in 4 "
+                "bits; set ppo.offload_frozen to false"
+            )
+
+    @property
+    def own_reference(self) -> bool:
+        """Whether the reference is a model of its own, and not the policy's frozen base."""
+        return self.adapter is None or self.reference_path != self.model_path
+
+    @property
+    def offloaded(self) -> list[str]:
+        """What lies in host memory but while episodes are scored."""
+        if not self.offload_frozen:
+            return []
+        reference = self.own_reference and self.options.quantization is None
+        return ["reference"] * reference + ["reward model"] * len(movable_parts(self.reward))
 
     def configure_model(self) -> None:
         """Load all of them, once; what rides on the policy's base comes after the policy."""
         if hasattr(self, "policy"):
             return
-        device = self.trainer.strategy.root_device
-        self.reward.prepare(self.tokenizer, device)
-        self.policy = load_causal_lm(self.model_path, self.tokenizer, self.options)
-        if self.adapter is not None:
-            add_lora(self.policy, self.adapter)
+        strategy = self.trainer.strategy
+        self.reward.prepare(self.tokenizer, strategy.root_device)
+        for source in parts_of(self.reward):
+            if hasattr(source, "group"):
+                source.group = data_group(strategy)
+        with weights_on_rank_zero(strategy):
+            self.policy = load_causal_lm(self.model_path, self.tokenizer, self.options)
+            if self.adapter is not None:
+                add_lora(self.policy, self.adapter)
         ride_on_policy(self.reward, self.policy, self.model_path)
         if self.critic is not None:
-            self.critic.load(self.policy, self.critic_start)
-        if self.adapter is None or self.reference_path != self.model_path:
-            reference = load_causal_lm(self.reference_path, self.tokenizer, self.options)
-            shard_model(reference.requires_grad_(False), self.trainer.strategy)
-            self.frozen["reference"] = reference.to(device).eval()
-        shard_model(self.policy, self.trainer.strategy)
+            with weights_on_rank_zero(strategy):
+                self.critic.load(self.policy, self.critic_start)
+        if self.own_reference:
+            with weights_on_rank_zero(strategy):
+                reference = load_causal_lm(self.reference_path, self.tokenizer, self.options)
+            shard_model(reference.requires_grad_(False), strategy)
+            self.frozen["reference"] = reference.to(strategy.root_device).eval()
+        shard_model(self.policy, strategy)
         for part in self.critic.children() if self.critic is not None else ():
-            shard_model(part, self.trainer.strategy)
+            shard_model(part, strategy)
+        self._move_frozen(torch.device("cpu"))
+
+    @contextmanager
+    def frozen_on_device(self) -> Iterator[None]:
+        """Within the block, what `offload_frozen` keeps in host memory lies on the device."""
+        self._move_frozen(self.device)
+        try:
+            yield
+        finally:
+            self._move_frozen(torch.device("cpu"))
+
+    def _move_frozen(self, device: torch.device) -> None:
+        if "reference" in self.offloaded:
+            self.frozen["reference"].to(device)
+        for part in movable_parts(self.reward) if self.offload_frozen else ():
+            part.move(device)
 
     def read_only(self) -> dict[str, str]:
         """See `LitModule`: the reference policy and every reward model."""

@@ -5,6 +5,7 @@ import math
 from functools import cached_property
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_rlhf.data.loader import data_ranks
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.export import CHECKPOINT_KEY, describe_model
 from lit_rlhf.models.identity import model_identity
@@ -21,7 +23,7 @@ from lit_rlhf.modules.random_state import random_state, set_random_state
 from lit_rlhf.modules.restart import Place, count_as_saved, finish_epoch, place_of
 from lit_rlhf.modules.tally import Tally
 from lit_rlhf.schedules import SizedSchedule
-from lit_rlhf.strategies import total_norm
+from lit_rlhf.strategies import data_group, tensor_plan, tensor_ranks, total_norm
 
 
 class LitModule(LightningModule):
@@ -69,6 +71,12 @@ class LitModule(LightningModule):
         """The tokenizer of the starting model, with padding that differs from its end token."""
         return load_tokenizer(self.model_path, self.options)
 
+    def setup(self, stage: str) -> None:
+        """Refuse a model whose tensors cannot be split as the strategy is to; reads its configuration alone."""
+        ranks = tensor_ranks(self.trainer.strategy)
+        if ranks > 1:
+            tensor_plan(load_config(self.model_path, self.options), ranks)
+
     def require_positions(self, tokens: int, what: str, setting: str) -> None:
         """Refuse more tokens than the starting model has positions for; reads its configuration, not its weights.
 
@@ -112,11 +120,22 @@ class LitModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the means of the minibatch, and the norm of the gradient that the Trainer is about to clip."""
         # every rank has the same; counted once a step, so that a run resumed on fewer ranks weighs its steps alike
-        ranks = self.trainer.world_size
+        ranks, _ = data_ranks(self.trainer)
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         self.tally.add("update/gradient_norm", total_norm(gradients) / ranks, 1 / ranks)
         for name, mean in self.step_tally.means(self.sum_over_ranks).items():
             self.log(name, mean, prog_bar=name == "train/loss", batch_size=1)
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip; by a norm of our own where tensors are split: PyTorch's does not add up such and whole ones."""
+        split = tensor_ranks(self.trainer.strategy) > 1
+        if not split or gradient_clip_val is None or gradient_clip_algorithm == "value":
+            return super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        clipped = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = total_norm(p.grad for p in clipped)
+        torch.nn.utils.clip_grads_with_norm_(clipped, gradient_clip_val, norm, foreach=False)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Step, then clear the gradients at once."""
@@ -135,9 +154,9 @@ class LitModule(LightningModule):
     def normalised(self, total: Tensor, normalizer: Tensor) -> Tensor:
         """Return the loss of a micro-batch so that a minibatch's gradient is that of its sum over its normalizer.
 
-        Lightning divides by accumulate_grad_batches and DDP averages over ranks; both are multiplied back.
+        Lightning divides by accumulate_grad_batches and strategies average over ranks; both are multiplied back.
         """
-        return total / normalizer * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return total / normalizer * self.trainer.accumulate_grad_batches * data_ranks(self.trainer)[0]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what turns the checkpoint back into a transformers folder; leave out a 4-bit base, which has its own."""
@@ -192,8 +211,9 @@ class LitModule(LightningModule):
                 self.log(name, mean, on_step=False, on_epoch=True, prog_bar=shown, logger=False, batch_size=1)
 
     def sum_over_ranks(self, figures: Tensor) -> Tensor:
-        """Return a sum over ranks, on the CPU; every rank must call it."""
-        whole: Tensor = self.trainer.strategy.reduce(figures.to(self.device), reduce_op="sum")
+        """Return a sum over the ranks that have rows of their own, on the CPU; every rank must call it."""
+        strategy = self.trainer.strategy
+        whole: Tensor = strategy.reduce(figures.to(self.device), group=data_group(strategy), reduce_op="sum")
         return whole.cpu()
 
     def random_of_all_ranks(self) -> list[dict[str, Any]]:

@@ -11,14 +11,14 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from lit_rlhf.data.batches import PretrainingBatch, PromptBatch
+from lit_rlhf.data.loader import data_ranks
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import clipped_policy_loss, clipped_value_loss, k1, masked_sum
 from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.models.text_loss import text_loss
 from lit_rlhf.modules.actors import ActorCritic
 from lit_rlhf.modules.ppo_settings import PPOSettings
-from lit_rlhf.rewards import RewardSource, finite_scores
-from lit_rlhf.rewards.source import load_source_state, source_details, source_state
+from lit_rlhf.rewards.source import RewardSource, finite_scores, load_source_state, source_details, source_state
 from lit_rlhf.rollout.advantages import GAE, AdvantageEstimator, check_groups, rewards_of
 from lit_rlhf.rollout.critics import Critic, critic_of
 from lit_rlhf.rollout.endings import text_ends
@@ -37,7 +37,7 @@ from lit_rlhf.rollout.loader import (
 )
 from lit_rlhf.rollout.passes import in_chunks
 from lit_rlhf.rollout.sampling import Sampling, draw_noise
-from lit_rlhf.strategies import gathered
+from lit_rlhf.strategies import agreed, data_group, gathered
 
 
 class PPOModule(ActorCritic):
@@ -94,21 +94,22 @@ class PPOModule(ActorCritic):
             scheduler,
             adapter,
             options,
+            ppo.offload_frozen,
         )
         self.ppo, self.advantages = ppo, estimator
         self.kl: KLController = kl or FixedKL()
         self.generator = checked(generator or CachedGenerator(), sampling, ppo.logprobs)
         if ppo.critic_warmup and self.critic is None:
             raise UserError(f"ppo.critic_warmup: {type(estimator).__name__} has no critic to warm up; leave it at 0")
-        self.samples: list[dict[str, Any]] = []
         self.loader: ExperienceLoader | None = None
         self.unfinished: dict[str, Any] = {}  # of a checkpoint in the middle of an iteration, until there is a loader
         self.validation_score, self.validation_kl = MeanMetric(), MeanMetric()
 
     def setup(self, stage: str) -> None:
         """Refuse sizes and lengths that do not fit, before any weight is read."""
+        super().setup(stage)
         trainer, ppo = self.trainer, self.ppo
-        accumulate, world = trainer.accumulate_grad_batches, trainer.world_size
+        accumulate, (world, _) = trainer.accumulate_grad_batches, data_ranks(trainer)
         self.sizes = Sizes(ppo.rollout_batch, ppo.micro_batch, accumulate, world, ppo.epochs, ppo.samples_per_prompt)
         check_groups(self.advantages, ppo.samples_per_prompt)
         self.check_models()
@@ -128,15 +129,14 @@ class PPOModule(ActorCritic):
     def experience(self, prompts: Prompts) -> ExperienceLoader:
         """Return the training loader over `prompts`; called by the prompt data module."""
         self.check_length(prompts)
-        sizes, rank = self.sizes, self.trainer.global_rank
-        loader = ExperienceLoader(
+        sizes, (_, rank) = self.sizes, data_ranks(self.trainer)
+        self.loader = ExperienceLoader(
             lambda: self.collect(prompts), lambda iteration: cut(iteration, sizes, rank, self.seed), sizes.batches
         )
         if self.unfinished:
-            loader.resume(self.unfinished, self.device)
+            self.loader.resume(self.unfinished, self.device)
             self.unfinished = {}
-        self.loader = loader
-        return loader
+        return self.loader
 
     def collect(self, prompts: Prompts) -> Iteration:
         """Steps 1 to 6 of an iteration, all that its micro-batches are cut from."""
@@ -161,16 +161,16 @@ class PPOModule(ActorCritic):
 
     def roll_out(self, prompts: Prompts, iteration: int) -> tuple[Trajectories, dict[str, float]]:
         """Return the iteration's trajectories and figures. Every rank answers its share of the prompts and gets all."""
-        world, rank, sizes = self.trainer.world_size, self.trainer.global_rank, self.sizes
+        (world, rank), sizes = data_ranks(self.trainer), self.sizes
+        gather = partial(gather_rows, group=data_group(self.trainer.strategy))
         index = torch.arange(sizes.prompts)[rank::world]
         rows = prompts.rows(iteration, sizes.prompts)
         batch = prompts.collate([rows[int(i)] for i in index], index)
         noise = draw_noise(sizes.rollout_batch, self.sampling.response_length, self.seed, iteration, 0)
         mine, figures = self.answer(batch, noise.view(sizes.prompts, sizes.samples, -1)[index].flatten(0, 1))
-        figures |= {name: float(gather_rows(each).mean()) for name, each in source_details(self.reward).items()}
-        padded_left = ("input_ids", "attention_mask")
-        columns = mine._asdict().items()
-        return Trajectories(*(gather_rows(each, name in padded_left, sizes.samples) for name, each in columns)), figures
+        figures |= {name: float(gather(each).mean()) for name, each in source_details(self.reward).items()}
+        padded_left, columns = ("input_ids", "attention_mask"), mine._asdict().items()
+        return Trajectories(*(gather(each, name in padded_left, sizes.samples) for name, each in columns)), figures
 
     def answer(self, batch: PromptBatch, noise: Tensor) -> tuple[Trajectories, dict[str, float]]:
         """Steps 1 to 3: generate, score, log-probs and values.
@@ -189,20 +189,20 @@ class PPOModule(ActorCritic):
             rollout = self.generator.generate(self.policy, ids, mask, noise, self.sampling, stops)
         self.policy.train(training)
         generated = time.perf_counter()
-        # 2 score
-        asked = repeated(batch, len(noise) // len(ids))
-        episodes = episodes_of(asked, rollout, self.tokenizer, self.trainer.training)
+        # 2 score, log-probs of the reference
+        episodes = episodes_of(repeated(batch, len(noise) // len(ids)), rollout, self.tokenizer, self.trainer.training)
         input_ids, attention_mask = episodes.input_ids, episodes.attention_mask  # (B, T)
-        scores = finite_scores(self.reward, episodes, self.trainer.global_step)
-        scores = self.sampling.final_scores(scores, rollout.ended)
-        # 3 log-probs of policy (as they were drawn) and reference, values
         compute = partial(
             in_chunks, input_ids=input_ids, attention_mask=attention_mask, response_width=width, rows=self.ppo.chunk
         )
+        with self.frozen_on_device():
+            scores = agreed(finite_scores(self.reward, episodes, self.trainer.global_step), self.trainer.strategy)
+            reference = compute(self.reference_logprobs)
+        scores = self.sampling.final_scores(scores, rollout.ended)
+        # 3 log-probs of the policy (as they were drawn), values
         logprobs = rollout.logprobs if self.ppo.logprobs == "sampled" else compute(self.logprobs)
-        reference, values = compute(self.reference_logprobs), compute(self.values)
-        kl = (k1(logprobs, reference) * rollout.response_mask).sum(1)
-        self.samples = sample_rows(episodes, scores, kl)
+        values = compute(self.values)
+        self.samples = sample_rows(episodes, scores, (k1(logprobs, reference) * rollout.response_mask).sum(1))
         trajectories = Trajectories(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -276,8 +276,8 @@ class PPOModule(ActorCritic):
         super().on_before_optimizer_step(optimizer)
 
     def on_fit_start(self) -> None:
-        """Print the sizes once."""
-        self.print(f"PPO: {self.sizes}")
+        """Print the sizes once, and what lies in host memory."""
+        self.print(f"PPO: {self.sizes}", *(f"; in host memory: {name}" for name in self.offloaded), sep="")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the states of the KL controller and of the reward source, and the iteration under way."""
@@ -297,4 +297,4 @@ class PPOModule(ActorCritic):
         self.unfinished = checkpoint.get("iteration", {})
         if self.unfinished:
             self.samples = self.unfinished["samples"]
-            self.tally.load(self.unfinished["figures"], self.trainer.is_global_zero)
+            self.tally.load(self.unfinished["figures"], first_rank=data_ranks(self.trainer)[1] == 0)

@@ -30,6 +30,8 @@ class PPOSettings:
         logprobs: the policy's log-probs that the ratio starts from. "sampled": as the generator drew them, at no cost.
             "recomputed": by the pass that the update makes, for an engine whose numbers differ (half precision, another
             process); one more pass. Either way `rollout/logprob_mismatch` says how far the two are apart.
+        offload_frozen: keep reference and reward model in host memory, and on the device while an iteration's episodes
+            (or a batch in validation) are scored. Saves their weights in the update and in generation.
     """
 
     rollout_batch: int = 512
@@ -44,6 +46,7 @@ class PPOSettings:
     critic_learning_rate: float = 9e-6
     chunk: int = 64
     logprobs: Literal["sampled", "recomputed"] = "sampled"
+    offload_frozen: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no update can be made with."""

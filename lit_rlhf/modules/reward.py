@@ -19,7 +19,7 @@ from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.models.scalar import ScalarModel, load_scalar_model
 from lit_rlhf.models.shared_prompt import RankedRows, reason_against_sharing
 from lit_rlhf.modules.base import LitModule
-from lit_rlhf.strategies import is_sharded, shard_model
+from lit_rlhf.strategies import is_sharded, shard_model, weights_on_rank_zero
 
 
 class RewardModule(LitModule):
@@ -66,9 +66,10 @@ class RewardModule(LitModule):
         """Load the model, once."""
         if hasattr(self, "model"):
             return
-        self.model = load_scalar_model(self.model_path, self.tokenizer, self.options, self.head_seed)
-        if self.adapter is not None:
-            add_lora(self.model.model, self.adapter)
+        with weights_on_rank_zero(self.trainer.strategy):
+            self.model = load_scalar_model(self.model_path, self.tokenizer, self.options, self.head_seed)
+            if self.adapter is not None:
+                add_lora(self.model.model, self.adapter)
         shard_model(self.model, self.trainer.strategy)
         if is_sharded(self.model):
             from torch.distributed.fsdp import register_fsdp_forward_method

@@ -14,7 +14,7 @@ from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.models.segments import reason_against_segments, segment_inputs
 from lit_rlhf.models.text_loss import text_loss
 from lit_rlhf.modules.base import LitModule
-from lit_rlhf.strategies import shard_model
+from lit_rlhf.strategies import shard_model, weights_on_rank_zero
 
 
 class SFTModule(LitModule):
@@ -65,9 +65,10 @@ class SFTModule(LitModule):
         """Load the model, once."""
         if hasattr(self, "model"):
             return
-        self.model = load_causal_lm(self.model_path, self.tokenizer, self.options, self.dropout)
-        if self.adapter is not None:
-            add_lora(self.model, self.adapter)
+        with weights_on_rank_zero(self.trainer.strategy):
+            self.model = load_causal_lm(self.model_path, self.tokenizer, self.options, self.dropout)
+            if self.adapter is not None:
+                add_lora(self.model, self.adapter)
         shard_model(self.model, self.trainer.strategy)
 
     def loss(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:

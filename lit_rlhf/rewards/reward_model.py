@@ -55,6 +55,15 @@ class RewardModelReward:
             )
         self.model = load_scalar_model(self.path, tokenizer, self.options).to(device).eval().requires_grad_(False)
 
+    @property
+    def movable(self) -> bool:
+        """See `RewardSource`: weights in 4 bits stay where they were quantised."""
+        return self.options.quantization is None
+
+    def move(self, device: torch.device) -> None:
+        """See `RewardSource`."""
+        self.model.to(device)
+
     @torch.no_grad()
     def score(self, episodes: Episodes) -> Tensor:
         """See `RewardSource.score`."""

@@ -24,6 +24,9 @@ class RewardSource(Protocol):
     - `critic() -> str | None`: what a critic starts from by default: a folder, or the checkpoint of an adapter.
     - `ride(policy: PreTrainedModel, path: str) -> None`: called once after `prepare`, where what scores is an adapter
       on the policy's base; `path` is what the base was loaded from.
+    - `move(device: torch.device) -> None`: put the model of its own that it holds there. A source without it, or one
+      whose `movable` is False, stays where `prepare` put it.
+    - `group: ProcessGroup | None`: set by PPO before the first `score`, the ranks that have episodes of their own.
     - `by_ids: bool`: whether `score` reads token ids and mask alone. SelfCheck then tries it with other padding.
     - `models() -> list[str]`: folders and checkpoints of models that it reads, which a resumed run must find unchanged.
     """
@@ -79,6 +82,11 @@ def parts_of(source: RewardSource) -> Iterator[RewardSource]:
 def source_models(source: RewardSource) -> list[str]:
     """Return the folders of the models that `source` and its parts read."""
     return [path for part in parts_of(source) if hasattr(part, "models") for path in part.models()]
+
+
+def movable_parts(source: RewardSource) -> list[Any]:
+    """Return what of `source` and its parts holds a model that can be moved between devices."""
+    return [part for part in parts_of(source) if hasattr(part, "move") and getattr(part, "movable", True)]
 
 
 def finite_scores(source: RewardSource, episodes: Episodes, step: int) -> Tensor:

@@ -104,6 +104,7 @@ class NormalisedReward(RewardStep):
             raise UserError(f"reward: NormalisedReward.episodes must be at least 1, got {episodes}")
         self.episodes = episodes
         self.moments = torch.zeros(3, dtype=torch.float64)  # count, sum, sum of squares
+        self.group: dist.ProcessGroup | None = None
 
     def change(self, scores: Tensor, episodes: Episodes) -> Tensor:
         """See `RewardStep.change`."""
@@ -111,7 +112,7 @@ class NormalisedReward(RewardStep):
         if episodes.training and (self.episodes is None or self.moments[0] < self.episodes):
             added = moments(scores, everyone)
             if dist.is_available() and dist.is_initialized():
-                dist.all_reduce(added)  # so that every rank keeps the same moments
+                dist.all_reduce(added, group=self.group)  # so that every rank keeps the same moments
             self.moments = self.moments + added.cpu()
         if not self.moments[0]:
             return scores  # nothing is known yet: validation before the first rollout

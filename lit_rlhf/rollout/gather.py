@@ -9,7 +9,9 @@ from torch import Tensor
 Value = TypeVar("Value")
 
 
-def gather_rows(local: Tensor, pad_left: bool = False, together: int = 1) -> Tensor:
+def gather_rows(
+    local: Tensor, pad_left: bool = False, together: int = 1, group: dist.ProcessGroup | None = None
+) -> Tensor:
     """Return the rows of all ranks: rank r of W holds rows r, r + W, r + 2 W, … of the result.
 
     Args:
@@ -17,17 +19,18 @@ def gather_rows(local: Tensor, pad_left: bool = False, together: int = 1) -> Ten
         pad_left: whether narrower rows are filled with 0 on the left, else on the right.
         together: rows that stay together, such as the samples of one prompt: what is dealt to the ranks in turn is
             blocks of so many rows.
+        group: the ranks that have rows of their own; by default all.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
         return local
     kind, rows = local.dtype, local.to(torch.uint8) if local.dtype is torch.bool else local
     if rows.dim() == 2:
         width = torch.tensor(rows.shape[1], device=rows.device)
-        dist.all_reduce(width, op=dist.ReduceOp.MAX)
+        dist.all_reduce(width, op=dist.ReduceOp.MAX, group=group)
         missing = int(width) - rows.shape[1]
         rows = torch.nn.functional.pad(rows, (missing, 0) if pad_left else (0, missing))
-    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, rows.contiguous())
+    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, rows.contiguous(), group)
     blocks = [part.reshape(-1, together, *part.shape[1:]) for part in parts]
     return torch.stack(blocks, dim=1).flatten(0, 2).to(kind)
 

@@ -36,6 +36,12 @@ def table(heading: str) -> dict[tuple[str, str], str]:
 
 
 ALONE, PAIRS = table("overlay"), table("with")
+# of the second table's columns: the overlay, and settings beside it
+SHARING: dict[str, tuple[str, dict[str, Any]]] = {
+    "strategy/ddp": ("strategy/ddp", {}),
+    "strategy/fsdp": ("strategy/fsdp", {}),
+    "tensors split": ("strategy/fsdp", {"strategy.tensor_parallel_size": 2}),
+}
 OVERLAYS = [name for name in shipped_recipes() if is_overlay(name) and not name.startswith("logger/")]
 
 
@@ -73,6 +79,7 @@ def fit(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixt
 
 def assert_as_documented(outcome: str, cell: str, overlays: tuple[str, ...]) -> None:
     if cell == "refused":
+        # an overlay of one stage alone has a setting that the others lack
         assert re.fullmatch(r"error: .+(use |set |pip install |has no setting ).+", outcome), (overlays, outcome)
     else:
         assert outcome == cell, (overlays, outcome)
@@ -92,9 +99,9 @@ def expected(cell: str, overlays: tuple[str, ...]) -> str:
 
 def test_the_tables_hold_every_overlay_and_stage():
     assert ALONE.keys() == {(overlay, stage) for overlay in OVERLAYS for stage in STAGES}
-    strategies, defaults = ("strategy/ddp", "strategy/fsdp"), ("optimizer/adamw", "precision/32-true")
+    defaults = ("optimizer/adamw", "precision/32-true")
     others = [name for name in OVERLAYS if not name.startswith("strategy/") and name not in defaults]
-    assert PAIRS.keys() == {(other, strategy) for other in others for strategy in strategies}
+    assert PAIRS.keys() == {(other, strategy) for other in others for strategy in SHARING}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -111,14 +118,17 @@ def test_an_overlay_alone(stage, fit, folder, tmp_path):
         assert_as_documented(outcome, expected(ALONE[name, stage], (name,)), (name, stage))
 
 
-@pytest.mark.parametrize("strategy", ["strategy/ddp", "strategy/fsdp"])
-def test_an_overlay_with_a_strategy_on_two_ranks(strategy, fit, tmp_path):
-    cells = {name: expected(cell, (name,)) for (name, column), cell in PAIRS.items() if column == strategy}
+@pytest.mark.parametrize("column", SHARING)
+def test_an_overlay_with_a_strategy_on_two_ranks(column, fit, tmp_path):
+    strategy, settings = SHARING[column]
+    cells = {name: cell for (name, each), cell in PAIRS.items() if each == column}
+    if not settings:
+        cells = {name: expected(cell, (name,)) for name, cell in cells.items()}
     for name in cells:
         if cells[name] == "refused":
-            assert_as_documented(fit("ppo_ptx", strategy, name), "refused", (strategy, name))
+            assert_as_documented(fit("ppo_ptx", strategy, name, **settings), "refused", (column, name))
     names = [name for name, cell in cells.items() if cell == "runs"]
-    ranks = on_ranks(lambda: {name: fit("ppo_ptx", strategy, name, devices=2) for name in names}, tmp_path)
+    ranks = on_ranks(lambda: {name: fit("ppo_ptx", strategy, name, devices=2, **settings) for name in names}, tmp_path)
     assert ranks == [dict.fromkeys(names, "runs")] * 2
 
 
@@ -129,6 +139,13 @@ def test_the_vllm_overlay_runs_where_a_server_answers(fit, folder):
         assert fit("ppo_ptx", "generator/vllm", "server.yaml") == "runs"
         assert server.pushed and all(Path(path).parent == folder / "shared" for path in server.pushed)
     assert "Connection refused" in fit("ppo", "generator/vllm", "server.yaml")
+
+
+def test_tensors_split_on_two_ranks_for_every_stage(fit, tmp_path):
+    strategy, settings = SHARING["tensors split"]
+    stages = ("sft", "reward", "ppo")
+    ranks = on_ranks(lambda: [fit(stage, strategy, devices=2, **settings) for stage in stages], tmp_path)
+    assert ranks == [["runs"] * 3] * 2
 
 
 def test_the_page_gives_every_reason():

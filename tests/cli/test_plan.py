@@ -21,6 +21,7 @@ from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.models.text_loss import text_loss
 
 ROWS, WIDTH = 3, 24
+PHASES = ("update", "generation", "scoring")
 
 
 def saved_by_autograd(model: Any, half: bool) -> int:
@@ -148,6 +149,22 @@ def test_the_command_names_phases_and_says_whether_a_gpu_holds_it(llama, tmp_pat
     assert "0.5gb: does not hold it" in capsys.readouterr().out
     assert main(["plan", "-c", "quickstart/sft", f"--model.model={llama}", "--gpu", "h100-80"]) == 2
     assert "did you mean 'h100-80gb'" in capsys.readouterr().err
+
+
+def test_frozen_models_in_host_memory_count_in_scoring_alone(llama, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    recipe = ["-c", "quickstart/ppo", f"--model.model={llama}"]
+
+    def phases(*more: str) -> dict[str, bool]:
+        assert main(["plan", *recipe, *more]) == 0
+        parts = capsys.readouterr().out.split("GB a device")
+        return {name: "reference" in part and "reward model" in part for name, part in zip(PHASES, parts[1:])}
+
+    assert phases() == dict.fromkeys(PHASES, True)
+    offloaded = {"update": False, "generation": False, "scoring": True}
+    assert phases("-c", "compute/offload-frozen") == offloaded
+    riding = phases("-c", "compute/offload-frozen", "-c", "adapter/qlora")
+    assert riding == dict.fromkeys(PHASES, False), "no reference of its own"
 
 
 def test_sizes_by_name_and_by_number():

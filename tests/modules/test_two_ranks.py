@@ -22,7 +22,7 @@ from lit_rlhf.strategies import FSDP2Strategy, is_sharded
 
 STEPS, SAVED = 5, 3
 # the minibatch is 12 in all; on two ranks and in the run that goes on alone it is cut alike
-ONE, TWO, ALONE = (12, 1, 1), (3, 2, 2), (6, 2, 1)
+ONE, TWO, ALONE, SPLIT = (12, 1, 1), (3, 2, 2), (6, 2, 1), (6, 2, 2)  # two ranks that split tensors count as one
 
 
 class CountOf:
@@ -104,17 +104,21 @@ def assert_same(ranks: list[dict[str, Any]], one: dict[str, Any]) -> None:
 
 
 def strategy_of(name: str) -> Any:
-    return "ddp" if name == "ddp" else FSDP2Strategy(save_distributed_checkpoint=name == "shards")
+    if name == "ddp":
+        return "ddp"
+    split = 2 if name == "tensors" else 1
+    return FSDP2Strategy(save_distributed_checkpoint=name == "shards", tensor_parallel_size=split)
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp", "shards"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "shards", "tensors"])
 @pytest.mark.parametrize("kind", ["sft", "reward", "ppo", "ppo_ptx"])
 def test_two_ranks_train_save_and_resume_as_one_process(kind, name, llama, tmp_path):
     saved = tmp_path / "saved.ckpt"
+    cut = SPLIT if name == "tensors" else TWO
 
     def both() -> tuple[Any, Any]:
-        whole = train(kind, llama, tmp_path, TWO, strategy=strategy_of(name))
-        return whole, train(kind, llama, tmp_path, TWO, saved, strategy=strategy_of(name))
+        whole = train(kind, llama, tmp_path, cut, strategy=strategy_of(name))
+        return whole, train(kind, llama, tmp_path, cut, saved, strategy=strategy_of(name))
 
     one = train(kind, llama, tmp_path, ONE, save=False)
     ranks = on_ranks(both, tmp_path)

@@ -1,0 +1,117 @@
+"""Under FSDP2 rank zero alone loads numbers, and after sharding every rank has what one process would have loaded."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from ppo_fakes import PromptData
+from ranks import on_ranks
+from small_runs import demonstrations, quiet_trainer, rankings, sgd, whole_weights, write_rows
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import lit_rlhf.strategies
+from lit_rlhf.data import ComparisonDataModule, DemonstrationDataModule
+from lit_rlhf.models.options import LoRA, ModelOptions
+from lit_rlhf.modules import PPOModule, PPOSettings, RewardModule, SFTModule
+from lit_rlhf.rewards import PythonReward
+from lit_rlhf.rollout.sampling import Sampling
+from lit_rlhf.strategies import FSDP2Strategy, transformer_blocks
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "sft": ("llama", {}),
+    "tied weights": ("gpt2", {}),
+    "tied weights, scaled embedding": ("gemma", {}),
+    "another type": ("llama", {"options": ModelOptions(dtype="bfloat16")}),
+    "an embedding that grows": ("llama", {"options": ModelOptions(pad_token="<|pad|>")}),
+    "adapters": ("llama", {"adapter": LoRA(rank=2)}),
+    "reward": ("llama", {}),
+    "ppo": ("llama", {}),
+}
+
+
+def held(model: nn.Module) -> int:
+    """Bytes of the weights that have numbers."""
+    return sum(p.numel() * p.element_size() for p in model.parameters() if not p.is_meta)
+
+
+class Loaded(L.Callback):
+    """What stands when loading is done: weights and buffers, gathered."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep them, those of a reference among them."""
+        module: Any = pl_module
+        models = [pl_module, *getattr(module, "frozen", {}).values()]
+        self.weights = [weight for model in models for weight in whole_weights(model)]
+        self.buffers = {name: buffer.clone() for model in models for name, buffer in model.named_buffers()}
+        inner = module.exported
+        ends = inner.get_input_embeddings(), inner.get_output_embeddings()
+        self.tied = ends[1] is not None and ends[0].weight is ends[1].weight
+
+
+def module_of(case: str, model: str, folder: Path) -> tuple[L.LightningModule, L.LightningDataModule]:
+    settings = CASES[case][1]
+    if case == "ppo":
+        reward = PythonReward(function="math.fsum")
+        return PPOModule(model, reward, Sampling(4), PPOSettings(rollout_batch=4, micro_batch=1)), PromptData()
+    if case == "reward":
+        return RewardModule(model), ComparisonDataModule(write_rows(folder / "rows.jsonl", rankings(4)), micro_batch=1)
+    rows = write_rows(folder / "rows.jsonl", demonstrations(4))
+    return SFTModule(model, sgd(0.1), **settings), DemonstrationDataModule(rows, micro_batch=1)
+
+
+def load(case: str, model: str, folder: Path, **settings: Any) -> tuple[list[Tensor], dict[str, Tensor], bool]:
+    loaded = Loaded()
+    module, data = module_of(case, model, folder)
+    quiet_trainer(folder, max_steps=0, callbacks=[loaded], **settings).fit(module, datamodule=data)
+    return loaded.weights, loaded.buffers, loaded.tied
+
+
+def without_padding(model: str, folder: Path) -> str:
+    """The same folder, whose tokenizer has no padding token."""
+    shutil.copytree(model, folder)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_rank_gets_what_one_process_loads(case, model_folders, tmp_path, monkeypatch):
+    model = model_folders[CASES[case][0]]
+    if "grows" in case:
+        model = without_padding(model, tmp_path / "unpadded")
+    bytes_at_sharding: list[int] = []
+
+    def counted(whole: nn.Module) -> list[nn.Module]:
+        bytes_at_sharding.append(held(whole))
+        return transformer_blocks(whole)
+
+    def on_rank() -> Any:
+        return load(case, model, tmp_path, devices=2, strategy=FSDP2Strategy()), bytes_at_sharding
+
+    weights, buffers, tied = load(case, model, tmp_path)
+    monkeypatch.setattr(lit_rlhf.strategies, "transformer_blocks", counted)
+    ranks = on_ranks(on_rank, tmp_path)
+    for (own_weights, own_buffers, own_tied), _ in ranks:
+        assert len(own_weights) == len(weights)
+        assert all(torch.equal(own, one) and own.dtype == one.dtype for own, one in zip(own_weights, weights))
+        assert own_buffers.keys() == buffers.keys()
+        assert all(torch.equal(own_buffers[name], buffers[name]) for name in buffers)
+        assert own_tied == tied == ("tied" in case)
+    whole = sum(weight.numel() * weight.element_size() for weight in weights)
+    assert sum(ranks[0][1]) == whole
+    assert ranks[1][1] == [0] * len(ranks[0][1]), "no rank but the first has held a whole model"
+    assert len(ranks[1][1]) == (3 if case == "ppo" else 1)
+
+
+def test_a_model_of_sizes_that_do_not_divide_is_shared_out_whole(llama, tmp_path):
+    """Three ranks: the shards are padded, and the last ones may be empty."""
+    expected = AutoModelForCausalLM.from_pretrained(llama).state_dict()
+    ranks = on_ranks(lambda: load("sft", llama, tmp_path, devices=3, strategy=FSDP2Strategy())[0], tmp_path, 3)
+    for weights in ranks:
+        assert sum(weight.numel() for weight in weights) == sum(weight.numel() for weight in expected.values())
+        assert all(torch.equal(weight, one) for weight, one in zip(weights, expected.values()))
