@@ -50,7 +50,11 @@ def write_inputs(root: Path, shape: dict[str, int]) -> None:
             word_tokenizer().save_pretrained(root / name)
     words = ["w1"] * 447
     write_rows(root / "demonstrations.jsonl", [{"prompt": " ".join(words[:64]), "completion": " ".join(words)}] * 64)
-    write_rows(root / "prompts.jsonl", [{"prompt": " ".join(words[:256])}] * 64)
+    # no two of them alike, whose prompt would be computed once
+    write_rows(
+        root / "prompts.jsonl",
+        [{"prompt": " ".join([f"w{n}", f"w{m}", *words[:254]])} for n in range(8) for m in range(8)],
+    )
 
 
 def planned(args: list[str]) -> float:

@@ -51,6 +51,10 @@ class Recipe:
         devices = trainer.devices if isinstance(trainer.devices, int) else 1
         self.world = max(devices, 1) * int(trainer.num_nodes or 1)
         self.shards = self.world if self.setup.shards_weights else 1
+        # DDP reduces gradients in buckets that are as large again
+        self.buckets = self.setup.strategy == "ddp" and self.world > 1
+        mixes = any(str(each.class_path).endswith("PretrainingMix") for each in trainer.callbacks or ())
+        self.accumulates = mixes or int(trainer.accumulate_grad_batches or 1) > 1
         self.half = self.setup.precision.startswith(("bf16", "16"))
         self.number = 2 if self.half or self.options.dtype != "float32" else 4  # bytes of an activation
 
@@ -90,7 +94,7 @@ def _plan_training(recipe: Recipe, rows: int, width: int, scalar: bool, sizes: s
     width = min(width, maximum_length(config) or width)
     size, kept = _trained(recipe, config, rows, width, width, scalar)
     planned = MemoryPlan(sizes, parameters={"model": size.parameters})
-    planned.phases["training step"] = _held(recipe, size) | _gathered(recipe, size) | _kept(kept)
+    planned.phases |= _step(recipe, _held(recipe, size), _gathered(recipe, size) | _kept(kept), "training step")
     return planned
 
 
@@ -116,7 +120,7 @@ def _plan_ppo(recipe: Recipe) -> MemoryPlan:
     frozen = _frozen(recipe, config, planned)
     held |= {name: value for name, value in frozen.items() if name not in _offloaded(recipe)}
     vocabulary = config.get_text_config().vocab_size
-    planned.phases["update"] = held | gathered | _kept(kept)
+    planned.phases |= _step(recipe, held, gathered | _kept(kept), "update")
     held = {name: value for name, value in held.items() if name != "gradients"}  # a step clears them at once
     # under mixed precision weights are gathered in bfloat16
     whole = {"policy gathered": policy.parameters * recipe.number} if recipe.shards > 1 else {}
@@ -147,9 +151,23 @@ def _held(recipe: Recipe, size: Size) -> dict[str, int]:
     shards, optimizer = recipe.shards, size.optimizer
     if recipe.setup.strategy == "deepspeed":
         optimizer //= recipe.world
-    # DDP reduces gradients in buckets that are as large again
-    gradients = size.gradients * (2 if recipe.setup.strategy == "ddp" and recipe.world > 1 else 1)
+    gradients = size.gradients * (2 if recipe.buckets else 1)
     return {"weights": size.weights // shards, "gradients": gradients // shards, "optimizer state": optimizer // shards}
+
+
+def _step(recipe: Recipe, held: dict[str, int], passing: dict[str, int], name: str) -> dict[str, dict[str, int]]:
+    """Return the phases of an optimizer step: one, or two where gradients grow as what a pass kept is given back.
+
+    Backward passes before the last (accumulation, a pretraining mix) leave gradients that the last finds.
+    """
+    if recipe.accumulates:
+        return {name: held | passing}
+    # DDP's buckets stay from step to step
+    buckets = held["gradients"] // 2 if recipe.buckets else 0
+    return {
+        f"{name}, backward begins": held | {"gradients": buckets} | passing,
+        f"{name}, backward done": held,
+    }
 
 
 def _gathered(recipe: Recipe, size: Size) -> dict[str, int]:

@@ -34,6 +34,11 @@ def add_lora(model: PreTrainedModel, lora: LoRA, name: str = POLICY) -> None:
     several = has_adapter(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad] if several else []
     model.add_adapter(config, name)
+    for layer in _adapter_layers(model):  # peft does so too, but not on the device "meta"
+        base = layer.get_base_layer().weight.dtype
+        if base.is_floating_point:
+            layer.lora_A[name].to(base)
+            layer.lora_B[name].to(base)
     if hasattr(model, "score"):
         model.score.requires_grad_(True)
     if several:  # peft froze the others, and made this one active
