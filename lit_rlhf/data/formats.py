@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast
@@ -116,21 +116,27 @@ def read_records(rows: Rows, kind: Kind, record_type: type[T], format: str, repo
         UserError: No format fits; a row lacks a column or holds the wrong kind of value (file and line are named); no
             record is left.
     """
+    return list(stream_records(rows, kind, record_type, format, report))
+
+
+def stream_records(
+    rows: Iterable[Row], kind: Kind, record_type: type[T], format: str, report: PreparationReport
+) -> Iterator[T]:
+    """The same, one at a time: `report` is complete when the last one was taken."""
     assert _RECORDS[kind] is record_type, (kind, record_type)
-    chosen = find_format(format, kind, rows[0])
-    report.read += len(rows)
-    records: list[Record] = []
+    chosen = None
     for row in rows:
+        chosen = chosen or find_format(format, kind, row)
         skipped = sum(report.skipped.values())
         made = chosen.read(row, report)
         made = [made] if isinstance(made, tuple) else made or []
-        records += made
+        report.read += 1
         # a row that is made into none was skipped, once
         report.added += len(made) + sum(report.skipped.values()) - skipped - 1
+        for record in made:
+            assert isinstance(record, record_type)
+            yield record
     report.require_some(kind)
-    for record in records:
-        assert isinstance(record, record_type)
-    return records  # type: ignore[return-value]
 
 
 def find_format(format: str, kind: Kind, first: Row) -> Format:
