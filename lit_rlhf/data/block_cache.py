@@ -7,7 +7,6 @@ and it is other work. A folder that has its name is whole: it is written under a
 from __future__ import annotations
 
 import hashlib
-import importlib
 import io
 import json
 import os
@@ -172,8 +171,9 @@ def format_identity(format: str) -> list[str]:
     """A format's name; of a user's own function also the content of the file that it stands in."""
     if "." not in format:
         return [format]
-    modules = {format.rpartition(".")[0], import_function(format, "format").__module__}
-    files = [getattr(importlib.import_module(name), "__file__", None) for name in sorted(modules)]
+    function = import_function(format, "format")
+    modules = {format.rpartition(".")[0], getattr(function, "__module__", None) or ""}
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in sorted(modules)]
     return [format, hash_of_files(Path(file) for file in files if file)]
 
 

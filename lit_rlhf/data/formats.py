@@ -128,8 +128,7 @@ def stream_records(
     for row in rows:
         chosen = chosen or find_format(format, kind, row)
         skipped = sum(report.skipped.values())
-        made = chosen.read(row, report)
-        made = [made] if isinstance(made, tuple) else made or []
+        made = _as_list(chosen.read(row, report))
         report.read += 1
         # a row that is made into none was skipped, once
         report.added += len(made) + sum(report.skipped.values()) - skipped - 1
@@ -184,23 +183,28 @@ def own_format(path: str, kind: Kind) -> Format:
         if value is None or not values:
             report.skip(f"by {path}", row.origin)
             return []
-        made = [_own_record(each, path, kind, row, report) for each in values]
-        return [record for record in made if record is not None]
+        return [record for each in values for record in _own_records(each, path, kind, row, report)]
 
     return Format(path, (), read)
 
 
-def _own_record(value: Any, path: str, kind: Kind, row: Row, report: PreparationReport) -> Record | None:
+def _own_records(value: Any, path: str, kind: Kind, row: Row, report: PreparationReport) -> list[Any]:
     if isinstance(value, _RECORDS[kind]):
-        return check_record(value, row, report)
+        return _as_list(check_record(value, row, report))
     if isinstance(value, dict):
         converted = Row(value, row.origin)
-        record: Any = recognise(converted, kind).read(converted, report)
-        return record if record is None else record._replace(fields={**row.fields, **value})
+        records = _as_list(recognise(converted, kind).read(converted, report))
+        if kind == "text":  # a document has no columns
+            return records
+        return [record._replace(fields={**row.fields, **value}) for record in records]
     raise UserError(
         f"{row.origin}: {path} returned a {type(value).__name__}; it must return a "
         f"{_RECORDS[kind].__name__}, a dict with the columns of a known format, a list of these, or None"
     )
+
+
+def _as_list(made: Record | list[Any] | None) -> list[Any]:
+    return made if isinstance(made, list) else [] if made is None else [made]
 
 
 def import_function(path: str, setting: str) -> Callable[..., Any]:
