@@ -12,6 +12,7 @@ from lit_rlhf.data.batches import TokenBatch
 from lit_rlhf.data.block_cache import blocks_of
 from lit_rlhf.data.loader import Cut, endless_places
 from lit_rlhf.data.planned import PlannedDataModule
+from lit_rlhf.data.sources import stream_rows
 from lit_rlhf.data.text import Text
 from lit_rlhf.errors import UserError
 
@@ -74,7 +75,7 @@ def text_blocks(
     shuffle_documents: bool = False,
     seed: int = 0,
 ) -> TextBlocks:
-    """The blocks of a text dataset; prints what was left out.
+    """The blocks of a text dataset, memory-mapped from the cache (`block_cache`); prints what was left out.
 
     Args:
         path: A local file or a hub name; see `lit_rlhf.data.sources.read_rows`.
@@ -139,6 +140,8 @@ class PretrainingDataModule(PlannedDataModule[Block]):
     def read(self) -> tuple[TextBlocks, Sequence[Block]]:
         """Blocks of the text, and of the part of its documents that is held out or of another text."""
         self.require_positions(self.block_length, self.path)
+        if self.validation_path is not None:
+            stream_rows(self.validation_path)  # is it there? the other text may take hours
         text = Text(
             self.path, self.block_length, self.format, self.shuffle_documents, self.validation_fraction, self.seed
         )

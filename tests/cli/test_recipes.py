@@ -89,7 +89,7 @@ def test_version_and_help(command) -> None:
 def test_the_light_commands_import_nothing_heavy(args: list[str]) -> None:
     code = (
         f"import sys; from lit_rlhf.cli import main; assert main({args}) == 0; "
-        "heavy = {'torch', 'lightning', 'transformers', 'jsonargparse', 'yaml', 'numpy'} & set(sys.modules); "
+        "heavy = {'torch', 'lightning', 'transformers', 'datasets', 'jsonargparse', 'yaml', 'numpy'} & set(sys.modules); "
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -177,6 +177,16 @@ def test_a_module_says_what_it_holds_out_also_from_the_cache(tmp_path, attach, c
     assert tables[0].endswith(last)
 
 
+def test_a_missing_validation_text_is_said_before_the_other_is_cut(tmp_path, attach, tokenised):
+    path = save(tmp_path / "t.jsonl", json_lines(WORLD))
+    with pytest.raises(UserError, match=r"no data file '.*/v\.jsonl'"):
+        attach(PretrainingDataModule(path, validation_path=str(tmp_path / "v.jsonl"), block_length=8))
+    assert not tokenised
+    save(tmp_path / "v.jsonl", json_lines(WORLD[:5]))
+    data = attach(PretrainingDataModule(path, validation_path=str(tmp_path / "v.jsonl"), block_length=8, micro_batch=1))
+    assert same(data.validation_rows.blocks, in_memory(WORLD[:5], data.tokenizer, 8))
+
+
 def test_what_changes_the_blocks_is_new_work(tmp_path, tokenizer, make_tokenizer, tokenised, monkeypatch):
     path = save(tmp_path / "t.jsonl", json_lines(WORLD))
 
