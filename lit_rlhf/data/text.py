@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # what is tokenised at once, whichever is reached first
 DOCUMENTS_AT_ONCE = 1000
-CHARACTERS_AT_ONCE = 2_000_000
+CHARACTERS_AT_ONCE = 500_000
 
 TRAINING, HELD_OUT = 0, 1  # the parts of a text
 
