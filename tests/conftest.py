@@ -1,5 +1,6 @@
 """Tiny models of six architectures and a word tokenizer, made once; where the real data lies."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,14 @@ CONFIGS = {
 def one_thread() -> None:
     """Tiny tensors: threads would only wait for each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def caches_of_this_session_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is written to the user's home, and nothing that an earlier session kept is found."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
+        yield
 
 
 @pytest.fixture(autouse=True)

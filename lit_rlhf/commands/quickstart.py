@@ -1,5 +1,6 @@
 """`lit-rlhf quickstart`: the whole procedure in the synthetic world."""
 
+import os
 from pathlib import Path
 
 from lit_rlhf.commands.quiet import quiet
@@ -16,11 +17,14 @@ def run(command: str, args: list[str]) -> int:
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="of the sweeps: runs at once [%(default)s]")
     parsed = parser.parse(args)
     quiet()
+    out = parsed.out or Path("runs/sweep" if parsed.sweep else "runs/quickstart")
+    # everything that is written lies in one folder, the blocks of the text too
+    os.environ.setdefault("HF_DATASETS_CACHE", str((out / "cache").resolve()))
     if parsed.sweep:
         from lit_rlhf.commands.sweep import read_seeds
         from lit_rlhf.world.sweep import run as run_sweeps
 
-        return run_sweeps(parsed.out or Path("runs/sweep"), read_seeds(parsed.seeds), parsed.jobs)
+        return run_sweeps(out, read_seeds(parsed.seeds), parsed.jobs)
     from lit_rlhf.world.quickstart import run as run_quickstart
 
-    return run_quickstart(parsed.out or Path("runs/quickstart"), parsed.seed)
+    return run_quickstart(out, parsed.seed)

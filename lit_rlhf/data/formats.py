@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast
@@ -116,21 +116,26 @@ def read_records(rows: Rows, kind: Kind, record_type: type[T], format: str, repo
         UserError: No format fits; a row lacks a column or holds the wrong kind of value (file and line are named); no
             record is left.
     """
+    return list(stream_records(rows, kind, record_type, format, report))
+
+
+def stream_records(
+    rows: Iterable[Row], kind: Kind, record_type: type[T], format: str, report: PreparationReport
+) -> Iterator[T]:
+    """The same, one at a time: `report` is complete when the last one was taken."""
     assert _RECORDS[kind] is record_type, (kind, record_type)
-    chosen = find_format(format, kind, rows[0])
-    report.read += len(rows)
-    records: list[Record] = []
+    chosen = None
     for row in rows:
+        chosen = chosen or find_format(format, kind, row)
         skipped = sum(report.skipped.values())
-        made = chosen.read(row, report)
-        made = [made] if isinstance(made, tuple) else made or []
-        records += made
+        made = _as_list(chosen.read(row, report))
+        report.read += 1
         # a row that is made into none was skipped, once
         report.added += len(made) + sum(report.skipped.values()) - skipped - 1
+        for record in made:
+            assert isinstance(record, record_type)
+            yield record
     report.require_some(kind)
-    for record in records:
-        assert isinstance(record, record_type)
-    return records  # type: ignore[return-value]
 
 
 def find_format(format: str, kind: Kind, first: Row) -> Format:
@@ -178,23 +183,28 @@ def own_format(path: str, kind: Kind) -> Format:
         if value is None or not values:
             report.skip(f"by {path}", row.origin)
             return []
-        made = [_own_record(each, path, kind, row, report) for each in values]
-        return [record for record in made if record is not None]
+        return [record for each in values for record in _own_records(each, path, kind, row, report)]
 
     return Format(path, (), read)
 
 
-def _own_record(value: Any, path: str, kind: Kind, row: Row, report: PreparationReport) -> Record | None:
+def _own_records(value: Any, path: str, kind: Kind, row: Row, report: PreparationReport) -> list[Any]:
     if isinstance(value, _RECORDS[kind]):
-        return check_record(value, row, report)
+        return _as_list(check_record(value, row, report))
     if isinstance(value, dict):
         converted = Row(value, row.origin)
-        record: Any = recognise(converted, kind).read(converted, report)
-        return record if record is None else record._replace(fields={**row.fields, **value})
+        records = _as_list(recognise(converted, kind).read(converted, report))
+        if kind == "text":  # a document has no columns
+            return records
+        return [record._replace(fields={**row.fields, **value}) for record in records]
     raise UserError(
         f"{row.origin}: {path} returned a {type(value).__name__}; it must return a "
         f"{_RECORDS[kind].__name__}, a dict with the columns of a known format, a list of these, or None"
     )
+
+
+def _as_list(made: Record | list[Any] | None) -> list[Any]:
+    return made if isinstance(made, list) else [] if made is None else [made]
 
 
 def import_function(path: str, setting: str) -> Callable[..., Any]:

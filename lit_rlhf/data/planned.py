@@ -20,11 +20,10 @@ from lit_rlhf.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Rec = TypeVar("Rec")  # a record: a row as it was written
 R = TypeVar("R")  # a tokenised row
 
 
-class PlannedDataModule(LightningDataModule, Generic[Rec, R]):
+class PlannedDataModule(LightningDataModule, Generic[R]):
     """Tokenises once, in `setup`, with the module's own tokenizer; loads by plan (`PlannedLoader`).
 
     The training position is kept in the data module's state as well as in the loader's: Lightning restores a loader's
@@ -71,20 +70,8 @@ class PlannedDataModule(LightningDataModule, Generic[Rec, R]):
     length_settings = "data.max_prompt_length or data.max_completion_length"
 
     @abstractmethod
-    def records(self, path: str, report: PreparationReport) -> list[Rec]:
-        """The records of a dataset."""
-
-    @abstractmethod
-    def training_parts(self, records: list[Rec], report: PreparationReport) -> tuple[list[Rec], list[Rec]]:
-        """What is trained on, and what of the same data is held out for validation."""
-
-    def validation_part(self, records: list[Rec], training: list[Rec], report: PreparationReport) -> list[Rec]:
-        """What is used of validation data with a path of its own, beside that training data."""
-        return records
-
-    @abstractmethod
-    def tokenise(self, records: list[Rec], report: PreparationReport) -> Sequence[R]:
-        """Records to tokenised rows."""
+    def read(self) -> tuple[Sequence[R], Sequence[R]]:
+        """The tokenised rows of training and of validation; prints what was left out of both."""
 
     @abstractmethod
     def collate(self, rows: list[Any], normalizer: float) -> Any:
@@ -110,37 +97,15 @@ class PlannedDataModule(LightningDataModule, Generic[Rec, R]):
     def setup(self, stage: str) -> None:
         """Read and tokenise, once; a new fit begins at the first epoch."""
         self._loader, self._loaded_state = None, None
-        if self.training_rows is not None:
-            return
-        report = PreparationReport(self.path)
-        read = self.records(self.path, report)
-        records, held_out = self.training_parts(read, report)
-        training_rows = self._tokenise(records, report)
-        if held_out:
-            self.validation_rows = self._tokenise(held_out, report)
-            report.remark(f"rows held out for validation: {len(self.validation_rows):,}; left: {len(training_rows):,}")
-        report.show()
-        self._check_length(training_rows, self.path)
-        if self.validation_path is not None:
-            report = PreparationReport(self.validation_path)
-            validation = self.validation_part(self.records(self.validation_path, report), read, report)
-            self.validation_rows = self._tokenise(validation, report)
-            report.show()
-        self._check_length(self.validation_rows, self.validation_path or self.path)
-        self.training_rows = training_rows
+        if self.training_rows is None:
+            self.training_rows, self.validation_rows = self.read()
 
-    def _check_length(self, rows: Sequence[R], path: str) -> None:
+    def require_positions(self, longest: int, path: str) -> None:
         """Let the module refuse rows that its model has no positions for, before it reads any weight."""
         assert self.trainer is not None
         check = getattr(self.trainer.lightning_module, "require_positions", None)
-        if check is not None and rows:
-            check(max(self.length(row) for row in rows), f"the longest row of {path!r}", self.length_settings)
-
-    def _tokenise(self, records: list[Rec], report: PreparationReport) -> Sequence[R]:
-        rows = self.tokenise(records, report)
-        if not rows:
-            raise UserError(f"no row is left of {report.source!r}: {report.summary()}")
-        return rows
+        if check is not None:
+            check(longest, f"the longest row of {path!r}", self.length_settings)
 
     def train_dataloader(self) -> PlannedLoader[R, Any]:
         """The training loader, at the position of the checkpoint or of its predecessor."""
@@ -230,15 +195,45 @@ def no_validation() -> list[Any]:
     return []
 
 
-class PreparedDataModule(PlannedDataModule[Any, R]):
+class PreparedDataModule(PlannedDataModule[R]):
     """One whose records go through a `Preparation`."""
 
     preparation: Preparation
 
-    def training_parts(self, records: list[Any], report: PreparationReport) -> tuple[list[Any], list[Any]]:
-        """What the preparation leaves, and what it holds out."""
-        return self.preparation.training(records, self.validation_fraction, self.seed, report)
+    @abstractmethod
+    def records(self, path: str, report: PreparationReport) -> list[Any]:
+        """The records of a dataset."""
 
-    def validation_part(self, records: list[Any], training: list[Any], report: PreparationReport) -> list[Any]:
-        """What the preparation leaves."""
-        return self.preparation.validation(records, {prompt_key(each) for each in training}, self.seed, report)
+    @abstractmethod
+    def tokenise(self, records: list[Any], report: PreparationReport) -> Sequence[R]:
+        """Records to tokenised rows."""
+
+    def read(self) -> tuple[Sequence[R], Sequence[R]]:
+        """The tokenised rows of training and of validation, as the preparation leaves them."""
+        validation_rows: Sequence[R] = []
+        report = PreparationReport(self.path)
+        read = self.records(self.path, report)
+        records, held_out = self.preparation.training(read, self.validation_fraction, self.seed, report)
+        training_rows = self._tokenise(records, report)
+        if held_out:
+            validation_rows = self._tokenise(held_out, report)
+            report.held_out(len(validation_rows), len(training_rows))
+        report.show()
+        self.require_positions(max(map(self.length, training_rows)), self.path)
+        if self.validation_path is not None:
+            report = PreparationReport(self.validation_path)
+            seen = {prompt_key(each) for each in read}
+            validation = self.preparation.validation(
+                self.records(self.validation_path, report), seen, self.seed, report
+            )
+            validation_rows = self._tokenise(validation, report)
+            report.show()
+        if validation_rows:
+            self.require_positions(max(map(self.length, validation_rows)), self.validation_path or self.path)
+        return training_rows, validation_rows
+
+    def _tokenise(self, records: list[Any], report: PreparationReport) -> Sequence[R]:
+        rows = self.tokenise(records, report)
+        if not rows:
+            raise UserError(f"no row is left of {report.source!r}: {report.summary()}")
+        return rows

@@ -1,8 +1,7 @@
-"""Pretraining text: documents joined with EOS and cut into blocks, for language modelling and the paper's PPO-ptx."""
+"""Pretraining text in blocks, for language modelling and the paper's PPO-ptx."""
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,20 +9,15 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.data.batches import TokenBatch
-from lit_rlhf.data.formats import read_records
-from lit_rlhf.data.loader import Cut, endless_places, epoch_order
+from lit_rlhf.data.block_cache import blocks_of
+from lit_rlhf.data.loader import Cut, endless_places
 from lit_rlhf.data.planned import PlannedDataModule
-from lit_rlhf.data.prompting import encode_texts, leading_ids
-from lit_rlhf.data.records import TextRow
-from lit_rlhf.data.report import PreparationReport
-from lit_rlhf.data.sources import read_rows
-from lit_rlhf.data.steps.splits import split
+from lit_rlhf.data.sources import stream_rows
+from lit_rlhf.data.text import Text
 from lit_rlhf.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_DOCUMENTS_AT_ONCE = 1000  # what is tokenised at once; bounds the memory that lists of ids take
 
 
 class Block(NamedTuple):
@@ -81,7 +75,7 @@ def text_blocks(
     shuffle_documents: bool = False,
     seed: int = 0,
 ) -> TextBlocks:
-    """The blocks of a text dataset; prints what was left out.
+    """The blocks of a text dataset, memory-mapped from the cache (`block_cache`); prints what was left out.
 
     Args:
         path: A local file or a hub name; see `lit_rlhf.data.sources.read_rows`.
@@ -94,43 +88,10 @@ def text_blocks(
     Raises:
         UserError: The data cannot be read, or is shorter than one block.
     """
-    report = PreparationReport(path)
-    records = read_records(read_rows(path), "text", TextRow, format, report)
-    blocks = join_and_cut(records, tokenizer, block_length, shuffle_documents, seed, report)
+    text = Text(path, block_length, format, shuffle_documents, seed=seed)
+    (blocks,), report = blocks_of(text, tokenizer)
     report.show()
     return TextBlocks(blocks, seed)
-
-
-def join_and_cut(
-    records: Sequence[TextRow],
-    tokenizer: PreTrainedTokenizerBase,
-    block_length: int,
-    shuffle_documents: bool,
-    seed: int,
-    report: PreparationReport,
-) -> Tensor:
-    """Documents joined, each with EOS behind it (and BOS before it, where the tokenizer has one), as (blocks, T) int32.
-
-    The tokens behind the last whole block are left out and reported.
-
-    Raises:
-        UserError: Fewer tokens than one block.
-    """
-    if shuffle_documents:
-        records = [records[place] for place in epoch_order(len(records), seed, epoch=0)]
-    leading, eos = leading_ids(tokenizer), tokenizer.eos_token_id
-    stream = array("i")
-    for start in range(0, len(records), _DOCUMENTS_AT_ONCE):
-        texts = [each.text for each in records[start : start + _DOCUMENTS_AT_ONCE]]
-        for ids in encode_texts(tokenizer, texts):
-            stream.extend([*leading, *ids, eos])
-    count = len(stream) // block_length
-    if not count:
-        raise UserError(
-            f"{report.source!r} holds {len(stream):,} tokens, fewer than one block; lower block_length ({block_length})"
-        )
-    report.remark(f"{len(stream):,} tokens: {count:,} blocks of {block_length}, {len(stream) % block_length} left out")
-    return torch.tensor(stream[: count * block_length], dtype=torch.int32).view(count, block_length)  # (blocks, T)
 
 
 def collate_blocks(blocks: Sequence[Block], normalizer: float) -> TokenBatch:
@@ -141,7 +102,7 @@ def collate_blocks(blocks: Sequence[Block], normalizer: float) -> TokenBatch:
     return TokenBatch(ids, torch.ones_like(ids), targets, torch.tensor(normalizer, dtype=torch.float32))
 
 
-class PretrainingDataModule(PlannedDataModule[TextRow, Block]):
+class PretrainingDataModule(PlannedDataModule[Block]):
     """Yields `TokenBatch` of blocks of running text.
 
     Args:
@@ -176,26 +137,30 @@ class PretrainingDataModule(PlannedDataModule[TextRow, Block]):
         self.block_length = block_length
         self.shuffle_documents = shuffle_documents
 
-    def records(self, path: str, report: PreparationReport) -> list[TextRow]:
-        """Documents."""
-        return read_records(read_rows(path), "text", TextRow, self.format, report)
-
-    def tokenise(self, records: list[TextRow], report: PreparationReport) -> TextBlocks:
-        """Blocks."""
-        shuffle = self.shuffle_documents
-        return TextBlocks(
-            join_and_cut(records, self.tokenizer, self.block_length, shuffle, self.seed, report), self.seed
+    def read(self) -> tuple[TextBlocks, Sequence[Block]]:
+        """Blocks of the text, and of the part of its documents that is held out or of another text."""
+        self.require_positions(self.block_length, self.path)
+        if self.validation_path is not None:
+            stream_rows(self.validation_path)  # is it there? the other text may take hours
+        text = Text(
+            self.path, self.block_length, self.format, self.shuffle_documents, self.validation_fraction, self.seed
         )
+        parts = self._parts(text)
+        if self.validation_path is not None:
+            parts += self._parts(text._replace(path=self.validation_path))
+        training, *validation = parts
+        return training, validation[0] if validation else []
+
+    def _parts(self, text: Text) -> list[TextBlocks]:
+        parts, report = blocks_of(text, self.tokenizer)
+        if len(parts) == 2:
+            report.held_out(len(parts[1]), len(parts[0]))
+        report.show()
+        return [TextBlocks(each, self.seed) for each in parts]
 
     def collate(self, rows: list[Block], normalizer: float) -> TokenBatch:
         """A batch of blocks."""
         return collate_blocks(rows, normalizer)
-
-    def training_parts(self, records: list[TextRow], report: PreparationReport) -> tuple[list[TextRow], list[TextRow]]:
-        """All documents, or a part held out in which none of the others is."""
-        if not self.validation_fraction:
-            return records, []
-        return split(records, lambda record: record.text, self.validation_fraction, self.seed, report)
 
     def weight(self, row: Block) -> int:
         """All tokens but the first."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_rlhf.errors import UserError
@@ -49,6 +51,10 @@ class PreparationReport:
         """Add a line to the table."""
         self.remarks.append(line)
 
+    def held_out(self, validation: int, training: int) -> None:
+        """Say how many rows of the data are for validation, and how many are left."""
+        self.remark(f"rows held out for validation: {validation:,}; left: {training:,}")
+
     def table(self) -> str:
         """The counts as aligned lines: rows read, skipped by reason, kept, and what was noted among the kept."""
         lines = [("rows read", self.read, "")]
@@ -78,6 +84,19 @@ class PreparationReport:
         """
         if self.kept == 0:
             raise UserError(f"no {kind} is left of {self.source!r}: {self.summary()}")
+
+    def state(self) -> dict[str, Any]:
+        """All counts, as JSON takes them."""
+        counts = {"read": self.read, "added": self.added, "skipped": self.skipped, "noted": self.noted}
+        return counts | {"first": self._first, "remarks": self.remarks}
+
+    @classmethod
+    def restored(cls, source: str, state: dict[str, Any]) -> PreparationReport:
+        """The report that was, of data that is called `source` now."""
+        report = cls(source)
+        report.read, report.added, report.remarks = state["read"], state["added"], state["remarks"]
+        report.skipped, report.noted, report._first = state["skipped"], state["noted"], state["first"]
+        return report
 
     def show(self) -> None:
         """Print the table once, on rank zero."""

@@ -8,8 +8,12 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +31,7 @@ class Row(NamedTuple):
 
 Rows = Sequence[Row]
 
+_UNREADABLE = (OSError, EOFError, zlib.error)
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(@(?P<split>[\w.\[\]:%-]+))?")
 
 
@@ -45,6 +50,36 @@ def read_rows(path: str, split: str = "train") -> Rows:
         UserError: The file is missing (the nearest name is in the message), does not parse (file and line), is of an
             unknown kind, or holds no row.
     """
+    rows = stream_rows(path, split).read()
+    rows = rows if isinstance(rows, Sequence) else list(rows)
+    if not rows:
+        raise UserError(f"data {path!r} is empty: it holds no row")
+    return rows
+
+
+@dataclass(frozen=True)
+class RowStream:
+    """The rows of a dataset, read anew at each iteration, and what tells its content from that of another time."""
+
+    path: str
+    read: Callable[[], Iterable[Row]]
+    identity: tuple[Any, ...]  # of a file: its place, size and time of change; of a hub dataset: its fingerprint
+
+    def __iter__(self) -> Iterator[Row]:
+        empty = True
+        for row in self.read():
+            empty = False
+            yield row
+        if empty:
+            raise UserError(f"data {self.path!r} is empty: it holds no row")
+
+
+def stream_rows(path: str, split: str = "train") -> RowStream:
+    """The same rows, of which `.jsonl` and `.txt` files are read line by line; the other kinds are read whole.
+
+    Raises:
+        UserError: As `read_rows`; what is wrong within a file when that is reached.
+    """
     suffix = _suffix(path)
     hub_name = _HUB_NAME.fullmatch(path)
     # "data/x" beside an existing folder "data" is a file that is missing, not a dataset of the organisation "data"
@@ -53,12 +88,10 @@ def read_rows(path: str, split: str = "train") -> Rows:
         file = _existing_file(path)
         if suffix not in _READERS:
             raise UserError(f"data file {path!r} is of no known kind: {', '.join(_READERS)} (each also .gz) are read")
-        rows: Rows = _READERS[suffix](file)
-    else:
-        rows = _hub_rows(hub_name["name"], hub_name["config"], hub_name["split"] or split)
-    if not rows:
-        raise UserError(f"data {path!r} is empty: it holds no row")
-    return rows
+        state = file.stat()
+        return RowStream(path, partial(_READERS[suffix], file), (str(file.resolve()), state.st_size, state.st_mtime_ns))
+    table = _hub_rows(hub_name["name"], hub_name["config"], hub_name["split"] or split)
+    return RowStream(path, lambda: table, (path, table.fingerprint))
 
 
 def read_text(path: str) -> str:
@@ -100,7 +133,7 @@ def _read_bytes(file: Path) -> bytes:
     try:
         content = file.read_bytes()
         return gzip.decompress(content) if file.suffix == ".gz" else content
-    except (OSError, EOFError) as error:
+    except _UNREADABLE as error:
         raise UserError(f"data file {str(file)!r} cannot be read: {error}") from error
 
 
@@ -112,6 +145,22 @@ def _read_text(file: Path) -> str:
         raise UserError(f"{file.name}:{line}: not UTF-8 text ({error.reason}); convert the file to UTF-8") from error
 
 
+def _lines(file: Path) -> Iterator[tuple[str, str]]:
+    """The lines of a text file without their line ends, each with its origin; one at a time is held in memory."""
+    origin = file.name
+    try:
+        # bytes: a text file would also end lines at a lone \r, and know no line number where it is not UTF-8
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as content:
+            for number, line in enumerate(content, start=1):
+                origin = f"{file.name}:{number}"
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                yield text.removesuffix("\r\n").removesuffix("\n"), origin
+    except UnicodeDecodeError as error:
+        raise UserError(f"{origin}: not UTF-8 text ({error.reason}); convert the file to UTF-8") from error
+    except _UNREADABLE as error:
+        raise UserError(f"data file {str(file)!r} cannot be read: {error}") from error
+
+
 def _as_row(value: Any, origin: str) -> Row:
     if isinstance(value, str):
         return Row({"text": value}, origin)
@@ -120,10 +169,8 @@ def _as_row(value: Any, origin: str) -> Row:
     raise UserError(f"{origin}: a row must be a JSON object or a string, this one is a {type(value).__name__}")
 
 
-def _jsonl_rows(file: Path) -> list[Row]:
-    # not splitlines(): JSON strings may hold U+2028 and other "line ends" that are none in JSONL
-    lines = _read_text(file).split("\n")
-    return [_jsonl_row(line, f"{file.name}:{n}") for n, line in enumerate(lines, start=1) if line.strip()]
+def _jsonl_rows(file: Path) -> Iterator[Row]:
+    return (_jsonl_row(line, origin) for line, origin in _lines(file) if line.strip())
 
 
 def _jsonl_row(line: str, origin: str) -> Row:
@@ -133,7 +180,7 @@ def _jsonl_row(line: str, origin: str) -> Row:
         raise UserError(f"{origin}: this line does not parse as JSON: {error.msg} (column {error.colno})") from error
 
 
-def _json_rows(file: Path) -> list[Row]:
+def _json_rows(file: Path) -> Iterable[Row]:
     try:
         document = json.loads(_read_text(file))
     except json.JSONDecodeError as error:
@@ -173,18 +220,16 @@ def _csv_rows(file: Path, **dialect: Any) -> list[Row]:
     return rows
 
 
-def _text_rows(file: Path) -> list[Row]:
-    rows: list[Row] = []
+def _text_rows(file: Path) -> Iterator[Row]:
     document: list[str] = []
-    start = 1
-    for number, line in enumerate([*_read_text(file).replace("\r\n", "\n").split("\n"), ""], start=1):
+    start = ""
+    for line, origin in chain(_lines(file), [("", "")]):
         if line.strip():
-            start = start if document else number
+            start = start if document else origin
             document.append(line)
         elif document:
-            rows.append(Row({"text": "\n".join(document)}, f"{file.name}:{start}"))
+            yield Row({"text": "\n".join(document)}, start)
             document = []
-    return rows
 
 
 class _TableRows(Sequence[Row]):
@@ -193,6 +238,11 @@ class _TableRows(Sequence[Row]):
     def __init__(self, table: Any, name: str) -> None:
         self._table = table
         self._name = name
+
+    @property
+    def fingerprint(self) -> str:
+        """The name that `datasets` gives this content."""
+        return str(self._table._fingerprint)
 
     def __len__(self) -> int:
         return len(self._table)
@@ -222,7 +272,7 @@ def _parquet_rows(file: Path) -> Rows:
     return _TableRows(datasets.Dataset(table), file.name)
 
 
-def _hub_rows(name: str, config: str | None, split: str) -> Rows:
+def _hub_rows(name: str, config: str | None, split: str) -> _TableRows:
     import datasets
 
     try:
@@ -236,7 +286,7 @@ def _hub_rows(name: str, config: str | None, split: str) -> Rows:
     return _TableRows(table, name)
 
 
-_READERS: dict[str, Callable[[Path], Rows]] = {
+_READERS: dict[str, Callable[[Path], Iterable[Row]]] = {
     ".jsonl": _jsonl_rows,
     ".json": _json_rows,
     ".csv": _csv_rows,

@@ -1,6 +1,7 @@
 """generate, export and quickstart: what the command adds to the functions behind it."""
 
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -116,3 +117,12 @@ def test_quickstart_hands_over_folder_and_seed(command, monkeypatch: pytest.Monk
     monkeypatch.setattr(quickstart, "run", run)
     assert command("quickstart")[0] == command("quickstart", "--out", "x", "--seed", "2")[0] == 0
     assert calls == [(Path("runs/quickstart"), 0), (Path("x"), 2)]
+
+
+def test_quickstart_writes_nothing_beside_its_folder(command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(quickstart, "run", lambda out, seed: 0)
+    monkeypatch.chdir(tmp_path)
+    for given, expected in ((None, str(tmp_path / "x" / "cache")), ("mine", "mine")):
+        monkeypatch.delenv("HF_DATASETS_CACHE") if given is None else monkeypatch.setenv("HF_DATASETS_CACHE", given)
+        assert command("quickstart", "--out", "x")[0] == 0
+        assert os.environ["HF_DATASETS_CACHE"] == expected

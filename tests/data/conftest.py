@@ -31,6 +31,12 @@ def byte_tokenizer(bos=False):
 
 
 @pytest.fixture
+def make_tokenizer():
+    """Makes a byte tokenizer, with a begin token or without."""
+    return byte_tokenizer
+
+
+@pytest.fixture
 def tokenizer():
     return byte_tokenizer()
 

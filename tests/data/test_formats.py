@@ -263,6 +263,8 @@ def own_module(tmp_path, monkeypatch):
         "def columns(row): return {'prompt': row['a'], 'completion': row['b']}\n"
         "def ranking(row): return Ranking(row['a'], ['x', 'y'], row['b'])\n"
         "def number(row): return 3\n"
+        "def document(row): return {'text': row['a']} if row['a'] else []\n"
+        "def tasks(row): return {'instruction': row['a'], 'instances': row['b']}\n"
         "CONSTANT = 1\n"
     )
     yield "my_rows"
@@ -276,6 +278,13 @@ def test_own_function(own_module):
     assert report.skipped == {"by my_rows.record": 1}
     records, _ = convert("demonstration", *rows, format="my_rows.columns")
     assert [each.completion for each in records] == ["c", "skip"]
+    records, report = convert("text", {"a": "some"}, {"a": ""}, {"a": " "}, format="my_rows.document")
+    assert records == [("some", "rows.jsonl:1")]
+    assert report.skipped == {"by my_rows.document": 1, "empty document": 1}
+    instances = [{"input": "i", "output": "1"}, {"input": "j", "output": "2"}]
+    records, report = convert("demonstration", {"a": "p", "b": instances}, format="my_rows.tasks")
+    assert [(each.completion, each.fields["a"]) for each in records] == [("1", "p"), ("2", "p")]
+    assert (report.read, report.kept) == (1, 2)
 
 
 @pytest.mark.parametrize(

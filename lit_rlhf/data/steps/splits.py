@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
 from lit_rlhf.data.report import PreparationReport
@@ -27,15 +27,10 @@ def split(
     Raises:
         UserError: Nothing would be left on one side.
     """
-    keys = [key(record) for record in records]
-    held_out = hold_out(keys, fraction, seed)
-    if not 0 < len(held_out) < len(set(keys)):
-        raise UserError(
-            f"validation_fraction: {fraction} of {len(set(keys))} distinct prompts or documents in "
-            f"{report.source!r} leaves none for training or none for validation"
-        )
-    training = [record for record, each in zip(records, keys) if each not in held_out]
-    return training, [record for record, each in zip(records, keys) if each in held_out]
+    hashes = [hashed(key(record), seed) for record in records]
+    held_out = hold_out_hashes(hashes, fraction, report.source)
+    training = [record for record, each in zip(records, hashes) if each not in held_out]
+    return training, [record for record, each in zip(records, hashes) if each in held_out]
 
 
 def split_by_column(
@@ -79,3 +74,19 @@ def hold_out(keys: Sequence[Hashable], fraction: float, seed: int) -> set[Hashab
     distinct = set(keys)
     ordered = sorted(distinct, key=lambda key: hashed(key, seed))
     return set(ordered[: round(fraction * len(distinct))])
+
+
+def hold_out_hashes(hashes: Iterable[bytes], fraction: float, source: str) -> set[bytes]:
+    """The same of keys that are known by their hash alone, because they are too many to be kept.
+
+    Raises:
+        UserError: Nothing would be left on one side; `source` names the data.
+    """
+    distinct = set(hashes)
+    held_out = set(sorted(distinct)[: round(fraction * len(distinct))])
+    if not 0 < len(held_out) < len(distinct):
+        raise UserError(
+            f"validation_fraction: {fraction} of {len(distinct)} distinct prompts or documents in "
+            f"{source!r} leaves none for training or none for validation"
+        )
+    return held_out
