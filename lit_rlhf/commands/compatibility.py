@@ -29,6 +29,7 @@ class Setup(NamedTuple):
         compiled: whether blocks or the rollout's step are compiled.
         adapted: whether adapters are trained.
         split: whether tensors are split over ranks.
+        mixes: whether a callback adds gradients of pretraining text.
     """
 
     module: str = ""
@@ -41,6 +42,7 @@ class Setup(NamedTuple):
     compiled: bool = False
     adapted: bool = False
     split: bool = False
+    mixes: bool = False
 
     @property
     def shards_weights(self) -> bool:
@@ -80,8 +82,8 @@ RULES: list[tuple[Callable[[Setup], bool], str]] = [
         "trainer.strategy: DeepSpeed under Lightning needs GPUs; use -c strategy/ddp, or -c strategy/fsdp to shard",
     ),
     (
-        lambda s: s.strategy == "deepspeed" and s.module == "PPOModule",
-        "trainer.strategy: PPO's rollouts and its two gradients a step go past DeepSpeed's engine; "
+        lambda s: s.strategy == "deepspeed" and (s.module == "PPOModule" or s.mixes),
+        "trainer.strategy: PPO's rollouts and the second gradient of a PretrainingMix go past DeepSpeed's engine; "
         "use -c strategy/fsdp",
     ),
     (
@@ -161,6 +163,7 @@ def setup_of(settings: Any) -> Setup:
         compiled=bool(options.get("compile") or generator.get("compile")),
         adapted=arguments.get("adapter") is not None,
         split=_tensor_parallel(trainer.strategy),
+        mixes=any(str(_class_path(each)).endswith("PretrainingMix") for each in trainer.callbacks or ()),
     )
 
 

@@ -53,8 +53,7 @@ class Recipe:
         self.shards = self.world if self.setup.shards_weights else 1
         # DDP reduces gradients in buckets that are as large again
         self.buckets = self.setup.strategy == "ddp" and self.world > 1
-        mixes = any(str(each.class_path).endswith("PretrainingMix") for each in trainer.callbacks or ())
-        self.accumulates = mixes or int(trainer.accumulate_grad_batches or 1) > 1
+        self.accumulates = self.setup.mixes or int(trainer.accumulate_grad_batches or 1) > 1
         self.half = self.setup.precision.startswith(("bf16", "16"))
         self.number = 2 if self.half or self.options.dtype != "float32" else 4  # bytes of an activation
 

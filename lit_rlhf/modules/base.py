@@ -122,7 +122,8 @@ class LitModule(LightningModule):
         # every rank has the same; counted once a step, so that a run resumed on fewer ranks weighs its steps alike
         ranks, _ = data_ranks(self.trainer)
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        self.tally.add("update/gradient_norm", total_norm(gradients) / ranks, 1 / ranks)
+        if gradients:  # DeepSpeed keeps them to itself
+            self.tally.add("update/gradient_norm", total_norm(gradients) / ranks, 1 / ranks)
         for name, mean in self.step_tally.means(self.sum_over_ranks).items():
             self.log(name, mean, prog_bar=name == "train/loss", batch_size=1)
 
