@@ -28,6 +28,7 @@ class Setup(NamedTuple):
         compiled: whether blocks are compiled.
         adapted: whether adapters are trained.
         split: whether tensors are split over ranks.
+        engine: class path of what generates, "" for the default.
     """
 
     module: str = ""
@@ -40,6 +41,7 @@ class Setup(NamedTuple):
     compiled: bool = False
     adapted: bool = False
     split: bool = False
+    engine: str = ""
 
     @property
     def shards_weights(self) -> bool:
@@ -99,6 +101,11 @@ RULES: list[tuple[Callable[[Setup], bool], str]] = [
         "set it to 1, or model.adapter to null, options.compile to false and -c optimizer/adamw",
     ),
     (
+        lambda s: s.split and bool(s.engine) and not s.engine.startswith("lit_rlhf.rollout.generation."),
+        "trainer.strategy.tensor_parallel_size: another engine knows no split weights, and may answer ranks "
+        "differently that must see the same; set it to 1, or model.generator to null",
+    ),
+    (
         lambda s: s.compiled and s.device == "cpu" and not any(map(which, (os.environ.get("CXX", "g++"), "clang++"))),
         "options.compile: on a CPU torch.compile needs a C++ compiler; install g++, or set options.compile to false",
     ),
@@ -155,6 +162,7 @@ def setup_of(settings: Any) -> Setup:
         compiled=bool(options.get("compile")),
         adapted=arguments.get("adapter") is not None,
         split=_tensor_parallel(trainer.strategy),
+        engine=str(_class_path(arguments.get("generator"))),
     )
 
 
