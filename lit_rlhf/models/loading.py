@@ -1,6 +1,7 @@
 """Causal language models and tokenizers from a folder or a hub name, checked before any weight is read."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
@@ -96,11 +97,12 @@ def load_weights(auto: Any, model: str, config: PretrainedConfig, options: Model
 
     Within `torch.device("meta")` the model has its shape and no numbers.
     """
-    if torch.get_default_device().type == "meta":
+    empty = torch.get_default_device().type == "meta"
+    if empty:
         settings["device_map"] = "meta"
     if options.quantization is not None:
         settings |= four_bit(config, options)
-    with torch.device("cpu"):  # transformers refuses to load within torch.device("meta")
+    with torch.device("cpu") if empty else nullcontext():  # transformers refuses to load within torch.device("meta")
         return from_pretrained_quietly(
             auto.from_pretrained,
             model,
