@@ -30,6 +30,7 @@ class Setup(NamedTuple):
         adapted: whether adapters are trained.
         split: whether tensors are split over ranks.
         mixes: whether a callback adds gradients of pretraining text.
+        engine: class path of what generates, "" for the default.
     """
 
     module: str = ""
@@ -43,6 +44,7 @@ class Setup(NamedTuple):
     adapted: bool = False
     split: bool = False
     mixes: bool = False
+    engine: str = ""
 
     @property
     def shards_weights(self) -> bool:
@@ -100,6 +102,11 @@ RULES: list[tuple[Callable[[Setup], bool], str]] = [
         lambda s: s.split and (s.adapted or s.compiled or s.optimizer.startswith("torchao.")),
         "trainer.strategy.tensor_parallel_size: adapters, compiled blocks and 8-bit optimizers cannot be split; "
         "set it to 1, or model.adapter to null, options.compile to false and -c optimizer/adamw",
+    ),
+    (
+        lambda s: s.split and bool(s.engine) and not s.engine.startswith("lit_rlhf.rollout.generation."),
+        "trainer.strategy.tensor_parallel_size: another engine knows no split weights, and may answer ranks "
+        "differently that must see the same; set it to 1, or model.generator to null",
     ),
     (
         lambda s: s.compiled and s.device == "cpu" and not any(map(which, (os.environ.get("CXX", "g++"), "clang++"))),
@@ -164,6 +171,7 @@ def setup_of(settings: Any) -> Setup:
         adapted=arguments.get("adapter") is not None,
         split=_tensor_parallel(trainer.strategy),
         mixes=any(str(_class_path(each)).endswith("PretrainingMix") for each in trainer.callbacks or ()),
+        engine=str(_class_path(arguments.get("generator"))),
     )
 
 

@@ -97,13 +97,12 @@ def load_weights(auto: Any, model: str, config: PretrainedConfig, options: Model
 
     Within `torch.device("meta")` the model has its shape and no numbers.
     """
-    without = torch.get_default_device().type == "meta"
-    if without:
+    empty = torch.get_default_device().type == "meta"
+    if empty:
         settings["device_map"] = "meta"
     if options.quantization is not None:
         settings |= four_bit(config, options)
-    # transformers refuses to load within torch.device("meta"), and loads at once to any other default device
-    with torch.device("cpu") if without else nullcontext():
+    with torch.device("cpu") if empty else nullcontext():  # transformers refuses to load within torch.device("meta")
         return from_pretrained_quietly(
             auto.from_pretrained,
             model,

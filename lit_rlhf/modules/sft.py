@@ -14,7 +14,7 @@ from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.models.segments import reason_against_segments, segment_inputs
 from lit_rlhf.models.text_loss import text_loss
 from lit_rlhf.modules.base import LitModule
-from lit_rlhf.strategies import shard_model, weights_on_rank_zero
+from lit_rlhf.strategies import shard_model, tensor_ranks, weights_on_rank_zero
 
 
 class SFTModule(LitModule):
@@ -49,6 +49,15 @@ class SFTModule(LitModule):
     def exported(self) -> PreTrainedModel:
         """The language model."""
         return self.model
+
+    def setup(self, stage: str) -> None:
+        """See `LitModule`; refuse dropout where tensors are split."""
+        super().setup(stage)
+        if self.dropout and tensor_ranks(self.trainer.strategy) > 1:
+            raise UserError(
+                "model.dropout: ranks that split tensors would each drop something else; set it to 0, or "
+                "trainer.strategy.tensor_parallel_size to 1"
+            )
 
     def require_segments(self, longest: int, setting: str) -> None:
         """Refuse packed rows where the model would let their sequences see each other.

@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 from lit_rlhf.commands.compatibility import Setup, refusal
 from lit_rlhf.data import DemonstrationDataModule
 from lit_rlhf.errors import UserError
-from lit_rlhf.models.loading import load_config
+from lit_rlhf.models.loading import load_config, load_tokenizer
 from lit_rlhf.models.options import ModelOptions
 from lit_rlhf.modules import PPOModule, PPOSettings, SFTModule
 from lit_rlhf.rewards import NormalisedReward
+from lit_rlhf.rollout.generation import HuggingFaceGenerator
 from lit_rlhf.rollout.sampling import Sampling
 from lit_rlhf.strategies import FSDP2Strategy, split_tensors, tensor_plan
 
@@ -97,13 +98,14 @@ def test_ranks_that_split_tensors_agree_on_a_score_and_count_an_episode_once(lla
     def run() -> tuple[dict[str, float], torch.Tensor, list[torch.Tensor]]:
         reward = NormalisedReward(Unsure())
         sizes = PPOSettings(rollout_batch=8, micro_batch=8)
-        module = PPOModule(llama, reward, Sampling(4), sizes, optimizer=sgd(0.1))
+        module = PPOModule(llama, reward, Sampling(4), sizes, generator=HuggingFaceGenerator(), optimizer=sgd(0.1))
         trainer = quiet_trainer(tmp_path, max_epochs=1, devices=2, strategy=FSDP2Strategy(tensor_parallel_size=2))
         trainer.fit(module, datamodule=PromptData())
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "time/" not in name}
         return metrics, reward.moments, whole_weights(module)
 
     first, second = on_ranks(run, tmp_path)
+    assert first[0]["rollout/logprob_mismatch"] < 1e-5
     assert first[0] == second[0] and first[1][0] == second[1][0] == 8
     assert all(torch.equal(one, other) for one, other in zip(first[2], second[2]))
 
@@ -118,15 +120,31 @@ def test_what_cannot_be_split_is_refused(model_folders, llama, tmp_path):
         tensor_plan(LlamaConfig(num_attention_heads=4, num_key_value_heads=1), 2)
     setup = Setup(strategy="fsdp2", split=True)
     assert refusal(setup) is None
-    for wrong in ({"adapted": True}, {"compiled": True}, {"optimizer": "torchao.optim.AdamW8bit"}):
+    assert refusal(setup._replace(engine="lit_rlhf.rollout.generation.CachedGenerator")) is None
+    for wrong in (
+        {"adapted": True},
+        {"compiled": True},
+        {"optimizer": "torchao.optim.AdamW8bit"},
+        {"engine": "mine.Engine"},
+    ):
         assert SETTING in (refusal(setup._replace(device="cuda", **wrong)) or ""), wrong
 
     def run() -> str:
-        try:
+        with pytest.raises(UserError) as refused:
             train("sft", llama, tmp_path, (6, 2, 3), save=False, strategy=FSDP2Strategy(tensor_parallel_size=2))
-        except UserError as error:
-            return str(error)
-        return ""
+        return str(refused.value)
 
     for line in on_ranks(run, tmp_path, 3):
         assert line == f"{SETTING} 2 does not divide 3 devices; set it to a divisor"
+
+    def drop() -> str:
+        rows = write_rows(tmp_path / "rows.jsonl", demonstrations(4))
+        trainer = quiet_trainer(tmp_path, max_steps=1, devices=2, strategy=FSDP2Strategy(tensor_parallel_size=2))
+        module = SFTModule(model_folders["gpt_neox"], dropout=0.2)
+        module.tokenizer = load_tokenizer(llama, ModelOptions())
+        with pytest.raises(UserError) as refused:
+            trainer.fit(module, datamodule=DemonstrationDataModule(rows, micro_batch=1))
+        return str(refused.value)
+
+    for line in on_ranks(drop, tmp_path):
+        assert line.startswith("model.dropout: ranks that split tensors")
