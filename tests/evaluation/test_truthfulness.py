@@ -33,8 +33,10 @@ def path(evaluation_data) -> str:
 
 @pytest.fixture
 def twenty(path, tmp_path) -> str:
-    """The twenty questions with the fewest answers: each answer is a pass in float64."""
-    fields = sorted((row.fields for row in read_rows(path)), key=lambda f: len(set(answers_in(f, *KINDS))))
+    """The twenty questions with the fewest answers, each a pass in float64, among those with two and more of a kind."""
+    rows = [row.fields for row in read_rows(path)]
+    several = [row for row in rows if all(len(set(answers_in(row, kind))) > 1 for kind in KINDS)]
+    fields = sorted(several, key=lambda row: len(answers_in(row, *KINDS)))
     (tmp_path / "twenty.jsonl").write_text("".join(json.dumps(row) + "\n" for row in fields[:20]))
     return str(tmp_path / "twenty.jsonl")
 
