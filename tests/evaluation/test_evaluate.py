@@ -149,6 +149,22 @@ def test_an_evaluation_that_was_killed_goes_on_where_it_was(
     assert figures(tmp_path / "out") == resumed
 
 
+def test_an_evaluation_that_was_interrupted_says_that_it_goes_on(llama, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs.csv").write_text("sent_more,sent_less,stereo_antistereo,bias_type\nw1 w2,w1 w3,stereo,age\n")
+    suite = {"class_path": "lit_rlhf.evaluation.CrowSPairs", "init_args": {"path": "pairs.csv"}}
+    recipe = {"models": {"m": {"path": llama}}, "baseline": "m", "suites": {"s": suite}, "out": "out"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(likelihood, "forward", interrupt)
+    assert main(["evaluate", "-c", "recipe.yaml", "--progress=false"]) == 130
+    told = "what was computed is kept in out/cache: the same command goes on from there\ninterrupted\n"
+    assert capsys.readouterr().err.endswith(told)
+
+
 def test_the_page_loads_nothing_and_escapes_everything(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (evaluated / "out" / "report.html").read_text()
     page = Page(text)
