@@ -64,6 +64,8 @@ def draw(part: dict[str, Any], names: list[str], colours: dict[str, str]) -> Fig
         axes.axvline(50, color=MUTED, linewidth=1.1, linestyle="--")
     if unit == "share":
         axes.set_xlim(-2, 102)
+    elif axes.dataLim.x0 >= 0:  # scores and bits: no axis of what cannot be
+        axes.set_xlim(left=-0.02 * axes.get_xlim()[1])
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
