@@ -5,7 +5,7 @@ import re
 import pytest
 from html_page import Page
 
-from lit_rlhf.evaluation.charts import draw
+from lit_rlhf.evaluation import charts
 from lit_rlhf.evaluation.page import agreement, by_use_case, to_page, tone
 
 
@@ -48,5 +48,16 @@ def test_a_verdict_is_coloured_by_what_it_means() -> None:
 def test_an_axis_shows_no_negative_scores_where_there_are_none(values: tuple[float, float], lowest: float) -> None:
     cells = [{"value": value, "low": None, "high": None} for value in values]
     figures = {str(place): {"unit": "score", "models": {"m": cell}} for place, cell in enumerate(cells)}
-    left, right = draw({"figures": figures}, list(figures), {"m": "#000000"}).axes[0].get_xlim()
+    left, right = charts.draw({"figures": figures}, list(figures), {"m": "#000000"}).axes[0].get_xlim()
     assert lowest - 0.05 * (right - left) < left < min(*values, 0.0)
+
+
+def test_benchmarks_are_drawn_with_one_figure_a_task_and_number_of_shots(monkeypatch) -> None:
+    names = [f"{label}: {metric}" for label in ("a", "a, 2-shot", "b") for metric in ("accuracy", "exact, group 1")]
+    row = {"unit": "share", "models": {"m": {"value": 0.5, "low": None, "high": None}}}
+    drawn: list[list[str]] = []
+    monkeypatch.setattr(charts, "draw", lambda part, names, colours: drawn.append(names))
+    monkeypatch.setattr(charts, "svg", lambda *_: "")
+    for kind in ("Benchmarks", "TruthfulQA"):
+        charts.chart({"kind": kind, "figures": dict.fromkeys(names, row)}, {"m": "#000000"}, "")
+    assert drawn == [["a: accuracy", "a, 2-shot: accuracy", "b: accuracy"], names]
