@@ -23,6 +23,8 @@ Answer = TypeVar("Answer")
 
 REFUSED = (401, 403)  # the key is wrong for every request alike
 PASSING = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # another try may succeed
+NONSENSE = (ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RecursionError)
+READ_AT_ONCE = 2**16  # bytes
 LONGEST_PAUSE, LONGEST_WISH = 60.0, 600.0  # seconds: of our own doubling, and that a service may ask for
 
 
@@ -91,8 +93,8 @@ class JSONClient:
 
         Args:
             payload: what is sent as JSON; None asks by GET.
-            parse: gets the decoded answer and the payload; raises `ValueError`, `KeyError`, `TypeError` or
-                `IndexError` on an answer that makes no sense, which is tried again.
+            parse: gets the decoded answer and the payload; raises one of `NONSENSE` on an answer that makes no sense,
+                which is tried again.
 
         Raises:
             CredentialsRefused: status 401 or 403.
@@ -117,7 +119,7 @@ class JSONClient:
             except (OSError, HTTPException) as error:  # URLError among them
                 inner = getattr(error, "reason", error)
                 reason = f"no answer within {self.timeout:g} s" if isinstance(inner, TimeoutError) else f"{inner}"
-            except (ValueError, KeyError, TypeError, IndexError) as error:
+            except NONSENSE as error:
                 reason = f"an answer that makes no sense: {type(error).__name__}: {str(error)[:100]}"
             if attempt < self.retries:
                 time.sleep(pause)
@@ -134,8 +136,16 @@ class JSONClient:
     def _send(self, payload: Any) -> Any:
         body = None if payload is None else json.dumps(payload).encode()
         request = Request(self.url, body, self.headers, method="GET" if body is None else "POST")
+        last = time.monotonic() + self.timeout
         with self._opener.open(request, timeout=self.timeout) as response:
-            return json.loads(response.read())
+            parts = []
+            while part := response.read1(READ_AT_ONCE):
+                parts.append(part)
+                if time.monotonic() > last:  # the limit of `open` is that of one read, and some services send blanks
+                    raise TimeoutError
+            if response.length:  # a number that broke off is a number
+                raise HTTPException(f"an answer that breaks off {response.length} bytes before its end")
+        return json.loads(b"".join(parts))
 
     def _take_turn(self) -> None:
         """Wait until this request may start under the rate."""

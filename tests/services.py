@@ -17,6 +17,7 @@ class Reply(NamedTuple):
     headers: dict[str, str] = {}
     delay: float = 0.0
     hang_up: bool = False
+    drip: float = 0.0  # seconds between two bytes of the body
 
 
 class Request(NamedTuple):
@@ -63,7 +64,10 @@ def serve(answer: Callable[[Request, int], Reply]) -> Iterator[Service]:
                 for name, value in {"Content-Length": str(len(body)), **reply.headers}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(body)
+                for byte in body if reply.drip else ():
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(reply.drip)
+                self.wfile.write(b"" if reply.drip else body)
             except (BrokenPipeError, ConnectionResetError):
                 pass
 

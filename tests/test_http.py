@@ -27,10 +27,26 @@ def value(answer, payload):
         Reply(b"<html>busy</html>"),
         Reply({"other": 1}),
         Reply({"value": "much"}),
+        Reply(b"[" * 10**5),
+        Reply(b'{"value": 1' + b"0" * 400 + b"}"),
         Reply(hang_up=True),
         Reply({"value": 1}, delay=0.5),
+        Reply({"value": 1}, drip=0.1),
+        Reply({"value": 1}, headers={"Content-Length": "99"}),
     ],
-    ids=["rate limit", "unavailable", "no JSON", "no value", "nonsense", "hung up", "too slow"],
+    ids=[
+        "limit",
+        "unavailable",
+        "no-JSON",
+        "no-value",
+        "nonsense",
+        "deep",
+        "huge",
+        "hung-up",
+        "slow",
+        "dripping",
+        "broken-off",
+    ],
 )
 def test_a_passing_failure_is_tried_again_and_a_lasting_one_is_no_answer(failure) -> None:
     with serve(lambda request, before: Reply({"value": 7}) if before == 2 else failure) as service:
@@ -40,6 +56,12 @@ def test_a_passing_failure_is_tried_again_and_a_lasting_one_is_no_answer(failure
         answer = JSONClient(service.url, **FAST).ask({}, value)
         assert isinstance(answer, NoAnswer) and "(3 tries)" in answer.reason
         assert len(service.requests) == 3
+
+
+def test_a_number_that_broke_off_is_no_answer() -> None:
+    with serve(lambda request, before: Reply(b"0.9", headers={"Content-Length": "4"})) as service:
+        answer = JSONClient(service.url, **FAST).ask({}, lambda answer, _: float(answer))
+    assert answer == NoAnswer("an answer that breaks off 1 bytes before its end (3 tries)")
 
 
 def test_a_request_that_the_service_cannot_take_is_not_tried_again() -> None:

@@ -1,6 +1,7 @@
 """`lit-rlhf evaluate`: the paper's evaluation of one or several models, from a recipe."""
 
 import os
+import sys
 from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,12 @@ def run(command: str, args: list[str]) -> int:
     from lit_rlhf.evaluation.page import format_tables, write_page
     from lit_rlhf.evaluation.run import log_report
 
-    report = evaluation.run()
     out = Path(evaluation.out)
+    try:
+        report = evaluation.run()
+    except KeyboardInterrupt:
+        print(f"what was computed is kept in {out / 'cache'}: the same command goes on from there", file=sys.stderr)
+        raise
     write_page(report, out)
     if evaluation.logger is not None:
         log_report(report, evaluation.logger)

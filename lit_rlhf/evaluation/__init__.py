@@ -8,6 +8,7 @@ from lit_rlhf.evaluation.findings import Figure, Findings, Suite
 from lit_rlhf.evaluation.human_labels import HumanLabels
 from lit_rlhf.evaluation.judges import EndpointJudge, HuggingFaceJudge, RewardModelJudge
 from lit_rlhf.evaluation.preference_suite import Preference
+from lit_rlhf.evaluation.prefixes import BestPrefix
 from lit_rlhf.evaluation.subjects import BestOf, Candidate, Subject
 from lit_rlhf.evaluation.toxicity import RealToxicityPrompts
 from lit_rlhf.evaluation.toxicity_scorers import Classifier, Perspective, ToxicityScorer, WordList
@@ -18,6 +19,7 @@ __all__ = [
     "Benchmark",
     "Benchmarks",
     "BestOf",
+    "BestPrefix",
     "Candidate",
     "Claim",
     "Classifier",

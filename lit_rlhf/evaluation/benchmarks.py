@@ -55,7 +55,7 @@ class Benchmarks:
         self.tasks, self.include, self.seed = tasks, include, seed
 
     def check(self, subjects: Sequence[Subject]) -> None:
-        """See `Suite`: whether lm-eval is installed, and a file named for every task of ours."""
+        """See `Suite`: whether lm-eval is installed, and whether tasks and their data can be read."""
         import lm_eval  # noqa: F401
 
         for benchmark in self.tasks:
@@ -63,6 +63,8 @@ class Benchmarks:
                 raise UserError(f"tasks: {benchmark.task}: limit must be 1 or more, or none, got {benchmark.limit}")
             if benchmark.task in self._known() and benchmark.path is None:
                 raise UserError(f"tasks: {benchmark.task!r} needs the path of its data file, or a name of the hub")
+            with quiet_lm_eval():
+                self._load(benchmark, 0)
 
     def run(self, subject: Subject, baseline: Subject) -> Findings:
         """See `Suite.run`."""

@@ -87,7 +87,8 @@ class CrowSPairs:
                 figures |= {f"basic: {kind}": mean_of(values, "bits") for kind, values in sorted(by_kind.items())}
                 for pair, kind, logprobs, value in list(zip(pairs, kinds, both, entropies))[:SAMPLES]:
                     verdict = {"entropy": round(value, 4), "P(first)": round(choice(logprobs)[0], 4)}
-                    samples.append({"prompt": pair[0], "answer": pair[1], "group": kind, "verdict": verdict})
+                    likelier = pair[0] if logprobs[0] >= logprobs[1] else pair[1]
+                    samples.append({"prompt": "\n".join(pair), "answer": likelier, "group": kind, "verdict": verdict})
         return Findings(figures, len(rows), counted(cut, CUT), samples)
 
 
@@ -148,7 +149,8 @@ class Winogender:
                 if prefix == "basic":
                     for key, group in list(groups.items())[:SAMPLES]:
                         verdict = {"P(female)": round(female[key], 4)}
-                        texts = {"prompt": group["male"], "answer": group["female"]}
+                        likelier = group["female"] if female[key] > 0.5 else group["male"]
+                        texts = {"prompt": f"{group['male']}\n{group['female']}", "answer": likelier}
                         samples.append({**texts, "group": key[0], "verdict": verdict})
         return Findings(figures, len(GENDERS) * (len(named) + len(someone)), counted(cut, CUT), samples)
 

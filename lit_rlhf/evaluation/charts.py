@@ -9,7 +9,7 @@ from lit_rlhf.evaluation.drawing import MUTED, STYLE, svg
 
 COLOURS = ("#7a8594", "#9a6fc4", "#2b6cb8", "#d2562a", "#16876a", "#b8860b", "#c23b7a", "#3a8fa3")
 MARKERS = ("s", "D", "o", "^", "v", "P", "X", "*")
-MOST = 12  # figures in a plot: the first of the suite
+MOST = 20  # figures in a plot: the first of the suite
 WIDTH = 8.2  # inches
 
 
@@ -24,6 +24,9 @@ def chart(part: dict[str, Any], colours: dict[str, str], prefix: str) -> list[st
     Returns:
         SVG elements, one a unit. The same report gives the same bytes.
     """
+    if part["kind"] == "Benchmarks":  # one figure a task and number of shots
+        first = {name.split(": ")[0]: name for name in reversed(part["figures"])}
+        part = {**part, "figures": {name: row for name, row in part["figures"].items() if name in first.values()}}
     units: dict[str, list[str]] = {}
     for name, row in part["figures"].items():
         if any(cell["value"] is not None for cell in row["models"].values()):
@@ -64,6 +67,8 @@ def draw(part: dict[str, Any], names: list[str], colours: dict[str, str]) -> Fig
         axes.axvline(50, color=MUTED, linewidth=1.1, linestyle="--")
     if unit == "share":
         axes.set_xlim(-2, 102)
+    elif axes.dataLim.x0 >= 0:  # scores and bits: no axis of what cannot be
+        axes.set_xlim(left=-0.02 * axes.get_xlim()[1])
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)

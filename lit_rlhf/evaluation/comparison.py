@@ -1,5 +1,6 @@
 """What is compared, by whom, and what they say: the types that preference and its judges share."""
 
+from math import isfinite
 from typing import Any, NamedTuple, Protocol
 
 from lit_rlhf.data.records import Prompt
@@ -98,6 +99,11 @@ def check_rating(rating: Rating) -> Rating:
     return rating
 
 
-def of_difference(difference: float, tie: float = 0.0) -> float:
-    """Return the preference for the first from the difference of two scores; a tie where it is within `tie`."""
+def of_difference(difference: float, tie: float = 0.0) -> float | None:
+    """Return the preference for the first from the difference of two scores; a tie where it is within `tie`.
+
+    Scores that overflowed give no verdict: nan would compare as a loss.
+    """
+    if not isfinite(difference):
+        return None
     return 0.5 if abs(difference) <= tie else float(difference > 0)

@@ -98,6 +98,10 @@ class Endpoint:
         ]
         return ask_for_rows(cache, kind, key, payloads, self._connect, lambda answer, _: parse(text_of(answer)))
 
+    def check(self) -> None:
+        """Raise early what `rows` would raise of address, settings and key; nothing is sent."""
+        self._connect()
+
     def _connect(self) -> JSONClient:
         return JSONClient(
             f"{self.url.rstrip('/')}/chat/completions",

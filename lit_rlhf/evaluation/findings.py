@@ -52,6 +52,13 @@ class Suite(Protocol):
         ...
 
 
+def check_early(part: object) -> None:
+    """Call the method `check()` of a judge or scorer that has one: it raises what would fail once models are loaded."""
+    check = getattr(part, "check", None)
+    if check is not None:
+        check()
+
+
 def mean_of(
     values: Sequence[float | None], unit: Unit = "share", better: Better = "higher", missing: int = 0
 ) -> Figure:

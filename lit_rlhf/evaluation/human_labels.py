@@ -49,6 +49,10 @@ class HumanLabels:
         self._load()
         return [self._ratings.get((item.prompt, item.answer.text), []) for item in items]
 
+    def check(self) -> None:
+        """See `lit_rlhf.evaluation.findings.check_early`; reads the file."""
+        self._load()
+
     def _load(self) -> None:
         if self._read:
             return

@@ -5,7 +5,7 @@ from lit_rlhf.evaluation.cache import Cache
 from lit_rlhf.evaluation.comparison import METADATA, Item, Opinion, Pair, Rating, of_difference
 from lit_rlhf.evaluation.endpoints import Endpoint, json_object
 from lit_rlhf.evaluation.rewarding import RewardModel
-from lit_rlhf.evaluation.subjects import Candidate, log_odds
+from lit_rlhf.evaluation.subjects import Candidate, log_odds, tokenizer_of
 from lit_rlhf.http import NoAnswer
 from lit_rlhf.models.options import ModelOptions
 
@@ -44,6 +44,10 @@ class RewardModelJudge:
             for first, second in zip(scores[::2], scores[1::2])
         ]
 
+    def check(self) -> None:
+        """See `lit_rlhf.evaluation.findings.check_early`."""
+        self._reward_model.check()
+
 
 class EndpointJudge:
     """A language model behind an OpenAI-compatible HTTP address.
@@ -55,6 +59,10 @@ class EndpointJudge:
 
     def __init__(self, endpoint: Endpoint, name: str | None = None) -> None:
         self.endpoint, self.name = endpoint, name or endpoint.model
+
+    def check(self) -> None:
+        """See `lit_rlhf.evaluation.findings.check_early`."""
+        self.endpoint.check()
 
     def compare(self, pairs: list[Pair], cache: Cache) -> list[list[Opinion]]:
         """See `Judge.compare`."""
@@ -97,6 +105,10 @@ class HuggingFaceJudge:
         questions = [question_on(pair) + "The better answer is answer" for pair in pairs]
         found = log_odds(Candidate(self.model, options=self.options), questions, (" A", " B"), cache)
         return [[Opinion(self.model, of_difference(odds, self.tie))] for odds in found]
+
+    def check(self) -> None:
+        """See `lit_rlhf.evaluation.findings.check_early`."""
+        tokenizer_of(self.model, self.options)
 
 
 def question_on(pair: Pair) -> str:

@@ -12,6 +12,7 @@ from lit_rlhf.evaluation.templates import page_template
 
 SAMPLES_ON_PAGE = 200  # of a suite
 ROWS_IN_TERMINAL = 30
+NEITHER = ("entropy", "P(first)", "P(female)")  # of a bias suite's pair
 DIGITS = {"share": 1, "bits": 3, "score": 3, "points": 2, "tokens": 1, "nats": 3}
 
 
@@ -44,6 +45,7 @@ def to_page(report: dict[str, Any]) -> str:
         agreement=agreement,
     ).render(
         report=report,
+        tone=tone,
         colours=colours,
         charts=charts,
         shown=SAMPLES_ON_PAGE,
@@ -94,6 +96,15 @@ def verdict(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3f}".rstrip("0").rstrip(".")
     return str(value)
+
+
+def tone(name: str, value: Any) -> str:
+    """Return how a part of a verdict is coloured: it speaks for the answer ("good"), against it ("bad"), or neither."""
+    if name == "toxicity":
+        return "bad" if value is not None and value >= 0.5 else ""
+    if name in NEITHER or not isinstance(value, int | float):
+        return ""
+    return "good" if value == 1 else "bad" if value == 0 else ""
 
 
 def format_tables(report: dict[str, Any]) -> str:

@@ -14,11 +14,12 @@ from lit_rlhf.evaluation.agreement import agreements, overall
 from lit_rlhf.evaluation.bias import take
 from lit_rlhf.evaluation.comparing import Compared, compare
 from lit_rlhf.evaluation.comparison import METADATA, Item, Judge, Pair, Rating
-from lit_rlhf.evaluation.findings import Figure, Findings, counted, mean_of
+from lit_rlhf.evaluation.findings import Figure, Findings, check_early, counted, mean_of
 from lit_rlhf.evaluation.generation import Answer
 from lit_rlhf.evaluation.human_labels import write_comparisons
 from lit_rlhf.evaluation.judges import own_rewards
 from lit_rlhf.evaluation.preference import win_rate
+from lit_rlhf.evaluation.prefixes import Tried, best_of_tried
 from lit_rlhf.evaluation.rewarding import refuse_own_reward
 from lit_rlhf.evaluation.subjects import Subject
 from lit_rlhf.rollout.sampling import Sampling
@@ -72,6 +73,8 @@ class Preference:
 
     def check(self, subjects: Sequence[Subject]) -> None:
         """See `Suite`."""
+        for judge in self.judges.values():
+            check_early(judge)
         self._refuse_own_rewards(subjects)
         self._records()
 
@@ -102,6 +105,9 @@ class Preference:
             tables["agreement"][decoded.name] = agreement_table(compared)
             tables["labelers_agree"][decoded.name] = labelers_agree(compared)
             samples += sample_rows(decoded, compared, self.group)
+        if subject.tried_prefixes:
+            tables["prefixes"] = prefix_table(subject.tried_prefixes)
+            notes.append(prefix_note(tables["prefixes"]))
         return Findings(figures, len(records), notes, samples, tables)
 
     def _records(self) -> tuple[list[PromptRow], list[str]]:
@@ -147,6 +153,22 @@ class Preference:
                 better: Any = "higher" if name == "satisfies_constraint" else "lower"
                 figures[f"{label}: {name.replace('_', ' ')}"] = mean_of(known, better=better)
         return figures
+
+
+def prefix_table(tried: Sequence[Tried]) -> list[dict[str, Any]]:
+    """Return what the answers behind each few-shot prefix score, and which prefix was taken."""
+    best = best_of_tried(tried)
+    return [{**each._asdict(), "taken": each is best} for each in tried]
+
+
+def prefix_note(table: Sequence[dict[str, Any]]) -> str:
+    """Return the same in one line."""
+    (number,) = (place for place, row in enumerate(table, 1) if row["taken"])
+    scores = ", ".join(f"{row['score']:.3f}" for row in table)
+    return (
+        f"few-shot prefix {number} of {len(table)} was taken: mean reward scores {scores} on {table[0]['prompts']:,} "
+        "prompts"
+    )
 
 
 def mean(values: Sequence[float]) -> float | None:

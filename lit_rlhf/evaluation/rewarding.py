@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -40,6 +41,10 @@ class RewardModel:
         """Puts prompts into the words that it was trained on."""
         return PromptTemplate(load_tokenizer(self.folder, self.options), self._template)
 
+    def check(self) -> None:
+        """Raise early, without the weights, where there is no such folder."""
+        load_tokenizer(self.folder, self.options)
+
     @cached_property
     def _model(self) -> ScalarModel:
         model = load_scalar_model(self.folder, self.template.tokenizer, self.options)
@@ -48,7 +53,8 @@ class RewardModel:
     def scores(self, rated: Sequence[Rated], cache: Cache) -> list[float]:
         """Return the score of each answer: prompt, answer and, where it ended, the end token, as in training.
 
-        Each different text is scored once, so that equal ones have equal scores to the last bit.
+        Each different text is scored once, so that equal ones have equal scores to the last bit. A score that
+        overflowed in half precision is not finite.
         """
         texts = [(prompt, answer.text, answer.ended) for prompt, answer in rated]
         unique = list(dict.fromkeys(texts))
@@ -56,6 +62,21 @@ class RewardModel:
         scores = cache.rows("score", key, len(unique), lambda places: self._compute(unique, places))
         by_text = dict(zip(unique, scores))
         return [by_text[text] for text in texts]
+
+    def finite_scores(self, rated: Sequence[Rated], cache: Cache) -> list[float]:
+        """Return the scores to choose by.
+
+        Raises:
+            UserError: some are not finite, and would decide for or against an answer by accident.
+        """
+        scores = self.scores(rated, cache)
+        lost = sum(not isfinite(score) for score in scores)
+        if lost:
+            raise UserError(
+                f"reward model {self.folder!r}: {lost:,} of {len(scores):,} scores are not finite; nothing can be "
+                "chosen by them"
+            )
+        return scores
 
     def _compute(self, texts: Sequence[tuple[str, str, bool]], places: list[int]) -> Iterator[tuple[int, float]]:
         tokenizer = self.template.tokenizer

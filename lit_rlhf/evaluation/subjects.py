@@ -1,9 +1,9 @@
 """The models that are evaluated: what a recipe says of each, and what a suite asks of it."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cached_property
+from math import fsum, isnan
 from typing import Any
 
 import torch
@@ -15,10 +15,13 @@ from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache, chunks_of, digest_of_model, digest_of_texts
 from lit_rlhf.evaluation.generation import NEWLINE, Answer, generate
 from lit_rlhf.evaluation.likelihood import Boundary, Likelihood, Pair, encode_pairs, likelihoods
+from lit_rlhf.evaluation.prefixes import BestPrefix, Tried, best_of_tried, read_prefixes
 from lit_rlhf.evaluation.rewarding import RewardModel, trained_against
 from lit_rlhf.models.loading import from_pretrained_quietly, load_causal_lm, load_tokenizer
 from lit_rlhf.models.options import ModelOptions
 from lit_rlhf.rollout.sampling import Sampling, draw_noise
+
+PREFIX_PLACE = (901,)  # of the sampling noise
 
 
 @dataclass
@@ -50,6 +53,7 @@ class Candidate:
         prefix: text in front of every prompt of the preference suite: a few-shot prompt ("GPT-3 prompted").
         prefixes: a JSON file with a list of such texts, or with one under "prefixes"; prompt i gets text i mod their
             number.
+        best_prefix: take of `prefixes` the one whose answers a reward model scores highest, for every prompt.
         best_of: answer with the best of n.
         template: how prompts become text, as `template` of the data modules.
         trained_against: folders of the reward models this policy was trained against, beside those that its run's
@@ -60,6 +64,7 @@ class Candidate:
     path: str
     prefix: str = ""
     prefixes: str | None = None
+    best_prefix: BestPrefix | None = None
     best_of: BestOf | None = None
     template: str | None = None
     trained_against: list[str] = field(default_factory=list)
@@ -93,8 +98,20 @@ class Subject:
         self.tokenizer = tokenizer_of(candidate.path, candidate.options)
         self.template = PromptTemplate(self.tokenizer, candidate.template)
         self.trained_against = [*candidate.trained_against, *trained_against(candidate.path)]
-        self._prefixes = read_prefixes(candidate)
+        self._prefixes = read_prefixes(candidate.path, candidate.prefix, candidate.prefixes)
+        self._check_choice()
         self._model: PreTrainedModel | None = None
+
+    def _check_choice(self) -> None:
+        """Refuse early what a choice by a reward model would fail on."""
+        best_prefix, best_of = self.candidate.best_prefix, self.candidate.best_of
+        if best_of is not None:
+            RewardModel(best_of.reward_model).check()
+        if best_prefix is not None:
+            if self.candidate.prefixes is None:
+                raise UserError(f"models: {self.name!r} has best_prefix and no prefixes to choose from")
+            best_prefix.prompts()
+            RewardModel(best_prefix.reward_model).check()
 
     @property
     def model(self) -> PreTrainedModel:
@@ -115,10 +132,46 @@ class Subject:
 
     def with_prefix(self, prompts: Sequence[str]) -> list[str]:
         """Return the prompts behind the candidate's few-shot prefixes, if it has any."""
-        return [self._prefixes[place % len(self._prefixes)] + prompt for place, prompt in enumerate(prompts)]
+        prefixes = [best_of_tried(self.tried_prefixes).text] if self.tried_prefixes else self._prefixes
+        return [prefixes[place % len(prefixes)] + prompt for place, prompt in enumerate(prompts)]
+
+    @cached_property
+    def tried_prefixes(self) -> list[Tried]:
+        """What the answers behind each few-shot prefix score, where the best is taken; empty where none is chosen."""
+        best = self.candidate.best_prefix
+        if best is None:
+            return []
+        records = best.prompts()
+        reward_model = RewardModel(best.reward_model, template=best.template)
+        own, rated = (
+            [template.render(record.prompt, record.fields, record.origin) for record in records]
+            for template in (self.template, reward_model.template)
+        )
+        sampling = Sampling(best.response_length, best.temperature)
+        tried = []
+        for prefix in self._prefixes:
+            answers = self.answers([prefix + prompt for prompt in own], sampling, PREFIX_PLACE, best.stops)
+            stripped = [answer._replace(text=answer.text.strip()) for answer in answers]
+            scores = reward_model.finite_scores(list(zip(rated, stripped)), self.cache)
+            tried.append(Tried(prefix, fsum(scores) / len(scores), len(scores)))
+        return tried
 
     def likelihoods(self, pairs: Sequence[Pair], boundary: Boundary = "apart") -> list[Likelihood]:
-        """Return how likely each continuation is behind its context. No prefix, no best-of: the model's own."""
+        """Return how likely each continuation is behind its context. No prefix, no best-of: the model's own.
+
+        Raises:
+            UserError: some have no number, which would pass for unlikely ones.
+        """
+        found = self._likelihoods(pairs, boundary)
+        lost = sum(isnan(each.logprob) for each in found)
+        if lost:
+            raise UserError(
+                f"model {self.name!r}: the log-probability of {lost:,} of {len(found):,} continuations is nan: its "
+                "weights are broken, or overflow in the type they are loaded in"
+            )
+        return found
+
+    def _likelihoods(self, pairs: Sequence[Pair], boundary: Boundary) -> list[Likelihood]:
         key = {"likelihood": self.identity, "boundary": boundary}
 
         def compute(places: list[int]) -> Iterator[tuple[int, Likelihood]]:
@@ -147,7 +200,7 @@ class Subject:
         drawn = [self._draw(prompts, warm, (*place, 7000 + number), stops) for number in range(best_of.n)]
         reward_model = RewardModel(best_of.reward_model)
         rated = [(prompt, answer) for answers in drawn for prompt, answer in zip(prompts, answers)]
-        scores = reward_model.scores(rated, self.cache)
+        scores = reward_model.finite_scores(rated, self.cache)
         best = []
         for number in range(len(prompts)):
             own = scores[number :: len(prompts)]
@@ -180,9 +233,12 @@ class Subject:
 
 
 def log_odds(judge: Candidate, questions: Sequence[str], words: tuple[str, str], cache: Cache) -> list[float]:
-    """Return by how many nats a model holds the first word likelier than the second behind each question."""
+    """Return by how many nats a model holds the first word likelier than the second behind each question.
+
+    A judge whose numbers overflow gives nan, which is no verdict.
+    """
     subject = Subject("judge", judge, cache)
-    found = subject.likelihoods([(each, word) for each in questions for word in words])
+    found = subject._likelihoods([(each, word) for each in questions for word in words], "apart")
     subject.release()
     cut = sum(each.cut > 0 for each in found[::2])
     if cut:
@@ -204,23 +260,3 @@ def tokenizer_of(path: str, options: ModelOptions) -> Tokenizer:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def read_prefixes(candidate: Candidate) -> list[str]:
-    """Return the few-shot prefixes of a candidate, "" where it has none.
-
-    Raises:
-        UserError: both settings, no such file, or a file that holds something else.
-    """
-    if candidate.prefixes is None:
-        return [candidate.prefix]
-    if candidate.prefix:
-        raise UserError(f"models: {candidate.path!r} has prefix and prefixes; set one of them")
-    try:
-        found = json.loads(Path(candidate.prefixes).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise UserError(f"prefixes: cannot read {candidate.prefixes!r}: {problem}") from None
-    found = found.get("prefixes") if isinstance(found, dict) else found
-    if not isinstance(found, list) or not found or not all(isinstance(each, str) for each in found):
-        raise UserError(f"prefixes: {candidate.prefixes!r} must hold a list of texts, or one under 'prefixes'")
-    return found

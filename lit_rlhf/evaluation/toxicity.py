@@ -6,7 +6,7 @@ from typing import Any
 from lit_rlhf.data.sources import Row, read_rows
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.bias import PREFIXES, Prefix, take
-from lit_rlhf.evaluation.findings import Figure, Findings, counted, mean_of
+from lit_rlhf.evaluation.findings import Figure, Findings, check_early, counted, mean_of
 from lit_rlhf.evaluation.subjects import Subject
 from lit_rlhf.evaluation.toxicity_scorers import ToxicityScorer
 from lit_rlhf.rollout.sampling import Sampling
@@ -46,6 +46,7 @@ class RealToxicityPrompts:
     def check(self, subjects: Sequence[Subject]) -> None:
         """See `Suite`."""
         self._prompts()
+        check_early(self.scorer)
 
     def _prompts(self) -> list[tuple[str, int | None]]:
         """Return each prompt with its band."""

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from math import isnan
 from typing import Any, Protocol
 
 import torch
@@ -51,10 +52,15 @@ class WordList:
 
     def score(self, texts: list[str], cache: Cache) -> list[float | None]:
         """See `ToxicityScorer.score`."""
+        self.check()
+        assert self._words is not None
+        return [float(not self._words.isdisjoint(re.findall(r"[\w']+", text.lower()))) for text in texts]
+
+    def check(self) -> None:
+        """See `lit_rlhf.evaluation.findings.check_early`; reads the file."""
         if self._words is None:
             assert self.path is not None
             self._words = frozenset(line.strip().lower() for line in read_text(self.path).splitlines() if line.strip())
-        return [float(not self._words.isdisjoint(re.findall(r"[\w']+", text.lower()))) for text in texts]
 
 
 class Classifier:
@@ -80,10 +86,15 @@ class Classifier:
         self.options = options or ModelOptions()
 
     def score(self, texts: list[str], cache: Cache) -> list[float | None]:
-        """See `ToxicityScorer.score`."""
+        """See `ToxicityScorer.score`. A probability that overflowed is None."""
         key = {"toxicity": digest_of_model(self.model, self.options, cache), "label": [self.label, self.independent]}
         key |= {"of": digest_of_texts(texts)}
-        return cache.rows("toxicity", key, len(texts), lambda places: self._compute(texts, places))
+        found = cache.rows("toxicity", key, len(texts), lambda places: self._compute(texts, places))
+        return [None if isnan(score) else score for score in found]
+
+    def check(self) -> None:
+        """See `lit_rlhf.evaluation.findings.check_early`."""
+        self._place(load_config(self.model, self.options).id2label)
 
     def _compute(self, texts: list[str], places: list[int]) -> Iterator[tuple[int, float]]:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -139,6 +150,10 @@ class Perspective:
         payloads = [self._payload(text) for text in texts]
         rows = ask_for_rows(cache, "Perspective", key, payloads, self._connect, self._parse)
         return [None if isinstance(row, NoAnswer) else row for row in rows]
+
+    def check(self) -> None:
+        """See `lit_rlhf.evaluation.findings.check_early`; nothing is sent."""
+        self._connect()
 
     def _connect(self) -> JSONClient:
         headers = {"X-goog-api-key": read_key(self.key)}  # not in the address, which may be printed

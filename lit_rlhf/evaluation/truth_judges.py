@@ -3,11 +3,12 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
+from math import isnan
 from typing import NamedTuple, Protocol
 
 from lit_rlhf.evaluation.cache import Cache
 from lit_rlhf.evaluation.endpoints import Endpoint, json_object
-from lit_rlhf.evaluation.subjects import Candidate, log_odds
+from lit_rlhf.evaluation.subjects import Candidate, log_odds, tokenizer_of
 from lit_rlhf.http import NoAnswer
 from lit_rlhf.models.options import ModelOptions
 
@@ -83,9 +84,14 @@ class HuggingFaceTruth:
         ]
         return [Truth(*pair) for pair in zip(*both)]
 
-    def _says_yes(self, model: str, questions: list[str], cache: Cache) -> list[float]:
+    def _says_yes(self, model: str, questions: list[str], cache: Cache) -> list[float | None]:
         found = log_odds(Candidate(model, options=self.options), questions, (" yes", " no"), cache)
-        return [float(odds > 0) for odds in found]
+        return [None if isnan(odds) else float(odds > 0) for odds in found]
+
+    def check(self) -> None:
+        """See `lit_rlhf.evaluation.findings.check_early`."""
+        for model in (self.truth, self.information):
+            tokenizer_of(model, self.options)
 
 
 class EndpointTruth:
@@ -97,6 +103,10 @@ class EndpointTruth:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
+
+    def check(self) -> None:
+        """See `lit_rlhf.evaluation.findings.check_early`."""
+        self.endpoint.check()
 
     def judge(self, claims: list[Claim], cache: Cache) -> list[Truth]:
         """See `TruthJudge.judge`."""

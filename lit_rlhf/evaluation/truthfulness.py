@@ -5,8 +5,9 @@ from math import exp, fsum
 from typing import Any, Literal, NamedTuple
 
 from lit_rlhf.data.sources import Row, read_rows
+from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.bias import take, text_of
-from lit_rlhf.evaluation.findings import Figure, Findings, counted, mean_of
+from lit_rlhf.evaluation.findings import Figure, Findings, check_early, counted, mean_of
 from lit_rlhf.evaluation.likelihood import Boundary, Pair
 from lit_rlhf.evaluation.subjects import Subject
 from lit_rlhf.evaluation.truth_judges import Claim, Truth, TruthJudge, declines
@@ -81,6 +82,7 @@ class TruthfulQA:
     def check(self, subjects: Sequence[Subject]) -> None:
         """See `Suite`."""
         self._questions()
+        check_early(self.judge)
 
     def _questions(self) -> list[Question]:
         return [read_question(row) for row in take(read_rows(self.path), self.limit)]
@@ -139,6 +141,8 @@ class TruthfulQA:
         claims = [Claim(questions[i].text, texts[i], questions[i].correct, questions[i].incorrect) for i in says]
         verdicts = [Truth(1.0, 0.0)] * len(texts)
         for place, verdict in zip(says, self.judge.judge(claims, subject.cache), strict=True):
+            if not all(part is None or 0.0 <= part <= 1.0 for part in verdict):
+                raise UserError(f"{type(self.judge).__name__} gave {verdict}; a verdict is from 0 to 1, or None")
             verdicts[place] = verdict
         return verdicts, len(texts) - len(says)
 

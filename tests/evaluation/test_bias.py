@@ -35,6 +35,7 @@ def test_crows_pairs_on_twenty_rows_in_float64(subject, stories, evaluation_data
         assert [s["verdict"]["entropy"] for s in found.samples] == pytest.approx(expected, abs=1e-4)
         likelier = [logprob(stories, "", one)[0] > logprob(stories, "", other)[0] for one, other in pairs]
         assert found.figures["basic, stereotype"].value == sum(likelier) / 20
+        assert [s["answer"] for s in found.samples] == [pair[not first] for pair, first in zip(pairs, likelier)]
 
 
 def test_winogender_on_twenty_rows_in_float64(subject, stories, evaluation_data) -> None:

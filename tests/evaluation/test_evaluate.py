@@ -18,7 +18,7 @@ from real_recipe import write_recipe
 
 from lit_rlhf.cli import main
 from lit_rlhf.evaluation import cache, likelihood, subjects
-from lit_rlhf.evaluation.page import agreement, by_use_case, format_tables, to_page, write_page
+from lit_rlhf.evaluation.page import format_tables, to_page, write_page
 from lit_rlhf.evaluation.run import log_report
 
 ROWS = {"*": 3, "preference": 4, "ifeval": 2, "squadv2": 2, "hellaswag": 2, "truthfulness": 2}
@@ -149,6 +149,22 @@ def test_an_evaluation_that_was_killed_goes_on_where_it_was(
     assert figures(tmp_path / "out") == resumed
 
 
+def test_an_evaluation_that_was_interrupted_says_that_it_goes_on(llama, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs.csv").write_text("sent_more,sent_less,stereo_antistereo,bias_type\nw1 w2,w1 w3,stereo,age\n")
+    suite = {"class_path": "lit_rlhf.evaluation.CrowSPairs", "init_args": {"path": "pairs.csv"}}
+    recipe = {"models": {"m": {"path": llama}}, "baseline": "m", "suites": {"s": suite}, "out": "out"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(likelihood, "forward", interrupt)
+    assert main(["evaluate", "-c", "recipe.yaml", "--progress=false"]) == 130
+    told = "what was computed is kept in out/cache: the same command goes on from there\ninterrupted\n"
+    assert capsys.readouterr().err.endswith(told)
+
+
 def test_the_page_loads_nothing_and_escapes_everything(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (evaluated / "out" / "report.html").read_text()
     page = Page(text)
@@ -168,28 +184,6 @@ def test_the_page_loads_nothing_and_escapes_everything(evaluated: Path, monkeypa
     report["suites"]["toxicity"]["samples"][0]["group"] = attack
     monkeypatch.setattr("lit_rlhf.evaluation.page.chart", lambda *_: [])  # plots take their time
     assert sum(tag == "script" for tag, _ in Page(to_page(report)).tags) == 1
-
-
-def test_win_rates_by_use_case_and_the_agreement_of_judges_stand_on_the_page() -> None:
-    won = {"win_rate": 0.625, "low": 0.5, "high": 0.75, "count": 8.0}
-    tied = {"share": None, "kappa": None, "count": 0, "ties": 9, "margin": None}
-    told = {"share": 0.75, "kappa": 0.5, "count": 4, "ties": 1, "margin": 0.125}
-    tables = {
-        "groups": {"T = 1, a": {"open_qa": won}, "T = 1, b": {"chat": won, "open_qa": won}},
-        "agreement": {"T = 1": {"a": {"b": told, "c": tied}, "b": {"a": told}, "c": {"a": tied}}},
-        "labelers_agree": {"T = 1": {"b": 0.5}},
-    }
-    part = {"kind": "Preference", "rows": 8, "figures": {}, "notes": {}, "samples": [], "tables": {"PPO": tables}}
-    assert list(by_use_case(part)) == [("chat", "T = 1, b"), ("open_qa", "T = 1, a"), ("open_qa", "T = 1, b")]
-    assert [(row["judges"], row["share"]) for row in agreement(part)] == [("a, b", 0.75), ("labelers within b", 0.5)]
-    models = {name: {"path": name, "identity": name} for name in ("SFT", "PPO")}
-    report = {"seed": 0, "baseline": "SFT", "models": models, "suites": {"p": part}, "versions": {}}
-    page = Page(to_page({**report, "seconds": {"SFT": {"p": 1.0}, "PPO": {"p": 1.0}}}))
-    text = re.sub(r"\s", "", "".join(page.text))
-    assert "openqaT=1,a–62.5%50.0%to75.0%openqaT=1,b–" in text
-    assert "a,bPPOT=175.0%±12.5%410.500labelerswithinbPPOT=150.0%–––" in text
-    del tables["groups"]["T = 1, b"]
-    assert by_use_case(part) == {}  # one use case alone is the win rate again
 
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

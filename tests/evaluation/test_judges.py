@@ -259,15 +259,3 @@ def test_rows_that_are_no_prompts_are_counted(llama, tmp_path) -> None:
     assert (found.rows, found.notes) == (2, ["1 rows skipped: empty prompt"])
     with pytest.raises(UserError, match="limit: it must be 1 or more, or none, got 0"):
         Preference(str(tmp_path / "prompts.jsonl"), {"local": HuggingFaceJudge(llama)}, limit=0).check([subject])
-
-
-def test_few_shot_prefixes_go_in_front_of_the_prompts_in_turn(llama, tmp_path) -> None:
-    (tmp_path / "few.json").write_text('{"prefixes": ["w1 ", "w2 w3 "]}')
-    subject = Subject("few", Candidate(llama, prefixes=str(tmp_path / "few.json")), NOTHING)
-    assert subject.with_prefix(["a", "b", "c"]) == ["w1 a", "w2 w3 b", "w1 c"]
-    assert Subject("one", Candidate(llama, prefix="w9 "), NOTHING).with_prefix(["a"]) == ["w9 a"]
-    with pytest.raises(UserError, match="has prefix and prefixes"):
-        Subject("both", Candidate(llama, prefix="a", prefixes="b"), NOTHING)
-    (tmp_path / "few.json").write_text("[]")
-    with pytest.raises(UserError, match="must hold a list of texts"):
-        Subject("none", Candidate(llama, prefixes=str(tmp_path / "few.json")), NOTHING)

@@ -31,24 +31,41 @@ def path(evaluation_data) -> str:
     return str(evaluation_data / "truthfulqa_first400.csv")
 
 
-@pytest.mark.parametrize("name, rows", [("qa", 20), ("instruction", 6), ("qa_instruction", 3)])
-def test_multiple_choice_in_float64(subject, stories, path, name, rows) -> None:
-    found = TruthfulQA(path, prompts=[name], limit=rows).run(subject, subject).figures
+@pytest.fixture
+def twenty(path, tmp_path) -> str:
+    """The twenty questions with the fewest answers, each a pass in float64, among those with two and more of a kind."""
+    rows = [row.fields for row in read_rows(path)]
+    several = [row for row in rows if all(len(set(answers_in(row, kind))) > 1 for kind in KINDS)]
+    fields = sorted(several, key=lambda row: len(answers_in(row, *KINDS)))
+    (tmp_path / "twenty.jsonl").write_text("".join(json.dumps(row) + "\n" for row in fields[:20]))
+    return str(tmp_path / "twenty.jsonl")
+
+
+KINDS = ("Correct", "Incorrect")
+
+
+def answers_in(fields, *kinds) -> list[str]:
+    texts = [text.strip() for kind in kinds for text in fields[f"{kind} Answers"].split(";")]
+    return [f" {text.rstrip('.')}." for text in texts if text]
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_multiple_choice_on_twenty_rows_in_float64(subject, stories, twenty, name) -> None:
+    found = TruthfulQA(twenty, prompts=[name]).run(subject, subject)
     first, second = [], []
-    for row in read_rows(path)[:rows]:
-        texts = [row.fields["Best Answer"]]
-        for kind in ("Correct", "Incorrect"):
-            texts += [answer for answer in row.fields[f"{kind} Answers"].split(";") if answer.strip()]
-        correct = sum(bool(answer.strip()) for answer in row.fields["Correct Answers"].split(";"))
+    for row in read_rows(twenty):
+        best = f" {row.fields['Best Answer'].strip().rstrip('.')}."
+        texts = list(dict.fromkeys([best, *answers_in(row.fields, *KINDS)]))
         prompt = f"{FRAMES[name]}Q: {row.fields['Question']}\nA:"
-        values = [value for value, _ in logprobs(stories, prompt, [f" {t.strip().rstrip('.')}." for t in texts])]
-        best, right, wrong = values[0], values[1 : 1 + correct], values[1 + correct :]
-        first.append(best > max(wrong))
+        by_text = dict(zip(texts, (value for value, _ in logprobs(stories, prompt, texts))))
+        right, wrong = ([by_text[text] for text in answers_in(row.fields, kind)] for kind in KINDS)
+        first.append(by_text[best] > max(wrong))
         total = math.log(sum(math.exp(value - max(right + wrong)) for value in right + wrong)) + max(right + wrong)
         second.append(sum(math.exp(value - total) for value in right))
     label = name.replace("_", " + ")
-    assert found[f"{label}: MC1"].value == sum(first) / rows
-    assert found[f"{label}: MC2"].value == pytest.approx(sum(second) / rows, abs=1e-5)
+    assert found.rows == found.figures[f"{label}: MC1"].count == len(first) == 20
+    assert found.figures[f"{label}: MC1"].value == sum(first) / 20
+    assert found.figures[f"{label}: MC2"].value == pytest.approx(sum(second) / 20, abs=1e-5)
 
 
 def test_every_row_has_its_answers(path) -> None:

@@ -32,12 +32,12 @@ def choose(doc: Doc, results: Sequence[tuple[float, bool]]) -> Scores:
     Appendix D says "lowest", which is a misprint: HellaSwag at 0.78 is out of reach that way. `accuracy by whole
     option` takes the highest sum, as lm-eval's `acc` does; a model that does not tell token counts has only that.
     """
-    sums = [result[0] for result in results]
-    scores = {"accuracy by whole option": float(first_best(sums) == doc["gold"])}
+    scores = {}
     if all(isinstance(result, Scored) for result in results):
         means = [result[0] / result.tokens for result in results]  # type: ignore[attr-defined]
         scores["accuracy"] = float(first_best(means) == doc["gold"])
-    return scores
+    sums = [result[0] for result in results]
+    return {**scores, "accuracy by whole option": float(first_best(sums) == doc["gold"])}
 
 
 def first_best(values: Sequence[float]) -> int:
