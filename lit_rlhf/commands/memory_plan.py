@@ -48,7 +48,7 @@ class Recipe:
         options = dict((self.model.get("options") or {}).items())
         self.options = ModelOptions(**options)
         self.adapter = LoRA(**dict(self.model.adapter.items())) if self.model.get("adapter") else None
-        devices = trainer.devices if isinstance(trainer.devices, int) else 1
+        devices = int(trainer.devices) if str(trainer.devices).isdigit() else 1  # "2" on the command line
         self.world = max(devices, 1) * int(trainer.num_nodes or 1)
         self.shards = self.world if self.setup.shards_weights else 1
         # DDP reduces gradients in buckets that are as large again

@@ -152,7 +152,9 @@ def test_gradients_meet_activations_only_where_an_earlier_pass_left_them(tmp_pat
     together = {"training step": True}
     assert gradients("small/sft", "--trainer.accumulate_grad_batches=2") == together
     assert gradients("quickstart/sft") == together, "the pretraining mix goes before"
-    assert gradients("small/sft", "-c", "strategy/ddp", "--trainer.devices=2") == dict.fromkeys(apart, True), "buckets"
+    assert gradients("small/sft", "-c", "strategy/ddp", "--trainer.devices=2") == dict.fromkeys(apart, True), (
+        "the buckets of DDP"
+    )
 
 
 def test_the_command_names_phases_and_says_whether_a_gpu_holds_it(llama, tmp_path, monkeypatch, capsys):
