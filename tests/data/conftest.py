@@ -95,8 +95,7 @@ class FakeStrategyTrainer:
 
     def __init__(self, module, world_size=1, global_rank=0, accumulate_grad_batches=1):
         self.lightning_module = module
-        self.world_size = world_size
-        self.global_rank = global_rank
+        self.distributed_sampler_kwargs = {"num_replicas": world_size, "rank": global_rank} if world_size > 1 else None
         self.accumulate_grad_batches = accumulate_grad_batches
         self.num_training_batches = float("inf")
         self.callbacks = []
