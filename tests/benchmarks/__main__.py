@@ -241,9 +241,10 @@ def main() -> None:
     results = []
     for case in (case for name in parts for case in CASES.get(name, [])):
         if reason := reason_to_skip(case, folder):
-            print(f"left out: {case.name}: {reason}")
+            print(f"left out: {case.name}: {reason}", flush=True)
         else:
             results.append(compare(case, folder, parsed.rounds))
+            print(table(results[-1:]), flush=True)  # a run of many parts may be stopped
     about = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "python": sys.version}
     about |= {"torch": torch.__version__, "lightning": version("lightning"), "transformers": version("transformers")}
     if results:

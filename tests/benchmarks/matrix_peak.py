@@ -8,7 +8,7 @@ def main() -> None:
     """Report the operations of a product and the seconds of each."""
     args = work.arguments().parse_args()
     torch.set_num_threads(args.threads)
-    size = 2048 if args.device == "cpu" else 8192
+    size = 1024 if args.device == "cpu" else 8192
     kind = torch.bfloat16 if args.precision == "bf16-mixed" else torch.float32
     left, right = (torch.randn(size, size, device=args.device).to(kind) for _ in range(2))
     seconds = []
