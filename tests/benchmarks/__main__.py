@@ -173,7 +173,7 @@ def costs(run: dict[str, Any]) -> list[float]:
 
 def peak_flops(script: list[str], folder: Path) -> float:
     """Return the operations a second of bare matrix products on the device and in the precision of a worker."""
-    same = [word for word in script if word.startswith(("--device", "--precision", "--threads"))]
+    same = [word for word in script if word.startswith(("--device=", "--precision=", "--threads="))]
     found = measure(["matrix_peak.py", *same], folder, [HERE])
     return float(found["flops"]) / statistics.median(found["seconds"])
 
