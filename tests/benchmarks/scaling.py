@@ -20,7 +20,7 @@ class Axis(NamedTuple):
 
     def script(self, value: Any) -> list[str]:
         """Return the worker and its arguments at a value."""
-        return [self.worker, self.option.format(value), "--updates=2"]
+        return [self.worker, self.option.format(value), "--updates=1"]
 
 
 EPISODES = Axis("episodes of an iteration", "ours_ppo.py", "--episodes={}", [16, 32, 64, 128])
