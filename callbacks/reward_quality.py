@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lit_rlhf.evaluation.degenerate import DegenerateAnswers
 from lit_rlhf.evaluation.reward_quality import ScoredRankings, degenerate_shares, figures_of, summary_of
+from lit_rlhf.gather import of_all_ranks
 from lit_rlhf.models.scoring import score_rows
 from lit_rlhf.strategies import data_group
 
@@ -72,7 +72,8 @@ class RewardQuality(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Report on the whole validation set."""
-        scored = joined(gathered(self.parts, data_group(trainer.strategy)))
+        of_ranks = of_all_ranks(self.parts, data_group(trainer.strategy))
+        scored = joined([part for parts in of_ranks for part in parts])
         if scored is None:
             return
         report = {"step": trainer.global_step, **figures_of(scored)}
@@ -141,15 +142,6 @@ class RewardQuality(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with it."""
         self.history = list(state_dict["history"])
-
-
-def gathered(parts: list[ScoredRankings], group: dist.ProcessGroup | None) -> list[ScoredRankings]:
-    """Return the parts of all ranks of the group (None: of all there are) on every rank."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return parts
-    of_ranks: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(of_ranks, parts, group)
-    return [part for each in of_ranks for part in each]
 
 
 def joined(parts: list[ScoredRankings]) -> ScoredRankings | None:

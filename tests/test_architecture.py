@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "lit_rlhf"
 
-FLOOR_0 = {"errors", "functional"}
+FLOOR_0 = {"errors", "functional", "gather", "hashing"}
 FLOOR_1 = {"models", "data"}
 FLOOR_2 = {"rollout", "rewards"}
 LIGHTNING_GAPS = {"checkpoints", "schedules", "strategies"}  # only what Lightning lacks
@@ -15,6 +15,8 @@ MAY_IMPORT = {
     "errors": set(),
     "http": {"errors"},
     "functional": set(),
+    "gather": set(),
+    "hashing": set(),
     "checkpoints": FLOOR_0,
     "schedules": FLOOR_0,
     "strategies": FLOOR_0,

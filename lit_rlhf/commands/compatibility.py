@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
@@ -12,7 +13,6 @@ import torch
 from lit_rlhf.commands.suggestions import pip_command
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.checkpoint_files import is_sharded_checkpoint
-from lit_rlhf.rollout.vllm import VLLMGenerator
 
 
 class Setup(NamedTuple):
@@ -139,9 +139,12 @@ def check_compatibility(settings: Any) -> None:
             f"ckpt_path: {checkpoint} is a folder of shards, which only FSDP2 reads: use -c strategy/fsdp, on any "
             "number of devices, one among them"
         )
-    generator = (settings.model.get("init_args") or {}).get("generator")
-    if generator and _class_path(generator) == f"{VLLMGenerator.__module__}.{VLLMGenerator.__name__}":
-        VLLMGenerator(**generator.init_args.as_dict()).reach()
+    if setup.engine:
+        module, _, name = setup.engine.rpartition(".")
+        engine = getattr(import_module(module), name)
+        if hasattr(engine, "reach"):
+            arguments = settings.model.init_args.generator.get("init_args")
+            engine(**(arguments.as_dict() if arguments else {})).reach()
 
 
 def refusal(setup: Setup) -> str | None:

@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -31,6 +31,7 @@ from lit_rlhf.data.report import PreparationReport
 from lit_rlhf.data.sources import RowStream, stream_rows
 from lit_rlhf.data.text import Text, token_pieces
 from lit_rlhf.errors import UserError
+from lit_rlhf.hashing import hash_of_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -195,12 +196,3 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
         [*leading_ids(tokenizer), tokenizer.eos_token_id],
         rules,
     ]
-
-
-def hash_of_files(files: Iterable[Path]) -> str:
-    """A hash of names and contents."""
-    whole = hashlib.sha256()
-    for file in files:
-        with open(file, "rb") as content:
-            whole.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
-    return whole.hexdigest()

@@ -155,11 +155,18 @@ def finish_loading(model: PreTrainedModel, tokenizer: Tokenizer, options: ModelO
         several = isinstance(listed, list) and tokenizer.eos_token_id in listed  # of a chat model: all end a response
         model.generation_config.eos_token_id = listed if several else tokenizer.eos_token_id
     if options.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-        model.enable_input_require_grads()
+        checkpoint_activations(model)
     if options.compile:
         compile_training(model)
     return model.train()
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Have the model compute its blocks again in the backward pass instead of keeping what they made."""
+    # the second name is older, and warns since transformers 5.23
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable()
+    model.enable_input_require_grads()
 
 
 def compile_training(model: PreTrainedModel) -> None:

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.pytorch_utils import Conv1D
 
 from lit_rlhf.models.adapters import add_lora
+from lit_rlhf.models.loading import checkpoint_activations
 from lit_rlhf.models.options import LoRA, ModelOptions
 
 # NormalFloat: half a byte a weight, a byte a block of 64, and a float32 for 256 of these (double quantisation)
@@ -151,8 +152,7 @@ def kept_for_backward(
             saved, logits = _saved(model, batch)
             kept.append(saved)
             if options.gradient_checkpointing:
-                model.gradient_checkpointing_enable()
-                model.enable_input_require_grads()
+                checkpoint_activations(model)
                 again.append(_saved(model, batch)[0])
     block = kept[1] - kept[0]
     if options.gradient_checkpointing:

@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_rlhf.data.loader import data_ranks
 from lit_rlhf.errors import UserError
+from lit_rlhf.gather import of_all_ranks
 from lit_rlhf.models.export import CHECKPOINT_KEY, describe_model
 from lit_rlhf.models.identity import model_identity
 from lit_rlhf.models.loading import load_config, load_tokenizer, maximum_length
@@ -163,7 +163,7 @@ class LitModule(LightningModule):
         """Add what turns the checkpoint back into a transformers folder; leave out a 4-bit base, which has its own."""
         base = None if self.options.quantization is None else (self.model_path, self.options)
         about = describe_model(self.exported, self.tokenizer, self.export_prefix, self.adapter, base)
-        checkpoint[CHECKPOINT_KEY] = {"module": type(self).__name__, **about, "random": self.random_of_all_ranks()}
+        checkpoint[CHECKPOINT_KEY] = {"module": type(self).__name__, **about, "random": of_all_ranks(random_state())}
         checkpoint[CHECKPOINT_KEY]["read_only"] = self.identities
         if self.trainer.is_last_batch:
             checkpoint["epoch_end"] = {"means": self.means, "samples": self.samples}
@@ -216,15 +216,6 @@ class LitModule(LightningModule):
         strategy = self.trainer.strategy
         whole: Tensor = strategy.reduce(figures.to(self.device), group=data_group(strategy), reduce_op="sum")
         return whole.cpu()
-
-    def random_of_all_ranks(self) -> list[dict[str, Any]]:
-        """Return every rank's generators of randomness; every rank must call it."""
-        own = random_state()
-        if not (dist.is_available() and dist.is_initialized()):
-            return [own]
-        states: list[Any] = [None] * self.trainer.world_size
-        dist.all_gather_object(states, own)
-        return states
 
     def on_train_start(self) -> None:
         """Take the generators of a resumed run back, and finish the epoch that it was resumed at the end of."""

@@ -14,6 +14,7 @@ from lit_rlhf.data.batches import PretrainingBatch, PromptBatch
 from lit_rlhf.data.loader import data_ranks
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import clipped_policy_loss, clipped_value_loss, k1, masked_sum
+from lit_rlhf.gather import gather_rows
 from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.models.text_loss import text_loss
 from lit_rlhf.modules.actors import ActorCritic
@@ -23,7 +24,6 @@ from lit_rlhf.rollout.advantages import GAE, AdvantageEstimator, check_groups, r
 from lit_rlhf.rollout.critics import Critic, critic_of
 from lit_rlhf.rollout.endings import text_ends
 from lit_rlhf.rollout.experience import Experience, Trajectories, episodes_of, repeated, sample_rows
-from lit_rlhf.rollout.gather import gather_rows
 from lit_rlhf.rollout.generation import CachedGenerator, Generator, checked
 from lit_rlhf.rollout.kl_control import FixedKL, KLController
 from lit_rlhf.rollout.loader import (

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import mean_and_variance, moments, whiten
+from lit_rlhf.gather import several_ranks
 from lit_rlhf.rewards.source import (
     RewardSource,
     load_source_state,
@@ -111,7 +112,7 @@ class NormalisedReward(RewardStep):
         everyone = torch.ones_like(scores, dtype=torch.bool)
         if episodes.training and (self.episodes is None or self.moments[0] < self.episodes):
             added = moments(scores, everyone)
-            if dist.is_available() and dist.is_initialized():
+            if several_ranks():
                 dist.all_reduce(added, group=self.group)  # so that every rank keeps the same moments
             self.moments = self.moments + added.cpu()
         if not self.moments[0]:

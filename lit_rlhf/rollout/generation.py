@@ -55,6 +55,9 @@ class Generator(Protocol):
 def checked(generator: Generator, sampling: Sampling, logprobs: str) -> Generator:
     """Return the engine; where it has a `check`, it may refuse what it cannot do, before a model is loaded.
 
+    An engine that asks someone else may also have a `reach`, without arguments: `lit-rlhf fit` calls it before
+    anything is loaded, and it raises a `UserError` where nobody answers.
+
     Args:
         generator: the engine; `check(sampling, logprobs)` raises a `UserError`.
         sampling: of the run.

@@ -23,12 +23,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_rlhf.errors import UserError
+from lit_rlhf.gather import from_rank_zero, several_ranks
 from lit_rlhf.http import CredentialsRefused, JSONClient, NoAnswer
 from lit_rlhf.models.export import write_model
 from lit_rlhf.models.identity import fingerprint
 from lit_rlhf.rollout.endings import Ending, TextEnds
 from lit_rlhf.rollout.experience import Rollout
-from lit_rlhf.rollout.gather import from_rank_zero
 from lit_rlhf.rollout.sampling import Sampling
 from lit_rlhf.rollout.vllm_answers import Answers, Payload, choices_of
 
@@ -173,7 +173,7 @@ class VLLMGenerator:
             UserError: on all ranks, where it did not work.
         """
         problem = None
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0:
+        if not several_ranks() or dist.get_rank() == 0:
             version = fingerprint(model)
             try:
                 if version != self.version:

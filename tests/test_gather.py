@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ranks import on_ranks
 
-from lit_rlhf.rollout.gather import gather_rows
+from lit_rlhf.gather import gather_rows
 
 IDS = torch.arange(1, 25).view(6, 4)
 FLAGS = IDS % 3 == 0

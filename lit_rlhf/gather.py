@@ -1,12 +1,17 @@
-"""Rows of all ranks in one tensor, in an order that does not depend on how many ranks there are; a word of one."""
+"""What ranks tell each other: rows in an order that does not depend on how many ranks there are; any object."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 Value = TypeVar("Value")
+
+
+def several_ranks() -> bool:
+    """Whether this process is one of a group that can talk, be it of one."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def gather_rows(
@@ -21,7 +26,7 @@ def gather_rows(
             blocks of so many rows.
         group: the ranks that have rows of their own; by default all.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
+    if not several_ranks() or dist.get_world_size(group) == 1:
         return local
     kind, rows = local.dtype, local.to(torch.uint8) if local.dtype is torch.bool else local
     if rows.dim() == 2:
@@ -35,9 +40,18 @@ def gather_rows(
     return torch.stack(blocks, dim=1).flatten(0, 2).to(kind)
 
 
+def of_all_ranks(value: Value, group: dist.ProcessGroup | None = None) -> list[Value]:
+    """Return what every rank of the group gave, any object, in the order of ranks; every rank of it must call it."""
+    if not several_ranks():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group)
+    return values
+
+
 def from_rank_zero(value: Value) -> Value:
     """Return what rank zero gave, any object; every rank must call it."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if not several_ranks():
         return value
     values = [value]
     dist.broadcast_object_list(values)
