@@ -81,6 +81,16 @@ def agreed(figures: Tensor, strategy: Strategy) -> Tensor:
     return figures
 
 
+def one_backward_pass(strategy: Strategy) -> bool:
+    """Whether all gradients of a step must come of the pass that the loss of `training_step` starts.
+
+    DDP looks for weights without a gradient in that loss's graph, if it is told to, and holds a graph that it is told
+    to be static against the first.
+    """
+    wrapper = strategy.model
+    return bool(getattr(wrapper, "find_unused_parameters", False) or getattr(wrapper, "static_graph", False))
+
+
 def weights_on_rank_zero(strategy: Strategy) -> AbstractContextManager[Any]:
     """Within the block, models that `shard_model` will shard are loaded with numbers on rank zero alone.
 

@@ -107,7 +107,7 @@ def _plan_ppo(recipe: Recipe) -> MemoryPlan:
         parameters={"policy": policy.parameters},
     )
     held, gathered = _held(recipe, policy), _gathered(recipe, policy)
-    start = _critic_start(model)
+    start, critic_kept = _critic_start(model), None
     if start is not None:
         own, critic_kept = _trained(
             recipe, _config_or(config, start, recipe, planned), int(ppo.micro_batch), width, width, scalar=True
@@ -115,11 +115,15 @@ def _plan_ppo(recipe: Recipe) -> MemoryPlan:
         planned.parameters["critic"] = own.parameters
         held = {name: held[name] + value for name, value in _held(recipe, own).items()}
         gathered = {name: value + _gathered(recipe, own)[name] for name, value in gathered.items()}
-        kept = Pass(kept.activations + critic_kept.activations, kept.logits)
     frozen = _frozen(recipe, config, planned)
     held |= {name: value for name, value in frozen.items() if name not in _offloaded(recipe)}
     vocabulary = config.get_text_config().vocab_size
-    planned.phases |= _step(recipe, held, gathered | _kept(kept), "update")
+    begins, *done = _step(recipe, held, gathered | _kept(kept), "update").items()
+    planned.phases |= [begins]
+    if critic_kept is not None:  # a pass of its own, when the policy's has given back what it kept
+        found = held["gradients"] if recipe.accumulates else _buckets(recipe, held) + policy.gradients // recipe.shards
+        planned.phases["update, critic's pass"] = held | {"gradients": found} | gathered | _kept(critic_kept)
+    planned.phases |= done
     held = {name: value for name, value in held.items() if name != "gradients"}  # a step clears them at once
     # under mixed precision weights are gathered in bfloat16
     whole = {"policy gathered": policy.parameters * recipe.number} if recipe.shards > 1 else {}
@@ -161,12 +165,15 @@ def _step(recipe: Recipe, held: dict[str, int], passing: dict[str, int], name: s
     """
     if recipe.accumulates:
         return {name: held | passing}
-    # DDP's buckets stay from step to step
-    buckets = held["gradients"] // 2 if recipe.buckets else 0
     return {
-        f"{name}, backward begins": held | {"gradients": buckets} | passing,
+        f"{name}, backward begins": held | {"gradients": _buckets(recipe, held)} | passing,
         f"{name}, backward done": held,
     }
+
+
+def _buckets(recipe: Recipe, held: dict[str, int]) -> int:
+    """Return what DDP's buckets take, of the gradients; they stay from step to step."""
+    return held["gradients"] // 2 if recipe.buckets else 0
 
 
 def _gathered(recipe: Recipe, size: Size) -> dict[str, int]:

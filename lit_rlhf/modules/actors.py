@@ -26,16 +26,17 @@ from lit_rlhf.rewards.source import (
 )
 from lit_rlhf.rollout.critics import Critic, CriticStart
 from lit_rlhf.rollout.endings import end_ids
+from lit_rlhf.rollout.experience import Experience
 from lit_rlhf.rollout.passes import logprobs_and_entropy, logprobs_of, response_logprobs
 from lit_rlhf.rollout.sampling import Sampling
-from lit_rlhf.strategies import data_group, shard_model, weights_on_rank_zero
+from lit_rlhf.strategies import data_group, one_backward_pass, shard_model, weights_on_rank_zero
 
 
 class Evaluation(NamedTuple):
     """What policy and critic say of an experience."""
 
     logprobs: Tensor  # (B, R), of the policy
-    values: Tensor | None  # (B, R); None without a critic
+    values: Tensor | None  # (B, R); None where they take a pass of the critic's own, and without a critic
     entropy: Tensor | None  # (B, R), of the policy's full distribution; None where nothing asks for it
 
 
@@ -59,6 +60,7 @@ class ActorCritic(LitModule):
         policy: the causal language model.
         critic: the critic, or None.
         frozen: "reference", where it is a model of its own.
+        critic_next: what the critic has still to learn from, once the policy's backward pass is done.
     """
 
     export_prefix = "policy."
@@ -86,6 +88,7 @@ class ActorCritic(LitModule):
         self.critic_learning_rate, self.sampling = critic_learning_rate, sampling
         self.offload_frozen = offload_frozen
         self.policy: PreTrainedModel
+        self.critic_next: tuple[Experience, Layout] | None = None
         self.frozen: dict[str, Any] = {}  # a plain dict: neither trained, nor wrapped, nor in the checkpoint
 
     @property
@@ -198,9 +201,9 @@ class ActorCritic(LitModule):
             return torch.zeros(len(input_ids), width, device=input_ids.device)
         return self.critic.values(self.policy, self.laid_out(input_ids, attention_mask, width))
 
-    def evaluate(self, input_ids: Tensor, attention_mask: Tensor, width: int, with_entropy: bool) -> Evaluation:
-        """Return what the update's losses read."""
-        layout = self.laid_out(input_ids, attention_mask, width)
+    def evaluate(self, batch: Experience, with_entropy: bool) -> Evaluation:
+        """Return what the policy's loss reads. A critic with a pass of its own is left to `backward`."""
+        layout = self.laid_out(batch.input_ids, batch.attention_mask, batch.response_mask.shape[1])
         self.tally.add("update/padding", layout.padding, layout.input_ids.numel())
         entropy = None
         with last_layer(self.policy) as kept:
@@ -208,8 +211,29 @@ class ActorCritic(LitModule):
                 logprobs, entropy = logprobs_and_entropy(self.policy, layout, self.sampling)
             else:
                 logprobs = logprobs_of(self.policy, layout, self.sampling)
-        values = None if self.critic is None else self.critic.values_beside(kept[0], self.policy, layout)
+        values = None
+        if self.critic is not None and self.critic.beside_policy:
+            values = self.critic.values_beside(kept[0], self.policy, layout)
+        elif self.critic is not None and one_backward_pass(self.trainer.strategy):
+            values = self.critic.values(self.policy, layout)
+        elif self.critic is not None:
+            self.critic_next = batch, layout
         return Evaluation(logprobs, values, entropy)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Go back from a loss, and then, if `evaluate` left it to this, through the critic and back from its loss."""
+        super().backward(loss, *args, **kwargs)
+        if self.critic is None or self.critic_next is None:
+            return
+        (batch, layout), self.critic_next = self.critic_next, None
+        with self.trainer.precision_plugin.forward_context():
+            value = self.normalised(self.value_loss(self.critic.values(self.policy, layout), batch), batch.normalizer)
+        # Lightning divides the loss of a training step by the accumulation itself, but not this one
+        self.trainer.strategy.backward(value / self.trainer.accumulate_grad_batches, None)
+
+    def value_loss(self, values: Tensor, batch: Experience) -> Tensor:
+        """Return the critic's loss of a micro-batch, summed over its tokens, from its values (B, R)."""
+        raise NotImplementedError
 
     def hold_policy(self) -> None:
         """Take the policy's gradients away before a step: the optimizer then leaves the policy as it is."""

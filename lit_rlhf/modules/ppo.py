@@ -218,12 +218,14 @@ class PPOModule(ActorCritic):
         return trajectories, {"time/generate": generated - start, "time/score": time.perf_counter() - generated}
 
     def training_step(self, batch: Experience | PretrainingBatch, batch_idx: int) -> Tensor:
-        """Return the clipped policy loss plus the clipped value loss, or the loss of a batch of the pretraining mix."""
+        """Return the clipped policy loss, or the loss of a batch of the pretraining mix.
+
+        The clipped value loss is added where values come with the policy's pass; else `backward` sees to it.
+        """
         if isinstance(batch, PretrainingBatch):
             return self.pretraining_step(batch)
-        ppo, width = self.ppo, batch.response_mask.shape[1]
-        seen = self.evaluate(batch.input_ids, batch.attention_mask, width, ppo.entropy_coefficient > 0)
-        logprobs, values = seen.logprobs, seen.values  # (B, R)
+        ppo, seen = self.ppo, self.evaluate(batch, self.ppo.entropy_coefficient > 0)
+        logprobs = seen.logprobs  # (B, R)
         policy = clipped_policy_loss(logprobs, batch.logprobs, batch.advantages, batch.response_mask, ppo.clip)
         self.tally.add("policy/loss", policy.loss, policy.count)
         self.tally.add("policy/clip_fraction", policy.clipped, policy.count)
@@ -233,9 +235,7 @@ class PPOModule(ActorCritic):
                 self.tally.add(name, figure)
         for name, figure in batch.statistics.items():
             self.tally.add(name, figure)
-        loss = policy.loss
-        if values is not None:
-            loss = loss + ppo.value_coefficient * self.value_loss(values, batch)
+        loss = policy.loss if seen.values is None else policy.loss + self.value_loss(seen.values, batch)
         if seen.entropy is not None:
             entropy = masked_sum(seen.entropy, batch.response_mask)
             self.tally.add("policy/full_entropy", entropy, policy.count)
@@ -243,12 +243,12 @@ class PPOModule(ActorCritic):
         return self.normalised(loss, batch.normalizer)
 
     def value_loss(self, values: Tensor, batch: Experience) -> Tensor:
-        """Return the clipped value loss, summed over the tokens of a micro-batch."""
+        """Return the clipped value loss with its weight, summed over the tokens of a micro-batch."""
         assert batch.returns is not None
         value = clipped_value_loss(values, batch.values, batch.returns, batch.response_mask, self.ppo.value_clip)
         self.tally.add("value/loss", value.loss, value.count)
         self.tally.add("value/clip_fraction", value.clipped, value.count)
-        return value.loss
+        return self.ppo.value_coefficient * value.loss
 
     def pretraining_step(self, batch: PretrainingBatch) -> Tensor:
         """Return the language-modelling loss of the policy, mean over tokens (the γ term of Eq. 2, without γ)."""

@@ -33,7 +33,14 @@ class CriticStart(NamedTuple):
 
 
 class Critic(nn.Module):
-    """Base of the critics. `load` is called once, after the policy was loaded."""
+    """Base of the critics. `load` is called once, after the policy was loaded.
+
+    Attributes:
+        beside_policy: whether values come out of the policy's own pass (`values_beside`). Those of every other critic
+            are computed when the policy's backward pass is done: so activations are held of one of them at a time.
+    """
+
+    beside_policy = False
 
     def check(self, start: CriticStart) -> None:
         """Refuse what cannot be, before any weight is read."""
@@ -56,8 +63,8 @@ class Critic(nn.Module):
         raise NotImplementedError
 
     def values_beside(self, hidden: Tensor, policy: PreTrainedModel, layout: Layout) -> Tensor:
-        """Return the same where the policy has just passed over the tokens; `hidden` is its last layer, (L, W, D)."""
-        return self.values(policy, layout)
+        """Return the same of a policy that has just passed over the tokens; `hidden` is its last layer, (L, W, D)."""
+        raise NotImplementedError
 
     def trained(self, policy: PreTrainedModel) -> list[nn.Parameter]:
         """Return the weights that get the critic's learning rate; some may stand in the policy."""
@@ -115,6 +122,7 @@ class SharedTrunkCritic(Critic):
     weight (`ppo.value_coefficient`) now matters: Ziegler et al. take 0.1.
     """
 
+    beside_policy = True
     head: RidingHead
 
     def load(self, policy: PreTrainedModel, start: CriticStart) -> None:

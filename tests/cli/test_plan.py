@@ -21,7 +21,7 @@ from lit_rlhf.models.options import LoRA, ModelOptions
 from lit_rlhf.models.text_loss import text_loss
 
 ROWS, WIDTH = 3, 24
-PHASES = ("update, backward begins", "update, backward done", "generation", "scoring")
+PHASES = ("update, backward begins", "update, critic's pass", "update, backward done", "generation", "scoring")
 
 
 def saved_by_autograd(model: Any, half: bool) -> int:
@@ -155,6 +155,30 @@ def test_gradients_meet_activations_only_where_an_earlier_pass_left_them(tmp_pat
     assert gradients("small/sft", "-c", "strategy/ddp", "--trainer.devices=2") == dict.fromkeys(apart, True), (
         "the buckets of DDP"
     )
+
+
+def test_activations_of_policy_and_critic_are_never_added(tmp_path, capsys):
+    """tests/modules/test_critic_pass.py shows that a run does not hold both."""
+    BIG.save_pretrained(tmp_path / "model")
+
+    def figures(*more: str) -> dict[str, dict[str, float]]:
+        assert main(["plan", "-c", "small/ppo", f"--model.model={tmp_path / 'model'}", *more]) == 0
+        pages = [each.splitlines() for each in capsys.readouterr().out.split("\n\n") if ", GB a device\n" in each]
+        rows = {lines[0].split(", GB")[0]: [line.rsplit(maxsplit=1) for line in lines[1:]] for lines in pages}
+        return {phase: {name.strip(): float(value) for name, value in each} for phase, each in rows.items()}
+
+    alone = "--trainer.accumulate_grad_batches=1"
+    apart, without = figures(alone), figures(alone, "--model.advantages=lit_rlhf.rollout.advantages.LeaveOneOut")
+    begins, critic, done = (apart[f"update, {name}"] for name in ("backward begins", "critic's pass", "backward done"))
+    assert begins["activations"] == without["update, backward begins"]["activations"] > 0.1
+    assert critic["activations"] == pytest.approx(begins["activations"], rel=0.02), "the same blocks"
+    assert "gradients" not in begins and "logits and their gradient" not in critic
+    weights = apart["update, backward begins"]["weights"]
+    assert critic["gradients"] == pytest.approx(without["update, backward done"]["gradients"])
+    assert done["gradients"] == weights
+    several = figures("--trainer.accumulate_grad_batches=2")
+    assert list(several)[:3] == ["update", "update, critic's pass", "generation"]
+    assert several["update, critic's pass"]["gradients"] == weights
 
 
 def test_the_command_names_phases_and_says_whether_a_gpu_holds_it(llama, tmp_path, monkeypatch, capsys):
