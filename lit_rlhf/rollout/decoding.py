@@ -19,6 +19,11 @@ from lit_rlhf.models.segments import reason_against_segments, seen_mask, segment
 #: `models.direct.last_logits`, as it is or compiled
 LastLogits = Callable[..., Tensor]
 
+#: Tokens of prompts that a pass takes at once. What so few leave between two layers stays in a CPU's caches; elsewhere
+#: it is what a pass may need beside keys and values.
+_AT_ONCE = {"cpu": 1024}
+_AT_ONCE_ELSEWHERE = 16_384
+
 
 class Rows(Protocol):
     """What an engine decodes; some rows may be dropped on the way."""
@@ -90,14 +95,21 @@ class DirectRows:
 
     def prefill(self) -> Tensor:
         """See `Rows`. A prompt is computed once for all its rows."""
-        inputs = segment_inputs(self.mask, attention="eager")
-        seen, prompts = inputs["attention_mask"].to(self.seen.dtype), [states[:: self.samples] for states in self.room]
-        logits = last_logits(self.model, self.ids, inputs["position_ids"], seen, self.rotation, prompts)
+        count, width = self.ids.shape
+        prompts = max(_AT_ONCE.get(self.ids.device.type, _AT_ONCE_ELSEWHERE) // width, 1)
+        logits = torch.cat([self._pass(start, min(start + prompts, count)) for start in range(0, count, prompts)])
         if self.samples > 1:
             for states in self.room:
                 rows = states.view(len(self.ids), self.samples, *states.shape[1:])[..., : self.filled, :]
                 rows[:, 1:] = rows[:, :1]
         return logits.repeat_interleave(self.samples, 0)
+
+    def _pass(self, start: int, stop: int) -> Tensor:
+        """Compute so many prompts, each in the first of its rows; return the logits behind them."""
+        inputs = segment_inputs(self.mask[start:stop], attention="eager")
+        seen = inputs["attention_mask"].to(self.seen.dtype)
+        room = [states[start * self.samples : stop * self.samples : self.samples] for states in self.room]
+        return last_logits(self.model, self.ids[start:stop], inputs["position_ids"], seen, self.rotation, room)
 
     def keep(self, going: Tensor) -> Tensor:
         """See `Rows`."""

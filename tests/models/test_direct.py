@@ -11,6 +11,7 @@ from lit_rlhf.models.adapters import add_lora
 from lit_rlhf.models.direct import reason_against_direct
 from lit_rlhf.models.loading import load_causal_lm
 from lit_rlhf.models.options import LoRA, ModelOptions
+from lit_rlhf.rollout import decoding
 from lit_rlhf.rollout.decoding import DirectRows, rows_of
 from lit_rlhf.rollout.generation import CachedGenerator
 from lit_rlhf.rollout.sampling import Sampling, draw_noise
@@ -47,6 +48,12 @@ def assert_like_a_plain_pass(model: LlamaForCausalLM, atol: float = 1e-5) -> Non
 
 
 def test_heads_that_share_keys():
+    assert_like_a_plain_pass(shares_keys())
+
+
+@pytest.mark.parametrize("tokens", [1, 10, 1000])
+def test_prompts_in_any_number_of_passes(tokens, monkeypatch):
+    monkeypatch.setitem(decoding._AT_ONCE, "cpu", tokens)
     assert_like_a_plain_pass(shares_keys())
 
 
