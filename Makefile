@@ -25,7 +25,7 @@ type: .venv/.dev  ## mypy, strict, on the package
 docs: .venv/.docs  ## the documentation as HTML in site/
 	$(BIN)/mkdocs build --strict --config-file .ci/mkdocs.yml
 
-benchmark: .venv/.dev  ## speed and memory beside other libraries; ARGS="reward_model" for a part
+benchmark: .venv/.installed  ## speed and memory beside other libraries; ARGS="reward_model" for a part
 	$(BIN)/python tests/benchmarks $(ARGS)
 
 peers: .venv/.dev  ## the PPO update beside TRL 1.12.0's, which is installed into .venv-peers/
