@@ -44,7 +44,7 @@ class PPOSettings:
     entropy_coefficient: float = 0.0
     critic_warmup: int = 0
     critic_learning_rate: float = 9e-6
-    chunk: int = 64
+    chunk: int = 16
     logprobs: Literal["sampled", "recomputed"] = "sampled"
     offload_frozen: bool = False
 
