@@ -17,6 +17,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from lit_rlhf.errors import UserError
+from lit_rlhf.hashing import hash_of_file
 from lit_rlhf.models.options import ModelOptions
 
 FORMAT = 1  # raise it where the meaning of stored rows changes
@@ -138,11 +139,5 @@ def digest_of_model(model: str, options: ModelOptions, cache: Cache) -> str:
         if file.is_file() and file.suffix in (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"):
             state = file.stat()
             key = {"file": str(file.resolve()), "size": state.st_size, "changed": state.st_mtime_ns}
-            parts.append([file.name, cache.value(key, partial(digest_of_file, file))])
+            parts.append([file.name, cache.value(key, partial(hash_of_file, file))])
     return digest(parts)
-
-
-def digest_of_file(file: Path) -> str:
-    """Return a hash of a file's content."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

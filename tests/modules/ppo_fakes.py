@@ -3,10 +3,22 @@
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor
 
 from lit_rlhf.data.batches import PromptBatch
 from lit_rlhf.functional import pad_left
+
+
+class CountOf:
+    """Scores the share of one word; its best response is that word eight times over."""
+
+    def prepare(self, *_: Any) -> None:
+        """Nothing to load."""
+
+    def score(self, episodes: Any) -> torch.Tensor:
+        """Return the share."""
+        return torch.tensor([response.split().count("w3") / 8 for response in episodes.responses])
 
 
 class FewPrompts:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from ppo_fakes import PromptData
+from ppo_fakes import CountOf, PromptData
 from ranks import on_ranks
 from small_runs import assert_same_weights, quiet_trainer, sgd
 
@@ -15,17 +15,6 @@ from lit_rlhf.models.options import LoRA
 from lit_rlhf.modules import PPOModule, PPOSettings, actors
 from lit_rlhf.rollout.critics import AdapterCritic, SharedTrunkCritic
 from lit_rlhf.rollout.sampling import Sampling
-
-
-class CountOf:
-    """Scores the share of one word."""
-
-    def prepare(self, *_: Any) -> None:
-        """Nothing to load."""
-
-    def score(self, episodes: Any) -> torch.Tensor:
-        """Return the share."""
-        return torch.tensor([response.split().count("w3") / 8 for response in episodes.responses])
 
 
 def make(model: str, micro_batch: int = 4, **settings: Any) -> PPOModule:

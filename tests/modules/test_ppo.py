@@ -5,7 +5,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from ppo_fakes import PromptData
+from ppo_fakes import CountOf, PromptData
 from ranks import on_ranks
 
 from lit_rlhf.callbacks import PretrainingMix
@@ -17,17 +17,6 @@ from lit_rlhf.rollout.critics import AdapterCritic, SharedTrunkCritic
 from lit_rlhf.rollout.generation import CachedGenerator
 from lit_rlhf.rollout.kl_control import AdaptiveKL, FixedKL
 from lit_rlhf.rollout.sampling import Sampling
-
-
-class CountOf:
-    """Scores the share of one word; its best response is that word eight times over."""
-
-    def prepare(self, *_: Any) -> None:
-        """Nothing to load."""
-
-    def score(self, episodes: Any) -> torch.Tensor:
-        """Return the share."""
-        return torch.tensor([response.split().count("w3") / 8 for response in episodes.responses])
 
 
 class Watch(L.Callback):

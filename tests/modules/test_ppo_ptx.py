@@ -7,7 +7,7 @@ import lightning as L
 import pytest
 import torch
 import yaml
-from ppo_fakes import PromptData
+from ppo_fakes import CountOf, PromptData
 from small_runs import quiet_trainer
 from transformers import AutoModelForCausalLM
 
@@ -29,17 +29,6 @@ class Scores(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.seen.append(float(trainer.callback_metrics["reward/score"]))
-
-
-class CountOf:
-    """Scores the share of one word, which the text never has twice in a row."""
-
-    def prepare(self, *_: Any) -> None:
-        """Nothing to load."""
-
-    def score(self, episodes: Any) -> torch.Tensor:
-        """Return the share."""
-        return torch.tensor([response.split().count("w3") / 8 for response in episodes.responses])
 
 
 @pytest.fixture(scope="module")

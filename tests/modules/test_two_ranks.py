@@ -8,7 +8,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from ppo_fakes import PromptData
+from ppo_fakes import CountOf, PromptData
 from ranks import on_ranks
 from small_runs import assert_same_weights, demonstrations, quiet_trainer, rankings, whole_weights, write_rows
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -23,17 +23,6 @@ from lit_rlhf.strategies import FSDP2Strategy, is_sharded
 STEPS, SAVED = 5, 3
 # the minibatch is 12 in all; on two ranks and in the run that goes on alone it is cut alike
 ONE, TWO, ALONE, SPLIT = (12, 1, 1), (3, 2, 2), (6, 2, 1), (6, 2, 2)  # two ranks that split tensors count as one
-
-
-class CountOf:
-    """Scores the share of one word."""
-
-    def prepare(self, *_: Any) -> None:
-        """Nothing to load."""
-
-    def score(self, episodes: Any) -> torch.Tensor:
-        """Return the share."""
-        return torch.tensor([response.split().count("w3") / 8 for response in episodes.responses])
 
 
 class Losses(L.Callback):
