@@ -35,7 +35,7 @@ class DemonstrationDataModule(PreparedDataModule[TokenRow]):
         micro_batch: Demonstrations per rank and backward.
         batching: How the demonstrations of a minibatch are laid out, which changes no loss: "by_length", micro-batches
             of like length, padded; "packed", several behind each other in rows of `max_prompt_length +
-            max_completion_length` tokens, up to twice as many where that saves padding, with nothing seen across;
+            max_completion_length` tokens, up to twice as many where that is cheaper, with nothing seen across;
             "as_drawn", padded.
         seed: Keys the order of rows and the held-out part.
     """
@@ -73,10 +73,10 @@ class DemonstrationDataModule(PreparedDataModule[TokenRow]):
         assert self.trainer is not None and self.training_rows is not None
         module, setting = self.trainer.lightning_module, "data.batching"
         check = getattr(module, "require_segments", None)
-        if check is None:
+        if check is None or not hasattr(module, "hidden_size"):
             raise UserError(
                 f"{setting}: 'packed' is for modules that keep the sequences of a row apart, "
-                f"{type(module).__name__} has no require_segments; use 'by_length'"
+                f"{type(module).__name__} has no require_segments or no hidden_size; use 'by_length'"
             )
         check(max(self.length(row) for rows in (self.training_rows, self.validation_rows) for row in rows), setting)
 

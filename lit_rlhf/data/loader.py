@@ -64,6 +64,13 @@ def endless_places(total: int, seed: int, start: int, count: int) -> list[int]:
     return [epoch_order(total, seed, epoch)[place] for epoch, place in positions]
 
 
+class Packing(NamedTuple):
+    """How rows of data are laid behind each other."""
+
+    length: int  # tokens of a row of a batch; up to twice as many where that is cheaper
+    hidden: int  # the model's hidden size, which says what is cheaper
+
+
 class PlannedLoader(Generic[R, B]):
     """Yields this rank's micro-batches, one epoch per `iter()`.
 
@@ -87,9 +94,8 @@ class PlannedLoader(Generic[R, B]):
         weight: Targets of a row; their sum over a minibatch is its normalizer. None counts each row as 1.
         length: Width of a row. The rows of a minibatch are then dealt in its order, so that a micro-batch holds rows of
             like length and ranks have like work. None keeps the permuted order.
-        packed: The tokens that rows of data make when they are laid behind each other in one row of a batch, up to
-            twice as many where that saves padding; `length` is needed, and `collate` then takes lists of rows. None:
-            each stands alone.
+        packed: How rows of data are laid behind each other in one row of a batch; `length` is needed, and `collate`
+            then takes lists of rows. None: each stands alone.
         blank: A row's copy without targets.
 
     Raises:
@@ -110,7 +116,7 @@ class PlannedLoader(Generic[R, B]):
         drop_last: bool = True,
         weight: Callable[[R], int] | None = None,
         length: Callable[[R], int] | None = None,
-        packed: int | None = None,
+        packed: Packing | None = None,
         blank: Callable[[R], R] | None = None,
     ) -> None:
         if micro_batch < 1:
@@ -206,7 +212,7 @@ class PlannedLoader(Generic[R, B]):
     def _pack(self, places: Sequence[int], steps: int) -> list[list[int]]:
         assert self._lengths is not None and self._packed is not None, "packing needs `length`"
         lengths = [self._lengths[place] for place in places]
-        packed = pack_widening(lengths, steps * self.cut.world_size, self._packed)
+        packed = pack_widening(lengths, steps * self.cut.world_size, *self._packed)
         return [[places[n] for n in line] for line in packed]
 
     def fill(self, minibatches: int = 100) -> float:

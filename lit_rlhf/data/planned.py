@@ -11,7 +11,7 @@ from lightning import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_rlhf.data.loader import PlannedLoader, data_ranks
+from lit_rlhf.data.loader import Packing, PlannedLoader, data_ranks
 from lit_rlhf.data.preparation import Preparation
 from lit_rlhf.data.report import PreparationReport
 from lit_rlhf.data.steps.keys import prompt_key
@@ -64,7 +64,7 @@ class PlannedDataModule(LightningDataModule, Generic[R]):
         self._loader: PlannedLoader[R, Any] | None = None
         self._loaded_state: dict[str, int] | None = None
 
-    #: tokens of a packed row, of which it may have twice as many where that saves padding
+    #: tokens of a packed row, of which it may have twice as many where that is cheaper
     packed_length: int | None = None
     #: what to lower where rows are too long for the model
     length_settings = "data.max_prompt_length or data.max_completion_length"
@@ -138,7 +138,10 @@ class PlannedDataModule(LightningDataModule, Generic[R]):
                 "GradientAccumulationScheduler: a minibatch is planned before it is cut, so its size cannot change in "
                 "training; remove the callback and set the Trainer's accumulate_grad_batches"
             )
-        packed = self.packed_length if self.batching == "packed" else None
+        packed = None
+        if self.batching == "packed" and self.packed_length is not None:
+            module: Any = self.trainer.lightning_module
+            packed = Packing(self.packed_length, module.hidden_size)
         world_size, rank = data_ranks(self.trainer)
         return PlannedLoader(
             self.training_rows if training else self.validation_rows,

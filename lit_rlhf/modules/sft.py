@@ -70,6 +70,11 @@ class SFTModule(LitModule):
         if reason:
             raise UserError(f"{setting}: rows cannot be packed for {self.model_path!r}: {reason}")
 
+    @property
+    def hidden_size(self) -> int:
+        """Of the model, before it is loaded; it says which way of packing rows is the cheapest."""
+        return int(load_config(self.model_path, self.options).get_text_config().hidden_size)
+
     def configure_model(self) -> None:
         """Load the model, once."""
         if hasattr(self, "model"):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lit_rlhf.data import DemonstrationDataModule
 from lit_rlhf.data.collation import TokenRow, collate_packed, collate_tokens
-from lit_rlhf.data.loader import PlannedLoader
+from lit_rlhf.data.loader import Packing, PlannedLoader
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional.packing import pack, pack_widening
 
@@ -36,28 +36,33 @@ def test_sequences_of_half_a_row_and_more_fill_what_can_be_filled():
     assert len(rows) <= 1.04 * max(alone, sum(lengths) / 256)
 
 
-@given(lengths, st.integers(1, 4), st.integers(0, 30))
-def test_rows_widen_to_twice_the_limit_and_only_to_save_padding(lengths, shares, room):
+def filled(lengths, rows):
+    """Rows, their width, and the share of tokens that are none."""
+    widths = [sum(lengths[place] for place in row) for row in rows]
+    return len(rows), max(widths), 1 - sum(widths) / (len(rows) * max(widths))
+
+
+@given(lengths, st.integers(1, 4), st.integers(0, 30), st.sampled_from([8, 256, 4096]))
+def test_rows_widen_to_twice_the_limit_where_that_is_cheaper(lengths, shares, room, hidden):
     limit = max(lengths) + room
-    narrow, rows = pack(lengths, shares, limit), pack_widening(lengths, shares, limit)
-
-    def padding(rows):
-        totals = [sum(lengths[place] for place in row) for row in rows]
-        return 1 - sum(totals) / (len(rows) * max(totals))
-
+    rows = pack_widening(lengths, shares, limit, hidden)
     assert sorted(place for row in rows for place in row) == list(range(len(lengths)))
-    assert max(sum(lengths[place] for place in row) for row in rows) <= 2 * limit
-    assert rows == narrow if padding(narrow) <= 0.05 else padding(rows) <= padding(narrow)
+    count, width, padding = filled(lengths, rows)
+    assert width <= 2 * limit
+    for narrow, its_width, its_padding in (filled(lengths, pack(lengths, shares, at)) for at in (limit, 2 * limit)):
+        assert count * width * (6 * hidden + 2.5 * width) <= narrow * its_width * (6 * hidden + 2.5 * its_width)
+        assert padding <= its_padding + 1e-9 or width < its_width, "more padding for nothing"
 
 
-def test_minibatches_of_half_a_row_and_more_are_nineteen_twentieths_full():
+def test_a_wide_model_gets_wide_rows_and_a_narrow_one_narrow_ones():
     """28 demonstrations of an eighth to the whole of a row: of rows of 256 a seventh would be padding."""
-    drawn, fills = random.Random(0), []
+    drawn, fills, widths = random.Random(0), [], []
     for _ in range(50):
         lengths = [drawn.randint(32, 256) for _ in range(28)]
-        rows = pack_widening(lengths, 1, 256)
-        fills.append(sum(lengths) / (len(rows) * max(sum(lengths[place] for place in row) for row in rows)))
-    assert min(fills) >= 0.92 and sum(fills) / len(fills) >= 0.95
+        fills.append(1 - filled(lengths, pack_widening(lengths, 1, 256, 4096))[2])
+        widths.append(filled(lengths, pack_widening(lengths, 1, 256, 64))[1])
+    assert min(fills) >= 0.9 and sum(fills) / len(fills) >= 0.94
+    assert sum(widths) / len(widths) <= 280
 
 
 def long_tailed(count, seed=0):
@@ -76,7 +81,7 @@ def plan(lengths, micro_batch, accumulate=1, world_size=1, packed=None, **settin
             rank=rank,
             weight=lambda row: lengths[row],
             length=lambda row: lengths[row],
-            packed=packed,
+            packed=packed and Packing(packed, 64),
             **settings,
         )
         for rank in range(world_size)
@@ -157,6 +162,7 @@ def test_the_data_module_packs_and_asks_the_module(attach, write):
     with pytest.raises(UserError, match="modules that keep the sequences of a row apart, ToyModule has no require_seg"):
         attach(data)
     asked = []
+    data.trainer.lightning_module.hidden_size = 64
     data.trainer.lightning_module.require_segments = lambda longest, setting: asked.append((longest, setting))
     data.training_rows = None
     data.setup("fit")
