@@ -3,7 +3,6 @@
 Shapes: `B` prompts, `N` rows, a multiple of B, `P` prompt width, `V` vocabulary.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -13,16 +12,8 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from lit_rlhf.functional import position_ids
-from lit_rlhf.models.direct import last_logits, reason_against_direct, rotation_of, set_aside
 from lit_rlhf.models.segments import reason_against_segments, seen_mask, segment_inputs
-
-#: `models.direct.last_logits`, as it is or compiled
-LastLogits = Callable[..., Tensor]
-
-#: Tokens of prompts that a pass takes at once. What so few leave between two layers stays in a CPU's caches; elsewhere
-#: it is what a pass may need beside keys and values.
-_AT_ONCE = {"cpu": 1024}
-_AT_ONCE_ELSEWHERE = 16_384
+from lit_rlhf.rollout.direct_rows import Direct, DirectRows, moved
 
 
 class Rows(Protocol):
@@ -47,7 +38,7 @@ def rows_of(
     prompt_mask: Tensor,
     samples: int,
     length: int,
-    last_logits: LastLogits = last_logits,
+    direct: Direct | None,
 ) -> Rows:
     """Return the rows of the prompts, `samples` of each, for responses of at most `length` tokens.
 
@@ -61,84 +52,14 @@ def rows_of(
         prompt_mask: (B, P), 1 = real token.
         samples: rows of each prompt.
         length: most tokens of a response.
-        last_logits: a step of Llama's blocks: `models.direct.last_logits`, or that compiled.
+        direct: of `direct_rows.direct_of`.
     """
     config = model.config.get_text_config()
     against = reason_against_segments(config, config._attn_implementation, prompt_ids.shape[1] + length)
-    if against is None and reason_against_direct(model) is None:
-        return DirectRows(model, prompt_ids, prompt_mask, samples, length, last_logits)
+    if against is None and direct is not None:
+        return DirectRows(model, prompt_ids, prompt_mask, samples, length, direct)
     kind = FixedRows if against is None else GrowingRows
     return kind(model, prompt_ids, prompt_mask, samples, length)
-
-
-class DirectRows:
-    """Keys and values of all blocks in one piece of memory; where a row is dropped, the last one takes its place."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        samples: int,
-        length: int,
-        last_logits: LastLogits,
-    ) -> None:
-        self.model, self.ids, self.mask, self.samples = model, prompt_ids, prompt_mask, samples
-        self.last_logits = last_logits
-        self.filled, columns = prompt_ids.shape[1], prompt_ids.shape[1] + length
-        self.rotation = rotation_of(model, columns)
-        self.room = set_aside(model, len(prompt_ids) * samples, columns)
-        response = prompt_mask.new_ones(len(prompt_mask), length)
-        seen = torch.cat([prompt_mask, response], 1).repeat_interleave(samples, 0).bool()[:, None, None]
-        self.seen = seen_mask(seen, "eager").to(self.room[0].dtype)  # (N, 1, 1, P + length)
-        self.position = position_ids(prompt_mask)[:, -1:].repeat_interleave(samples, 0)  # (N, 1), of the last token
-
-    def prefill(self) -> Tensor:
-        """See `Rows`. A prompt is computed once for all its rows."""
-        count, width = self.ids.shape
-        prompts = max(_AT_ONCE.get(self.ids.device.type, _AT_ONCE_ELSEWHERE) // width, 1)
-        logits = torch.cat([self._pass(start, min(start + prompts, count)) for start in range(0, count, prompts)])
-        if self.samples > 1:
-            for states in self.room:
-                rows = states.view(len(self.ids), self.samples, *states.shape[1:])[..., : self.filled, :]
-                rows[:, 1:] = rows[:, :1]
-        return logits.repeat_interleave(self.samples, 0)
-
-    def _pass(self, start: int, stop: int) -> Tensor:
-        """Compute so many prompts, each in the first of its rows; return the logits behind them."""
-        inputs = segment_inputs(self.mask[start:stop], attention="eager")
-        seen = inputs["attention_mask"].to(self.seen.dtype)
-        room = [states[start * self.samples : stop * self.samples : self.samples] for states in self.room]
-        return last_logits(self.model, self.ids[start:stop], inputs["position_ids"], seen, self.rotation, room)
-
-    def keep(self, going: Tensor) -> Tensor:
-        """See `Rows`."""
-        order, movers, holes = moved(going)
-        if len(holes):
-            for states in self.room:
-                states[holes, :, : self.filled] = states[movers, :, : self.filled]
-        self.seen, self.position = self.seen[order], self.position[order]
-        return order
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """See `Rows`."""
-        self.filled += 1
-        self.position = self.position + 1
-        seen = self.seen[..., : self.filled]
-        return self.last_logits(self.model, tokens[:, None], self.position, seen, self.rotation, self.room)
-
-
-def moved(going: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return how rows close up behind those that are dropped, where `going` (n,) bool is False.
-
-    Returns:
-        the places of the rows that stay, in their new order, (m,); those that move, from the end, (h,); the places
-        that they move to, (h,).
-    """
-    kept, dropped = going.nonzero().squeeze(1), (~going).nonzero().squeeze(1)
-    holes = dropped[dropped < len(kept)]
-    movers = kept[len(kept) - len(holes) :]
-    return torch.arange(len(kept), device=going.device).index_copy_(0, holes, movers), movers, holes
 
 
 class FixedRows:

@@ -14,8 +14,9 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from lit_rlhf.models.direct import compiled_last_logits, last_logits, reason_against_direct
-from lit_rlhf.rollout.decoding import LastLogits, Rows, rows_of
+from lit_rlhf.models.direct import compiled_last_logits, prepares_nothing, reason_against_direct
+from lit_rlhf.rollout.decoding import Rows, rows_of
+from lit_rlhf.rollout.direct_rows import Direct, LastLogits, direct_of
 from lit_rlhf.rollout.endings import Ending, TextEnds
 from lit_rlhf.rollout.experience import Rollout
 from lit_rlhf.rollout.responses import Responses
@@ -72,6 +73,8 @@ def checked(generator: Generator, sampling: Sampling, logprobs: str) -> Generato
 class CachedGenerator:
     """Prefill once a prompt, then one cached step a token; rows that have ended are dropped from the batch.
 
+    In float32 on a CPU the weights of plain layers are copied for the rollout, in the order in which they are read.
+
     Args:
         batch_size: most rows decoded at once; prompts are taken in order of length, the responses to one together.
         compile: compile the step of a token (`torch.compile`), once for all lengths and numbers of rows. The first
@@ -96,21 +99,25 @@ class CachedGenerator:
         """See `Generator.generate`."""
         lengths, samples = prompt_mask.sum(1), len(uniforms) // len(prompt_ids)
         ending = Ending(model, sampling, text_ends)
-        response, step = Responses(model, uniforms.to(prompt_ids.device), sampling, ending), self._step(model)
+        response, direct = Responses(model, uniforms.to(prompt_ids.device), sampling, ending), self._direct(model)
+        # what a call costs counts here, and in inference mode it costs less
+        light = direct is not None and prepares_nothing(model)
+        mode = torch.inference_mode() if light else torch.no_grad()  # inference_mode(False) would turn gradients on
         for prompts in torch.split(torch.argsort(lengths), max(self.batch_size // samples, 1)):
             width = int(lengths[prompts].max())
             ids, mask = prompt_ids[prompts, -width:], prompt_mask[prompts, -width:]
             rows = (prompts[:, None] * samples + torch.arange(samples, device=prompts.device)).flatten()
-            _decode(rows_of(model, ids, mask, samples, sampling.response_length, step), response, rows)
+            with mode:
+                _decode(rows_of(model, ids, mask, samples, sampling.response_length, direct), response, rows)
         return response.rollout()
 
-    def _step(self, model: PreTrainedModel) -> LastLogits:
+    def _direct(self, model: PreTrainedModel) -> Direct | None:
         if not self.compile:
-            return last_logits
+            return direct_of(model)
         if reason := reason_against_direct(model):
             rank_zero_warn(f"generator.compile: the rollout runs as it is, without being compiled: {reason}")
         self.compiled = self.compiled or compiled_last_logits()
-        return self.compiled
+        return direct_of(model, self.compiled)
 
 
 def _decode(batch: Rows, response: Responses, rows: Tensor) -> None:

@@ -11,8 +11,9 @@ from lit_rlhf.models.adapters import add_lora
 from lit_rlhf.models.direct import reason_against_direct
 from lit_rlhf.models.loading import load_causal_lm
 from lit_rlhf.models.options import LoRA, ModelOptions
-from lit_rlhf.rollout import decoding
-from lit_rlhf.rollout.decoding import DirectRows, rows_of
+from lit_rlhf.rollout import direct_rows
+from lit_rlhf.rollout.decoding import rows_of
+from lit_rlhf.rollout.direct_rows import DirectRows, _rounded, direct_of
 from lit_rlhf.rollout.generation import CachedGenerator
 from lit_rlhf.rollout.sampling import Sampling, draw_noise
 
@@ -33,7 +34,7 @@ def shares_keys(**settings: object) -> LlamaForCausalLM:
 
 def assert_like_a_plain_pass(model: LlamaForCausalLM, atol: float = 1e-5) -> None:
     ids, mask = pad_left(PROMPTS, 0)
-    batch = rows_of(model, ids, mask, 2, 4)
+    batch = rows_of(model, ids, mask, 2, 4, direct_of(model))
     assert isinstance(batch, DirectRows)
     tokens = torch.randint(2, 30, (6, 3), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -53,7 +54,7 @@ def test_heads_that_share_keys():
 
 @pytest.mark.parametrize("tokens", [1, 10, 1000])
 def test_prompts_in_any_number_of_passes(tokens, monkeypatch):
-    monkeypatch.setitem(decoding._AT_ONCE, "cpu", tokens)
+    monkeypatch.setitem(direct_rows._AT_ONCE, "cpu", tokens)
     assert_like_a_plain_pass(shares_keys())
 
 
@@ -77,6 +78,66 @@ def test_adapters_and_hooks_on_layers_count():
     assert_like_a_plain_pass(model)
 
 
+@pytest.mark.parametrize("where", ["projection", "feed-forward"])
+def test_a_hook_within_a_block_counts(where):
+    model = shares_keys()
+    block = model.model.layers[1]
+    module = block.self_attn.k_proj if where == "projection" else block.mlp
+    module.register_forward_hook(lambda module, inputs, output: output * 2)
+    assert_like_a_plain_pass(model)
+
+
+def test_autocast_counts():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_like_a_plain_pass(shares_keys(), atol=0.1)
+        assert isinstance(direct_of(shares_keys()).tokens.blocks[0].out, torch.nn.Linear)
+
+
+def test_a_rollout_is_of_the_weights_as_they_are():
+    """And what it returns may be trained with, though it was drawn in inference mode."""
+    model, generator = shares_keys(), CachedGenerator()
+    ids, mask = pad_left([[5, 6, 7], [8, 9, 4]], 0)
+    for _ in range(2):
+        found = generator.generate(model, ids, mask, draw_noise(2, 6, 0), Sampling(6))
+        assert not any(tensor.is_inference() for tensor in found)
+        logits = model(torch.cat([ids, found.response_ids], 1)).logits[:, 2:-1]
+        logprobs = log_softmax(logits, -1).gather(2, found.response_ids[..., None])[..., 0]
+        drawn = found.response_mask
+        torch.testing.assert_close(found.logprobs[drawn], logprobs[drawn], atol=1e-4, rtol=1e-4)
+        (logprobs[drawn] * found.logprobs[drawn]).sum().backward()
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(0.8)
+
+
+def test_layers_of_others_are_not_called_in_inference_mode():
+    """They may prepare their weights in the first pass, and keep them for training."""
+    modes: dict[bool, list[bool]] = {True: [], False: []}
+
+    class Theirs(torch.nn.Linear):
+        """As bitsandbytes' are."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            modes[known].append(torch.is_inference_mode_enabled())
+            assert not torch.is_grad_enabled()
+            return super().forward(x)
+
+    for known in (True, False):
+        model = shares_keys()
+        Theirs.__module__ = "peft.layers" if known else "bitsandbytes.layers"
+        model.model.layers[0].mlp.down_proj.__class__ = Theirs
+        ids, mask = pad_left(PROMPTS, 0)
+        CachedGenerator().generate(model, ids, mask, draw_noise(3, 4, 0), Sampling(4))
+    assert all(modes[True]) and modes[True] and modes[False] and not any(modes[False])
+
+
+def test_few_sizes_of_steps():
+    """A CPU makes code for each, half a megabyte a product."""
+    rounded = [_rounded(rows) for rows in range(1, 257)]
+    assert all(0 <= size - rows < max(4, rows / 8) for rows, size in enumerate(rounded, 1))
+    assert len(set(rounded)) <= 32
+
+
 @pytest.mark.parametrize("what", ["attention", "rotation", "hook", "class"])
 def test_what_it_does_not_know_is_left_to_the_model(what):
     dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 100.0, "original_max_position_embeddings": 8}
@@ -90,7 +151,7 @@ def test_what_it_does_not_know_is_left_to_the_model(what):
         model.__class__ = type("Sharded", (LlamaForCausalLM,), {})
     assert reason_against_direct(model)
     ids, mask = pad_left(PROMPTS, 0)
-    assert not isinstance(rows_of(model, ids, mask, 1, 4), DirectRows)
+    assert not isinstance(rows_of(model, ids, mask, 1, 4, direct_of(model)), DirectRows)
 
 
 @pytest.fixture

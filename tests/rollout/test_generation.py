@@ -9,7 +9,8 @@ from transformers import MistralConfig, MistralForCausalLM
 from lit_rlhf.functional import pad_left
 from lit_rlhf.models.loading import load_causal_lm
 from lit_rlhf.models.options import ModelOptions
-from lit_rlhf.rollout.decoding import DirectRows, FixedRows, GrowingRows, rows_of
+from lit_rlhf.rollout.decoding import FixedRows, GrowingRows, rows_of
+from lit_rlhf.rollout.direct_rows import DirectRows, direct_of
 from lit_rlhf.rollout.generation import CachedGenerator, HuggingFaceGenerator
 from lit_rlhf.rollout.passes import in_chunks, response_logprobs
 from lit_rlhf.rollout.sampling import Sampling, choose_tokens, draw_noise
@@ -114,13 +115,13 @@ def test_models_that_slide_or_keep_a_state_decode_from_a_growing_cache(model_fol
     for name in ARCHITECTURES:
         model = load_causal_lm(model_folders[name], tokenizer, ModelOptions()).eval()
         kind = DirectRows if name in ("llama", "qwen2") else FixedRows
-        assert isinstance(rows_of(model, ids, mask, 1, 4), kind), name
+        assert isinstance(rows_of(model, ids, mask, 1, 4, direct_of(model)), kind), name
     small = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 1}
     torch.manual_seed(0)
     sliding = MistralForCausalLM(MistralConfig(**small, **heads, sliding_window=6)).eval()
-    assert isinstance(rows_of(sliding, ids, mask, 1, 1), DirectRows), "the window is never left"
-    assert isinstance(rows_of(sliding, ids, mask, 1, 12), GrowingRows)
+    assert isinstance(rows_of(sliding, ids, mask, 1, 1, direct_of(sliding)), DirectRows), "the window is never left"
+    assert isinstance(rows_of(sliding, ids, mask, 1, 12, direct_of(sliding)), GrowingRows)
     noise = draw_noise(10, 12, 3)
     ours = CachedGenerator(batch_size=4).generate(sliding, ids, mask, noise, Sampling(12))
     theirs = HuggingFaceGenerator().generate(sliding, ids, mask, noise, Sampling(12))
@@ -134,7 +135,7 @@ def test_rows_that_end_leave_no_trace(name, samples, model_folders, tokenizer):
     model = load_causal_lm(model_folders[name], tokenizer, ModelOptions()).eval()
     prompts = PROMPTS * (2 // samples)
     ids, mask = pad_left(prompts, tokenizer.pad_token_id)
-    batch = rows_of(model, ids, mask, samples, 6)
+    batch = rows_of(model, ids, mask, samples, 6, direct_of(model))
     tokens = torch.randint(2, 20, (10, 6), generator=torch.Generator().manual_seed(3))
     rows, logits = torch.arange(10), batch.prefill()
     left = set(range(10))
