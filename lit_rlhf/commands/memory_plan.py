@@ -127,7 +127,7 @@ def _plan_ppo(recipe: Recipe) -> MemoryPlan:
     held = {name: value for name, value in held.items() if name != "gradients"}  # a step clears them at once
     # under mixed precision weights are gathered in bfloat16
     whole = {"policy gathered": policy.parameters * recipe.number} if recipe.shards > 1 else {}
-    if recipe.setup.device == "cpu" and recipe.number == 4 and recipe.adapter is None:
+    if recipe.setup.device == "cpu" and recipe.number == 4 and recipe.shards == 1 and recipe.adapter is None:
         whole = {"packed weights": policy.parameters * 4}  # `lit_rlhf.models.packed`
     decoded = min(max(int(ppo.rollout_batch) // recipe.world, 1), 256)  # `CachedGenerator.batch_size`
     planned.phases["generation"] = (

@@ -162,8 +162,11 @@ def test_the_data_module_packs_and_asks_the_module(attach, write):
     with pytest.raises(UserError, match="modules that keep the sequences of a row apart, ToyModule has no require_seg"):
         attach(data)
     asked = []
-    data.trainer.lightning_module.hidden_size = 64
     data.trainer.lightning_module.require_segments = lambda longest, setting: asked.append((longest, setting))
+    data.training_rows = None
+    with pytest.raises(UserError, match="or no hidden_size; use 'by_length'"):
+        data.setup("fit")
+    data.trainer.lightning_module.hidden_size = 64
     data.training_rows = None
     data.setup("fit")
     data.setup("fit")
