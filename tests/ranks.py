@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 
 def on_ranks(function: Callable[[], Any], folder: Path, world_size: int = 2) -> list[Any]:
     """Run `function` on every rank and return what each returned; fail with the rank's own traceback."""
@@ -39,6 +41,8 @@ def _be_rank(rank: int, world_size: int, port: int, function: Callable[[], Any],
     }
     names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
     os.environ.update({name: str(value) for name, value in names.items()})
+    # a fork leaves PyTorch's pool of threads to be made anew, and several threads that find it so at once fail
+    torch.set_num_threads(torch.get_num_threads())
     signal.alarm(600)  # a rank that waits for ever ends, and fails its test
     try:
         outcome = (False, function())
