@@ -14,7 +14,7 @@ class TokenBatch(NamedTuple):
     attention_mask: Tensor  # (B, T) int64, 1 = real token
     loss_mask: Tensor  # (B, T) bool, True where the token is a target of the loss; column 0 is never True
     normalizer: Tensor  # () float32, targets in the whole minibatch: accumulation and ranks included
-    segment: Tensor | None = None  # (B, T) int64, where rows are packed: which sequence of its row, from 1; 0 padding
+    sequences: tuple[int, ...] | None = None  # packed: tokens of each sequence of the one row, T together
 
 
 class RankingBatch(NamedTuple):

@@ -65,17 +65,13 @@ def collate_tokens(rows: Sequence[TokenRow], normalizer: float, pad_id: int) -> 
     return TokenBatch(ids, attention, targets.bool(), torch.tensor(normalizer, dtype=torch.float32))
 
 
-def collate_packed(lines: Sequence[Sequence[TokenRow]], normalizer: float, pad_id: int) -> TokenBatch:
-    """Lines of several sequences behind each other, right-padded; `segment` says where each begins and ends."""
-    ids, attention = pad([list(chain.from_iterable(row.ids for row in line)) for line in lines], pad_id)
-    targets, _ = pad([list(chain.from_iterable(row.targets for row in line)) for line in lines], False)
-    segment = torch.zeros_like(ids)  # (B, T)
-    for number, line in enumerate(lines):
-        lengths = torch.tensor([len(row.ids) for row in line])
-        segment[number, : int(lengths.sum())] = torch.arange(1, len(line) + 1).repeat_interleave(lengths)
-    first = segment.diff(dim=1, prepend=torch.zeros_like(segment[:, :1])) != 0
-    targets[first] = 0  # nothing predicts the first token of a sequence: what stands before it is another's
-    return TokenBatch(ids, attention, targets.bool(), torch.tensor(normalizer, dtype=torch.float32), segment)
+def collate_packed(rows: Sequence[TokenRow], normalizer: float) -> TokenBatch:
+    """Sequences behind each other in one row; `sequences` says how long each is."""
+    ids = torch.tensor([list(chain.from_iterable(row.ids for row in rows))])
+    # nothing predicts the first token of a sequence: what stands before it is another's
+    targets = torch.tensor([list(chain.from_iterable([False, *row.targets[1:]] for row in rows))])
+    lengths, count = tuple(len(row.ids) for row in rows), torch.tensor(normalizer, dtype=torch.float32)
+    return TokenBatch(ids, torch.ones_like(ids), targets, count, lengths)
 
 
 def collate_rankings(rows: Sequence[RankingRow], normalizer: float, pad_id: int) -> RankingBatch:

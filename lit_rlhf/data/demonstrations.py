@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from lightning.pytorch.utilities import rank_zero_info
+
 from lit_rlhf.data.batches import TokenBatch
 from lit_rlhf.data.collation import TokenRow, collate_packed, collate_tokens
 from lit_rlhf.data.conversations import earlier_replies
 from lit_rlhf.data.formats import read_records
 from lit_rlhf.data.lengths import LengthPolicy
+from lit_rlhf.data.loader import PlannedLoader
 from lit_rlhf.data.planned import PreparedDataModule
 from lit_rlhf.data.preparation import DemonstrationPreparation
 from lit_rlhf.data.prompting import PromptTemplate
@@ -34,9 +37,8 @@ class DemonstrationDataModule(PreparedDataModule[TokenRow]):
         preparation: The paper's data steps; see `lit_rlhf.data.preparation.DemonstrationPreparation`.
         micro_batch: Demonstrations per rank and backward.
         batching: How the demonstrations of a minibatch are laid out, which changes no loss: "by_length", micro-batches
-            of like length, padded; "packed", several behind each other in rows of `max_prompt_length +
-            max_completion_length` tokens, up to twice as many where that is cheaper, with nothing seen across;
-            "as_drawn", padded.
+            of like length, padded; "packed", all of a micro-batch behind each other in one row, with nothing seen
+            across and no padding; "as_drawn", padded.
         seed: Keys the order of rows and the held-out part.
     """
 
@@ -59,7 +61,6 @@ class DemonstrationDataModule(PreparedDataModule[TokenRow]):
         self.format = format
         self.template = template
         self.lengths = LengthPolicy(max_prompt_length, max_completion_length, long_prompts).checked()
-        self.packed_length = max_prompt_length + max_completion_length
         self.preparation = (preparation or DemonstrationPreparation()).checked(validation_fraction)
 
     def setup(self, stage: str) -> None:
@@ -67,18 +68,25 @@ class DemonstrationDataModule(PreparedDataModule[TokenRow]):
         fresh = self.training_rows is None
         super().setup(stage)
         if fresh and self.batching == "packed":
-            self._require_segments()
+            self._require_sequences()
 
-    def _require_segments(self) -> None:
+    def _require_sequences(self) -> None:
         assert self.trainer is not None and self.training_rows is not None
         module, setting = self.trainer.lightning_module, "data.batching"
-        check = getattr(module, "require_segments", None)
-        if check is None or not hasattr(module, "hidden_size"):
+        check = getattr(module, "require_sequences", None)
+        if check is None:
             raise UserError(
                 f"{setting}: 'packed' is for modules that keep the sequences of a row apart, "
-                f"{type(module).__name__} has no require_segments or no hidden_size; use 'by_length'"
+                f"{type(module).__name__} has no require_sequences; use 'by_length'"
             )
         check(max(self.length(row) for rows in (self.training_rows, self.validation_rows) for row in rows), setting)
+
+    def train_dataloader(self) -> PlannedLoader[TokenRow, Any]:
+        """See `PlannedDataModule`; says how much of the batches is padding, where there is some."""
+        loader = super().train_dataloader()
+        if self.batching == "by_length":
+            rank_zero_info(f"{loader.fill():.1%} of a batch's positions hold tokens")
+        return loader
 
     def records(self, path: str, report: PreparationReport) -> list[Demonstration]:
         """Demonstrations as they were written."""
@@ -90,8 +98,9 @@ class DemonstrationDataModule(PreparedDataModule[TokenRow]):
 
     def collate(self, rows: list[Any], normalizer: float) -> TokenBatch:
         """A batch, padded or packed."""
-        collate = collate_packed if self.batching == "packed" else collate_tokens
-        return collate(rows, normalizer, self.tokenizer.pad_token_id)
+        if self.batching == "packed":
+            return collate_packed(rows, normalizer)
+        return collate_tokens(rows, normalizer, self.tokenizer.pad_token_id)
 
     def weight(self, row: TokenRow) -> int:
         """Completion tokens."""

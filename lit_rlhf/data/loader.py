@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from itertools import pairwise, product
+from itertools import chain
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.functional.packing import pack_widening
+from lit_rlhf.functional.packing import deal
 
 R = TypeVar("R")  # a tokenised row
 B = TypeVar("B")  # a batch
@@ -64,13 +64,6 @@ def endless_places(total: int, seed: int, start: int, count: int) -> list[int]:
     return [epoch_order(total, seed, epoch)[place] for epoch, place in positions]
 
 
-class Packing(NamedTuple):
-    """How rows of data are laid behind each other."""
-
-    length: int  # tokens of a row of a batch; up to twice as many where that is cheaper
-    hidden: int  # the model's hidden size, which says what is cheaper
-
-
 class PlannedLoader(Generic[R, B]):
     """Yields this rank's micro-batches, one epoch per `iter()`.
 
@@ -94,8 +87,8 @@ class PlannedLoader(Generic[R, B]):
         weight: Targets of a row; their sum over a minibatch is its normalizer. None counts each row as 1.
         length: Width of a row. The rows of a minibatch are then dealt in its order, so that a micro-batch holds rows of
             like length and ranks have like work. None keeps the permuted order.
-        packed: How rows of data are laid behind each other in one row of a batch; `length` is needed, and `collate`
-            then takes lists of rows. None: each stands alone.
+        packed: Whether the rows of a micro-batch are laid behind each other. Micro-batches then hold about equally
+            many tokens, and not equally many rows; `length` is needed.
         blank: A row's copy without targets.
 
     Raises:
@@ -116,7 +109,7 @@ class PlannedLoader(Generic[R, B]):
         drop_last: bool = True,
         weight: Callable[[R], int] | None = None,
         length: Callable[[R], int] | None = None,
-        packed: Packing | None = None,
+        packed: bool = False,
         blank: Callable[[R], R] | None = None,
     ) -> None:
         if micro_batch < 1:
@@ -186,44 +179,38 @@ class PlannedLoader(Generic[R, B]):
         return epoch_order(len(self.rows), self.seed, self._epoch) if self.shuffle else range(len(self.rows))
 
     def _batch(self, of_all_ranks: list[list[int]], normalizer: float) -> B:
-        """This rank's part of a micro-batch, given as the lines of all ranks."""
-        mine = [[self.rows[place] for place in line] for line in self._own(of_all_ranks, self.cut.rank)]
+        """This rank's part of a micro-batch, given as the places of every rank's rows."""
+        mine = [self.rows[place] for place in of_all_ranks[self.cut.rank]]
         if not mine:
             assert self.blank is not None, "a loader over several ranks that keeps the last rows needs `blank`"
-            mine = [[self.blank(self.rows[of_all_ranks[0][0]])]]
-        return self.collate(mine if self._packed else [line[0] for line in mine], normalizer)
-
-    def _own(self, of_all_ranks: list[list[int]], rank: int) -> list[list[int]]:
-        return of_all_ranks[rank :: self.cut.world_size]
+            mine = [self.blank(self.rows[of_all_ranks[0][0]])]
+        return self.collate(mine, normalizer)
 
     def _deal(self, places: Sequence[int]) -> list[list[list[int]]]:
-        """A minibatch as micro-batches over all ranks, each of lines with the places of the rows that stand in them."""
-        rows = self.cut.step_rows
-        if self._packed is not None and self.drop_last:
-            lines = self._pack(places, self.cut.accumulate)
-            edges = [len(lines) * step // self.cut.accumulate for step in range(self.cut.accumulate + 1)]
-            return [lines[begin:end] for begin, end in pairwise(edges)]
-        if self._packed is None and self._lengths is not None:
+        """A minibatch as micro-batches, each as the places of every rank's rows."""
+        step_rows, world_size = self.cut.step_rows, self.cut.world_size
+        if self._packed and self.drop_last:
+            shares = self._shares(places, self.cut.accumulate * world_size)
+            return [shares[start : start + world_size] for start in range(0, len(shares), world_size)]
+        if not self._packed and self._lengths is not None:
             places = sorted(places, key=self._lengths.__getitem__)
-        steps = [places[start : start + rows] for start in range(0, len(places), rows)]
-        # a validation step stands for itself, and is packed by itself
-        return [[[place] for place in step] if self._packed is None else self._pack(step, 1) for step in steps]
+        steps = [places[start : start + step_rows] for start in range(0, len(places), step_rows)]
+        if self._packed:  # a validation step stands for itself
+            return [self._shares(step, world_size) for step in steps]
+        return [[list(step[rank::world_size]) for rank in range(world_size)] for step in steps]
 
-    def _pack(self, places: Sequence[int], steps: int) -> list[list[int]]:
-        assert self._lengths is not None and self._packed is not None, "packing needs `length`"
-        lengths = [self._lengths[place] for place in places]
-        packed = pack_widening(lengths, steps * self.cut.world_size, *self._packed)
-        return [[places[n] for n in line] for line in packed]
+    def _shares(self, places: Sequence[int], count: int) -> list[list[int]]:
+        assert self._lengths is not None, "packing needs `length`"
+        return [[places[n] for n in share] for share in deal([self._lengths[place] for place in places], count)]
 
     def fill(self, minibatches: int = 100) -> float:
-        """The share of positions that hold a token, over the first minibatches of this epoch and all ranks."""
+        """The share of positions that hold a token, of the first minibatches of this epoch in padded batches."""
         assert self._lengths is not None, "the fill needs `length`"
         order, size = self._order(), self.cut.minibatch
         tokens = positions = 0
         for minibatch in range(min(minibatches, len(order) // size)):
             places = order[minibatch * size : (minibatch + 1) * size]
-            for step, rank in product(self._deal(places), range(self.cut.world_size)):
-                widths = [sum(self._lengths[n] for n in line) for line in self._own(step, rank)]
-                tokens += sum(widths)
-                positions += max(widths) * len(widths)
+            for share in chain.from_iterable(self._deal(places)):
+                tokens += sum(self._lengths[place] for place in share)
+                positions += max(self._lengths[place] for place in share) * len(share)
         return tokens / positions

@@ -11,7 +11,7 @@ from lightning import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_rlhf.data.loader import Packing, PlannedLoader, data_ranks
+from lit_rlhf.data.loader import PlannedLoader, data_ranks
 from lit_rlhf.data.preparation import Preparation
 from lit_rlhf.data.report import PreparationReport
 from lit_rlhf.data.steps.keys import prompt_key
@@ -36,8 +36,8 @@ class PlannedDataModule(LightningDataModule, Generic[R]):
         micro_batch: Rows per rank and backward.
         seed: Keys the order of rows, and the held-out part.
         batching: How the rows of a minibatch are dealt to micro-batches, which changes no loss: "by_length", in the
-            order of length, which saves padding; "packed", several behind each other in one row, which saves nearly
-            all of it; "as_drawn".
+            order of length, which saves padding; "packed", all behind each other in one row, which saves all of it;
+            "as_drawn".
     """
 
     def __init__(
@@ -64,8 +64,6 @@ class PlannedDataModule(LightningDataModule, Generic[R]):
         self._loader: PlannedLoader[R, Any] | None = None
         self._loaded_state: dict[str, int] | None = None
 
-    #: tokens of a packed row, of which it may have twice as many where that is cheaper
-    packed_length: int | None = None
     #: what to lower where rows are too long for the model
     length_settings = "data.max_prompt_length or data.max_completion_length"
 
@@ -75,7 +73,7 @@ class PlannedDataModule(LightningDataModule, Generic[R]):
 
     @abstractmethod
     def collate(self, rows: list[Any], normalizer: float) -> Any:
-        """A batch of rows; where they are packed, of lists of rows."""
+        """A batch of rows."""
 
     @abstractmethod
     def weight(self, row: R) -> int:
@@ -119,11 +117,6 @@ class PlannedDataModule(LightningDataModule, Generic[R]):
             f"{len(loader.rows):,} rows: {loader.minibatches:,} minibatches of {loader.cut.minibatch:,} = "
             f"micro_batch {loader.cut.micro_batch} × accumulate_grad_batches {loader.cut.accumulate} × "
             f"{loader.cut.world_size} ranks; {loader.left_out:,} rows are left out of each epoch"
-            + (
-                ""
-                if self.packed_length is None or self.batching == "as_drawn"
-                else f"; {loader.fill():.1%} of a batch's positions hold tokens"
-            )
         )
         return loader
 
@@ -138,10 +131,7 @@ class PlannedDataModule(LightningDataModule, Generic[R]):
                 "GradientAccumulationScheduler: a minibatch is planned before it is cut, so its size cannot change in "
                 "training; remove the callback and set the Trainer's accumulate_grad_batches"
             )
-        packed = None
-        if self.batching == "packed" and self.packed_length is not None:
-            module: Any = self.trainer.lightning_module
-            packed = Packing(self.packed_length, module.hidden_size)
+        packed = self.batching == "packed"
         world_size, rank = data_ranks(self.trainer)
         return PlannedLoader(
             self.training_rows if training else self.validation_rows,

@@ -17,10 +17,9 @@ from lit_rlhf.functional.ensemble import (
 )
 from lit_rlhf.functional.grouped import correlation, grouped_mean, quantile_groups
 from lit_rlhf.functional.kl import k1, k2, k3
-from lit_rlhf.functional.language_model import language_model_loss
 from lit_rlhf.functional.logprobs import logit_chunks, scaled_logits, token_entropy, token_logprobs
 from lit_rlhf.functional.masked import masked_mean, masked_sum, mean_and_variance, moments, rescale, whiten
-from lit_rlhf.functional.packing import pack, pack_widening
+from lit_rlhf.functional.packing import deal, pack, pass_cost
 from lit_rlhf.functional.ppo import PolicyLoss, ValueLoss, clipped_policy_loss, clipped_value_loss, explained_variance
 from lit_rlhf.functional.ranking import PairNormalizer, RankingLoss, ranking_loss, ranking_pairs
 from lit_rlhf.functional.repetition import repeated_share
@@ -42,6 +41,7 @@ __all__ = [
     "clipped_policy_loss",
     "clipped_value_loss",
     "correlation",
+    "deal",
     "ensemble_lower_bound",
     "ensemble_mean",
     "ensemble_minimum",
@@ -53,7 +53,6 @@ __all__ = [
     "k1",
     "k2",
     "k3",
-    "language_model_loss",
     "last_token_index",
     "leave_one_out",
     "logit_chunks",
@@ -62,9 +61,9 @@ __all__ = [
     "mean_and_variance",
     "moments",
     "pack",
-    "pack_widening",
     "pad_left",
     "pad_right",
+    "pass_cost",
     "penalised_rewards",
     "position_ids",
     "quantile_groups",

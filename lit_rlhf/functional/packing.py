@@ -36,25 +36,28 @@ def pack(lengths: Sequence[int], shares: int, limit: int) -> list[list[int]]:
         each += 1
 
 
-def pack_widening(lengths: Sequence[int], shares: int, limit: int, hidden: int) -> list[list[int]]:
-    """Do as `pack`, in rows of up to twice the limit where they cost a model less.
-
-    Long sequences do not fill rows that are not much longer, and wider rows cost more attention.
+def deal(lengths: Sequence[int], shares: int) -> list[list[int]]:
+    """Sequences dealt to shares about equally long: the longest goes first, each to the share that is shortest so far.
 
     Args:
-        lengths: As in `pack`.
-        shares: As there.
-        limit: The most tokens of a row that is not widened.
-        hidden: The model's hidden size.
+        lengths: Tokens of each sequence.
+        shares: How many.
+
+    Returns:
+        Shares, as places in `lengths`; the longest share first. Some are empty where there are more than sequences.
     """
+    return _longest_first(_deal(lengths, shares))
 
-    def cost(rows: list[list[int]]) -> float:
-        # in units of 4 D multiplications a layer: 6 D a token, and the width for its attention. Under a mask, at rows
-        # of some hundred tokens, that takes two and a half times as long as products of as many multiplications
-        width = sum(lengths[place] for place in rows[0])
-        return len(rows) * width * (6 * hidden + 2.5 * width)
 
-    return min((pack(lengths, shares, limit * quarters // 4) for quarters in range(4, 9)), key=cost)
+def pass_cost(rows: int, width: int, hidden: int) -> int:
+    """What a pass over rows takes: 6 D a token, and the width for its attention, times 4 D multiplications a layer.
+
+    Args:
+        rows: How many.
+        width: Tokens of each.
+        hidden: D, the model's hidden size.
+    """
+    return rows * width * (6 * hidden + width)
 
 
 def _longest_first(rows: list[tuple[int, list[int]]]) -> list[list[int]]:

@@ -19,6 +19,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention
 from transformers import PreTrainedModel
 
 from lit_rlhf.models.packed import Layer, PackedFeedForward, SideBySide, packed
+from lit_rlhf.models.segments import SEQUENCES
 
 _ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 _FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")  # others depend on how long a sequence is
@@ -56,7 +57,7 @@ def reason_against_direct(model: PreTrainedModel) -> str | None:
     name = type(model).__name__  # a sharded model has another: its blocks must be called, to be gathered
     if name not in _ARCHITECTURES or not type(model).__module__.startswith("transformers.models."):
         return f"{name} is none of {', '.join(_ARCHITECTURES)}"
-    if model.config._attn_implementation != "sdpa":
+    if model.config._attn_implementation not in ("sdpa", SEQUENCES):
         return f"its attention is {model.config._attn_implementation!r} and not 'sdpa'"
     base: Any = model.base_model
     if base.rotary_emb.rope_type not in _FIXED_ROTATIONS:

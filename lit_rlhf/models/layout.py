@@ -8,16 +8,16 @@ Shapes: `B` episodes, `P` prompt, `R` response, `T = P + R`, `L` rows of `W` tok
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_rlhf.functional import position_ids
-from lit_rlhf.functional.packing import pack
+from lit_rlhf.functional.packing import pack, pass_cost
 from lit_rlhf.models.segments import reason_against_segments, segment_inputs
+from lit_rlhf.models.unembedding import logits_of
 
 
 class Layout(NamedTuple):
@@ -166,9 +166,7 @@ def _deal(sizes: list[int], model: PreTrainedModel, device: torch.device) -> tup
     longest, hidden = max(sizes), int(model.config.get_text_config().hidden_size)
 
     def cost(rows: list[list[int]]) -> int:
-        # of a pass, in units of 4 D multiplications a layer: 6 D a token, and W for its attention
-        width = max(sum(sizes[unit] for unit in row) for row in rows)
-        return len(rows) * width * (6 * hidden + width)
+        return pass_cost(len(rows), max(sum(sizes[unit] for unit in row) for row in rows), hidden)
 
     dealt = min((pack(sizes, 1, longest * quarters // 4) for quarters in (4, 5, 6, 7, 8, 10, 12)), key=cost)
     line, start = [0] * len(sizes), [0] * len(sizes)
@@ -187,19 +185,5 @@ def logits_at(model: PreTrainedModel, layout: Layout) -> Tensor:
         model: a causal language model, or the strategy's wrapper of one.
         layout: of `lay_out`.
     """
-    inputs = {"attention_mask": layout.attention_mask, "position_ids": layout.position_ids, "use_cache": False}
-    with _unembedding_of(model, layout.line, layout.column):
-        logits: Tensor = model(input_ids=layout.input_ids, **inputs).logits
-    return logits[0]
-
-
-@contextmanager
-def _unembedding_of(model: PreTrainedModel, line: Tensor, column: Tensor) -> Iterator[None]:
-    """Within the block the model unembeds these places as one row. Its whole forward runs, with all that wraps it."""
-    head: Any = model.get_output_embeddings()
-    assert head is not None, f"{type(model).__name__} has no output embeddings"
-    hook = head.register_forward_pre_hook(lambda _, args: (args[0][line, column].unsqueeze(0), *args[1:]))
-    try:
-        yield
-    finally:
-        hook.remove()
+    masks = {"attention_mask": layout.attention_mask, "position_ids": layout.position_ids}
+    return logits_of(model, layout.line, layout.column, input_ids=layout.input_ids, **masks)

@@ -33,7 +33,8 @@ class Packed:
     """The same as one product, with the layers' weights as they were when this was made."""
 
     def __init__(self, layers: tuple[nn.Linear, ...]) -> None:
-        weight = torch.cat([layer.weight.detach() for layer in layers])
+        weights = [layer.weight.detach() for layer in layers]
+        weight = torch.cat(weights) if len(weights) > 1 else weights[0]
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
         biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
         self.bias = torch.cat(biases) if biases else None

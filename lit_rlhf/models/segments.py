@@ -1,4 +1,4 @@
-"""A model over rows that hold several segments, such as packed demonstrations.
+"""A model over rows that hold several segments, such as a prompt and its responses.
 
 The one place that knows how transformers takes a mask of who sees whom, and which architectures keep to it.
 """
@@ -12,7 +12,9 @@ from transformers import MODEL_MAPPING, PretrainedConfig
 
 from lit_rlhf.functional import segment_mask, segment_positions
 
-_ATTENTIONS = ("sdpa", "eager")
+#: the attention of `lit_rlhf.models.sequences`, which is "sdpa" under a mask
+SEQUENCES = "lit_rlhf_sequences"
+_ATTENTIONS = ("sdpa", "eager", SEQUENCES)
 _LAYERS = ("full_attention", "sliding_attention")
 
 
@@ -55,7 +57,7 @@ def segment_inputs(segment: Tensor, parent: Tensor | None = None, attention: str
     Args:
         segment: (B, T) int64, the segment of each token, from 1 on; 0 is padding.
         parent: (B, T) int64, the segment that the token's segment continues, -1 for none; None: no segment does.
-        attention: the attention implementation, "sdpa" or "eager".
+        attention: the attention implementation: "sdpa", "eager" or `SEQUENCES`.
 
     Returns:
         `attention_mask` (B, 1, T, T), True where a token is seen (for eager: 0 there and a very low float32 elsewhere),
@@ -71,7 +73,7 @@ def seen_mask(seen: Tensor, attention: str) -> Tensor:
 
     Args:
         seen: bool.
-        attention: the attention implementation, "sdpa" or "eager".
+        attention: the attention implementation: "sdpa", "eager" or `SEQUENCES`.
     """
     if attention != "eager":
         return seen

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from lit_rlhf.functional import position_ids
+from lit_rlhf.functional import pass_cost, position_ids
 from lit_rlhf.models.loading import maximum_length
 from lit_rlhf.models.segments import reason_against_segments, segment_inputs
 
@@ -140,12 +140,9 @@ def last_hidden_in_one_row(model: PreTrainedModel, layout: OneRow) -> Tensor:
 
 
 def _cost(input_ids: Tensor, model: PreTrainedModel) -> int:
-    """What a pass over (B, T) takes, in units of 4 D multiplications a layer: 6 D a token, and T for its attention.
-
-    Long completions in one row cost more attention than a second copy of a short prompt.
-    """
-    lines, width = input_ids.shape
-    return lines * width * (6 * int(model.config.get_text_config().hidden_size) + width)
+    """Long completions in one row cost more attention than a second copy of a short prompt."""
+    rows, width = input_ids.shape
+    return pass_cost(rows, width, int(model.config.get_text_config().hidden_size))
 
 
 def _recomputes(model: PreTrainedModel) -> bool:

@@ -1,9 +1,11 @@
-"""The language-modelling loss of a model on rows of text."""
+"""The language-modelling loss of a model on rows of text: supervised fine-tuning and the pretraining mix."""
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_rlhf.functional import language_model_loss, position_ids
+from lit_rlhf.functional import position_ids, token_logprobs
+from lit_rlhf.models.sequences import sequence_inputs
+from lit_rlhf.models.unembedding import logits_of
 
 
 def text_loss(
@@ -11,21 +13,27 @@ def text_loss(
     input_ids: Tensor,
     loss_mask: Tensor,
     attention_mask: Tensor,
-    positions: Tensor | None = None,
+    sequences: tuple[int, ...] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the sum of the cross-entropy over the targets, in nats, and how many there are.
+    """Next-token cross-entropy `-sum log p(x_t | x_<t)` over the targets.
+
+    The last term of InstructGPT's Eq. 2 with the sign of a loss, before any normalisation.
 
     Args:
         model: a causal language model, or the strategy's wrapper of one.
         input_ids: (B, T) int64.
-        loss_mask: (B, T) bool, True where the token is a target.
-        attention_mask: (B, T), 1 = real token; or whatever the model takes to keep packed sequences apart.
-        positions: (B, T) int64, for packed sequences; by default counted from each row's first real token.
+        loss_mask: (B, T) bool, True where the token itself is a target. Column 0 is never one: nothing predicts it.
+        attention_mask: (B, T), 1 = real token.
+        sequences: where the one row is packed, tokens of each sequence of it.
+
+    Returns:
+        The sum over targets in nats (0-d float32) and the number of targets (0-d int64).
     """
-    logits = model(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=position_ids(attention_mask) if positions is None else positions,
-        use_cache=False,
-    ).logits  # (B, T, V)
-    return language_model_loss(logits, input_ids, loss_mask)
+    assert not loss_mask[:, 0].any(), "the first token of a row cannot be a target"
+    if sequences is None:
+        inputs = {"attention_mask": attention_mask, "position_ids": position_ids(attention_mask)}
+    else:
+        inputs = sequence_inputs(model, sequences, input_ids.device)
+    line, column = loss_mask.nonzero(as_tuple=True)
+    logits = logits_of(model, line, column - 1, input_ids=input_ids, **inputs)  # (n, V)
+    return -token_logprobs(logits[None], input_ids[line, column][None]).sum(), loss_mask.sum()

@@ -11,7 +11,7 @@ from lit_rlhf.errors import UserError
 from lit_rlhf.models.adapters import add_lora
 from lit_rlhf.models.loading import load_causal_lm, load_config
 from lit_rlhf.models.options import LoRA, ModelOptions
-from lit_rlhf.models.segments import reason_against_segments, segment_inputs
+from lit_rlhf.models.sequences import reason_against_sequences
 from lit_rlhf.models.text_loss import text_loss
 from lit_rlhf.modules.base import LitModule
 from lit_rlhf.strategies import shard_model, tensor_ranks, weights_on_rank_zero
@@ -59,21 +59,16 @@ class SFTModule(LitModule):
                 "trainer.strategy.tensor_parallel_size to 1"
             )
 
-    def require_segments(self, longest: int, setting: str) -> None:
+    def require_sequences(self, longest: int, setting: str) -> None:
         """Refuse packed rows where the model would let their sequences see each other.
 
         Args:
             longest: tokens of the longest sequence.
             setting: what asked for packing.
         """
-        reason = reason_against_segments(load_config(self.model_path, self.options), self.options.attention, longest)
+        reason = reason_against_sequences(load_config(self.model_path, self.options), self.options.attention, longest)
         if reason:
-            raise UserError(f"{setting}: rows cannot be packed for {self.model_path!r}: {reason}")
-
-    @property
-    def hidden_size(self) -> int:
-        """Of the model, before it is loaded; it says which way of packing rows is the cheapest."""
-        return int(load_config(self.model_path, self.options).get_text_config().hidden_size)
+            raise UserError(f"{setting}: {self.model_path!r} takes 'by_length', but no packed rows: {reason}")
 
     def configure_model(self) -> None:
         """Load the model, once."""
@@ -87,11 +82,7 @@ class SFTModule(LitModule):
 
     def loss(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         """Return the sum of the cross-entropy over the batch's targets, in nats, and how many there are."""
-        if batch.segment is None:
-            return text_loss(self.model, batch.input_ids, batch.loss_mask, batch.attention_mask)
-        apart = segment_inputs(batch.segment, attention=self.options.attention)
-        mask, positions = apart["attention_mask"], apart["position_ids"]
-        return text_loss(self.model, batch.input_ids, batch.loss_mask, mask, positions)
+        return text_loss(self.model, batch.input_ids, batch.loss_mask, batch.attention_mask, batch.sequences)
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
         """Return the normalised loss; a batch of the pretraining mix counts under its own name."""

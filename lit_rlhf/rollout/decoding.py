@@ -52,12 +52,12 @@ def rows_of(
         prompt_mask: (B, P), 1 = real token.
         samples: rows of each prompt.
         length: most tokens of a response.
-        direct: of `direct_rows.direct_of`.
+        direct: of `direct_rows.direct_of`, for a model that decodes so.
     """
+    if direct is not None:
+        return DirectRows(model, prompt_ids, prompt_mask, samples, length, direct)
     config = model.config.get_text_config()
     against = reason_against_segments(config, config._attn_implementation, prompt_ids.shape[1] + length)
-    if against is None and direct is not None:
-        return DirectRows(model, prompt_ids, prompt_mask, samples, length, direct)
     kind = FixedRows if against is None else GrowingRows
     return kind(model, prompt_ids, prompt_mask, samples, length)
 

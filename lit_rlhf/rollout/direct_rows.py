@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from lit_rlhf.functional import position_ids
-from lit_rlhf.models.direct import Stack, last_logits, reason_against_direct, rotation_of, set_aside, stack_of
+from lit_rlhf.models.direct import Stack, last_logits, rotation_of, set_aside, stack_of
 from lit_rlhf.models.segments import seen_mask, segment_inputs
 
 #: `models.direct.last_logits`, as it is or compiled
@@ -27,15 +27,13 @@ class Direct(NamedTuple):
     step: LastLogits
 
 
-def direct_of(model: PreTrainedModel, step: LastLogits = last_logits) -> Direct | None:
-    """Return the blocks of a model that decodes by `last_logits`, None for others.
+def direct_of(model: PreTrainedModel, step: LastLogits = last_logits) -> Direct:
+    """Return the blocks of a model that decodes by `last_logits`.
 
     Args:
-        model: the policy.
+        model: the policy; nothing speaks against it (`reason_against_direct`, `reason_against_segments`).
         step: for the step of a token: `models.direct.last_logits`, or that compiled.
     """
-    if reason_against_direct(model):
-        return None
     return Direct(stack_of(model, few=False), stack_of(model, few=True), step)
 
 

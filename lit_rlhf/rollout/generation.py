@@ -14,7 +14,8 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from lit_rlhf.models.direct import compiled_last_logits, prepares_nothing, reason_against_direct
+from lit_rlhf.models.direct import compiled_last_logits, last_logits, prepares_nothing, reason_against_direct
+from lit_rlhf.models.segments import reason_against_segments
 from lit_rlhf.rollout.decoding import Rows, rows_of
 from lit_rlhf.rollout.direct_rows import Direct, LastLogits, direct_of
 from lit_rlhf.rollout.endings import Ending, TextEnds
@@ -99,7 +100,8 @@ class CachedGenerator:
         """See `Generator.generate`."""
         lengths, samples = prompt_mask.sum(1), len(uniforms) // len(prompt_ids)
         ending = Ending(model, sampling, text_ends)
-        response, direct = Responses(model, uniforms.to(prompt_ids.device), sampling, ending), self._direct(model)
+        response = Responses(model, uniforms.to(prompt_ids.device), sampling, ending)
+        direct = self._direct(model, int(lengths.max()) + sampling.response_length)
         # what a call costs counts here, and in inference mode it costs less
         light = direct is not None and prepares_nothing(model)
         mode = torch.inference_mode() if light else torch.no_grad()  # inference_mode(False) would turn gradients on
@@ -111,13 +113,17 @@ class CachedGenerator:
                 _decode(rows_of(model, ids, mask, samples, sampling.response_length, direct), response, rows)
         return response.rollout()
 
-    def _direct(self, model: PreTrainedModel) -> Direct | None:
-        if not self.compile:
-            return direct_of(model)
-        if reason := reason_against_direct(model):
+    def _direct(self, model: PreTrainedModel, longest: int) -> Direct | None:
+        """Return the blocks that are called by themselves, for sequences of at most so many tokens; None: the model."""
+        config = model.config.get_text_config()
+        reason = reason_against_segments(config, config._attn_implementation, longest) or reason_against_direct(model)
+        if reason and self.compile:
             rank_zero_warn(f"generator.compile: the rollout runs as it is, without being compiled: {reason}")
-        self.compiled = self.compiled or compiled_last_logits()
-        return direct_of(model, self.compiled)
+        if reason:
+            return None
+        if self.compile and self.compiled is None:
+            self.compiled = compiled_last_logits()
+        return direct_of(model, self.compiled or last_logits)
 
 
 def _decode(batch: Rows, response: Responses, rows: Tensor) -> None:

@@ -20,7 +20,7 @@ class TokenClock(Clock):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Count, then start."""
-        self.tokens.append(int((batch.attention_mask if batch.segment is None else batch.segment).bool().sum()))
+        self.tokens.append(int(batch.attention_mask.sum()))
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
 

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, MistralConfig
 from lit_rlhf.data import DemonstrationDataModule
 from lit_rlhf.data.collation import TokenRow, collate_packed
 from lit_rlhf.errors import UserError
-from lit_rlhf.functional.packing import pack
 from lit_rlhf.models.options import ModelOptions
 from lit_rlhf.modules import SFTModule
 
@@ -35,19 +34,17 @@ def gradient(model: torch.nn.Module, loss: torch.Tensor) -> torch.Tensor:
     return torch.cat([p.grad.double().flatten() for p in model.parameters() if p.grad is not None])
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2", "gpt_neox", "opt", "gemma"])
-def test_loss_and_gradient_are_those_of_rows_of_their_own(model_folders, name, attention):
-    module = SFTModule(model_folders[name], options=ModelOptions(attention=attention))
+def test_loss_and_gradient_are_those_of_rows_of_their_own(model_folders, name, checkpointing):
+    module = SFTModule(model_folders[name], options=ModelOptions(gradient_checkpointing=checkpointing))
     module.trainer = quiet_trainer(Path("."))
     module.configure_model()
     every = rows(23)
-    lines = pack([len(row.ids) for row in every], 1, 60)
-    assert len(lines) > 2 and max(map(len, lines)) > 3
-    batch = collate_packed([[every[place] for place in line] for line in lines], 1.0, pad_id=0)
-    packed, count = module.loss(batch)
+    module.model.train()
+    packed, count = module.loss(collate_packed(every, 1.0))
     its_gradient = gradient(module.model, packed)
-    plain = AutoModelForCausalLM.from_pretrained(model_folders[name], attn_implementation=attention)
+    plain = AutoModelForCausalLM.from_pretrained(model_folders[name])
     total = torch.zeros((), dtype=torch.float64)
     for row in every:  # one at a time, without padding, in float64 behind the logits
         ids, start = torch.tensor(row.ids), row.targets.index(True)
@@ -100,10 +97,10 @@ def test_an_architecture_that_lets_sequences_see_each_other_is_refused(tokenizer
     tokenizer.save_pretrained(tmp_path / "mistral")
     # no weights lie there: it is refused before any is read
     with pytest.raises(
-        UserError, match=r"data\.batching: rows cannot be packed for .*mistral': the attention .* 4 tok"
+        UserError, match=r"data\.batching: .*mistral' takes 'by_length', but no packed rows: the attention .* 4 tok"
     ):
         train(str(tmp_path / "mistral"), path, tmp_path, 4)
     data = DemonstrationDataModule(path, micro_batch=4, batching="packed")
     module = SFTModule(llama, options=ModelOptions(attention="flash_attention_2"))
-    with pytest.raises(UserError, match=r"attention 'flash_attention_2' takes no mask .* model\.options\.attention"):
+    with pytest.raises(UserError, match=r"'flash_attention_2' is not called sequence .* model\.options\.attention"):
         quiet_trainer(tmp_path, max_epochs=1).fit(module, datamodule=data)

@@ -4,13 +4,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from lit_rlhf.functional import pad_left
 from lit_rlhf.models.loading import load_causal_lm
 from lit_rlhf.models.options import ModelOptions
-from lit_rlhf.rollout.decoding import FixedRows, GrowingRows, rows_of
-from lit_rlhf.rollout.direct_rows import DirectRows, direct_of
+from lit_rlhf.rollout.decoding import FixedRows, GrowingRows, Rows, rows_of
+from lit_rlhf.rollout.direct_rows import DirectRows
 from lit_rlhf.rollout.generation import CachedGenerator, HuggingFaceGenerator
 from lit_rlhf.rollout.passes import in_chunks, response_logprobs
 from lit_rlhf.rollout.sampling import Sampling, choose_tokens, draw_noise
@@ -109,19 +109,24 @@ def test_the_only_possible_token_is_drawn_at_every_uniform(size, last, uniform):
     assert tokens.tolist() == [last, last] and logprobs.tolist() == [0.0, 0.0]
 
 
+def chosen_rows(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, samples: int, length: int) -> Rows:
+    """What the engine decodes, as it chooses."""
+    return rows_of(model, ids, mask, samples, length, CachedGenerator()._direct(model, ids.shape[1] + length))
+
+
 def test_models_that_slide_or_keep_a_state_decode_from_a_growing_cache(model_folders, tokenizer):
     """And every other one from memory that is set aside once."""
     ids, mask = pad_left(PROMPTS, tokenizer.pad_token_id)
     for name in ARCHITECTURES:
         model = load_causal_lm(model_folders[name], tokenizer, ModelOptions()).eval()
         kind = DirectRows if name in ("llama", "qwen2") else FixedRows
-        assert isinstance(rows_of(model, ids, mask, 1, 4, direct_of(model)), kind), name
+        assert isinstance(chosen_rows(model, ids, mask, 1, 4), kind), name
     small = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 1}
     torch.manual_seed(0)
     sliding = MistralForCausalLM(MistralConfig(**small, **heads, sliding_window=6)).eval()
-    assert isinstance(rows_of(sliding, ids, mask, 1, 1, direct_of(sliding)), DirectRows), "the window is never left"
-    assert isinstance(rows_of(sliding, ids, mask, 1, 12, direct_of(sliding)), GrowingRows)
+    assert isinstance(chosen_rows(sliding, ids, mask, 1, 1), DirectRows), "the window is never left"
+    assert isinstance(chosen_rows(sliding, ids, mask, 1, 12), GrowingRows)
     noise = draw_noise(10, 12, 3)
     ours = CachedGenerator(batch_size=4).generate(sliding, ids, mask, noise, Sampling(12))
     theirs = HuggingFaceGenerator().generate(sliding, ids, mask, noise, Sampling(12))
@@ -135,7 +140,7 @@ def test_rows_that_end_leave_no_trace(name, samples, model_folders, tokenizer):
     model = load_causal_lm(model_folders[name], tokenizer, ModelOptions()).eval()
     prompts = PROMPTS * (2 // samples)
     ids, mask = pad_left(prompts, tokenizer.pad_token_id)
-    batch = rows_of(model, ids, mask, samples, 6, direct_of(model))
+    batch = chosen_rows(model, ids, mask, samples, 6)
     tokens = torch.randint(2, 20, (10, 6), generator=torch.Generator().manual_seed(3))
     rows, logits = torch.arange(10), batch.prefill()
     left = set(range(10))
