@@ -76,7 +76,11 @@ def plan(settings: Any) -> MemoryPlan:
 def _plan_text(recipe: Recipe) -> MemoryPlan:
     rows, data = int(recipe.data["micro_batch"]), recipe.data
     width = int(data.get("block_length") or data["max_prompt_length"] + data["max_completion_length"])
-    return _plan_training(recipe, rows, width, scalar=False, sizes=f"{rows} rows of {width:,} tokens a backward pass")
+    sizes = f"{rows} rows of {width:,} tokens a backward pass"
+    planned = _plan_training(recipe, rows, width, scalar=False, sizes=sizes)
+    if "block_length" not in data:  # which replies of a conversation are learnt is known from the rows alone
+        planned.assumed.append("all tokens are targets of the loss; those that are not have no logits")
+    return planned
 
 
 def _plan_rankings(recipe: Recipe) -> MemoryPlan:

@@ -101,6 +101,15 @@ CASES = {
             1,
             4.0,
         ),
+        Case(
+            "its products and attention",
+            ["rollout_bound.py", BIAS],
+            ["hf_rollout.py", BIAS],
+            "generate",
+            "tokens/s",
+            1,
+            4.0,
+        ),
     ],
     "sft": [
         Case("SFT, packed", ["ours_sft.py"], ["trl_sft.py"], "trl", "real tokens/s", 1, 2.0),

@@ -1,6 +1,7 @@
 """Packed SFT against rows of their own: the loss, its gradient, the weights after training, the validation loss."""
 
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lit_rlhf.data.collation import TokenRow, collate_packed
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.options import ModelOptions
 from lit_rlhf.modules import SFTModule
+from lit_rlhf.strategies import FSDP2Strategy
 
 
 def rows(count: int) -> list[TokenRow]:
@@ -70,9 +72,11 @@ def test_packing_changes_no_weight_however_it_is_cut(llama, tmp_path):
     assert moved(list(AutoModelForCausalLM.from_pretrained(llama).parameters()), padded) > 1e-2
     for micro_batch, accumulate in ((12, 1), (3, 4), (1, 12)):
         assert_same_weights(train(llama, path, tmp_path, micro_batch, accumulate_grad_batches=accumulate), padded)
-    ddp = {"accumulate_grad_batches": 2, "devices": 2, "strategy": "ddp"}
-    for weights in on_ranks(lambda: train(llama, path, tmp_path, 3, **ddp), tmp_path):
-        assert_same_weights(weights, padded)
+    two = {"accumulate_grad_batches": 2, "devices": 2}
+    for micro_batch, strategy in ((3, "ddp"), (3, FSDP2Strategy()), (6, FSDP2Strategy(tensor_parallel_size=2))):
+        run = partial(train, llama, path, tmp_path, micro_batch, strategy=strategy, **two)
+        for weights in on_ranks(run, tmp_path):
+            assert_same_weights(weights, padded)
 
 
 def validation_loss(model: str, path: str, folder: Path, batching: Any, **settings: Any) -> float:

@@ -1,0 +1,71 @@
+"""Seconds of what a rollout cannot do without: the pass over the prompts, packed products and attention of each token.
+
+The rows of a rollout of this library are recorded, and then nothing but these is done for as many rows and columns.
+"""
+
+from unittest import mock
+
+import torch
+import work
+from torch import Tensor
+from torch.nn.functional import linear, scaled_dot_product_attention
+from transformers import LlamaForCausalLM
+
+from lit_rlhf.rollout.direct_rows import DirectRows, _rounded, direct_of
+from lit_rlhf.rollout.generation import CachedGenerator
+from lit_rlhf.rollout.sampling import Sampling, draw_noise
+
+
+def recorded(model: LlamaForCausalLM, ids: Tensor, noise: Tensor) -> tuple[list[tuple[int, int]], int]:
+    """The rows and columns of each step of a rollout, and its tokens."""
+    shapes: list[tuple[int, int]] = []
+    step = DirectRows.step
+
+    def spy(self: DirectRows, tokens: Tensor) -> Tensor:
+        logits = step(self, tokens)
+        shapes.append((_rounded(len(tokens)), self.filled))
+        return logits
+
+    with mock.patch.object(DirectRows, "step", spy):
+        rollout = CachedGenerator().generate(model, ids, torch.ones_like(ids), noise, Sampling(noise.shape[1]))
+    return shapes, int(rollout.response_mask.sum())
+
+
+@torch.inference_mode()
+def bound(model: LlamaForCausalLM, ids: Tensor, length: int, shapes: list[tuple[int, int]]) -> float:
+    """Seconds of it."""
+    heads, size = model.config.num_attention_heads, model.config.head_dim
+    direct = direct_of(model)
+    rows = DirectRows(model, ids, torch.ones_like(ids), 1, length, direct)
+    start = work.clock()
+    rows.prefill()
+    for count, columns in shapes:
+        x, query = torch.ones(count, 1, model.config.hidden_size), torch.ones(count, heads, 1, size)
+        seen, wide = torch.zeros(count, 1, 1, columns), torch.ones(count, 1, model.config.intermediate_size)
+        for block, room in zip(direct.tokens.blocks, rows.room):
+            keys, values = room[:count, :, :columns].chunk(2, 1)
+            block.heads(x)
+            scaled_dot_product_attention(query, keys, values, seen)
+            block.out(x)
+            block.feed_forward.widen(x)  # type: ignore[attr-defined]
+            block.feed_forward.narrow(wide)  # type: ignore[attr-defined]
+        linear(x, model.lm_head.weight)
+    return work.clock() - start
+
+
+def main() -> None:
+    """Run."""
+    args = work.ppo_arguments().parse_args()
+    torch.set_num_threads(args.threads)
+    model = LlamaForCausalLM.from_pretrained(args.folder / f"policy-{args.size}").eval()
+    work.bias_end(model, args.bias)
+    seconds, tokens = [], []
+    for update, ids in enumerate(work.prompt_batches(args)):
+        shapes, drawn = recorded(model, ids, draw_noise(args.episodes, args.response, 0, update))
+        seconds.append(bound(model, ids, args.response, shapes))
+        tokens.append(drawn)
+    work.report(seconds[1:], units=tokens[1:])
+
+
+if __name__ == "__main__":
+    main()
