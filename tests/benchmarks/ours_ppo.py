@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    torch.manual_seed(0)  # of the responses
+    torch.manual_seed(3)  # of the responses: where they end early, 21.8 tokens on average, a third of the limit
     minibatch = args.episodes // 4
     micro_batch = min(args.micro_batch, minibatch // args.devices)
     module = Biased(
