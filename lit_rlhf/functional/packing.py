@@ -7,7 +7,7 @@ import heapq
 from collections.abc import Sequence
 
 
-def pack(lengths: Sequence[int], shares: int, limit: int) -> list[list[int]]:
+def pack(lengths: Sequence[int], limit: int) -> list[list[int]]:
     """Sequences dealt to as few rows as hold them, the rows about equally long.
 
     The longest goes first, each to the row that is shortest so far. Rows of like length waste less than full rows and
@@ -16,24 +16,21 @@ def pack(lengths: Sequence[int], shares: int, limit: int) -> list[list[int]]:
 
     Args:
         lengths: Tokens of each sequence.
-        shares: How many micro-batches the rows are for: there is a row for each, and the same number for all where
-            there are sequences enough.
         limit: The most tokens of a row; no sequence is longer.
 
     Returns:
         Rows, as places in `lengths`; the longest row first, none empty.
     """
     assert max(lengths) <= limit, (max(lengths), limit)
-    each = max(1, -(-sum(lengths) // (limit * shares)))
+    rows = -(-sum(lengths) // limit)
     while True:
-        rows = min(each * shares, len(lengths))
         dealt = _deal(lengths, rows)
-        if rows == len(lengths) or max(total for total, _ in dealt) <= limit:
+        if max(total for total, _ in dealt) <= limit:
             return _longest_first(dealt)
         filled = _fill(lengths, limit)
         if len(filled) <= rows:
-            return _longest_first(_break_up(filled, lengths, rows))
-        each += 1
+            return _longest_first(filled)
+        rows += 1
 
 
 def deal(lengths: Sequence[int], shares: int) -> list[list[int]]:
@@ -89,14 +86,4 @@ def _fill(lengths: Sequence[int], limit: int) -> list[tuple[int, list[int]]]:
             total, places = rows[number]
             rows[number] = (total + length, [*places, place])
             bisect.insort(room, (left - length, number))
-    return rows
-
-
-def _break_up(rows: list[tuple[int, list[int]]], lengths: Sequence[int], count: int) -> list[tuple[int, list[int]]]:
-    """The same sequences in `count` rows: the last of a row with several begins one of its own."""
-    while len(rows) < count:
-        number = max(range(len(rows)), key=lambda number: len(rows[number][1]))
-        total, places = rows[number]
-        rows[number] = (total - lengths[places[-1]], places[:-1])
-        rows.append((lengths[places[-1]], places[-1:]))
     return rows

@@ -1,7 +1,8 @@
 """Several sequences in one row: who sees whom, and where each token stands.
 
-Packed demonstrations are segments that see nothing of each other. A ranking is a prompt and K completions that each
-continue it: every completion names the prompt as its parent, so the prompt is computed once for all K.
+A prompt and the responses that each continue it are segments: every response names the prompt as its parent, so the
+prompt is computed once for all of them. So is a ranking, a prompt and K completions. What names no parent sees nothing
+of other segments.
 """
 
 from torch import Tensor

@@ -168,7 +168,7 @@ def _deal(sizes: list[int], model: PreTrainedModel, device: torch.device) -> tup
     def cost(rows: list[list[int]]) -> int:
         return pass_cost(len(rows), max(sum(sizes[unit] for unit in row) for row in rows), hidden)
 
-    dealt = min((pack(sizes, 1, longest * quarters // 4) for quarters in (4, 5, 6, 7, 8, 10, 12)), key=cost)
+    dealt = min((pack(sizes, longest * quarters // 4) for quarters in (4, 5, 6, 7, 8, 10, 12)), key=cost)
     line, start = [0] * len(sizes), [0] * len(sizes)
     for number, row in enumerate(dealt):
         place = 0

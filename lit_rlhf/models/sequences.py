@@ -2,10 +2,9 @@
 
 All layers but attention know nothing of sequences: to them the row is so many tokens. Attention is called once for
 each sequence, and is causal there. A mask over the whole row would cost a square of its length, and most of what is
-computed under it would be thrown away; rows of several sequences, as wide as the widest, are a tenth padding.
+computed under it would be thrown away; rows of several sequences, as wide as the widest, are up to a tenth padding.
 """
 
-from itertools import chain
 from typing import Any
 
 import torch
@@ -50,7 +49,7 @@ def sequence_inputs(model: PreTrainedModel, lengths: tuple[int, ...], device: to
     # in the configuration for good: gradient checkpointing asks it again in the backward pass
     if model.config._attn_implementation != SEQUENCES:
         model.set_attn_implementation(SEQUENCES)
-    positions = torch.tensor([list(chain.from_iterable(map(range, lengths)))], device=device)
+    positions = torch.cat([torch.arange(length, device=device) for length in lengths])[None]
     # transformers passes on what has four dimensions, and makes no mask. Where a layer drops the lengths, PyTorch
     # refuses this one: it is of whole numbers
     no_mask = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device)

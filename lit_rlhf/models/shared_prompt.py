@@ -140,7 +140,7 @@ def last_hidden_in_one_row(model: PreTrainedModel, layout: OneRow) -> Tensor:
 
 
 def _cost(input_ids: Tensor, model: PreTrainedModel) -> int:
-    """Long completions in one row cost more attention than a second copy of a short prompt."""
+    """What a pass over (B, T) costs: long completions in one row take more attention than a prompt twice."""
     rows, width = input_ids.shape
     return pass_cost(rows, width, int(model.config.get_text_config().hidden_size))
 
