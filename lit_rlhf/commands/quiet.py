@@ -4,10 +4,13 @@ import logging
 import os
 import warnings
 
+#: beginnings of this library's own metrics, which are of all ranks before they are logged
+_OURS = "centring|policy|pretraining|quality|response|reward|rollout|time|update|validation|value"
 HARMLESS_WARNINGS = (
     ".*does not have many workers.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ".*`tensorboardX` has been removed as a dependency.*",
+    f".*recommended to use `self.log\\('({_OURS})/.*sync_dist=True.*",
 )
 HARMLESS_RECORDS = ("💡 Tip:", "TPU available: False", "Seed set to", "Loading `train_dataloader` to estimate")
 
