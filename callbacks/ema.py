@@ -95,7 +95,7 @@ class EMA(EMAWeightAveraging):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the average, whole; every rank must call it."""
         if self._average_model is not None:
-            weights = {name: whole(parameter) for name, parameter in self.average().items()}
+            weights = {name: full_tensor_copy(parameter) for name, parameter in self.average().items()}
             checkpoint[AVERAGE_KEY] = {"weights": weights, "updates": int(self._average_model.n_averaged)}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -103,7 +103,7 @@ class EMA(EMAWeightAveraging):
         self.stored = checkpoint.get(AVERAGE_KEY, {})
 
 
-def whole(parameter: Tensor) -> Tensor:
+def full_tensor_copy(parameter: Tensor) -> Tensor:
     """Return a parameter on the CPU, gathered where it is sharded."""
     value = parameter.detach()
     return (value.full_tensor() if hasattr(value, "full_tensor") else value).cpu().clone()
@@ -127,7 +127,7 @@ def give(parameters: dict[str, nn.Parameter], weights: dict[str, Tensor]) -> Non
         parameter.copy_(value)
 
 
-def settle_averages(trainer: Trainer, pl_module: LightningModule) -> None:
+def restore_averages(trainer: Trainer, pl_module: LightningModule) -> None:
     """Leave in the module what a weight-averaging callback will leave there when training ends; done twice, no harm."""
     averaging: list[Callback] = [
         each

@@ -5,9 +5,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_rlhf.callbacks.ema import settle_averages
+from lit_rlhf.callbacks.ema import restore_averages
 from lit_rlhf.models.export import export_model, export_weights, make_directory
-from lit_rlhf.strategies import is_sharded, whole_state_dict
+from lit_rlhf.strategies import full_state_dict, is_sharded
 
 
 class ExportModel(Callback):
@@ -30,10 +30,10 @@ class ExportModel(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Write, on rank zero, with the weights of all ranks where they are sharded; an average where one is kept."""
-        settle_averages(trainer, pl_module)
+        restore_averages(trainer, pl_module)
         model, tokenizer = pl_module.exported, pl_module.tokenizer
         if is_sharded(model):
-            weights = whole_state_dict(model)  # every rank takes part
+            weights = full_state_dict(model)  # every rank takes part
             if trainer.is_global_zero:
                 export_weights(model, weights, pl_module.adapter, tokenizer, self.directory)
         elif trainer.is_global_zero:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_rlhf.data.batches import PretrainingBatch
-from lit_rlhf.data.loader import Cut, data_ranks
+from lit_rlhf.data.loader import BatchShape, data_ranks
 from lit_rlhf.data.pretraining import TextBlocks, text_blocks
 from lit_rlhf.errors import UserError
 from lit_rlhf.strategies import total_norm
@@ -27,10 +27,10 @@ class PretrainingMix(Callback):
         path: pretraining text: any source of `PretrainingDataModule`.
         coefficient: γ. The paper's 27.8 multiplies a loss whose reduction it does not state; here it is the mean over
             tokens, beside a policy loss that is a mean over tokens.
-        micro_batch: pretraining sequences a backward pass, on each rank.
-        passes: such passes beside each micro-batch of the stage. The paper draws 8 sequences an episode: micro_batch x
-            passes is 8 times `ppo.micro_batch`.
-        block_length: tokens a sequence.
+        micro_batch_size: pretraining sequences a backward pass, on each rank.
+        num_micro_batches: such passes beside each micro-batch of the stage. The paper draws 8 sequences an episode: micro_batch_size x
+            passes is 8 times `ppo.micro_batch_size`.
+        seq_len: tokens a sequence.
         seed: of the order.
         gradient_norms: log the norms of both gradients and their ratio, at the first optimizer step of an epoch (of
             PPO: an iteration). Takes the memory of one more gradient, and between ranks one more reduction then.
@@ -40,28 +40,33 @@ class PretrainingMix(Callback):
         self,
         path: str,
         coefficient: float = 27.8,
-        micro_batch: int = 8,
-        passes: int = 1,
-        block_length: int = 512,
+        micro_batch_size: int = 8,
+        num_micro_batches: int = 1,
+        seq_len: int = 512,
         seed: int = 0,
         gradient_norms: bool = True,
     ) -> None:
         if coefficient < 0:
             raise UserError(f"PretrainingMix: coefficient must not be negative, got {coefficient}")
-        for name, value in (("micro_batch", micro_batch), ("passes", passes)):
+        for name, value in (("micro_batch_size", micro_batch_size), ("passes", num_micro_batches)):
             if value < 1:
                 raise UserError(f"PretrainingMix: {name} must be at least 1, got {value}")
-        self.path, self.coefficient, self.micro_batch, self.passes = path, coefficient, micro_batch, passes
-        self.block_length, self.seed, self.gradient_norms = block_length, seed, gradient_norms
+        self.path, self.coefficient, self.micro_batch_size, self.num_micro_batches = (
+            path,
+            coefficient,
+            micro_batch_size,
+            num_micro_batches,
+        )
+        self.seq_len, self.seed, self.gradient_norms = seq_len, seed, gradient_norms
         self.blocks: TextBlocks
-        self.apart = GradientApart()
+        self.apart = SeparateGradient()
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Read and cut the text, once."""
         if stage == "fit" and not hasattr(self, "blocks"):
-            if hasattr(pl_module, "require_positions"):
-                pl_module.require_positions(self.block_length, "PretrainingMix: a block", "its block_length")
-            self.blocks = text_blocks(self.path, pl_module.tokenizer, self.block_length, seed=self.seed)
+            if hasattr(pl_module, "check_max_positions"):
+                pl_module.check_max_positions(self.seq_len, "PretrainingMix: a block", "its seq_len")
+            self.blocks = text_blocks(self.path, pl_module.tokenizer, self.seq_len, seed=self.seed)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Put the pretraining gradient into the buffer, first and unsynchronised.
@@ -71,14 +76,14 @@ class PretrainingMix(Callback):
         """
         measured = self.gradient_norms and batch_idx < trainer.accumulate_grad_batches
         with self.apart.kept(pl_module) if measured else nullcontext():
-            for number in range(self.passes):
+            for number in range(self.num_micro_batches):
                 self.backward(trainer, batch_idx, number)
 
     def backward(self, trainer: Trainer, batch_idx: int, number: int) -> None:
         """Do the pass of that number beside a micro-batch of the stage."""
         strategy, accumulate = trainer.strategy, trainer.accumulate_grad_batches
-        cut = Cut(self.micro_batch, accumulate * self.passes, *data_ranks(trainer))
-        text = self.blocks.batch(trainer.global_step, batch_idx % accumulate * self.passes + number, cut)
+        cut = BatchShape(self.micro_batch_size, accumulate * self.num_micro_batches, *data_ranks(trainer))
+        text = self.blocks.batch(trainer.global_step, batch_idx % accumulate * self.num_micro_batches + number, cut)
         mixed = strategy.batch_to_device(PretrainingBatch(*text))
         unsynchronised = getattr(strategy, "block_backward_sync", nullcontext)
         with unsynchronised():
@@ -92,10 +97,10 @@ class PretrainingMix(Callback):
         if self.apart:
             for name, figure in self.apart.norms(trainer).items():
                 pl_module.tally.add(name, figure)
-            self.apart = GradientApart()
+            self.apart = SeparateGradient()
 
 
-class GradientApart:
+class SeparateGradient:
     """The pretraining gradient of a step by itself, beside the buffer in which it is added to the stage's."""
 
     def __init__(self) -> None:
@@ -135,7 +140,7 @@ class GradientApart:
             stage.append(torch.zeros_like(whole) if parameter.grad is None else parameter.grad - whole)
         mixed, other = total_norm(text), total_norm(stage)
         return {
-            "pretraining/gradient_norm": mixed,
-            "pretraining/stage_gradient_norm": other,
-            "pretraining/gradient_ratio": mixed / other,
+            "pretraining/grad_norm": mixed,
+            "policy/grad_norm": other,
+            "pretraining/grad_norm_ratio": mixed / other,
         }

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, Trainer
 from lit_rlhf.data.loader import data_ranks
 from lit_rlhf.data.pretraining import TextBlocks, collate_blocks, text_blocks
 from lit_rlhf.errors import UserError
-from lit_rlhf.models.text_loss import text_loss
+from lit_rlhf.models.lm_loss import causal_lm_loss
 
 
 class PretrainingValidation(Callback):
@@ -17,7 +17,7 @@ class PretrainingValidation(Callback):
     Args:
         path: text that is not trained on: any source of `PretrainingDataModule`.
         every_n_epochs: epochs between two looks; one of PPO is an iteration. The last epoch always has one.
-        block_length: tokens a sequence.
+        seq_len: tokens a sequence.
         batch_size: sequences a forward pass, on each rank.
         limit: how many blocks, from the beginning; None: all.
     """
@@ -26,23 +26,23 @@ class PretrainingValidation(Callback):
         self,
         path: str,
         every_n_epochs: int = 1,
-        block_length: int = 512,
+        seq_len: int = 512,
         batch_size: int = 32,
         limit: int | None = None,
     ) -> None:
         for name, value in (("every_n_epochs", every_n_epochs), ("batch_size", batch_size), ("limit", limit)):
             if value is not None and value < 1:
                 raise UserError(f"PretrainingValidation: {name} must be at least 1, got {value}")
-        self.path, self.every_n_epochs, self.block_length = path, every_n_epochs, block_length
+        self.path, self.every_n_epochs, self.seq_len = path, every_n_epochs, seq_len
         self.batch_size, self.limit = batch_size, limit
         self.blocks: TextBlocks
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Read and cut the text, once."""
         if stage == "fit" and not hasattr(self, "blocks"):
-            if hasattr(pl_module, "require_positions"):
-                pl_module.require_positions(self.block_length, "PretrainingValidation: a block", "its block_length")
-            blocks = text_blocks(self.path, pl_module.tokenizer, self.block_length).blocks
+            if hasattr(pl_module, "check_max_positions"):
+                pl_module.check_max_positions(self.seq_len, "PretrainingValidation: a block", "its seq_len")
+            blocks = text_blocks(self.path, pl_module.tokenizer, self.seq_len).blocks
             self.blocks = TextBlocks(blocks[: self.limit])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -67,7 +67,7 @@ class PretrainingValidation(Callback):
             text = collate_blocks(mine or [self.blocks[0]._replace(trained=False)], 1.0)
             batch = trainer.strategy.batch_to_device(text)
             with trainer.precision_plugin.forward_context():
-                total, count = text_loss(model, batch.input_ids, batch.loss_mask, batch.attention_mask)
+                total, count = causal_lm_loss(model, batch.input_ids, batch.loss_mask, batch.attention_mask)
             sums += torch.stack([total.double(), count.double()]).cpu()
         model.train(training)
         return sums.to(pl_module.device)

@@ -25,18 +25,18 @@ class Throughput(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """The rollout is over: its tokens are known."""
-        if not isinstance(batch, Experience) or not batch.statistics:
+        if not isinstance(batch, Experience) or not batch.rollout_metrics:
             return
         module: Any = pl_module
         self.updating, trajectories = time.perf_counter(), module.loader.iteration.trajectories
         self.tokens = int(trajectories.attention_mask.sum())
         generate, score, rollout = (
-            float(batch.statistics[f"time/{each}"]) for each in ("generate", "score", "rollout")
+            float(batch.rollout_metrics[f"time/{each}"]) for each in ("generate", "score", "rollout")
         )
         self.figures = {
             "time/other": self.updating - self.last - rollout,
-            "time/generate_rate": int(trajectories.response_mask.sum()) / generate,
-            "time/score_rate": self.tokens / score,
+            "throughput/generate_tokens_per_sec": int(trajectories.response_mask.sum()) / generate,
+            "throughput/score_tokens_per_sec": self.tokens / score,
         }
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -45,14 +45,14 @@ class Throughput(Callback):
         now = time.perf_counter()
         if self.figures:
             seconds, tokens = now - self.updating, self.tokens * module.sizes.epochs
-            self.figures |= {"time/update": seconds, "time/update_rate": tokens / seconds}
+            self.figures |= {"time/update": seconds, "throughput/update_tokens_per_sec": tokens / seconds}
             device, dtype = trainer.strategy.root_device, _plugin_to_compute_dtype(trainer.precision_plugin)
             available = get_available_flops(device, dtype)  # None for what Lightning has no figure of: a CPU
             if available:
                 done = tokens * sum(
                     flops_per_token(each) for each in (module.policy, module.critic) if each is not None
                 )
-                self.figures["time/update_utilisation"] = done / (seconds * available * trainer.world_size)
+                self.figures["throughput/mfu"] = done / (seconds * available * trainer.world_size)
             module.log_dict(self.figures)
         self.last, self.figures = now, {}
 

@@ -14,7 +14,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from lit_rlhf.errors import UserError
 
-RUN_KEY = "run"  # of what `lit_rlhf.callbacks.ContinueRun` stores
+RUN_KEY = "run"  # of what `lit_rlhf.callbacks.RunState` stores
 PART = ".part"
 SHARDS = ".metadata"  # PyTorch's list of the shards, in a folder of them
 REST = "meta.pt"  # what Lightning stores beside the shards, last of all
@@ -54,11 +54,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: Any, *args: Any, **settings: Any) -> dict[str, Any]:
         """Read, after a look whether the file is whole."""
         if Path(path).is_file():
-            require_whole(Path(path))
+            check_intact(Path(path))
         return super().load_checkpoint(path, *args, **settings)
 
 
-class Summary(NamedTuple):
+class CheckpointSummary(NamedTuple):
     """What is known of a checkpoint without its tensors."""
 
     path: Path
@@ -68,7 +68,7 @@ class Summary(NamedTuple):
     resumable: bool  # holds an optimizer's state
 
 
-class Damaged(UserError):
+class DamagedCheckpoint(UserError):
     """A file that is no whole checkpoint."""
 
 
@@ -87,7 +87,7 @@ def remove_leftovers(folder: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def require_whole(path: Path) -> None:
+def check_intact(path: Path) -> None:
     """Check the sums of every part of a file.
 
     Raises:
@@ -96,7 +96,7 @@ def require_whole(path: Path) -> None:
     status = path.stat()
     reason = damage(path, status.st_size, status.st_mtime_ns)
     if reason:
-        raise Damaged(f"ckpt_path: {path} is damaged ({reason}); take another checkpoint of the run")
+        raise DamagedCheckpoint(f"ckpt_path: {path} is damaged ({reason}); take another checkpoint of the run")
 
 
 @lru_cache(maxsize=64)
@@ -118,26 +118,26 @@ def read_plain(path: Path) -> dict[str, Any] | None:
     """
     file = path / REST if path.is_dir() else path
     if path.is_dir() and not (file.is_file() and (path / SHARDS).is_file()):
-        raise Damaged(f"ckpt_path: the folder {path} is no whole checkpoint of shards")
+        raise DamagedCheckpoint(f"ckpt_path: the folder {path} is no whole checkpoint of shards")
     try:
         content = torch.load(file, map_location="meta", weights_only=True, mmap=True)
     except pickle.UnpicklingError:  # of a stranger's module
         return None
     except (RuntimeError, EOFError, OSError, ValueError) as problem:
-        raise Damaged(f"ckpt_path: {path} is no readable checkpoint ({problem})") from None
+        raise DamagedCheckpoint(f"ckpt_path: {path} is no readable checkpoint ({problem})") from None
     if not isinstance(content, dict) or "loops" not in content:
-        raise Damaged(f"ckpt_path: {path} is no Lightning checkpoint; it holds no loops")
+        raise DamagedCheckpoint(f"ckpt_path: {path} is no Lightning checkpoint; it holds no loops")
     return content
 
 
-def summary(path: Path) -> Summary:
+def summary(path: Path) -> CheckpointSummary:
     """Return what a checkpoint says about itself; see `read_plain`."""
     content = read_plain(path)
     written = (path / REST if path.is_dir() else path).stat().st_mtime
     if content is None:
-        return Summary(path, -1, "", written, True)
+        return CheckpointSummary(path, -1, "", written, True)
     run = (content.get(RUN_KEY) or {}).get("id", "")
-    return Summary(path, content["global_step"], run, written, path.is_dir() or "optimizer_states" in content)
+    return CheckpointSummary(path, content["global_step"], run, written, path.is_dir() or "optimizer_states" in content)
 
 
 def checkpoints_in(folders: Iterable[Path]) -> Iterator[Path]:
@@ -146,7 +146,7 @@ def checkpoints_in(folders: Iterable[Path]) -> Iterator[Path]:
         yield from sorted(folder.glob("*.ckpt"))
 
 
-def last_checkpoint(folders: Iterable[Path]) -> tuple[Summary | None, list[str]]:
+def last_checkpoint(folders: Iterable[Path]) -> tuple[CheckpointSummary | None, list[str]]:
     """Return the whole checkpoint of the highest step, of the run that wrote last, and what was passed over and why.
 
     Another run's checkpoints may lie in the same folder; a run is told by the id that it carries.
@@ -155,7 +155,7 @@ def last_checkpoint(folders: Iterable[Path]) -> tuple[Summary | None, list[str]]
     for path in checkpoints_in(folders):
         try:
             each = summary(path)
-        except Damaged as problem:
+        except DamagedCheckpoint as problem:
             passed.append(str(problem).removeprefix("ckpt_path: "))
             continue
         if each.resumable:
@@ -167,9 +167,9 @@ def last_checkpoint(folders: Iterable[Path]) -> tuple[Summary | None, list[str]]
         best = max((each for each in found if each.run == run), key=lambda each: (each.step, each.written))
         try:
             if best.path.is_file():
-                require_whole(best.path)
+                check_intact(best.path)
             return best, passed
-        except Damaged as problem:
+        except DamagedCheckpoint as problem:
             passed.append(str(problem).removeprefix("ckpt_path: "))
             found.remove(best)
     return None, passed

@@ -10,7 +10,7 @@ import sys
 from importlib import import_module
 
 import lit_rlhf
-from lit_rlhf.commands.suggestions import did_you_mean, one_line, pip_command
+from lit_rlhf.commands.support.suggestions import did_you_mean, one_line, pip_command
 from lit_rlhf.errors import UserError
 
 COMMANDS = {

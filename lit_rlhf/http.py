@@ -22,13 +22,13 @@ from lit_rlhf.errors import UserError
 Answer = TypeVar("Answer")
 
 REFUSED = (401, 403)  # the key is wrong for every request alike
-PASSING = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # another try may succeed
-NONSENSE = (ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RecursionError)
+RETRYABLE_STATUS = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # another try may succeed
+MALFORMED = (ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RecursionError)
 READ_AT_ONCE = 2**16  # bytes
 LONGEST_PAUSE, LONGEST_WISH = 60.0, 600.0  # seconds: of our own doubling, and that a service may ask for
 
 
-class NoAnswer(NamedTuple):
+class RequestFailed(NamedTuple):
     """What stands in place of an answer that did not come."""
 
     reason: str
@@ -88,7 +88,7 @@ class JSONClient:
         """The address without its query, which may hold a key."""
         return url.split("?")[0]
 
-    def ask(self, payload: Any, parse: Callable[[Any, Any], Answer]) -> Answer | NoAnswer:
+    def ask(self, payload: Any, parse: Callable[[Any, Any], Answer]) -> Answer | RequestFailed:
         """Post and return the parsed answer, or why there is none.
 
         Args:
@@ -111,21 +111,21 @@ class JSONClient:
                     raise CredentialsRefused(
                         f"{self.public(self.url)} refuses the request (status {error.code}): check the key"
                     ) from None
-                if error.code not in PASSING:
-                    return NoAnswer(reason)
+                if error.code not in RETRYABLE_STATUS:
+                    return RequestFailed(reason)
                 pause = max(pause, min(retry_after(error), LONGEST_WISH))
             except TimeoutError:
                 reason = f"no answer within {self.timeout:g} s"
             except (OSError, HTTPException) as error:  # URLError among them
                 inner = getattr(error, "reason", error)
                 reason = f"no answer within {self.timeout:g} s" if isinstance(inner, TimeoutError) else f"{inner}"
-            except NONSENSE as error:
+            except MALFORMED as error:
                 reason = f"an answer that makes no sense: {type(error).__name__}: {str(error)[:100]}"
             if attempt < self.retries:
                 time.sleep(pause)
-        return NoAnswer(f"{reason} ({self.retries + 1} tries)")
+        return RequestFailed(f"{reason} ({self.retries + 1} tries)")
 
-    def ask_all(self, payloads: Sequence[Any], parse: Callable[[Any, Any], Answer]) -> Iterator[Answer | NoAnswer]:
+    def ask_all(self, payloads: Sequence[Any], parse: Callable[[Any, Any], Answer]) -> Iterator[Answer | RequestFailed]:
         """Yield the answer to each payload, in their order, with up to `parallel` requests under way; see `ask`.
 
         Where a refusal is raised, or the caller stops, what was not sent yet stays unsent.

@@ -36,19 +36,19 @@ class SizedSchedule(LambdaLR):
         self.resize(*lengths)
 
 
-class CosineToFraction(SizedSchedule):
+class CosineWithMinLR(SizedSchedule):
     """Cosine from the full rate to a fraction of it at the last step (App. C.1, C.2: to 10 %, no warm-up).
 
     Args:
         optimizer: given by the module.
-        final: fraction of the rate at the end.
+        min_lr_ratio: fraction of the rate at the end.
         warmup_steps: linear warm-up before it; the paper has none.
     """
 
-    def __init__(self, optimizer: Optimizer, final: float = 0.1, warmup_steps: int = 0) -> None:
-        if not 0 <= final <= 1:
-            raise UserError(f"scheduler: final must lie in [0, 1], got {final}")
-        self.final, self.warmup_steps = final, warmup_steps
+    def __init__(self, optimizer: Optimizer, min_lr_ratio: float = 0.1, warmup_steps: int = 0) -> None:
+        if not 0 <= min_lr_ratio <= 1:
+            raise UserError(f"scheduler: final must lie in [0, 1], got {min_lr_ratio}")
+        self.min_lr_ratio, self.warmup_steps = min_lr_ratio, warmup_steps
         super().__init__(optimizer)
 
     def factor(self, step: int) -> float:
@@ -56,29 +56,29 @@ class CosineToFraction(SizedSchedule):
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         progress = min((step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1), 1.0)
-        return self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
+        return self.min_lr_ratio + (1 - self.min_lr_ratio) * (1 + math.cos(math.pi * progress)) / 2
 
 
-class WarmupThenConstant(SizedSchedule):
+class ConstantWithWarmup(SizedSchedule):
     """Linear from a fraction of the rate to all of it, then constant (App. C.4: from a tenth, over 10 iterations).
 
     Args:
         optimizer: given by the module.
         warmup_iterations: how long the rate rises, in iterations of PPO: epochs of the Trainer. Within one it rises
             with every optimizer step.
-        start: fraction at the first step.
+        start_factor: fraction at the first step.
     """
 
-    def __init__(self, optimizer: Optimizer, warmup_iterations: float = 10, start: float = 0.1) -> None:
-        if warmup_iterations < 0 or not 0 <= start <= 1:
+    def __init__(self, optimizer: Optimizer, warmup_iterations: float = 10, start_factor: float = 0.1) -> None:
+        if warmup_iterations < 0 or not 0 <= start_factor <= 1:
             raise UserError(
                 "scheduler: warmup_iterations must not be negative and start must lie in [0, 1], "
-                f"got {warmup_iterations} and {start}"
+                f"got {warmup_iterations} and {start_factor}"
             )
-        self.warmup_iterations, self.start = warmup_iterations, start
+        self.warmup_iterations, self.start_factor = warmup_iterations, start_factor
         super().__init__(optimizer)
 
     def factor(self, step: int) -> float:
         """See `SizedSchedule.factor`."""
         steps = self.warmup_iterations * self.epoch_steps
-        return min(self.start + (1 - self.start) * step / max(steps, 1), 1.0)
+        return min(self.start_factor + (1 - self.start_factor) * step / max(steps, 1), 1.0)

@@ -69,7 +69,7 @@ def tensor_ranks(strategy: Strategy) -> int:
     return strategy.device_mesh["tensor_parallel"].size() if isinstance(strategy, ModelParallelStrategy) else 1
 
 
-def agreed(figures: Tensor, strategy: Strategy) -> Tensor:
+def broadcast_in_tensor_group(figures: Tensor, strategy: Strategy) -> Tensor:
     """Return the figures of the first of the ranks that split tensors among them, on each of these.
 
     What a function or a server answers may differ from call to call, and ranks that go on with different numbers
@@ -81,7 +81,7 @@ def agreed(figures: Tensor, strategy: Strategy) -> Tensor:
     return figures
 
 
-def one_backward_pass(strategy: Strategy) -> bool:
+def requires_single_backward(strategy: Strategy) -> bool:
     """Whether all gradients of a step must come of the pass that the loss of `training_step` starts.
 
     DDP looks for weights without a gradient in that loss's graph, if it is told to, and holds a graph that it is told
@@ -91,7 +91,7 @@ def one_backward_pass(strategy: Strategy) -> bool:
     return bool(getattr(wrapper, "find_unused_parameters", False) or getattr(wrapper, "static_graph", False))
 
 
-def weights_on_rank_zero(strategy: Strategy) -> AbstractContextManager[Any]:
+def meta_init_except_rank_zero(strategy: Strategy) -> AbstractContextManager[Any]:
     """Within the block, models that `shard_model` will shard are loaded with numbers on rank zero alone.
 
     On the other ranks they are on the meta device. Else every rank of a node would hold whole models at the same time.
@@ -103,7 +103,7 @@ def weights_on_rank_zero(strategy: Strategy) -> AbstractContextManager[Any]:
 def shard_model(model: nn.Module, strategy: Strategy) -> None:
     """Shard `model` over the data-parallel mesh, one unit a transformer block; nothing under another strategy.
 
-    Rank zero gives every other rank its shares (`weights_on_rank_zero`).
+    Rank zero gives every other rank its shares (`meta_init_except_rank_zero`).
 
     Under bf16-mixed the float32 weights are gathered in bfloat16, as autocast would take them: half to send and half
     to hold, in a rollout above all. Gradients are reduced in float32.
@@ -182,7 +182,7 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
-def whole_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the state dict of a sharded model, whole and on the CPU of rank zero, empty on the others.
 
     Every rank must call it. (Within `gathered` a state dict would be sharded again as it is made.)
@@ -194,7 +194,7 @@ def whole_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
+def unsharded_parameters(model: nn.Module) -> Iterator[None]:
     """Hold the whole weights on every rank within the block, so that generation needs no collective a token.
 
     Ranks may then stop at different lengths: with sharded weights that would hang.

@@ -37,7 +37,7 @@ ONE_GPU = (
     "-c precision/bf16-mixed -c optimizer/lion-8bit",
     "-c precision/bf16-mixed -c optimizer/adamw-8bit-sharded",
     "-c precision/bf16-mixed -c adapter/lora",
-    "-c precision/bf16-mixed -c adapter/qlora --model.options.dtype=bfloat16",
+    "-c precision/bf16-mixed -c adapter/qlora --model.loading.dtype=bfloat16",
     "-c precision/bf16-mixed -c compute/gradient-checkpointing",
     "-c precision/bf16-mixed -c compute/compile",
     "-c precision/bf16-mixed -c averaging/ema",
@@ -61,7 +61,7 @@ ALL_GPUS = (
     FSDP1,
 )
 # what is compared with the CPU's run: of the metrics that a stage has
-LOSSES = ("train/loss", "validation/loss", "pretraining/loss", "policy/loss", "policy/entropy", "value/loss")
+LOSSES = ("train/loss", "validation/loss", "pretraining/loss", "policy/loss", "policy/entropy_estimate", "value/loss")
 
 
 def command(stage: str, words: str, devices: int, accelerator: str = "gpu") -> list[str]:
@@ -143,11 +143,11 @@ def main() -> int:
     if not gpus:
         print("no GPU here; --list prints what would run", file=sys.stderr)
         return 2
-    from overlay_world import write_world
+    from tests.helpers.overlay_world import write_world
 
     print(f"{gpus} x {torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}")
     if parsed.memory:
-        from gpu_memory import print_table
+        from tests.helpers.gpu_memory import print_table
 
         print_table(parsed.jobs)
         return 0

@@ -95,7 +95,14 @@ def test_functional_imports_torch_only() -> None:
 def test_the_command_starts_light() -> None:
     """What `lit-rlhf recipes ls` imports: nothing outside the standard library."""
     imports = imports_by_file()
-    for name in ("cli.py", "__main__.py", "errors.py", "__init__.py", "commands/recipes.py", "commands/suggestions.py"):
+    for name in (
+        "cli.py",
+        "__main__.py",
+        "errors.py",
+        "__init__.py",
+        "commands/recipes.py",
+        "commands/support/suggestions.py",
+    ):
         foreign = (
             {module.split(".")[0] for module in imports[ROOT / name]} - set(sys.stdlib_module_names) - {"lit_rlhf"}
         )

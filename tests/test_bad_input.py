@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from small_runs import demonstrations, rankings, write_rows
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_rlhf.cli import main
+from tests.helpers.small_runs import demonstrations, rankings, write_rows
 
 Fit = Callable[..., tuple[int, list[str], str]]
 
@@ -53,9 +53,9 @@ def project(llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
             "PPOModule",
             {
                 "model": llama,
-                "reward": {"class_path": "lit_rlhf.rewards.PythonReward", "init_args": {"function": "mine.words"}},
-                "sampling": {"response_length": 4},
-                "ppo": {"rollout_batch": 8, "micro_batch": 4},
+                "reward": {"class_path": "lit_rlhf.rewards.FunctionReward", "init_args": {"function": "mine.words"}},
+                "sampling": {"max_new_tokens": 4},
+                "ppo": {"rollout_batch_size": 8, "micro_batch_size": 4},
             },
             "PromptDataModule",
             {"path": "demonstrations.jsonl"},
@@ -63,7 +63,7 @@ def project(llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     }
     for name, recipe in recipes.items():
         if name != "ppo":
-            recipe["data"]["init_args"]["micro_batch"] = 4
+            recipe["data"]["init_args"]["micro_batch_size"] = 4
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
     return tmp_path
 
@@ -119,7 +119,10 @@ UNKNOWN = {
     "recipe": (["quickstart/stf"], ["no recipe 'quickstart/stf'", "did you mean 'quickstart/sft'?"]),
     "key": (["sft.yaml", "--model.optimiser=x"], ["SFTModule has no setting 'optimiser'", "'optimizer'?"]),
     "trainer key": (["sft.yaml", "--trainer.max_epoch=3"], ["no setting 'trainer.max_epoch'", "'trainer.max_epochs'?"]),
-    "key of a group": (["ppo.yaml", "--model.ppo.rollout_bach=3"], ["no setting 'rollout_bach'", "'rollout_batch'?"]),
+    "key of a group": (
+        ["ppo.yaml", "--model.ppo.rollout_bach=3"],
+        ["no setting 'rollout_bach'", "'rollout_batch_size'?"],
+    ),
     "class": (["sft.yaml", "--model=lit_rlhf.modules.SFTModul"], ["no 'SFTModul' in lit_rlhf.modules", "'SFTModule'?"]),
     "data class": (
         ["sft.yaml", "--data=lit_rlhf.data.DemonstrationModule"],
@@ -127,7 +130,7 @@ UNKNOWN = {
     ),
     "reward class": (
         ["ppo.yaml", "--model.reward=lit_rlhf.rewards.PythonRewar"],
-        ["no 'PythonRewar'", "'PythonReward'?"],
+        ["no 'PythonRewar'", "'FunctionReward'?"],
     ),
     "reward function": (["ppo.yaml", "--model.reward.function=mine.word"], ["mine has no 'word'", "'words'?"]),
     "model folder": (["sft.yaml", "--model.model=./ou/model"], ["there is no folder './ou/model'"]),
@@ -200,7 +203,7 @@ def test_bad_data_names_file_and_line(kind, fit, project, reads):
 def test_long_prompts_go_by_their_policy_and_are_counted(policy, said, fit, project):
     rows = [*demonstrations(8), {**ROW, "prompt": "w1 " * 30}]
     write_rows(project / "mixed.jsonl", rows)
-    settings = ("--data.path=mixed.jsonl", "--data.max_prompt_length=20", f"--data.long_prompts={policy}")
+    settings = ("--data.path=mixed.jsonl", "--data.max_prompt_length=20", f"--data.overlong_prompts={policy}")
     for recipe in ("sft.yaml", "ppo.yaml"):
         code, _, printed = fit(recipe, *settings)
         assert code == 0, printed
@@ -232,11 +235,11 @@ def test_more_tokens_than_the_model_has_positions_are_refused(recipe, fit, proje
 
 def test_pretraining_blocks_longer_than_the_model_are_refused(fit, project, reads):
     (project / "text.txt").write_text("w1 w2 " * 400)
-    mix = "{class_path: lit_rlhf.callbacks.PretrainingMix, init_args: {path: text.txt, block_length: 200}}"
+    mix = "{class_path: lit_rlhf.callbacks.PretrainingMix, init_args: {path: text.txt, seq_len: 200}}"
     (project / "mix.yaml").write_text(f"trainer: {{callbacks+: [{mix}]}}")
     refused(fit("sft.yaml", "-c", "mix.yaml"), "PretrainingMix: a block has 200 tokens", "model's 128 positions")
-    text = ("--data=lit_rlhf.data.PretrainingDataModule", "--data.path=text.txt", "--data.block_length=200")
-    refused(fit("sft.yaml", *text), "has 200 tokens", "model's 128 positions", "data.block_length")
+    text = ("--data=lit_rlhf.data.PretrainingDataModule", "--data.path=text.txt", "--data.seq_len=200")
+    refused(fit("sft.yaml", *text), "has 200 tokens", "model's 128 positions", "data.seq_len")
     assert not reads
 
 
@@ -257,10 +260,10 @@ def test_a_padding_token_equal_to_the_end_token_is_refused(recipe, fit, llama, p
     folder = changed_model(llama, project / "same", same)
     reads.clear()
     refused(
-        fit(f"{recipe}.yaml", f"--model.model={folder}"), "padding equal to its end token '<eos>'", "options.pad_token"
+        fit(f"{recipe}.yaml", f"--model.model={folder}"), "padding equal to its end token '<eos>'", "loading.pad_token"
     )
     assert not reads
-    code, _, printed = fit(f"{recipe}.yaml", f"--model.model={folder}", "--model.options.pad_token=<fill>")
+    code, _, printed = fit(f"{recipe}.yaml", f"--model.model={folder}", "--model.loading.pad_token=<fill>")
     assert code == 0, printed
 
 
@@ -275,17 +278,20 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(recipe, fit, llama, p
 def test_a_reward_model_that_does_not_fit_the_policy_is_refused(fit, llama, project, reads):
     folder = changed_model(llama, project / "other", lambda tokenizer: tokenizer.add_tokens(["new", "newer"]))
     reads.clear()
-    reward = ("--model.reward=lit_rlhf.rewards.RewardModelReward", f"--model.reward.model={folder}")
+    reward = ("--model.reward=lit_rlhf.rewards.RewardModelScorer", f"--model.reward.model={folder}")
     refused(fit("ppo.yaml", *reward), "has another tokenizer than the policy", folder)
-    uncentred = ("--model.reward=lit_rlhf.rewards.RewardModelReward", f"--model.reward.model={llama}")
-    refused(fit("ppo.yaml", *uncentred), "no centring constants", "CentreScores")
+    uncentered = ("--model.reward=lit_rlhf.rewards.RewardModelScorer", f"--model.reward.model={llama}")
+    refused(fit("ppo.yaml", *uncentered), "no centring constants", "CenterScores")
     assert not reads
 
 
 def test_sizes_that_do_not_divide_are_refused(fit, reads):
-    refused(fit("ppo.yaml", "--model.ppo.rollout_batch=10"), "rollout_batch 10 is not a multiple of the minibatch 4")
-    refused(fit("ppo.yaml", "--model.ppo.micro_batch=0"), "ppo.micro_batch must be at least 1, got 0")
-    refused(fit("sft.yaml", "--data.micro_batch=0"), "micro_batch: 0 must be at least 1")
+    refused(
+        fit("ppo.yaml", "--model.ppo.rollout_batch_size=10"),
+        "rollout_batch_size 10 is not a multiple of the minibatch 4",
+    )
+    refused(fit("ppo.yaml", "--model.ppo.micro_batch_size=0"), "ppo.micro_batch_size must be at least 1, got 0")
+    refused(fit("sft.yaml", "--data.micro_batch_size=0"), "micro_batch_size: 0 must be at least 1")
     assert not reads
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lit_rlhf.checkpoints import AtomicCheckpointIO, Damaged, last_checkpoint, require_whole, summary
+from lit_rlhf.checkpoints import AtomicCheckpointIO, DamagedCheckpoint, check_intact, last_checkpoint, summary
 
 
 def content(step: int, run: str = "a", **more: Any) -> dict[str, Any]:
@@ -47,8 +47,8 @@ def test_a_damaged_file_is_refused_by_name(tmp_path):
             assert summary(path).step == 1
         else:
             path.write_bytes(data[: len(data) // 2] if damage == "cut" else b"")
-        for read in (require_whole, AtomicCheckpointIO().load_checkpoint):
-            with pytest.raises(Damaged, match=f"ckpt_path: .*{damage}.ckpt is damaged .*take another"):
+        for read in (check_intact, AtomicCheckpointIO().load_checkpoint):
+            with pytest.raises(DamagedCheckpoint, match=f"ckpt_path: .*{damage}.ckpt is damaged .*take another"):
                 read(path)
 
 

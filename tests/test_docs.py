@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from pages import DOCS, README, ROOT, blocks, commands, defined_names, named_blocks, prose
-from ranks import on_ranks
 from transformers import AutoModelForCausalLM
 
 from lit_rlhf.cli import main
 from lit_rlhf.commands.recipes import is_evaluation, is_overlay, shipped_recipes
+from tests.helpers.pages import DOCS, README, ROOT, blocks, commands, defined_names, named_blocks, prose
+from tests.helpers.ranks import on_ranks
 
 EXTENDING = ROOT / "docs" / "extending.md"
 
@@ -31,16 +31,16 @@ data: {init_args: {path: data.jsonl}}
 trainer: {accelerator: cpu, max_epochs: 2, enable_progress_bar: false, log_every_n_steps: 1}
 """
 SHRINK_SFT = """
-data: {init_args: {micro_batch: 4, validation_fraction: 0.0}}
+data: {init_args: {micro_batch_size: 4, validation_fraction: 0.0}}
 trainer: {callbacks: [{class_path: lit_rlhf.callbacks.ExportModel}]}
 """
 SHRINK_PPO = """
 model:
   init_args:
-    reward: {class_path: lit_rlhf.rewards.PythonReward, init_args: {function: words.count}}
-    sampling: {response_length: 6}
-    ppo: {rollout_batch: 8, micro_batch: 4}
-trainer: {callbacks: [{class_path: lit_rlhf.callbacks.SampleTable, init_args: {every_n_epochs: 1, rows: 16}}]}
+    reward: {class_path: lit_rlhf.rewards.FunctionReward, init_args: {function: words.count}}
+    sampling: {max_new_tokens: 6}
+    ppo: {rollout_batch_size: 8, micro_batch_size: 4}
+trainer: {callbacks: [{class_path: lit_rlhf.callbacks.LogSamples, init_args: {every_n_epochs: 1, rows: 16}}]}
 """
 DEMONSTRATIONS = [{"prompt": f"w{i} w{i + 1}", "completion": f" w{i} w{i % 5}"} for i in range(16)]
 TICKETS = [
@@ -181,7 +181,7 @@ def test_a_strangers_detector_and_the_table_that_the_data_page_shows(
     lines = [json.dumps({"customer": c, "prompt": p, "completion": " w1 w2"}) + "\n" for c, p in LETTERS]
     (project / "demonstrations.jsonl").write_text("".join(lines))
     command = next(line for line in commands(page) if "support_desk" in line).split()[1:]
-    short = ["-c", "shrink.yaml", "-c", "shrink-sft.yaml", *command[3:], "--data.micro_batch=2"]
+    short = ["-c", "shrink.yaml", "-c", "shrink-sft.yaml", *command[3:], "--data.micro_batch_size=2"]
     long_enough = ["--data.max_prompt_length=64", "--trainer.log_every_n_steps=1", "--trainer.max_steps=1"]
     assert main([*command[:3], *short, *long_enough]) == 0
     table = next(text for text in blocks(page, "") if text.startswith("demonstrations.jsonl\n"))
@@ -338,7 +338,7 @@ def test_the_metrics_are_those_that_are_logged() -> None:
 
 
 def test_a_run_logs_the_documented_names_and_no_other(project: Path) -> None:
-    mix = "{class_path: lit_rlhf.callbacks.PretrainingMix, init_args: {path: t.jsonl, micro_batch: 2, block_length: 8}}"
+    mix = "{class_path: lit_rlhf.callbacks.PretrainingMix, init_args: {path: t.jsonl, micro_batch_size: 2, seq_len: 8}}"
     (project / "t.jsonl").write_text('{"text": "w1 w2 w3 w4"}\n' * 20)
     (project / "mix.yaml").write_text(
         f"trainer: {{callbacks+: [{mix}, {{class_path: lit_rlhf.callbacks.Throughput}}]}}"
@@ -348,8 +348,8 @@ def test_a_run_logs_the_documented_names_and_no_other(project: Path) -> None:
     page = (ROOT / "docs" / "metrics.md").read_text().split("## PPO: the rollout")[1]
     # not on a CPU, and not without an entropy bonus
     documented = set(re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)) - {
-        "time/update_utilisation",
-        "policy/full_entropy",
+        "throughput/mfu",
+        "policy/entropy",
     }
     assert set(logged(project / "runs/small/ppo")[0]) - {"epoch", "step"} == documented
 
@@ -379,11 +379,13 @@ def test_overlays_merge_as_documented(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "arguments.yaml").write_text("model: {init_args: {kl: {init_args: {target: 3}}}}")
-    (tmp_path / "replace.yaml").write_text("trainer: {callbacks: [{class_path: lit_rlhf.callbacks.SampleTable}]}")
+    (tmp_path / "replace.yaml").write_text("trainer: {callbacks: [{class_path: lit_rlhf.callbacks.LogSamples}]}")
     (tmp_path / "extend.yaml").write_text(
-        "trainer: {callbacks+: [{class_path: lit_rlhf.callbacks.CentreScores, init_args: {path: d}}]}"
+        "trainer: {callbacks+: [{class_path: lit_rlhf.callbacks.CenterScores, init_args: {path: d}}]}"
     )
-    (tmp_path / "class.yaml").write_text("model: {init_args: {kl: {class_path: lit_rlhf.rollout.kl_control.FixedKL}}}")
+    (tmp_path / "class.yaml").write_text(
+        "model: {init_args: {kl: {class_path: lit_rlhf.rollout.kl_controller.FixedKLController}}}"
+    )
     recipe = printed(capsys, "-c", "small/ppo")
     optimizer, kl = recipe["model"]["init_args"]["optimizer"], recipe["model"]["init_args"]["kl"]
 
@@ -403,7 +405,7 @@ def test_overlays_merge_as_documented(
     assert merged["init_args"] == {"coefficient": kl["init_args"]["coefficient"]}  # target and horizon are dropped
 
     names = [each["class_path"].split(".")[-1] for each in recipe["trainer"]["callbacks"]]
-    for overlay, expected in (("replace.yaml", ["SampleTable"]), ("extend.yaml", [*names, "CentreScores"])):
+    for overlay, expected in (("replace.yaml", ["LogSamples"]), ("extend.yaml", [*names, "CenterScores"])):
         merged = printed(capsys, "-c", "small/ppo", "-c", overlay)["trainer"]["callbacks"]
         assert [each["class_path"].split(".")[-1] for each in merged] == expected
 

@@ -7,10 +7,10 @@ from email.utils import format_datetime
 from urllib.error import HTTPError
 
 import pytest
-from services import Reply, serve
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.http import CredentialsRefused, JSONClient, NoAnswer
+from lit_rlhf.http import CredentialsRefused, JSONClient, RequestFailed
+from tests.helpers.services import Reply, serve
 
 FAST = {"pause": 0.01, "timeout": 0.3, "retries": 2}
 
@@ -54,19 +54,19 @@ def test_a_passing_failure_is_tried_again_and_a_lasting_one_is_no_answer(failure
         assert len(service.requests) == 3
     with serve(lambda request, before: failure) as service:
         answer = JSONClient(service.url, **FAST).ask({}, value)
-        assert isinstance(answer, NoAnswer) and "(3 tries)" in answer.reason
+        assert isinstance(answer, RequestFailed) and "(3 tries)" in answer.reason
         assert len(service.requests) == 3
 
 
 def test_a_number_that_broke_off_is_no_answer() -> None:
     with serve(lambda request, before: Reply(b"0.9", headers={"Content-Length": "4"})) as service:
         answer = JSONClient(service.url, **FAST).ask({}, lambda answer, _: float(answer))
-    assert answer == NoAnswer("an answer that breaks off 1 bytes before its end (3 tries)")
+    assert answer == RequestFailed("an answer that breaks off 1 bytes before its end (3 tries)")
 
 
 def test_a_request_that_the_service_cannot_take_is_not_tried_again() -> None:
     with serve(lambda request, before: Reply(status=400)) as service:
-        assert JSONClient(service.url, **FAST).ask({}, value) == NoAnswer("status 400")
+        assert JSONClient(service.url, **FAST).ask({}, value) == RequestFailed("status 400")
         assert len(service.requests) == 1
 
 
@@ -82,7 +82,7 @@ def test_a_refused_key_ends_the_run_and_is_not_in_the_message(status) -> None:
 
 def test_no_service_at_all_is_no_answer() -> None:
     answer = JSONClient("http://127.0.0.1:9", **FAST).ask({}, value)
-    assert isinstance(answer, NoAnswer) and "refused" in answer.reason.lower()
+    assert isinstance(answer, RequestFailed) and "refused" in answer.reason.lower()
 
 
 def test_the_service_may_ask_for_patience() -> None:
@@ -138,7 +138,7 @@ def test_a_redirect_is_not_followed(status) -> None:
         away = Reply(status=status, headers={"Location": elsewhere.url})
         with serve(lambda request, before: away) as service:
             answer = JSONClient(service.url, {"Authorization": "Bearer secret"}, **FAST).ask({}, value)
-        assert answer == NoAnswer(f"status {status}")
+        assert answer == RequestFailed(f"status {status}")
         assert not elsewhere.requests
 
 

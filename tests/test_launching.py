@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from pages import ROOT, blocks
-from ranks import on_ranks
-from small_runs import assert_same_weights, demonstrations, quiet_trainer, sgd, whole_weights, write_rows
 
 from lit_rlhf.commands.recipes import recipe_file
 from lit_rlhf.data import DemonstrationDataModule
 from lit_rlhf.modules import SFTModule
 from lit_rlhf.strategies import FSDP2Strategy
+from tests.helpers.pages import ROOT, blocks
+from tests.helpers.ranks import on_ranks
+from tests.helpers.small_runs import assert_same_weights, demonstrations, quiet_trainer, sgd, whole_weights, write_rows
 
 PAGE = ROOT / "docs" / "hardware.md"
 
@@ -35,9 +35,9 @@ def be_slurm() -> None:
     os.environ |= tasks | mine
 
 
-def train(model: str, folder: Path, micro_batch: int, **settings: Any) -> list[torch.Tensor]:
+def train(model: str, folder: Path, micro_batch_size: int, **settings: Any) -> list[torch.Tensor]:
     rows = write_rows(folder / "rows.jsonl", demonstrations(16))
-    module, data = SFTModule(model, sgd(0.1)), DemonstrationDataModule(rows, micro_batch=micro_batch)
+    module, data = SFTModule(model, sgd(0.1)), DemonstrationDataModule(rows, micro_batch_size=micro_batch_size)
     trainer = quiet_trainer(folder, max_epochs=1, **settings)
     trainer.fit(module, datamodule=data)
     assert trainer.world_size == settings.get("num_nodes", 1)

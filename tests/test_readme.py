@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from pages import DOCS, README, ROOT, blocks, commands, named_blocks
 from transformers import AutoModelForCausalLM
 
 from lit_rlhf.cli import main
 from lit_rlhf.commands import sweep_runs
-from lit_rlhf.world.quickstart import copy_recipes
+from lit_rlhf.commands.support.quickstart_pipeline import copy_recipes
+from tests.helpers.pages import DOCS, README, ROOT, blocks, commands, named_blocks
 
 PAGES = {page.relative_to(ROOT).as_posix(): page for page in (README, *DOCS) if page.name != "extending.md"}
 # what shortens a stage to seconds on the tiny model
 SHORT = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 SHORT_STAGE = {
-    "small/sft": ["--data.micro_batch=4"],
-    "small/reward": ["--data.micro_batch=4"],
-    "small/ppo": ["--model.sampling.response_length=8"],
+    "small/sft": ["--data.micro_batch_size=4"],
+    "small/reward": ["--data.micro_batch_size=4"],
+    "small/ppo": ["--model.sampling.max_new_tokens=8"],
 }
 
 

@@ -9,15 +9,15 @@ import pytest
 
 from lit_rlhf.cli import main
 from lit_rlhf.commands.evaluate import instantiate as instantiate_evaluation
-from lit_rlhf.commands.lightning_cli import RecipeCLI
-from lit_rlhf.commands.places import Places
 from lit_rlhf.commands.recipes import is_evaluation, is_overlay, shipped_recipes
+from lit_rlhf.commands.support.config_locations import ConfigLocations
+from lit_rlhf.commands.support.recipe_cli import RecipeCLI
 from lit_rlhf.modules.base import LitModule
 
 EVALUATIONS = {name: path for name, path in shipped_recipes().items() if is_evaluation(name)}
 RECIPES = {name: p for name, p in shipped_recipes().items() if not is_overlay(name) and not is_evaluation(name)}
 OVERLAYS = {name: path for name, path in shipped_recipes().items() if is_overlay(name)}
-STAGES = ("quickstart/pretraining", "quickstart/sft", "quickstart/reward", "quickstart/ppo", "quickstart/ppo_ptx")
+STAGES = ("quickstart/pretraining", "quickstart/sft", "quickstart/reward", "quickstart/ppo", "quickstart/ppo-ptx")
 # refused on one CPU, or for want of a package or a server: tests/cli/test_overlays.py
 REFUSED = (
     "generator/vllm",
@@ -88,7 +88,7 @@ def test_overlays_change_what_they_say(instantiate):
             instantiate("quickstart/sft", f"precision/{precision}").config["fit"]["trainer"]["precision"] == precision
         )
     half = instantiate("quickstart/sft", "precision/bf16-true")
-    assert half.model.options.dtype == "bfloat16" and half.config["fit"]["trainer"]["precision"] == "32-true"
+    assert half.model.loading.dtype == "bfloat16" and half.config["fit"]["trainer"]["precision"] == "32-true"
     assert type(instantiate("quickstart/sft", "strategy/ddp").trainer.strategy).__name__ == "DDPStrategy"
     assert type(instantiate("quickstart/sft", "strategy/fsdp").trainer.strategy).__name__ == "FSDP2Strategy"
     assert instantiate("quickstart/ppo", "adapter/lora").model.adapter.rank == 16
@@ -129,7 +129,7 @@ def test_an_evaluation_becomes_suites_and_its_override_is_one(name, tmp_path, mo
     lines = EVALUATIONS[name].read_text().splitlines()
     settings = re.findall(r"--[\w.+]+=\S+", next(line for line in lines if line.startswith("# Override:")))
     args = ["-c", str(EVALUATIONS[name])]
-    plain, changed = (instantiate_evaluation([*args, *more], Places([], [])) for more in ([], settings))
+    plain, changed = (instantiate_evaluation([*args, *more], ConfigLocations([], [])) for more in ([], settings))
     assert settings and plain.baseline in plain.models and plain.suites
     assert all(callable(suite.run) for suite in plain.suites.values())
     assert [vars(s) for s in plain.suites.values()] != [vars(s) for s in changed.suites.values()] or (

@@ -7,26 +7,26 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from ppo_fakes import PromptData
-from ranks import on_ranks
-from small_runs import demonstrations, quiet_trainer, rankings, sgd, whole_weights, write_rows
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lit_rlhf.strategies
 from lit_rlhf.data import ComparisonDataModule, DemonstrationDataModule
-from lit_rlhf.models.options import LoRA, ModelOptions
-from lit_rlhf.modules import PPOModule, PPOSettings, RewardModule, SFTModule
-from lit_rlhf.rewards import PythonReward
-from lit_rlhf.rollout.sampling import Sampling
+from lit_rlhf.generation.sampling import SamplingParams
+from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
+from lit_rlhf.modules import PPOConfig, PPOModule, RewardModule, SFTModule
+from lit_rlhf.rewards import FunctionReward
 from lit_rlhf.strategies import FSDP2Strategy, transformer_blocks
+from tests.helpers.ppo_fakes import PromptData
+from tests.helpers.ranks import on_ranks
+from tests.helpers.small_runs import demonstrations, quiet_trainer, rankings, sgd, whole_weights, write_rows
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": ("llama", {}),
     "tied weights": ("gpt2", {}),
     "tied weights, scaled embedding": ("gemma", {}),
-    "another type": ("llama", {"options": ModelOptions(dtype="bfloat16")}),
-    "an embedding that grows": ("llama", {"options": ModelOptions(pad_token="<|pad|>")}),
+    "another type": ("llama", {"loading": ModelLoadingConfig(dtype="bfloat16")}),
+    "an embedding that grows": ("llama", {"loading": ModelLoadingConfig(pad_token="<|pad|>")}),
     "adapters": ("llama", {"adapter": LoRA(rank=2)}),
     "reward": ("llama", {}),
     "ppo": ("llama", {}),
@@ -55,12 +55,16 @@ class Loaded(L.Callback):
 def module_of(case: str, model: str, folder: Path) -> tuple[L.LightningModule, L.LightningDataModule]:
     settings = CASES[case][1]
     if case == "ppo":
-        reward = PythonReward(function="math.fsum")
-        return PPOModule(model, reward, Sampling(4), PPOSettings(rollout_batch=4, micro_batch=1)), PromptData()
+        reward = FunctionReward(function="math.fsum")
+        return PPOModule(
+            model, reward, SamplingParams(4), PPOConfig(rollout_batch_size=4, micro_batch_size=1)
+        ), PromptData()
     if case == "reward":
-        return RewardModule(model), ComparisonDataModule(write_rows(folder / "rows.jsonl", rankings(4)), micro_batch=1)
+        return RewardModule(model), ComparisonDataModule(
+            write_rows(folder / "rows.jsonl", rankings(4)), micro_batch_size=1
+        )
     rows = write_rows(folder / "rows.jsonl", demonstrations(4))
-    return SFTModule(model, sgd(0.1), **settings), DemonstrationDataModule(rows, micro_batch=1)
+    return SFTModule(model, sgd(0.1), **settings), DemonstrationDataModule(rows, micro_batch_size=1)
 
 
 def load(case: str, model: str, folder: Path, **settings: Any) -> tuple[list[Tensor], dict[str, Tensor], bool]:

@@ -5,8 +5,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from lit_rlhf.commands.quiet import quiet
-from lit_rlhf.commands.suggestions import Parser
+from lit_rlhf.commands.support.log_filters import quiet
+from lit_rlhf.commands.support.suggestions import Parser
 from lit_rlhf.errors import UserError
 
 
@@ -28,7 +28,7 @@ def run(command: str, args: list[str]) -> int:
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N prompts")
     parser.add_argument("--template", help="how prompts are put into words, as data.template")
     parser.add_argument("--max-prompt-length", type=int, default=1024, metavar="N", help="[%(default)s]")
-    parser.add_argument("--response-length", type=int, default=128, metavar="N", help="most tokens [%(default)s]")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="most tokens [%(default)s]")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="[%(default)s]")
     parser.add_argument(
         "--missing-end-score", type=float, metavar="S", help="score of a response that did not end, as in PPO"
@@ -72,27 +72,27 @@ def sample_and_write(settings: Namespace) -> Any:
     """Do it; return the curve."""
     import torch
 
-    from lit_rlhf.data.lengths import LengthPolicy
-    from lit_rlhf.data.prompting import PromptTemplate
+    from lit_rlhf.data.prompt_template import PromptTemplate
     from lit_rlhf.data.prompts import read_prompts
-    from lit_rlhf.evaluation.best_of_n import best_of_n_curve, check_room, sample_candidates
+    from lit_rlhf.data.truncation import TruncationPolicy
+    from lit_rlhf.evaluation.models.best_of_n import best_of_n_curve, check_max_positions, sample_candidates
+    from lit_rlhf.generation.sampling import MissingEOS, SamplingParams
     from lit_rlhf.models.loading import load_causal_lm, load_config, load_tokenizer
-    from lit_rlhf.models.options import ModelOptions
-    from lit_rlhf.rollout.sampling import MissingEnd, Sampling
+    from lit_rlhf.models.loading_config import ModelLoadingConfig
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    options = ModelOptions(dtype=settings.dtype)
+    loading = ModelLoadingConfig(dtype=settings.dtype)
     replace, subtract = settings.missing_end_score, settings.missing_end_penalty
-    missing_end = None if replace is None and subtract is None else MissingEnd(replace, subtract)
-    sampling = Sampling(settings.response_length, settings.temperature, missing_end=missing_end)
-    tokenizer = load_tokenizer(settings.model, options)
-    lengths = LengthPolicy(settings.max_prompt_length).checked()
+    missing_eos = None if replace is None and subtract is None else MissingEOS(replace, subtract)
+    sampling = SamplingParams(settings.max_new_tokens, settings.temperature, missing_eos=missing_eos)
+    tokenizer = load_tokenizer(settings.model, loading)
+    lengths = TruncationPolicy(settings.max_prompt_length).checked()
     template = PromptTemplate(tokenizer, settings.template)
     prompts = read_prompts(settings.prompts, "auto", template, lengths)[: settings.limit]
-    check_room(load_config(settings.model, options), prompts, sampling)
-    source = reward_source(settings.reward, options)
+    check_max_positions(load_config(settings.model, loading), prompts, sampling)
+    source = reward_source(settings.reward, loading)
     source.prepare(tokenizer, device)
-    policy = load_causal_lm(settings.model, tokenizer, options).to(device).eval()
+    policy = load_causal_lm(settings.model, tokenizer, loading).to(device).eval()
     scores = []
     drawn = sample_candidates(
         policy, tokenizer, prompts, source, sampling, settings.n, settings.seed, settings.batch_size
@@ -108,15 +108,15 @@ def sample_and_write(settings: Namespace) -> Any:
     return curve
 
 
-def reward_source(reward: str, options: Any) -> Any:
+def reward_source(reward: str, loading: Any) -> Any:
     """Return the source that a word stands for: an address, a folder or hub name, or a function."""
-    from lit_rlhf.rewards import PythonReward, RemoteReward, RewardModelReward
+    from lit_rlhf.rewards import FunctionReward, RemoteReward, RewardModelScorer
 
     if "://" in reward:
         return RemoteReward(reward)
     if "/" in reward or Path(reward).exists():
-        return RewardModelReward(reward, uncentred="accept", options=options)
-    return PythonReward(reward)
+        return RewardModelScorer(reward, require_centered=False, loading=loading)
+    return FunctionReward(reward)
 
 
 def table(curve: Any) -> str:

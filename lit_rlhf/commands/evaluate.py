@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lit_rlhf.commands.fit import read_arguments
-from lit_rlhf.commands.places import Places
-from lit_rlhf.commands.problems import explain
-from lit_rlhf.commands.quiet import quiet
-from lit_rlhf.commands.wandb_login import prepare_wandb
+from lit_rlhf.commands.support.config_locations import ConfigLocations
+from lit_rlhf.commands.support.log_filters import quiet
+from lit_rlhf.commands.support.parse_errors import explain
+from lit_rlhf.commands.support.wandb_login import prepare_wandb
 from lit_rlhf.errors import UserError
 
 
@@ -23,7 +23,7 @@ def run(command: str, args: list[str]) -> int:
     quiet()
     args, places = read_arguments(args)
     evaluation = instantiate(args, places)
-    from lit_rlhf.evaluation.page import format_tables, write_page
+    from lit_rlhf.evaluation.reports.evaluation_page import format_tables, write_page
     from lit_rlhf.evaluation.run import log_report
 
     out = Path(evaluation.out)
@@ -39,11 +39,11 @@ def run(command: str, args: list[str]) -> int:
     return 0
 
 
-def instantiate(args: list[str], places: Places) -> Any:
+def instantiate(args: list[str], places: ConfigLocations) -> Any:
     """Return the evaluation that recipes and arguments describe; what jsonargparse refuses becomes one line."""
     from jsonargparse import ArgumentParser
 
-    from lit_rlhf.commands.lightning_cli import original
+    from lit_rlhf.commands.support.recipe_cli import original
     from lit_rlhf.evaluation.run import Evaluation
 
     parser = ArgumentParser(prog="lit-rlhf evaluate", exit_on_error=False, allow_abbrev=False)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from lit_rlhf.commands.quiet import quiet
-from lit_rlhf.commands.suggestions import Parser
+from lit_rlhf.commands.support.log_filters import quiet
+from lit_rlhf.commands.support.suggestions import Parser
 from lit_rlhf.errors import UserError
 
 

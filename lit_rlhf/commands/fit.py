@@ -5,9 +5,9 @@ import signal
 import sys
 from pathlib import Path
 
-from lit_rlhf.commands.places import Places
-from lit_rlhf.commands.quiet import quiet
 from lit_rlhf.commands.recipes import resolve
+from lit_rlhf.commands.support.config_locations import ConfigLocations
+from lit_rlhf.commands.support.log_filters import quiet
 from lit_rlhf.errors import UserError
 
 
@@ -19,7 +19,7 @@ def run(command: str, args: list[str]) -> int:
     """
     quiet()
     args, places = read_arguments(args)
-    from lit_rlhf.commands.lightning_cli import RecipeCLI
+    from lit_rlhf.commands.support.recipe_cli import RecipeCLI
 
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -28,7 +28,7 @@ def run(command: str, args: list[str]) -> int:
         signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored after an interrupt
 
 
-def read_arguments(args: list[str]) -> tuple[list[str], Places]:
+def read_arguments(args: list[str]) -> tuple[list[str], ConfigLocations]:
     """Return the arguments with every recipe as a file, and where settings stand; the user's own files can be named.
 
     Raises:
@@ -38,7 +38,7 @@ def read_arguments(args: list[str]) -> tuple[list[str], Places]:
     folder = os.getcwd()
     if folder not in sys.path:
         sys.path.append(folder)  # a class_path may name the user's own file; last, so that it shadows no package
-    return args, Places(files, args)
+    return args, ConfigLocations(files, args)
 
 
 def resolve_recipes(args: list[str]) -> tuple[list[str], list[Path]]:

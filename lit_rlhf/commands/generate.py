@@ -5,8 +5,8 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
 
-from lit_rlhf.commands.quiet import quiet
-from lit_rlhf.commands.suggestions import Parser
+from lit_rlhf.commands.support.log_filters import quiet
+from lit_rlhf.commands.support.suggestions import Parser
 from lit_rlhf.errors import UserError
 
 
@@ -64,14 +64,14 @@ def load(name: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from lit_rlhf.models.loading import from_pretrained_quietly, load_config
-    from lit_rlhf.models.options import ModelOptions
+    from lit_rlhf.models.loading_config import ModelLoadingConfig
 
-    options = ModelOptions()
-    config = load_config(name, options)
+    loading = ModelLoadingConfig()
+    config = load_config(name, loading)
     if any("SequenceClassification" in kind for kind in config.architectures or []):
         raise UserError(f"{name} is a reward model: it scores text and writes none")
-    model = from_pretrained_quietly(AutoModelForCausalLM.from_pretrained, name, options, dtype="auto")
-    tokenizer = from_pretrained_quietly(AutoTokenizer.from_pretrained, name, options)
+    model = from_pretrained_quietly(AutoModelForCausalLM.from_pretrained, name, loading, dtype="auto")
+    tokenizer = from_pretrained_quietly(AutoTokenizer.from_pretrained, name, loading)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 
 

@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lit_rlhf.commands.quiet import quiet
-from lit_rlhf.commands.suggestions import Parser, did_you_mean
+from lit_rlhf.commands.support.log_filters import quiet
+from lit_rlhf.commands.support.suggestions import Parser, did_you_mean
 from lit_rlhf.errors import UserError
 
 ACTIONS = {
@@ -35,13 +35,13 @@ def agreement(args: list[str]) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures there, as JSON")
     settings = parser.parse(args)
     quiet()
-    from lit_rlhf.data.formats import read_records
+    from lit_rlhf.data.formats.registry import read_records
     from lit_rlhf.data.records import Ranking
-    from lit_rlhf.data.report import PreparationReport
+    from lit_rlhf.data.report import DatasetReport
     from lit_rlhf.data.sources import read_rows
-    from lit_rlhf.evaluation.labeler_agreement import agreement_report
+    from lit_rlhf.evaluation.labelers.agreement import agreement_report
 
-    report = PreparationReport(settings.path)
+    report = DatasetReport(settings.path)
     figures = agreement_report(read_records(read_rows(settings.path), "ranking", Ranking, settings.format, report))
     print(report.table())
     print(f"\n{agreement_table(figures)}")
@@ -52,7 +52,7 @@ def agreement(args: list[str]) -> int:
 
 def agreement_table(figures: dict[str, Any]) -> str:
     """Return the table: each labeler with the others, then all pairs."""
-    from lit_rlhf.evaluation.report import align
+    from lit_rlhf.evaluation.reports.quickstart_report import align
 
     rows = [["labeler", "rankings", "agreement", "95 % interval", "comparisons", "ties", "prompts"]]
     parts = {**figures["labelers"], "all pairs": {"rankings": figures["rankings"], **figures["all"]}}
@@ -80,7 +80,7 @@ def folds(args: list[str]) -> int:
     settings, rest = parser.parse_known_args(args)
     check(settings)
     quiet()
-    from lit_rlhf.commands.labeler_folds import run_folds
+    from lit_rlhf.commands.support.labeler_folds import run_folds
 
     result = run_folds(settings, rest)
     print(f"\n{folds_table(result)}")
@@ -100,7 +100,7 @@ def folds_table(result: dict[str, Any]) -> str:
     """Return a line a fold, the mean over its seeds, and mean ± standard error over all."""
     from statistics import fmean
 
-    from lit_rlhf.evaluation.report import align
+    from lit_rlhf.evaluation.reports.quickstart_report import align
 
     rows = [["group held out", "labelers", "training labelers", "held-out labelers", "pairs"]]
     for group, labelers in result["groups"].items():
@@ -132,7 +132,7 @@ def spread(part: dict[str, float | None]) -> str:
 
 def write_json(value: dict[str, Any], path: Path) -> None:
     """Write indented JSON and say where."""
-    from lit_rlhf.commands.folders import write_out
+    from lit_rlhf.commands.support.preflight import write_out
 
     write_out(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
     print(f"written: {path}")

@@ -3,8 +3,8 @@
 import re
 from typing import Any
 
-from lit_rlhf.commands.quiet import quiet
-from lit_rlhf.commands.suggestions import did_you_mean
+from lit_rlhf.commands.support.log_filters import quiet
+from lit_rlhf.commands.support.suggestions import did_you_mean
 from lit_rlhf.errors import UserError
 
 USAGE = "usage: lit-rlhf plan -c RECIPE [-c OVERLAY ...] [--gpu NAME] [--key=value ...]"
@@ -34,8 +34,8 @@ def run(command: str, args: list[str]) -> int:
     args, gpu = _take_gpu(args)
     quiet()
     from lit_rlhf.commands.fit import read_arguments
-    from lit_rlhf.commands.lightning_cli import RecipeCLI
-    from lit_rlhf.commands.memory_plan import plan
+    from lit_rlhf.commands.support.memory_plan import plan
+    from lit_rlhf.commands.support.recipe_cli import RecipeCLI
 
     class PlanCLI(RecipeCLI):
         """Parses and checks a recipe, and makes nothing of it."""

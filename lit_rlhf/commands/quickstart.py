@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from lit_rlhf.commands.quiet import quiet
-from lit_rlhf.commands.suggestions import Parser
+from lit_rlhf.commands.support.log_filters import quiet
+from lit_rlhf.commands.support.suggestions import Parser
 
 
 def run(command: str, args: list[str]) -> int:
@@ -21,10 +21,10 @@ def run(command: str, args: list[str]) -> int:
     # everything that is written lies in one folder, the blocks of the text too
     os.environ.setdefault("HF_DATASETS_CACHE", str((out / "cache").resolve()))
     if parsed.sweep:
+        from lit_rlhf.commands.support.quickstart_sweep import run as run_sweeps
         from lit_rlhf.commands.sweep import read_seeds
-        from lit_rlhf.world.sweep import run as run_sweeps
 
         return run_sweeps(out, read_seeds(parsed.seeds), parsed.jobs)
-    from lit_rlhf.world.quickstart import run as run_quickstart
+    from lit_rlhf.commands.support.quickstart_pipeline import run as run_quickstart
 
     return run_quickstart(out, parsed.seed)

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from lit_rlhf.commands.quiet import quiet
-from lit_rlhf.commands.suggestions import Parser
+from lit_rlhf.commands.support.log_filters import quiet
+from lit_rlhf.commands.support.suggestions import Parser
 from lit_rlhf.errors import UserError
 
 COLUMNS = ("completions", "responses", "completion", "response")
 WIDTH = 72  # of a completion in the table
 
 
-class Candidates(NamedTuple):
+class CompletionGroup(NamedTuple):
     """One prompt with what is to be ranked."""
 
     prompt: Any  # text, an instruction or a conversation
@@ -33,7 +33,7 @@ def run(command: str, args: list[str]) -> int:
     add("file", nargs="?", default="-", help="JSONL, JSON, CSV or Parquet; - reads JSONL from stdin [-]")
     add("--model", action="append", required=True, metavar="DIR", help="a reward model; several make an ensemble")
     add("--aggregate", default="mean", metavar="NAME", help="mean, minimum or lower_bound [%(default)s]")
-    add("--deviations", type=float, default=1.0, metavar="C", help="of lower_bound: mean - C std [%(default)s]")
+    add("--num_std", type=float, default=1.0, metavar="C", help="of lower_bound: mean - C std [%(default)s]")
     add("--template", metavar="NAME", help="how prompts were put into words in training [as they are]")
     add("--out", type=Path, metavar="FILE", help="write there [stdout]")
     add("--table", action="store_true", help="a table to read in place of JSONL")
@@ -47,7 +47,7 @@ def run(command: str, args: list[str]) -> int:
     if settings.out is None:
         sys.stdout.write(text)
         return 0
-    from lit_rlhf.commands.folders import write_out
+    from lit_rlhf.commands.support.preflight import write_out
 
     write_out(text, settings.out)
     return 0
@@ -59,19 +59,19 @@ def check(settings: Namespace) -> None:
 
     if settings.aggregate not in AGGREGATIONS:
         raise UserError(f"--aggregate must be one of {', '.join(AGGREGATIONS)}, got {settings.aggregate!r}")
-    if settings.deviations < 0:
-        raise UserError(f"--deviations must be 0 or more, got {settings.deviations}")
+    if settings.num_std < 0:
+        raise UserError(f"--num_std must be 0 or more, got {settings.num_std}")
     if settings.batch_size < 1:
         raise UserError(f"--batch-size must be 1 or more, got {settings.batch_size}")
 
 
-def read(file: str, stdin: TextIO | None = None) -> list[Candidates]:
+def read(file: str, stdin: TextIO | None = None) -> list[CompletionGroup]:
     """Return the rows of a file, or of stdin.
 
     Raises:
         UserError: no such file, no row, a row without a prompt or without completions; file and line are named.
     """
-    from lit_rlhf.data.columns import prompt_of, value_of
+    from lit_rlhf.data.formats.row_readers import prompt_of, value_of
     from lit_rlhf.data.sources import Row, read_rows
 
     rows: Sequence[Row] = read_rows(file) if file != "-" else stdin_rows(stdin or sys.stdin)
@@ -90,7 +90,7 @@ def read(file: str, stdin: TextIO | None = None) -> list[Candidates]:
             texts = value if isinstance(value, list) else [value]
         if not texts or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{row.origin}: the completions must be texts, at least one")
-        candidates.append(Candidates(prompt_of(row), texts, row.fields, row.origin))
+        candidates.append(CompletionGroup(prompt_of(row), texts, row.fields, row.origin))
     return candidates
 
 
@@ -114,14 +114,14 @@ def stdin_rows(stream: TextIO) -> list[Any]:
     return rows
 
 
-def ranked(candidates: list[Candidates], settings: Namespace) -> list[dict[str, Any]]:
+def ranked(candidates: list[CompletionGroup], settings: Namespace) -> list[dict[str, Any]]:
     """Return the rows with `scores` and `ranks` (0 = best, equal scores tie), and `spread` for an ensemble."""
     import torch
 
     from lit_rlhf.functional import aggregate_scores
 
     members = torch.stack([scores_by(path, candidates, settings) for path in settings.model])  # (M, N)
-    scores = aggregate_scores(members, settings.aggregate, settings.deviations)
+    scores = aggregate_scores(members, settings.aggregate, settings.num_std)
     spread = members.std(0, correction=0)
     rows, start = [], 0
     for each in candidates:
@@ -134,26 +134,26 @@ def ranked(candidates: list[Candidates], settings: Namespace) -> list[dict[str, 
     return rows
 
 
-def scores_by(path: str, candidates: list[Candidates], settings: Namespace) -> Any:
+def scores_by(path: str, candidates: list[CompletionGroup], settings: Namespace) -> Any:
     """Return one model's scores of all completions in order, (N,)."""
     import torch
 
-    from lit_rlhf.data.prompting import PromptTemplate
-    from lit_rlhf.models.loading import load_tokenizer, maximum_length
-    from lit_rlhf.models.options import ModelOptions
-    from lit_rlhf.models.scalar import load_scalar_model
+    from lit_rlhf.data.prompt_template import PromptTemplate
+    from lit_rlhf.models.loading import load_tokenizer, max_positions
+    from lit_rlhf.models.loading_config import ModelLoadingConfig
+    from lit_rlhf.models.scalar_model import load_scalar_model
     from lit_rlhf.models.scoring import score_rows
 
-    options = ModelOptions()
-    tokenizer = load_tokenizer(path, options)
-    model = load_scalar_model(path, tokenizer, options)
-    if model.fresh_head:
+    loading = ModelLoadingConfig()
+    tokenizer = load_tokenizer(path, loading)
+    model = load_scalar_model(path, tokenizer, loading)
+    if model.head_is_new:
         raise UserError(f"--model: {path} is a language model, not a reward model: it has no trained score head")
     template = PromptTemplate(tokenizer, settings.template)
     prompts = template.encode([template.render(each.prompt, each.fields, each.origin) for each in candidates])
     texts = [text for each in candidates for text in each.completions]
     endings = iter(template.encode_replies(texts, [each.prompt for each in candidates for _ in each.completions]))
-    limit, rows = maximum_length(model.model.config), []
+    limit, rows = max_positions(model.model.config), []
     for each, prompt in zip(candidates, prompts):
         for _ in each.completions:
             completion = next(endings)

@@ -4,7 +4,7 @@ import shutil
 from importlib.resources import files
 from pathlib import Path
 
-from lit_rlhf.commands.suggestions import Parser, did_you_mean
+from lit_rlhf.commands.support.suggestions import Parser, did_you_mean
 from lit_rlhf.errors import UserError
 
 OVERLAY_FOLDERS = ("strategy", "precision", "optimizer", "adapter", "averaging", "compute", "generator", "logger")

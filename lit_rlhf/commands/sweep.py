@@ -8,10 +8,18 @@ from typing import Any
 
 import yaml
 
-from lit_rlhf.commands.quiet import quiet
-from lit_rlhf.commands.suggestions import Parser
-from lit_rlhf.commands.sweep_recipes import check_recipe, composed, name_of, placed, read_values, set_value, with_seed
-from lit_rlhf.commands.sweep_runs import Run, prepare, run_all
+from lit_rlhf.commands.support.log_filters import quiet
+from lit_rlhf.commands.support.suggestions import Parser
+from lit_rlhf.commands.support.sweep_recipes import (
+    check_recipe,
+    composed,
+    name_of,
+    placed,
+    read_values,
+    set_value,
+    with_seed,
+)
+from lit_rlhf.commands.support.sweep_runs import Run, prepare, run_all
 from lit_rlhf.errors import UserError
 
 
@@ -24,7 +32,7 @@ def run(command: str, args: list[str]) -> int:
     for one in runs:
         if not prepare(one) and one.seed == seeds[0]:
             check_recipe(one.recipe, one.name)
-    from lit_rlhf.evaluation.sweeps import Sweep, format_sweep, usual_metrics, write_page, write_results
+    from lit_rlhf.evaluation.reports.sweeps import Sweep, format_sweep, usual_metrics, write_page, write_results
 
     outcomes, codes = run_all(runs, settings.jobs, settings.last)
     metrics = settings.metrics.split(",") if settings.metrics else usual_metrics(outcomes)

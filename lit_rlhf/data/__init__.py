@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from lit_rlhf.data.batches import PromptBatch, RankingBatch, TokenBatch
     from lit_rlhf.data.comparisons import ComparisonDataModule
     from lit_rlhf.data.demonstrations import DemonstrationDataModule
-    from lit_rlhf.data.loader import PlannedLoader
+    from lit_rlhf.data.loader import ResumableLoader
     from lit_rlhf.data.pretraining import PretrainingDataModule, TextBlocks, text_blocks
     from lit_rlhf.data.prompts import PromptDataModule, PromptSource
     from lit_rlhf.data.records import Demonstration, Instruction, PromptRow, Ranking, TextRow
@@ -19,7 +19,7 @@ _HOMES = {
     "batches": ("PromptBatch", "RankingBatch", "TokenBatch"),
     "comparisons": ("ComparisonDataModule",),
     "demonstrations": ("DemonstrationDataModule",),
-    "loader": ("PlannedLoader",),
+    "loader": ("ResumableLoader",),
     "pretraining": ("PretrainingDataModule", "TextBlocks", "text_blocks"),
     "prompts": ("PromptDataModule", "PromptSource"),
     "records": ("Demonstration", "Instruction", "PromptRow", "Ranking", "TextRow"),
@@ -31,7 +31,6 @@ __all__ = [
     "Demonstration",
     "DemonstrationDataModule",
     "Instruction",
-    "PlannedLoader",
     "PretrainingDataModule",
     "PromptBatch",
     "PromptDataModule",
@@ -39,6 +38,7 @@ __all__ = [
     "PromptSource",
     "Ranking",
     "RankingBatch",
+    "ResumableLoader",
     "TextBlocks",
     "TextRow",
     "TokenBatch",

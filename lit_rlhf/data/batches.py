@@ -14,7 +14,7 @@ class TokenBatch(NamedTuple):
     attention_mask: Tensor  # (B, T) int64, 1 = real token
     loss_mask: Tensor  # (B, T) bool, True where the token is a target of the loss; column 0 is never True
     normalizer: Tensor  # () float32, targets in the whole minibatch: accumulation and ranks included
-    sequences: tuple[int, ...] | None = None  # packed: tokens of each sequence of the one row, T together
+    sequence_lengths: tuple[int, ...] | None = None  # packed: tokens of each sequence of the one row, T together
 
 
 class RankingBatch(NamedTuple):
@@ -23,7 +23,7 @@ class RankingBatch(NamedTuple):
     input_ids: Tensor  # (N, T) int64, right-padded: prompt + completion + EOS
     attention_mask: Tensor  # (N, T) int64
     prompt_length: Tensor  # (N,) int64, how many of a row's tokens are its prompt, which the rows of a ranking share
-    ranking: Tensor  # (N,) int64, which ranking of this batch a row belongs to: 0 .. G-1
+    ranking_index: Tensor  # (N,) int64, which ranking of this batch a row belongs to: 0 .. G-1
     ranks: Tensor  # (N,) int64, 0 = best; equal = tie
     normalizer: Tensor  # () float32, rankings in the whole minibatch
 

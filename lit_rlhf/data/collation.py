@@ -12,14 +12,14 @@ from torch import Tensor
 from lit_rlhf.data.batches import PromptBatch, RankingBatch, TokenBatch
 
 
-class TokenRow(NamedTuple):
+class TokenizedExample(NamedTuple):
     """One sequence and which of its tokens are targets of the loss."""
 
-    ids: list[int]
-    targets: list[bool]
+    input_ids: list[int]
+    loss_mask: list[bool]
 
 
-class RankingRow(NamedTuple):
+class TokenizedRanking(NamedTuple):
     """One ranking; prompt and completions are kept apart, so that a prompt can be computed once for all of them."""
 
     prompt: list[int]
@@ -28,10 +28,10 @@ class RankingRow(NamedTuple):
     labeler: str | None = None
 
 
-class PromptTokens(NamedTuple):
+class TokenizedPrompt(NamedTuple):
     """One prompt, with its row: "prompt" (the text as the model sees it) and every metadata column."""
 
-    ids: list[int]
+    input_ids: list[int]
     row: dict[str, Any]
 
 
@@ -57,24 +57,24 @@ def pad(sequences: Sequence[Sequence[int]], value: int, side: str = "right") -> 
     return ids, mask
 
 
-def collate_tokens(rows: Sequence[TokenRow], normalizer: float, pad_id: int) -> TokenBatch:
+def collate_tokens(rows: Sequence[TokenizedExample], normalizer: float, pad_id: int) -> TokenBatch:
     """Right-padded sequences with their targets."""
-    ids, attention = pad([row.ids for row in rows], pad_id)
-    targets, _ = pad([row.targets for row in rows], False)
+    ids, attention = pad([row.input_ids for row in rows], pad_id)
+    targets, _ = pad([row.loss_mask for row in rows], False)
     targets[:, 0] = 0  # nothing predicts the first token
     return TokenBatch(ids, attention, targets.bool(), torch.tensor(normalizer, dtype=torch.float32))
 
 
-def collate_packed(rows: Sequence[TokenRow], normalizer: float) -> TokenBatch:
+def collate_packed(rows: Sequence[TokenizedExample], normalizer: float) -> TokenBatch:
     """Sequences behind each other in one row; `sequences` says how long each is."""
-    ids = torch.tensor([list(chain.from_iterable(row.ids for row in rows))])
+    ids = torch.tensor([list(chain.from_iterable(row.input_ids for row in rows))])
     # nothing predicts the first token of a sequence: what stands before it is another's
-    targets = torch.tensor([list(chain.from_iterable([False, *row.targets[1:]] for row in rows))])
-    lengths, count = tuple(len(row.ids) for row in rows), torch.tensor(normalizer, dtype=torch.float32)
+    targets = torch.tensor([list(chain.from_iterable([False, *row.loss_mask[1:]] for row in rows))])
+    lengths, count = tuple(len(row.input_ids) for row in rows), torch.tensor(normalizer, dtype=torch.float32)
     return TokenBatch(ids, torch.ones_like(ids), targets, count, lengths)
 
 
-def collate_rankings(rows: Sequence[RankingRow], normalizer: float, pad_id: int) -> RankingBatch:
+def collate_rankings(rows: Sequence[TokenizedRanking], normalizer: float, pad_id: int) -> RankingBatch:
     """Every completion of every ranking behind its prompt, right-padded; the N lines of a ranking lie together."""
     ids, attention = pad([row.prompt + each for row in rows for each in row.completions], pad_id)
     prompt_length = [len(row.prompt) for row in rows for _ in row.completions]
@@ -90,7 +90,7 @@ def collate_rankings(rows: Sequence[RankingRow], normalizer: float, pad_id: int)
     )
 
 
-def collate_prompts(prompts: Sequence[PromptTokens], index: Sequence[int], pad_id: int) -> PromptBatch:
+def collate_prompts(prompts: Sequence[TokenizedPrompt], index: Sequence[int], pad_id: int) -> PromptBatch:
     """Left-padded prompts, so that every response begins in the same column."""
-    ids, attention = pad([prompt.ids for prompt in prompts], pad_id, side="left")
+    ids, attention = pad([prompt.input_ids for prompt in prompts], pad_id, side="left")
     return PromptBatch(ids, attention, [prompt.row for prompt in prompts], torch.tensor(list(index), dtype=torch.int64))

@@ -6,19 +6,19 @@ from collections import Counter
 from itertools import combinations
 from typing import Literal
 
+from lit_rlhf.data.base import PreprocessedDataModule
 from lit_rlhf.data.batches import RankingBatch
-from lit_rlhf.data.collation import RankingRow, collate_rankings
-from lit_rlhf.data.formats import read_records
-from lit_rlhf.data.lengths import LengthPolicy
-from lit_rlhf.data.planned import PreparedDataModule
-from lit_rlhf.data.preparation import Preparation
-from lit_rlhf.data.prompting import PromptTemplate
+from lit_rlhf.data.collation import TokenizedRanking, collate_rankings
+from lit_rlhf.data.formats.registry import read_records
+from lit_rlhf.data.preprocessing.settings import Preprocessing
+from lit_rlhf.data.prompt_template import PromptTemplate
 from lit_rlhf.data.records import Ranking
-from lit_rlhf.data.report import PreparationReport
+from lit_rlhf.data.report import DatasetReport
 from lit_rlhf.data.sources import read_rows
+from lit_rlhf.data.truncation import TruncationPolicy
 
 
-class ComparisonDataModule(PreparedDataModule[RankingRow]):
+class ComparisonDataModule(PreprocessedDataModule[TokenizedRanking]):
     """Yields `RankingBatch`: a ranking is one element of a batch, whatever its K (§3.5 of the paper).
 
     Args:
@@ -26,13 +26,13 @@ class ComparisonDataModule(PreparedDataModule[RankingRow]):
         validation_path: The same, for validation.
         validation_fraction: Share of the distinct prompts held out for validation, where there is no
             `validation_path`.
-        format: "auto", a format's name, or the dotted path of your own function; see `lit_rlhf.data.formats`.
-        template: How prompts are put into words; see `lit_rlhf.data.prompting.PromptTemplate`.
-        max_prompt_length: In tokens; longer ones go by `long_prompts`.
+        format: "auto", a format's name, or the dotted path of your own function; see `lit_rlhf.data.formats.registry`.
+        template: How prompts are put into words; see `lit_rlhf.data.prompt_template.PromptTemplate`.
+        max_prompt_length: In tokens; longer ones go by `overlong_prompts`.
         max_completion_length: In tokens, the EOS included; longer ones are cut, and then have no EOS.
-        long_prompts: "drop" the ranking, or "truncate" the prompt to its end. Both are counted and printed.
-        preparation: The paper's data steps; see `lit_rlhf.data.preparation.Preparation`.
-        micro_batch: Rankings per rank and backward; each is K sequences.
+        overlong_prompts: "drop" the ranking, or "truncate" the prompt to its end. Both are counted and printed.
+        preprocessing: The paper's data steps; see `lit_rlhf.data.preprocessing.settings.Preprocessing`.
+        micro_batch_size: Rankings per rank and backward; each is K sequences.
         batching: How the rankings of a minibatch are dealt to micro-batches, which changes no loss: "by_length",
             micro-batches of like length; "as_drawn".
         seed: Keys the order of rows and the held-out part.
@@ -47,41 +47,41 @@ class ComparisonDataModule(PreparedDataModule[RankingRow]):
         template: str | None = None,
         max_prompt_length: int = 1024,
         max_completion_length: int = 1024,
-        long_prompts: Literal["drop", "truncate"] = "drop",
-        preparation: Preparation | None = None,
-        micro_batch: int = 8,
+        overlong_prompts: Literal["drop", "truncate"] = "drop",
+        preprocessing: Preprocessing | None = None,
+        micro_batch_size: int = 8,
         batching: Literal["by_length", "as_drawn"] = "by_length",
         seed: int = 0,
     ) -> None:
-        super().__init__(path, validation_path, validation_fraction, micro_batch, seed, batching)
+        super().__init__(path, validation_path, validation_fraction, micro_batch_size, seed, batching)
         self.format = format
         self.template = template
-        self.lengths = LengthPolicy(max_prompt_length, max_completion_length, long_prompts).checked()
-        self.preparation = (preparation or Preparation()).checked(validation_fraction)
+        self.lengths = TruncationPolicy(max_prompt_length, max_completion_length, overlong_prompts).checked()
+        self.preprocessing = (preprocessing or Preprocessing()).checked(validation_fraction)
 
-    def records(self, path: str, report: PreparationReport) -> list[Ranking]:
+    def records(self, path: str, report: DatasetReport) -> list[Ranking]:
         """Rankings as they were written, with a count of their sizes, comparisons and ties."""
         records = read_records(read_rows(path), "ranking", Ranking, self.format, report)
         report.remark(count_comparisons(records))
         return records
 
-    def tokenise(self, records: list[Ranking], report: PreparationReport) -> list[RankingRow]:
+    def tokenize(self, records: list[Ranking], report: DatasetReport) -> list[TokenizedRanking]:
         """Rankings within the length limits."""
-        return tokenise_rankings(records, PromptTemplate(self.tokenizer, self.template), self.lengths, report)
+        return tokenize_rankings(records, PromptTemplate(self.tokenizer, self.template), self.lengths, report)
 
-    def collate(self, rows: list[RankingRow], normalizer: float) -> RankingBatch:
+    def collate(self, rows: list[TokenizedRanking], normalizer: float) -> RankingBatch:
         """A padded batch."""
         return collate_rankings(rows, normalizer, self.tokenizer.pad_token_id)
 
-    def weight(self, row: RankingRow) -> int:
+    def num_targets(self, row: TokenizedRanking) -> int:
         """A ranking counts as one, whatever its K."""
         return 1
 
-    def length(self, row: RankingRow) -> int:
+    def length(self, row: TokenizedRanking) -> int:
         """Tokens of the widest of its K sequences."""
         return len(row.prompt) + max(len(each) for each in row.completions)
 
-    def blank(self, row: RankingRow) -> RankingRow:
+    def without_targets(self, row: TokenizedRanking) -> TokenizedRanking:
         """The same completions, all tied: no pair to learn from."""
         return row._replace(ranks=[0] * len(row.ranks))
 
@@ -95,9 +95,9 @@ def count_comparisons(records: list[Ranking]) -> str:
     return f"rankings read: {by_size}; {len(pairs):,} comparisons, {ties:,} of them ties"
 
 
-def tokenise_rankings(
-    records: list[Ranking], template: PromptTemplate, lengths: LengthPolicy, report: PreparationReport
-) -> list[RankingRow]:
+def tokenize_rankings(
+    records: list[Ranking], template: PromptTemplate, lengths: TruncationPolicy, report: DatasetReport
+) -> list[TokenizedRanking]:
     """Prompt ids once, and the K completions' ids with EOS.
 
     A ranking whose completions differ only behind `max_completion_length` is skipped and counted.
@@ -116,5 +116,5 @@ def tokenise_rankings(
         if len({tuple(ids) for ids in completions}) == 1:
             report.skip("completions differ only behind max_completion_length", record.origin)
             continue
-        rows.append(RankingRow(prompt, completions, record.ranks, record.labeler))
+        rows.append(TokenizedRanking(prompt, completions, record.ranks, record.labeler))
     return rows

@@ -1,7 +1,7 @@
 """The loader behind every training batch: sized, resumable, and planned before it is cut.
 
 An epoch's order comes from (seed, epoch) alone. It is cut into *minibatches*, one an optimizer step, of
-`micro_batch × accumulate × world_size` rows, and only then dealt to micro-batches and ranks. So the rows of a minibatch
+`micro_batch_size × accumulate × world_size` rows, and only then dealt to micro-batches and ranks. So the rows of a minibatch
 are the same however it is cut, and every rank knows the number of targets in all of it without communication.
 """
 
@@ -16,29 +16,29 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.functional.packing import deal
+from lit_rlhf.packing.bin_packing import partition_balanced
 
 R = TypeVar("R")  # a tokenised row
 B = TypeVar("B")  # a batch
 
 
-class Cut(NamedTuple):
+class BatchShape(NamedTuple):
     """How a minibatch is cut, and which part of it is ours."""
 
-    micro_batch: int  # rows per rank and backward
-    accumulate: int = 1  # micro-batches per optimizer step
+    micro_batch_size: int  # rows per rank and backward
+    accumulate_grad_batches: int = 1  # micro-batches per optimizer step
     world_size: int = 1
     rank: int = 0
 
     @property
     def step_rows(self) -> int:
         """Rows of one micro-batch over all ranks."""
-        return self.micro_batch * self.world_size
+        return self.micro_batch_size * self.world_size
 
     @property
     def minibatch(self) -> int:
         """Rows of one optimizer step over all ranks and micro-batches."""
-        return self.step_rows * self.accumulate
+        return self.step_rows * self.accumulate_grad_batches
 
 
 def data_ranks(trainer: Any) -> tuple[int, int]:
@@ -58,13 +58,13 @@ def epoch_order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
     return tuple(torch.randperm(count, generator=generator, device="cpu").tolist())
 
 
-def endless_places(total: int, seed: int, start: int, count: int) -> list[int]:
+def infinite_permutation(total: int, seed: int, start: int, count: int) -> list[int]:
     """`count` places from `start` on in an endless order of `total` rows: permuted passes, without replacement."""
     positions = (divmod(place, total) for place in range(start, start + count))
     return [epoch_order(total, seed, epoch)[place] for epoch, place in positions]
 
 
-class PlannedLoader(Generic[R, B]):
+class ResumableLoader(Generic[R, B]):
     """Yields this rank's micro-batches, one epoch per `iter()`.
 
     It has a length: an unsized loader makes Lightning fetch one batch ahead. `iter()` is lazy: the order and the
@@ -77,7 +77,7 @@ class PlannedLoader(Generic[R, B]):
     Args:
         rows: The tokenised rows.
         collate: Makes a batch of rows and the minibatch's normalizer.
-        micro_batch: Rows per rank and backward.
+        micro_batch_size: Rows per rank and backward.
         accumulate: Micro-batches per optimizer step (the Trainer's `accumulate_grad_batches`).
         world_size: Number of ranks.
         rank: This rank.
@@ -100,7 +100,7 @@ class PlannedLoader(Generic[R, B]):
         rows: Sequence[R],
         collate: Callable[[list[Any], float], B],
         *,
-        micro_batch: int,
+        micro_batch_size: int,
         accumulate: int = 1,
         world_size: int = 1,
         rank: int = 0,
@@ -112,11 +112,11 @@ class PlannedLoader(Generic[R, B]):
         packed: bool = False,
         blank: Callable[[R], R] | None = None,
     ) -> None:
-        if micro_batch < 1:
-            raise UserError(f"micro_batch: {micro_batch} must be at least 1")
+        if micro_batch_size < 1:
+            raise UserError(f"micro_batch_size: {micro_batch_size} must be at least 1")
         self.rows = rows
         self.collate = collate
-        self.cut = Cut(micro_batch, accumulate, world_size, rank)
+        self.shape = BatchShape(micro_batch_size, accumulate, world_size, rank)
         self.seed = seed
         self.shuffle = shuffle
         self.drop_last = drop_last
@@ -127,40 +127,40 @@ class PlannedLoader(Generic[R, B]):
         self._epoch = 0
         self._position = 0  # micro-batches yielded in this epoch
         self._resumed = False
-        if drop_last and len(rows) < self.cut.minibatch:
+        if drop_last and len(rows) < self.shape.minibatch:
             raise UserError(
-                f"{len(rows)} rows are fewer than one minibatch of {self.cut.minibatch} = micro_batch {micro_batch} × "
+                f"{len(rows)} rows are fewer than one minibatch of {self.shape.minibatch} = micro_batch_size {micro_batch_size} × "
                 f"accumulate_grad_batches {accumulate} × {world_size} ranks; lower one of the three or add data"
             )
 
     @property
-    def left_out(self) -> int:
+    def num_dropped(self) -> int:
         """Rows that an epoch leaves out, because they do not fill a minibatch."""
-        return len(self.rows) % self.cut.minibatch if self.drop_last else 0
+        return len(self.rows) % self.shape.minibatch if self.drop_last else 0
 
     @property
     def minibatches(self) -> int:
         """Optimizer steps per epoch."""
-        whole, rest = divmod(len(self.rows), self.cut.minibatch)
+        whole, rest = divmod(len(self.rows), self.shape.minibatch)
         return whole if self.drop_last or not rest else whole + 1
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self.rows), self.cut.minibatch)
-        partial = 0 if self.drop_last else -(-rest // self.cut.step_rows)
-        return whole * self.cut.accumulate + partial
+        whole, rest = divmod(len(self.rows), self.shape.minibatch)
+        partial = 0 if self.drop_last else -(-rest // self.shape.step_rows)
+        return whole * self.shape.accumulate_grad_batches + partial
 
     def __iter__(self) -> Iterator[B]:
         if self._position >= len(self) or (self._position and not self._resumed):
             self._epoch, self._position = self._epoch + 1, 0
         self._resumed = False
         order = self._order()
-        size, accumulate = self.cut.minibatch, self.cut.accumulate
+        size, accumulate = self.shape.minibatch, self.shape.accumulate_grad_batches
         dealt: list[list[list[int]]] = []
         while self._position < len(self):
             minibatch, step = divmod(self._position, accumulate)
             if step == 0 or not dealt:
                 places = order[minibatch * size : (minibatch + 1) * size]
-                normalizer, dealt = float(sum(self._weights[place] for place in places)), self._deal(places)
+                normalizer, dealt = float(sum(self._weights[place] for place in places)), self._partition(places)
             self._position += 1  # before the yield: what was yielded counts as consumed in a checkpoint
             yield self._batch(dealt[step], normalizer)
 
@@ -180,17 +180,17 @@ class PlannedLoader(Generic[R, B]):
 
     def _batch(self, of_all_ranks: list[list[int]], normalizer: float) -> B:
         """This rank's part of a micro-batch, given as the places of every rank's rows."""
-        mine = [self.rows[place] for place in of_all_ranks[self.cut.rank]]
+        mine = [self.rows[place] for place in of_all_ranks[self.shape.rank]]
         if not mine:
             assert self.blank is not None, "a loader over several ranks that keeps the last rows needs `blank`"
             mine = [self.blank(self.rows[of_all_ranks[0][0]])]
         return self.collate(mine, normalizer)
 
-    def _deal(self, places: Sequence[int]) -> list[list[list[int]]]:
+    def _partition(self, places: Sequence[int]) -> list[list[list[int]]]:
         """A minibatch as micro-batches, each as the places of every rank's rows."""
-        step_rows, world_size = self.cut.step_rows, self.cut.world_size
+        step_rows, world_size = self.shape.step_rows, self.shape.world_size
         if self._packed and self.drop_last:
-            shares = self._shares(places, self.cut.accumulate * world_size)
+            shares = self._shares(places, self.shape.accumulate_grad_batches * world_size)
             return [shares[start : start + world_size] for start in range(0, len(shares), world_size)]
         if not self._packed and self._lengths is not None:
             places = sorted(places, key=self._lengths.__getitem__)
@@ -201,16 +201,19 @@ class PlannedLoader(Generic[R, B]):
 
     def _shares(self, places: Sequence[int], count: int) -> list[list[int]]:
         assert self._lengths is not None, "packing needs `length`"
-        return [[places[n] for n in share] for share in deal([self._lengths[place] for place in places], count)]
+        return [
+            [places[n] for n in share]
+            for share in partition_balanced([self._lengths[place] for place in places], count)
+        ]
 
-    def fill(self, minibatches: int = 100) -> float:
+    def token_efficiency(self, minibatches: int = 100) -> float:
         """The share of positions that hold a token, of the first minibatches of this epoch in padded batches."""
         assert self._lengths is not None, "the fill needs `length`"
-        order, size = self._order(), self.cut.minibatch
+        order, size = self._order(), self.shape.minibatch
         tokens = positions = 0
         for minibatch in range(min(minibatches, len(order) // size)):
             places = order[minibatch * size : (minibatch + 1) * size]
-            for share in chain.from_iterable(self._deal(places)):
+            for share in chain.from_iterable(self._partition(places)):
                 tokens += sum(self._lengths[place] for place in share)
                 positions += max(self._lengths[place] for place in share) * len(share)
         return tokens / positions

@@ -6,18 +6,18 @@ from typing import Any, Literal
 
 from lightning import LightningDataModule
 
+from lit_rlhf.data.base import check_validation, module_tokenizer, no_validation
 from lit_rlhf.data.batches import PromptBatch
-from lit_rlhf.data.collation import PromptTokens, collate_prompts
-from lit_rlhf.data.formats import read_records
-from lit_rlhf.data.lengths import LengthPolicy
-from lit_rlhf.data.loader import PlannedLoader, data_ranks, endless_places
-from lit_rlhf.data.planned import check_validation, module_tokenizer, no_validation
-from lit_rlhf.data.preparation import Preparation
-from lit_rlhf.data.prompting import PromptTemplate
+from lit_rlhf.data.collation import TokenizedPrompt, collate_prompts
+from lit_rlhf.data.formats.registry import read_records
+from lit_rlhf.data.loader import ResumableLoader, data_ranks, infinite_permutation
+from lit_rlhf.data.preprocessing.keys import prompt_key
+from lit_rlhf.data.preprocessing.settings import Preprocessing
+from lit_rlhf.data.prompt_template import PromptTemplate
 from lit_rlhf.data.records import PromptRow
-from lit_rlhf.data.report import PreparationReport
+from lit_rlhf.data.report import DatasetReport
 from lit_rlhf.data.sources import read_rows
-from lit_rlhf.data.steps.keys import prompt_key
+from lit_rlhf.data.truncation import TruncationPolicy
 from lit_rlhf.errors import UserError
 
 
@@ -33,7 +33,7 @@ class PromptSource:
         seed: Keys the orders.
     """
 
-    def __init__(self, prompts: list[PromptTokens], pad_id: int, seed: int = 0) -> None:
+    def __init__(self, prompts: list[TokenizedPrompt], pad_id: int, seed: int = 0) -> None:
         assert prompts, "a prompt source needs a prompt"
         self.prompts = prompts
         self.pad_id = pad_id
@@ -45,11 +45,11 @@ class PromptSource:
     @property
     def longest(self) -> int:
         """Tokens of the longest prompt."""
-        return max(len(each.ids) for each in self.prompts)
+        return max(len(each.input_ids) for each in self.prompts)
 
-    def rows(self, iteration: int, count: int) -> list[PromptTokens]:
+    def rows(self, iteration: int, count: int) -> list[TokenizedPrompt]:
         """The `count` prompts of an iteration (counted from 0), over all ranks."""
-        places = endless_places(len(self.prompts), self.seed, iteration * count, count)
+        places = infinite_permutation(len(self.prompts), self.seed, iteration * count, count)
         return [self.prompts[place] for place in places]
 
     def batch(self, iteration: int, count: int, rank: int = 0, world_size: int = 1) -> PromptBatch:
@@ -65,7 +65,7 @@ class PromptSource:
         rows = self.rows(iteration, count)
         return self.collate([rows[place] for place in places], places)
 
-    def collate(self, prompts: list[PromptTokens], index: Any) -> PromptBatch:
+    def collate(self, prompts: list[TokenizedPrompt], index: Any) -> PromptBatch:
         """Left-padded prompts; `index` holds their places in the iteration's global batch."""
         return collate_prompts(prompts, index, self.pad_id)
 
@@ -81,13 +81,13 @@ class PromptDataModule(LightningDataModule):
         validation_path: The same, for validation.
         validation_fraction: Share of the distinct prompts held out for validation, where there is no
             `validation_path`.
-        format: "auto", a format's name, or the dotted path of your own function; see `lit_rlhf.data.formats`.
-        template: How prompts are put into words; see `lit_rlhf.data.prompting.PromptTemplate`. Use the one that the
+        format: "auto", a format's name, or the dotted path of your own function; see `lit_rlhf.data.formats.registry`.
+        template: How prompts are put into words; see `lit_rlhf.data.prompt_template.PromptTemplate`. Use the one that the
             policy was fine-tuned with.
-        max_prompt_length: In tokens; longer ones go by `long_prompts`.
-        long_prompts: "drop" the prompt, or "truncate" it to its end. Both are counted and printed.
-        preparation: The paper's data steps; see `lit_rlhf.data.preparation.Preparation`.
-        validation_micro_batch: Validation prompts per rank and batch.
+        max_prompt_length: In tokens; longer ones go by `overlong_prompts`.
+        overlong_prompts: "drop" the prompt, or "truncate" it to its end. Both are counted and printed.
+        preprocessing: The paper's data steps; see `lit_rlhf.data.preprocessing.settings.Preprocessing`.
+        validation_batch_size: Validation prompts per rank and batch.
         seed: Keys the order of prompts and the held-out part.
     """
 
@@ -99,9 +99,9 @@ class PromptDataModule(LightningDataModule):
         format: str = "auto",
         template: str | None = None,
         max_prompt_length: int = 1024,
-        long_prompts: Literal["drop", "truncate"] = "drop",
-        preparation: Preparation | None = None,
-        validation_micro_batch: int = 32,
+        overlong_prompts: Literal["drop", "truncate"] = "drop",
+        preprocessing: Preprocessing | None = None,
+        validation_batch_size: int = 32,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -111,11 +111,11 @@ class PromptDataModule(LightningDataModule):
         self.validation_fraction = validation_fraction
         self.format = format
         self.template = template
-        self.lengths = LengthPolicy(max_prompt_length, long_prompts=long_prompts).checked()
-        self.preparation = (preparation or Preparation()).checked(validation_fraction)
-        if validation_micro_batch < 1:
-            raise UserError(f"validation_micro_batch: {validation_micro_batch} must be at least 1")
-        self.validation_micro_batch = validation_micro_batch
+        self.lengths = TruncationPolicy(max_prompt_length, overlong_prompts=overlong_prompts).checked()
+        self.preprocessing = (preprocessing or Preprocessing()).checked(validation_fraction)
+        if validation_batch_size < 1:
+            raise UserError(f"validation_batch_size: {validation_batch_size} must be at least 1")
+        self.validation_batch_size = validation_batch_size
         self.seed = seed
         self.prompts: PromptSource | None = None
         self.validation_prompts: PromptSource | None = None
@@ -124,9 +124,9 @@ class PromptDataModule(LightningDataModule):
         """Read and tokenise, once."""
         if self.prompts is not None:
             return
-        report = PreparationReport(self.path)
+        report = DatasetReport(self.path)
         read = self.records(self.path, report)
-        records, held_out = self.preparation.training(read, self.validation_fraction, self.seed, report)
+        records, held_out = self.preprocessing.training(read, self.validation_fraction, self.seed, report)
         self.prompts = self._source(records, report)
         if held_out:
             self.validation_prompts = self._source(held_out, report)
@@ -134,20 +134,20 @@ class PromptDataModule(LightningDataModule):
             report.remark(f"rows held out for validation: {held:,}; left: {len(self.prompts):,}")
         report.show()
         if self.validation_path is not None:
-            report = PreparationReport(self.validation_path)
+            report = DatasetReport(self.validation_path)
             validation = self.records(self.validation_path, report)
             trained = {prompt_key(record) for record in read}
-            validation = self.preparation.validation(validation, trained, self.seed, report)
+            validation = self.preprocessing.validation(validation, trained, self.seed, report)
             self.validation_prompts = self._source(validation, report)
             report.show()
 
-    def records(self, path: str, report: PreparationReport) -> list[PromptRow]:
+    def records(self, path: str, report: DatasetReport) -> list[PromptRow]:
         """Prompts as they were written."""
         return read_records(read_rows(path), "prompt", PromptRow, self.format, report)
 
-    def _source(self, records: list[PromptRow], report: PreparationReport) -> PromptSource:
+    def _source(self, records: list[PromptRow], report: DatasetReport) -> PromptSource:
         tokenizer = module_tokenizer(self)
-        prompts = tokenise_prompts(records, PromptTemplate(tokenizer, self.template), self.lengths, report)
+        prompts = tokenize_prompts(records, PromptTemplate(tokenizer, self.template), self.lengths, report)
         if not prompts:
             raise UserError(f"no prompt is left of {report.source!r}: {report.summary()}")
         return PromptSource(prompts, tokenizer.pad_token_id, self.seed)
@@ -158,21 +158,21 @@ class PromptDataModule(LightningDataModule):
         module: Any = self.trainer.lightning_module
         return module.experience(self.prompts)
 
-    def val_dataloader(self) -> PlannedLoader[tuple[int, PromptTokens], PromptBatch] | list[Any]:
+    def val_dataloader(self) -> ResumableLoader[tuple[int, TokenizedPrompt], PromptBatch] | list[Any]:
         """The validation prompts, every one once, in order; nothing where there are none."""
         source = self.validation_prompts
         if source is None:
             return no_validation()
         assert self.trainer is not None
 
-        def collate(rows: list[tuple[int, PromptTokens]], normalizer: float) -> PromptBatch:
+        def collate(rows: list[tuple[int, TokenizedPrompt]], normalizer: float) -> PromptBatch:
             return source.collate([prompt for _, prompt in rows], [place for place, _ in rows])
 
         world_size, rank = data_ranks(self.trainer)
-        return PlannedLoader(
+        return ResumableLoader(
             list(enumerate(source.prompts)),
             collate,
-            micro_batch=self.validation_micro_batch,
+            micro_batch_size=self.validation_batch_size,
             world_size=world_size,
             rank=rank,
             shuffle=False,
@@ -181,28 +181,28 @@ class PromptDataModule(LightningDataModule):
         )
 
 
-def read_prompts(path: str, format: str, template: PromptTemplate, lengths: LengthPolicy) -> list[PromptTokens]:
+def read_prompts(path: str, format: str, template: PromptTemplate, lengths: TruncationPolicy) -> list[TokenizedPrompt]:
     """The tokenised prompts of a source, for those who answer some beside a data module; prints what was left out.
 
     Raises:
         UserError: The data cannot be read, or no prompt is left.
     """
-    report = PreparationReport(path)
+    report = DatasetReport(path)
     records = read_records(read_rows(path), "prompt", PromptRow, format, report)
-    prompts = tokenise_prompts(records, template, lengths, report)
+    prompts = tokenize_prompts(records, template, lengths, report)
     report.require_some("prompt")
     report.show()
     return prompts
 
 
-def tokenise_prompts(
-    records: list[PromptRow], template: PromptTemplate, lengths: LengthPolicy, report: PreparationReport
-) -> list[PromptTokens]:
+def tokenize_prompts(
+    records: list[PromptRow], template: PromptTemplate, lengths: TruncationPolicy, report: DatasetReport
+) -> list[TokenizedPrompt]:
     """Prompt ids, and the row with "prompt" as the model sees it."""
     texts = [template.render(each.prompt, each.fields, each.origin) for each in records]
     rows = []
     for record, text, prompt_ids in zip(records, texts, template.encode(texts)):
         prompt = lengths.fit_prompt(prompt_ids, template.leading, record.origin, report)
         if prompt is not None:
-            rows.append(PromptTokens(prompt, {**record.fields, "prompt": text}))
+            rows.append(TokenizedPrompt(prompt, {**record.fields, "prompt": text}))
     return rows

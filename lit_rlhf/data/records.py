@@ -30,7 +30,7 @@ class Demonstration(NamedTuple):
     completion: str
     fields: dict[str, Any] = {}  # all columns of the row, for a user's template
     origin: str = ""
-    every_reply: bool = False  # whether the replies within the prompt, a conversation, are to be learnt as well
+    all_replies: bool = False  # whether the replies within the prompt, a conversation, are to be learnt as well
 
 
 class Ranking(NamedTuple):

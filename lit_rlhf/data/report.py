@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_rlhf.errors import UserError
 
 
-class PreparationReport:
+class DatasetReport:
     """Counts of rows by what happened to them, in the order of the steps, each with the origin of the first.
 
     A *skipped* row is out of the data; a *noted* one is in it, changed or doubtful. Where a row becomes several
@@ -91,7 +91,7 @@ class PreparationReport:
         return counts | {"first": self._first, "remarks": self.remarks}
 
     @classmethod
-    def restored(cls, source: str, state: dict[str, Any]) -> PreparationReport:
+    def restored(cls, source: str, state: dict[str, Any]) -> DatasetReport:
         """The report that was, of data that is called `source` now."""
         report = cls(source)
         report.read, report.added, report.remarks = state["read"], state["added"], state["remarks"]

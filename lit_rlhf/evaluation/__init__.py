@@ -1,54 +1,61 @@
 """The paper's evaluation: suites, and the judges and scorers that they take as plug-ins."""
 
-from lit_rlhf.evaluation.benchmarks import Benchmark, Benchmarks
-from lit_rlhf.evaluation.bias import CrowSPairs, Winogender
-from lit_rlhf.evaluation.comparison import Item, Judge, Opinion, Pair, Rater, Rating
-from lit_rlhf.evaluation.endpoints import Endpoint
-from lit_rlhf.evaluation.findings import Figure, Findings, Suite
-from lit_rlhf.evaluation.human_labels import HumanLabels
-from lit_rlhf.evaluation.judges import EndpointJudge, HuggingFaceJudge, RewardModelJudge
-from lit_rlhf.evaluation.preference_suite import Preference
-from lit_rlhf.evaluation.prefixes import BestPrefix
-from lit_rlhf.evaluation.subjects import BestOf, Candidate, Subject
-from lit_rlhf.evaluation.toxicity import RealToxicityPrompts
-from lit_rlhf.evaluation.toxicity_scorers import Classifier, Perspective, ToxicityScorer, WordList
-from lit_rlhf.evaluation.truth_judges import Claim, EndpointTruth, HuggingFaceTruth, ReferenceTruth, Truth, TruthJudge
-from lit_rlhf.evaluation.truthfulness import TruthfulQA
+from lit_rlhf.evaluation.judges.chat_completions import ChatCompletions
+from lit_rlhf.evaluation.judges.human_labels import HumanLabels
+from lit_rlhf.evaluation.judges.judging_types import AnswerPair, Judge, RatedItem, Rater, Rating, Verdict
+from lit_rlhf.evaluation.judges.preference import EndpointJudge, HuggingFaceJudge, RewardModelJudge
+from lit_rlhf.evaluation.judges.toxicity import KeywordToxicity, Perspective, ToxicityClassifier, ToxicityScorer
+from lit_rlhf.evaluation.judges.truth import (
+    Claim,
+    EndpointTruthJudge,
+    HuggingFaceTruthJudge,
+    ReferenceTruthJudge,
+    Truth,
+    TruthJudge,
+)
+from lit_rlhf.evaluation.models.evaluated_model import BestOf, EvaluatedModel, ModelSpec
+from lit_rlhf.evaluation.models.prefixes import BestPrefix
+from lit_rlhf.evaluation.results import MetricValue, Suite, SuiteResult
+from lit_rlhf.evaluation.suites.benchmarks import Benchmark, Benchmarks
+from lit_rlhf.evaluation.suites.bias import CrowSPairs, Winogender
+from lit_rlhf.evaluation.suites.preference import PairwisePreference
+from lit_rlhf.evaluation.suites.toxicity import RealToxicityPrompts
+from lit_rlhf.evaluation.suites.truthfulness import TruthfulQA
 
 __all__ = [
+    "AnswerPair",
     "Benchmark",
     "Benchmarks",
     "BestOf",
     "BestPrefix",
-    "Candidate",
+    "ChatCompletions",
     "Claim",
-    "Classifier",
     "CrowSPairs",
-    "Endpoint",
     "EndpointJudge",
-    "EndpointTruth",
-    "Figure",
-    "Findings",
+    "EndpointTruthJudge",
+    "EvaluatedModel",
     "HuggingFaceJudge",
-    "HuggingFaceTruth",
+    "HuggingFaceTruthJudge",
     "HumanLabels",
-    "Item",
     "Judge",
-    "Opinion",
-    "Pair",
+    "KeywordToxicity",
+    "MetricValue",
+    "ModelSpec",
+    "PairwisePreference",
     "Perspective",
-    "Preference",
+    "RatedItem",
     "Rater",
     "Rating",
     "RealToxicityPrompts",
-    "ReferenceTruth",
+    "ReferenceTruthJudge",
     "RewardModelJudge",
-    "Subject",
     "Suite",
+    "SuiteResult",
+    "ToxicityClassifier",
     "ToxicityScorer",
     "Truth",
     "TruthJudge",
     "TruthfulQA",
+    "Verdict",
     "Winogender",
-    "WordList",
 ]

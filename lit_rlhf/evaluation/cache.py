@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.hashing import hash_of_file
-from lit_rlhf.models.options import ModelOptions
+from lit_rlhf.models.loading_config import ModelLoadingConfig
 
 FORMAT = 1  # raise it where the meaning of stored rows changes
 FLUSH_SECONDS = 2.0
@@ -126,13 +126,13 @@ def digest_of_texts(texts: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps(list(texts), ensure_ascii=False).encode()).hexdigest()[:24]
 
 
-def digest_of_model(model: str, options: ModelOptions, cache: Cache) -> str:
+def digest_of_model(model: str, loading: ModelLoadingConfig, cache: Cache) -> str:
     """Return the identity of a model: its folder's files, or its name on the hub, and what changes as it is loaded.
 
     Hashing many gigabytes takes a while, so a file's hash is kept under its path, size and time of change.
     """
     folder = Path(model).expanduser()
-    parts: list[Any] = [asdict(options)]
+    parts: list[Any] = [asdict(loading)]
     if not folder.is_dir():
         return f"{model} {digest(parts)}"
     for file in sorted(folder.iterdir()):

@@ -11,8 +11,8 @@ from lightning.pytorch.loggers import Logger
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache
-from lit_rlhf.evaluation.findings import Figure, Findings, Suite
-from lit_rlhf.evaluation.subjects import Candidate, Subject
+from lit_rlhf.evaluation.models.evaluated_model import EvaluatedModel, ModelSpec
+from lit_rlhf.evaluation.results import MetricValue, Suite, SuiteResult
 
 PACKAGES = ("lit-rlhf", "torch", "transformers", "lm-eval")
 
@@ -28,20 +28,20 @@ class Evaluation:
         out: folder of `report.html`, `report.json` and of what was computed, from which an interrupted run goes on.
         seed: of the sampling noise.
         batch_size: prompts decoded at once.
-        tokens_a_batch: most tokens of a forward pass over given text.
+        max_batch_tokens: most tokens of a forward pass over given text.
         progress: whether to show progress bars.
         logger: gets every figure and, if it has tables (Weights & Biases), the tables of figures and samples.
     """
 
     def __init__(
         self,
-        models: dict[str, Candidate],
+        models: dict[str, ModelSpec],
         baseline: str,
         suites: dict[str, Suite],
         out: str = "runs/evaluate",
         seed: int = 0,
         batch_size: int = 64,
-        tokens_a_batch: int = 16384,
+        max_batch_tokens: int = 16384,
         progress: bool = True,
         logger: Logger | None = None,
     ) -> None:
@@ -50,7 +50,7 @@ class Evaluation:
         if baseline not in models:
             raise UserError(f"baseline: there is no model {baseline!r}; there are {', '.join(models)}")
         self.models, self.baseline, self.suites, self.out = models, baseline, suites, out
-        self.seed, self.batch_size, self.tokens_a_batch = seed, batch_size, tokens_a_batch
+        self.seed, self.batch_size, self.max_batch_tokens = seed, batch_size, max_batch_tokens
         self.progress, self.logger = progress, logger
 
     def run(self) -> dict[str, Any]:
@@ -60,14 +60,14 @@ class Evaluation:
             UserError: whatever of models, data or services the user can mend.
         """
         cache = Cache(Path(self.out) / "cache", self.progress)
-        settings = (cache, self.seed, self.batch_size, self.tokens_a_batch)
-        subjects = {name: Subject(name, candidate, *settings) for name, candidate in self.models.items()}
+        settings = (cache, self.seed, self.batch_size, self.max_batch_tokens)
+        subjects = {name: EvaluatedModel(name, candidate, *settings) for name, candidate in self.models.items()}
         baseline = subjects[self.baseline]
         for suite in self.suites.values():
             check = getattr(suite, "check", None)
             if check is not None:
                 check(list(subjects.values()))
-        found: dict[str, dict[str, Findings]] = {name: {} for name in self.suites}
+        found: dict[str, dict[str, SuiteResult]] = {name: {} for name in self.suites}
         seconds: dict[str, dict[str, float]] = {name: {} for name in subjects}
         # the baseline first: what the others are compared with is in the cache by then, and one model is loaded
         for name in sorted(subjects, key=lambda name: name != self.baseline):
@@ -88,12 +88,12 @@ class Evaluation:
             "versions": versions(),
         }
 
-    def _suite(self, name: str, findings: dict[str, Findings]) -> dict[str, Any]:
+    def _suite(self, name: str, findings: dict[str, SuiteResult]) -> dict[str, Any]:
         """Return a suite's part of the report: figures by name and model, samples side by side."""
         findings = {model: findings[model] for model in self.models}
         # the baseline lacks some figures: the order is that of the model with most
-        longest_first = sorted(findings.values(), key=lambda each: -len(each.figures))
-        names = dict.fromkeys(figure for each in longest_first for figure in each.figures)
+        longest_first = sorted(findings.values(), key=lambda each: -len(each.metrics))
+        names = dict.fromkeys(figure for each in longest_first for figure in each.metrics)
         return {
             "kind": type(self.suites[name]).__name__,
             "rows": max(each.rows for each in findings.values()),
@@ -103,15 +103,15 @@ class Evaluation:
             "tables": {model: each.tables for model, each in findings.items() if each.tables},
         }
 
-    def _row(self, name: str, findings: dict[str, Findings]) -> dict[str, Any]:
-        figures = {model: each.figures.get(name) for model, each in findings.items()}
+    def _row(self, name: str, findings: dict[str, SuiteResult]) -> dict[str, Any]:
+        figures = {model: each.metrics.get(name) for model, each in findings.items()}
         known = next(figure for figure in figures.values() if figure is not None)
         base = figures[self.baseline]
         models = {model: cell(figure, base) for model, figure in figures.items() if figure is not None}
         return {"unit": known.unit, "better": known.better, "models": models}
 
 
-def cell(figure: Figure, baseline: Figure | None) -> dict[str, Any]:
+def cell(figure: MetricValue, baseline: MetricValue | None) -> dict[str, Any]:
     """Return a figure as JSON takes it, with its change against the baseline."""
     keys = ("value", "low", "high", "count", "missing")
     found: dict[str, Any] = {key: getattr(figure, key) for key in keys}
@@ -121,7 +121,7 @@ def cell(figure: Figure, baseline: Figure | None) -> dict[str, Any]:
     return found
 
 
-def side_by_side(findings: dict[str, Findings]) -> list[dict[str, Any]]:
+def side_by_side(findings: dict[str, SuiteResult]) -> list[dict[str, Any]]:
     """Return the samples of all models, those of one prompt together, in the order of the first model."""
     rows: dict[tuple[str, str, str], dict[str, Any]] = {}
     for model, each in findings.items():

@@ -5,28 +5,35 @@ bool unless they are named `attention_mask`.
 """
 
 from lit_rlhf.functional.advantages import gae, group_relative, leave_one_out
-from lit_rlhf.functional.best_of_n import best_of_each, best_of_n_kl
+from lit_rlhf.functional.best_of_n import best_of_n_kl, expected_best_of_k
 from lit_rlhf.functional.calibration import expected_calibration_error, reliability_curve
 from lit_rlhf.functional.ensemble import (
     AGGREGATIONS,
     Aggregation,
     aggregate_scores,
-    ensemble_lower_bound,
     ensemble_mean,
-    ensemble_minimum,
+    ensemble_mean_minus_std,
+    ensemble_min,
 )
-from lit_rlhf.functional.grouped import correlation, grouped_mean, quantile_groups
+from lit_rlhf.functional.grouped import correlation, grouped_mean, quantile_bins
 from lit_rlhf.functional.kl import k1, k2, k3
+from lit_rlhf.functional.kl_rewards import kl_penalized_rewards
 from lit_rlhf.functional.logprobs import logit_chunks, scaled_logits, token_entropy, token_logprobs
-from lit_rlhf.functional.masked import masked_mean, masked_sum, mean_and_variance, moments, rescale, whiten
-from lit_rlhf.functional.packing import deal, pack, pass_cost
+from lit_rlhf.functional.masked import (
+    masked_mean,
+    masked_sum,
+    mean_and_variance,
+    moments,
+    scale_to_unit_variance,
+    whiten,
+)
+from lit_rlhf.functional.padding import last_token_index, mask_through_first_stop, pad_left, pad_right, position_ids
 from lit_rlhf.functional.ppo import PolicyLoss, ValueLoss, clipped_policy_loss, clipped_value_loss, explained_variance
 from lit_rlhf.functional.ranking import PairNormalizer, RankingLoss, ranking_loss, ranking_pairs
-from lit_rlhf.functional.repetition import repeated_share
-from lit_rlhf.functional.segments import segment_mask, segment_positions
-from lit_rlhf.functional.sequences import last_token_index, pad_left, pad_right, position_ids, through_first
-from lit_rlhf.functional.shaping import penalised_rewards
-from lit_rlhf.functional.truncation import restricted, support_threshold
+from lit_rlhf.functional.repetition import repeated_ngram_fraction
+from lit_rlhf.functional.sampling_filters import apply_top_k_top_p, top_k_top_p_threshold
+from lit_rlhf.packing.bin_packing import forward_flops, pack_balanced, partition_balanced
+from lit_rlhf.packing.prefix_tree import packed_position_ids, prefix_tree_mask
 
 __all__ = [
     "AGGREGATIONS",
@@ -36,49 +43,49 @@ __all__ = [
     "RankingLoss",
     "ValueLoss",
     "aggregate_scores",
-    "best_of_each",
+    "apply_top_k_top_p",
     "best_of_n_kl",
     "clipped_policy_loss",
     "clipped_value_loss",
     "correlation",
-    "deal",
-    "ensemble_lower_bound",
     "ensemble_mean",
-    "ensemble_minimum",
+    "ensemble_mean_minus_std",
+    "ensemble_min",
+    "expected_best_of_k",
     "expected_calibration_error",
     "explained_variance",
+    "forward_flops",
     "gae",
     "group_relative",
     "grouped_mean",
     "k1",
     "k2",
     "k3",
+    "kl_penalized_rewards",
     "last_token_index",
     "leave_one_out",
     "logit_chunks",
+    "mask_through_first_stop",
     "masked_mean",
     "masked_sum",
     "mean_and_variance",
     "moments",
-    "pack",
+    "pack_balanced",
+    "packed_position_ids",
     "pad_left",
     "pad_right",
-    "pass_cost",
-    "penalised_rewards",
+    "partition_balanced",
     "position_ids",
-    "quantile_groups",
+    "prefix_tree_mask",
+    "quantile_bins",
     "ranking_loss",
     "ranking_pairs",
     "reliability_curve",
-    "repeated_share",
-    "rescale",
-    "restricted",
+    "repeated_ngram_fraction",
+    "scale_to_unit_variance",
     "scaled_logits",
-    "segment_mask",
-    "segment_positions",
-    "support_threshold",
-    "through_first",
     "token_entropy",
     "token_logprobs",
+    "top_k_top_p_threshold",
     "whiten",
 ]

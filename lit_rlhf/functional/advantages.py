@@ -52,7 +52,7 @@ def group_relative(scores: Tensor, group: Tensor) -> Tensor:
     Returns:
         (B,); 0 where all scores of a group are equal.
     """
-    centred, place, count = _centred(scores, group)
+    centred, place, count = _centered(scores, group)
     variance, _ = grouped_mean(centred.square(), place, len(count))
     return (centred * torch.rsqrt(variance + 1e-8)[place]).to(scores.dtype)
 
@@ -67,12 +67,12 @@ def leave_one_out(scores: Tensor, group: Tensor) -> Tensor:
     Returns:
         (B,), each group adding up to 0.
     """
-    centred, place, count = _centred(scores, group)
+    centred, place, count = _centered(scores, group)
     # score - (sum - score) / (k - 1), written with the mean
     return (centred * (count / (count - 1))[place]).to(scores.dtype)
 
 
-def _centred(scores: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _centered(scores: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Differences from the group's mean (B,) float64, place of the group (B,), and sizes of groups (groups,)."""
     assert scores.ndim == 1 and scores.shape == group.shape
     groups, place = torch.unique(group, return_inverse=True)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def best_of_each(scores: Tensor) -> Tensor:
+def expected_best_of_k(scores: Tensor) -> Tensor:
     """The expected score of the best of k responses, estimated without bias from n >= k of them, for every k to n.
 
     With the scores of a prompt in rising order, `s_(i)` is the best of `C(i - 1, k - 1)` of the `C(n, k)` subsets of

@@ -23,7 +23,7 @@ def grouped_mean(values: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Te
     return total / count, count
 
 
-def quantile_groups(values: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+def quantile_bins(values: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """Groups of nearly equal size by value; equal values are never parted, so there may be fewer groups.
 
     Args:

@@ -17,19 +17,19 @@ import torch
 from torch import Tensor
 
 
-def k1(logprobs: Tensor, reference: Tensor) -> Tensor:
+def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """`d = logprobs - reference`: its sum over a response is the log-ratio in InstructGPT's Eq. 2."""
-    assert logprobs.shape == reference.shape
-    return logprobs - reference
+    assert logprobs.shape == ref_logprobs.shape
+    return logprobs - ref_logprobs
 
 
-def k2(logprobs: Tensor, reference: Tensor) -> Tensor:
+def k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """`d^2 / 2`: half the squared log-ratio. Its gradient, unlike its value, is that of the KL in expectation."""
-    return k1(logprobs, reference).square() / 2
+    return k1(logprobs, ref_logprobs).square() / 2
 
 
-def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
+def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """`exp(-d) - 1 + d`: `k1` with a control variate of expectation 0."""
-    log_ratio = k1(logprobs, reference)
+    log_ratio = k1(logprobs, ref_logprobs)
     # expm1, because exp(-d) - 1 loses every digit of a small d.
     return torch.expm1(-log_ratio) + log_ratio

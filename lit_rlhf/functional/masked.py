@@ -80,7 +80,7 @@ def whiten(x: Tensor, mask: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     return torch.where(mask, (x - mean) * torch.rsqrt(variance + _EPSILON), 0)
 
 
-def rescale(x: Tensor, mask: Tensor, variance: Tensor) -> Tensor:
+def scale_to_unit_variance(x: Tensor, mask: Tensor, variance: Tensor) -> Tensor:
     """Scale to variance 1 without shifting: `x / sqrt(variance + 1e-8)`, and 0 outside the mask.
 
     Rewards are rescaled and never whitened: a shift would pay or charge the policy for every token it writes.

@@ -18,7 +18,7 @@ class PolicyLoss(NamedTuple):
 
     loss: Tensor
     """Sum of the clipped surrogate, with the sign of a loss."""
-    clipped: Tensor
+    num_clipped: Tensor
     """Number of actions whose gradient the clip cut off, int64."""
     approx_kl: Tensor
     """Sum of `ratio - 1 - log ratio`: estimates KL(old || new) in nats, never negative."""
@@ -31,14 +31,14 @@ class ValueLoss(NamedTuple):
 
     loss: Tensor
     """Sum of half the larger squared error."""
-    clipped: Tensor
+    num_clipped: Tensor
     """Number of actions where the clipped error was the larger, int64."""
     count: Tensor  # type: ignore[assignment]  # hides tuple.count
     """Number of actions, int64."""
 
 
 def clipped_policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip_range: float
 ) -> PolicyLoss:
     """The clipped surrogate objective (PPO Eq. 7), negated.
 
@@ -49,24 +49,26 @@ def clipped_policy_loss(
         old_logprobs: (B, R), of the policy at the time of the rollout.
         advantages: (B, R).
         mask: (B, R) bool, True for an action.
-        clip: How far the ratio may move from 1; 0.2 in InstructGPT (§C.4).
+        clip_range: How far the ratio may move from 1; 0.2 in InstructGPT (§C.4).
     """
     assert logprobs.shape == old_logprobs.shape == advantages.shape == mask.shape
     # Masked before exp: exp(nan) would come back as a nan gradient, whatever is masked afterwards.
     log_ratio = torch.where(mask, logprobs - old_logprobs, 0)
     ratio = log_ratio.exp()
     unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
     return PolicyLoss(
         loss=masked_sum(torch.maximum(unclipped, clipped), mask),
-        clipped=((clipped > unclipped) & mask).sum(),
+        num_clipped=((clipped > unclipped) & mask).sum(),
         # new and old swapped: the tokens were sampled from the old policy
         approx_kl=masked_sum(k3(torch.zeros_like(log_ratio), log_ratio.detach()), mask),
         count=mask.sum(),
     )
 
 
-def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float) -> ValueLoss:
+def clipped_value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip_range: float
+) -> ValueLoss:
     """Half the squared error of the critic, with its move since the rollout limited.
 
     `sum over actions of max((v - R)^2, (v_clipped - R)^2) / 2` with `v_clipped = clamp(v, v_old - clip, v_old + clip)`
@@ -76,17 +78,17 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask
         old_values: (B, R), at the time of the rollout.
         returns: (B, R), as `advantages.gae` gives them.
         mask: (B, R) bool, True for an action.
-        clip: In units of the value; infinity for no limit. The paper does not mention a limit.
+        clip_range: In units of the value; infinity for no limit. The paper does not mention a limit.
     """
     assert values.shape == old_values.shape == returns.shape == mask.shape
     # Masked before squaring, for the sake of the gradient.
     values, old_values, returns = (torch.where(mask, x, 0) for x in (values, old_values, returns))
     unclipped = (values - returns).square()
     # Not old + (v - old).clamp(): its rounding would differ from v, and count as clipped.
-    clipped = (values.clamp(old_values - clip, old_values + clip) - returns).square()
+    clipped = (values.clamp(old_values - clip_range, old_values + clip_range) - returns).square()
     return ValueLoss(
         loss=masked_sum(torch.maximum(unclipped, clipped), mask) / 2,
-        clipped=((clipped > unclipped) & mask).sum(),
+        num_clipped=((clipped > unclipped) & mask).sum(),
         count=mask.sum(),
     )
 

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-LENGTH = 3  # three ids of up to 21 bits fit into one 64-bit number, so that equal numbers are equal sequences
+NGRAM = 3  # three ids of up to 21 bits fit into one 64-bit number, so that equal numbers are equal sequences
 
 
-def repeated_share(ids: Tensor, mask: Tensor) -> Tensor:
+def repeated_ngram_fraction(ids: Tensor, mask: Tensor) -> Tensor:
     """Share of a response's sequences of three tokens that occurred in it before.
 
     Args:
@@ -16,13 +16,13 @@ def repeated_share(ids: Tensor, mask: Tensor) -> Tensor:
     Returns:
         (B,) float32; 0 for a response of fewer than three tokens.
     """
-    if ids.shape[1] < LENGTH:
+    if ids.shape[1] < NGRAM:
         return torch.zeros(len(ids), device=ids.device)
-    width = ids.shape[1] - LENGTH + 1
+    width = ids.shape[1] - NGRAM + 1
     keys = sum(
-        (ids[:, start : start + width] << (21 * (LENGTH - 1 - start)) for start in range(LENGTH)), ids.new_zeros(())
+        (ids[:, start : start + width] << (21 * (NGRAM - 1 - start)) for start in range(NGRAM)), ids.new_zeros(())
     )
-    counted = mask[:, LENGTH - 1 :]
+    counted = mask[:, NGRAM - 1 :]
     # what does not count gets a negative number of its own: it repeats nothing
     own = -1 - torch.arange(width, device=ids.device).expand_as(keys)
     ordered = torch.where(counted, keys, own).sort(1).values

@@ -1,5 +1,5 @@
 """Transformers in, transformers out: language models, the scalar head, adapters, export."""
 
-from lit_rlhf.models.options import LoRA, ModelOptions
+from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 
-__all__ = ["LoRA", "ModelOptions"]
+__all__ = ["LoRA", "ModelLoadingConfig"]

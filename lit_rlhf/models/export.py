@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.models.adapters import add_lora, has_adapter, merged_weights, of_own_adapter
 from lit_rlhf.models.checkpoint_files import read_checkpoint
 from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
-from lit_rlhf.models.options import LoRA, ModelOptions
-from lit_rlhf.models.scalar import ScalarModel, load_scalar_model
+from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
+from lit_rlhf.models.lora import add_lora, has_adapter, merged_weights, policy_state_dict
+from lit_rlhf.models.scalar_model import ScalarModel, load_scalar_model
 
 CHECKPOINT_KEY = "lit_rlhf"
 AVERAGE_KEY = "average"  # of the trained weights, as `lit_rlhf.callbacks.EMA` keeps it
@@ -28,7 +28,7 @@ def describe_model(
     tokenizer: Tokenizer,
     prefix: str,
     adapter: LoRA | None = None,
-    four_bit_base: tuple[str, ModelOptions] | None = None,
+    four_bit_base: tuple[str, ModelLoadingConfig] | None = None,
 ) -> dict[str, Any]:
     """Return what a checkpoint must hold, beside its weights, to become a folder again. Plain values only.
 
@@ -85,15 +85,15 @@ def export_checkpoint(checkpoint: Path, directory: Path, which: Weights | None =
     about = content[CHECKPOINT_KEY]
     prefix, state = about["prefix"], chosen_weights(content, which, checkpoint)
     weights = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
-    weights = of_own_adapter(weights)
+    weights = policy_state_dict(weights)
     adapter = None if about["adapter"] is None else LoRA(**about["adapter"])
     make_directory(directory)
     for name, text in about["tokenizer"].items():
         (directory / name).write_text(text)
     settings = json.loads(about["config"])
     if about.get("four_bit_base"):
-        base, options = about["four_bit_base"]
-        weights = _over_four_bits(base, ModelOptions(**options), adapter, settings, weights, directory)
+        base, loading = about["four_bit_base"]
+        weights = _over_four_bits(base, ModelLoadingConfig(**loading), adapter, settings, weights, directory)
     elif adapter is not None:
         weights = _merged(settings, weights, adapter)
     _write(settings, weights, directory)
@@ -112,7 +112,7 @@ def export_weights(
     model: PreTrainedModel, weights: dict[str, Tensor], adapter: LoRA | None, tokenizer: Tokenizer, directory: Path
 ) -> None:
     """Write a folder from a model's configuration and its whole state dict: for a model that is sharded over ranks."""
-    settings, weights = _settings(model), of_own_adapter(weights)
+    settings, weights = _settings(model), policy_state_dict(weights)
     _write(settings, weights if adapter is None else _merged(settings, weights, adapter), directory)
     tokenizer.save_pretrained(directory)
 
@@ -165,7 +165,7 @@ def _merged(settings: dict[str, Any], weights: dict[str, Tensor], adapter: LoRA)
 
 def _over_four_bits(
     base: str,
-    options: ModelOptions,
+    loading: ModelLoadingConfig,
     adapter: LoRA | None,
     settings: dict[str, Any],
     weights: dict[str, Tensor],
@@ -174,9 +174,9 @@ def _over_four_bits(
     """Return whole weights of a checkpoint that holds the adapters alone: base loaded in 4 bits as for training."""
     assert adapter is not None, "a 4-bit base is not trained without an adapter"
     AutoConfig.for_model(**settings).save_pretrained(tokenizer)  # a tokenizer's folder is known by it
-    words = load_tokenizer(str(tokenizer), options)
+    words = load_tokenizer(str(tokenizer), loading)
     model = (
-        load_scalar_model(base, words, options).model if _is_scalar(settings) else load_causal_lm(base, words, options)
+        load_scalar_model(base, words, loading).model if _is_scalar(settings) else load_causal_lm(base, words, loading)
     )
     add_lora(model, adapter)
     strange = model.load_state_dict(weights, strict=False).unexpected_keys

@@ -15,7 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.models.options import ModelOptions
+from lit_rlhf.models.loading_config import ModelLoadingConfig
 
 RESIDUAL_DROPOUT = ("resid_pdrop", "hidden_dropout", "dropout", "resid_dropout")
 OTHER_DROPOUT = (
@@ -32,24 +32,24 @@ OTHER_DROPOUT = (
 )
 
 
-def load_config(model: str, options: ModelOptions) -> PretrainedConfig:
+def load_config(model: str, loading: ModelLoadingConfig) -> PretrainedConfig:
     """Return the model's configuration, with one clear error where there is none."""
-    return from_pretrained_quietly(AutoConfig.from_pretrained, model, options)
+    return from_pretrained_quietly(AutoConfig.from_pretrained, model, loading)
 
 
-def load_tokenizer(model: str, options: ModelOptions) -> Tokenizer:
+def load_tokenizer(model: str, loading: ModelLoadingConfig) -> Tokenizer:
     """Return the tokenizer of `model`, whose padding token differs from its end token.
 
     Raises:
         UserError: no tokenizer there, no end token, or padding that is missing or equal to the end token.
     """
-    tokenizer = from_pretrained_quietly(AutoTokenizer.from_pretrained, model, options)
+    tokenizer = from_pretrained_quietly(AutoTokenizer.from_pretrained, model, loading)
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"tokenizer of {model!r} has no end-of-sequence token: set eos_token in its tokenizer_config.json"
         )
-    if options.pad_token is not None and tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        tokenizer.add_special_tokens({"pad_token": options.pad_token})  # takes an existing token of that name
+    if loading.pad_token is not None and tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        tokenizer.add_special_tokens({"pad_token": loading.pad_token})  # takes an existing token of that name
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         what = (
             "no padding token"
@@ -58,15 +58,15 @@ def load_tokenizer(model: str, options: ModelOptions) -> Tokenizer:
         )
         raise UserError(
             f"tokenizer of {model!r} has {what}: the end token is trained and padding is not, so they must differ; "
-            "set model.options.pad_token (for example '<|pad|>', which is added to the vocabulary)"
+            "set model.loading.pad_token (for example '<|pad|>', which is added to the vocabulary)"
         )
     return tokenizer
 
 
-def check_vocabulary(tokenizer: Tokenizer, config: PretrainedConfig, model: str, options: ModelOptions) -> None:
+def check_vocabulary(tokenizer: Tokenizer, config: PretrainedConfig, model: str, loading: ModelLoadingConfig) -> None:
     """Refuse a tokenizer with ids that the model has no embedding for; an added padding token is no such case."""
     size = config.get_text_config().vocab_size
-    added = 1 if options.pad_token is not None and tokenizer.pad_token_id >= size else 0
+    added = 1 if loading.pad_token is not None and tokenizer.pad_token_id >= size else 0
     if len(tokenizer) - added > size:
         raise UserError(
             f"tokenizer and model of {model!r} disagree: {len(tokenizer):,} tokens, but a vocabulary of {size:,} in "
@@ -74,47 +74,49 @@ def check_vocabulary(tokenizer: Tokenizer, config: PretrainedConfig, model: str,
         )
 
 
-def load_causal_lm(model: str, tokenizer: Tokenizer, options: ModelOptions, dropout: float = 0.0) -> PreTrainedModel:
+def load_causal_lm(
+    model: str, tokenizer: Tokenizer, loading: ModelLoadingConfig, dropout: float = 0.0
+) -> PreTrainedModel:
     """Return the causal language model of `model`, ready to train.
 
     Args:
         model: a folder or a hub name.
         tokenizer: the tokenizer in use; where it has a token more than the model, the embedding grows by it.
-        options: how to load.
+        loading: how to load.
         dropout: residual dropout (InstructGPT's SFT baseline: 0.2); every other dropout is 0.
 
     Raises:
         UserError: no such model, vocabularies that disagree, or a dropout that this architecture has not.
     """
-    config = load_config(model, options)
-    check_vocabulary(tokenizer, config, model, options)
+    config = load_config(model, loading)
+    check_vocabulary(tokenizer, config, model, loading)
     set_dropout(config, dropout)
-    return finish_loading(load_weights(AutoModelForCausalLM, model, config, options), tokenizer, options)
+    return finish_loading(load_weights(AutoModelForCausalLM, model, config, loading), tokenizer, loading)
 
 
-def load_weights(auto: Any, model: str, config: PretrainedConfig, options: ModelOptions, **settings: Any) -> Any:
-    """Return what the auto class's `from_pretrained` gives, in the type and the quantisation of `options`.
+def load_weights(auto: Any, model: str, config: PretrainedConfig, loading: ModelLoadingConfig, **settings: Any) -> Any:
+    """Return what the auto class's `from_pretrained` gives, in the type and the quantisation of `loading`.
 
     Within `torch.device("meta")` the model has its shape and no numbers.
     """
     empty = torch.get_default_device().type == "meta"
     if empty:
         settings["device_map"] = "meta"
-    if options.quantization is not None:
-        settings |= four_bit(config, options)
+    if loading.quantization is not None:
+        settings |= quantization_config(config, loading)
     with torch.device("cpu") if empty else nullcontext():  # transformers refuses to load within torch.device("meta")
         return from_pretrained_quietly(
             auto.from_pretrained,
             model,
-            options,
+            loading,
             config=config,
-            dtype=getattr(torch, options.dtype),
-            attn_implementation=options.attention,
+            dtype=getattr(torch, loading.dtype),
+            attn_implementation=loading.attn_implementation,
             **settings,
         )
 
 
-def four_bit(config: PretrainedConfig, options: ModelOptions) -> dict[str, Any]:
+def quantization_config(config: PretrainedConfig, loading: ModelLoadingConfig) -> dict[str, Any]:
     """Return what `from_pretrained` takes for a 4-bit base.
 
     Raises:
@@ -130,20 +132,20 @@ def four_bit(config: PretrainedConfig, options: ModelOptions) -> dict[str, Any]:
     ]
     if odd and not torch.cuda.is_available():
         raise UserError(
-            f"options.quantization: on a CPU 4-bit layers need widths that are multiples of 64, this model has "
-            f"{' and '.join(odd)}; set options.quantization to null"
+            f"loading.quantization: on a CPU 4-bit layers need widths that are multiples of 64, this model has "
+            f"{' and '.join(odd)}; set loading.quantization to null"
         )
     return {
         "quantization_config": BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=getattr(torch, options.dtype),
+            bnb_4bit_compute_dtype=getattr(torch, loading.dtype),
         )
     }
 
 
-def finish_loading(model: PreTrainedModel, tokenizer: Tokenizer, options: ModelOptions) -> PreTrainedModel:
+def finish_loading(model: PreTrainedModel, tokenizer: Tokenizer, loading: ModelLoadingConfig) -> PreTrainedModel:
     """Grow the embedding for an added padding token, set the special ids, switch on gradient checkpointing."""
     if len(tokenizer) > model.config.get_text_config().vocab_size:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -154,9 +156,9 @@ def finish_loading(model: PreTrainedModel, tokenizer: Tokenizer, options: ModelO
         listed = model.generation_config.eos_token_id
         several = isinstance(listed, list) and tokenizer.eos_token_id in listed  # of a chat model: all end a response
         model.generation_config.eos_token_id = listed if several else tokenizer.eos_token_id
-    if options.gradient_checkpointing:
+    if loading.gradient_checkpointing:
         checkpoint_activations(model)
-    if options.compile:
+    if loading.compile:
         compile_training(model)
     return model.train()
 
@@ -209,12 +211,12 @@ def set_dropout(config: PretrainedConfig, residual: float) -> None:
             setattr(config, name, 0.0)
 
 
-def maximum_length(config: PretrainedConfig) -> int | None:
+def max_positions(config: PretrainedConfig) -> int | None:
     """Return how many positions the model has, or None where its configuration does not say."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def from_pretrained_quietly(load: Callable[..., Any], model: str, options: ModelOptions, **settings: Any) -> Any:
+def from_pretrained_quietly(load: Callable[..., Any], model: str, loading: ModelLoadingConfig, **settings: Any) -> Any:
     """Call a `from_pretrained`, quietly, with its many ways of failing turned into one line."""
     folder = Path(model)
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -228,7 +230,7 @@ def from_pretrained_quietly(load: Callable[..., Any], model: str, options: Model
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        return load(model, revision=options.revision, trust_remote_code=options.trust_remote_code, **settings)
+        return load(model, revision=loading.revision, trust_remote_code=loading.trust_remote_code, **settings)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

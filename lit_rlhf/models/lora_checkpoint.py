@@ -11,13 +11,13 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.models.adapters import POLICY, adapter_weights, add_lora, has_adapter
 from lit_rlhf.models.export import CHECKPOINT_KEY
 from lit_rlhf.models.loading import load_tokenizer
-from lit_rlhf.models.options import LoRA, ModelOptions
-from lit_rlhf.models.riding import RidingHead
+from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
+from lit_rlhf.models.lora import POLICY, adapter_weights, add_lora, has_adapter
+from lit_rlhf.models.shared_backbone import ScalarHead
 
-TRAIN_IT_SO = "train the reward model with -c adapter/lora, from the folder that the policy starts from"
+TRAINING_HINT = "train the reward model with -c adapter/lora, from the folder that the policy starts from"
 
 
 class ScalarAdapter(NamedTuple):
@@ -31,7 +31,7 @@ class ScalarAdapter(NamedTuple):
     four_bit_base: str | None  # folder of a base that is not in the checkpoint
 
     @property
-    def centred(self) -> bool:
+    def is_centered(self) -> bool:
         """Whether the centring constants were set."""
         return "score_shift" in self.settings
 
@@ -43,7 +43,7 @@ def read_scalar_adapter(path: str) -> ScalarAdapter:
         UserError: no such file, not a reward model's checkpoint, or one that was trained without an adapter.
     """
     if not Path(path).is_file():
-        raise UserError(f"there is no checkpoint {path!r} of a reward model with an adapter; {TRAIN_IT_SO}")
+        raise UserError(f"there is no checkpoint {path!r} of a reward model with an adapter; {TRAINING_HINT}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
@@ -52,25 +52,25 @@ def read_scalar_adapter(path: str) -> ScalarAdapter:
     if about.get("module") != "RewardModule":
         raise UserError(f"{path!r} is a checkpoint of {about.get('module', 'another program')}, not of RewardModule")
     if about["adapter"] is None:
-        raise UserError(f"{path!r} is of a reward model without an adapter, which shares no base; {TRAIN_IT_SO}")
+        raise UserError(f"{path!r} is of a reward model without an adapter, which shares no base; {TRAINING_HINT}")
     prefix, base = about["prefix"], about.get("four_bit_base")
     weights = {name[len(prefix) :]: w for name, w in content["state_dict"].items() if name.startswith(prefix)}
     lora, settings = LoRA(**about["adapter"]), json.loads(about["config"])
     return ScalarAdapter(path, lora, weights, settings, about["tokenizer"], base[0] if base else None)
 
 
-def check_same_words(adapter: ScalarAdapter, tokenizer: Tokenizer, options: ModelOptions) -> None:
+def check_same_vocabulary(adapter: ScalarAdapter, tokenizer: Tokenizer, loading: ModelLoadingConfig) -> None:
     """Refuse an adapter that was trained on other token ids."""
     with tempfile.TemporaryDirectory() as folder:
         for name, text in adapter.tokenizer.items():
             (Path(folder) / name).write_text(text)
         (Path(folder) / "config.json").write_text(json.dumps(adapter.settings))  # by which its class is known
-        own = load_tokenizer(folder, options)
+        own = load_tokenizer(folder, loading)
     if own.get_vocab() != tokenizer.get_vocab():
         raise UserError(f"{adapter.path!r} has another tokenizer than the policy; its ids would mean other words")
 
 
-def put_on(adapter: ScalarAdapter, model: PreTrainedModel, model_path: str, name: str) -> RidingHead:
+def attach_adapter(adapter: ScalarAdapter, model: PreTrainedModel, model_path: str, name: str) -> ScalarHead:
     """Put the adapter on `model` under `name`, trainable, and return the head beside it.
 
     Args:
@@ -96,7 +96,7 @@ def put_on(adapter: ScalarAdapter, model: PreTrainedModel, model_path: str, name
             weight.copy_(stored[key])
     bias, settings = adapter.weights.get("score.bias"), adapter.settings
     head = adapter.weights["score.weight"].float()
-    return RidingHead(
+    return ScalarHead(
         head, bias if bias is None else bias.float(), settings.get("score_shift", 0.0), settings.get("score_scale", 1.0)
     )
 
@@ -106,9 +106,9 @@ def _check_same_base(adapter: ScalarAdapter, model: PreTrainedModel, model_path:
     different = f"{adapter.path!r} was trained on another base than {model_path!r}"
     quantised = getattr(model, "is_quantized", False)
     if quantised != (adapter.four_bit_base is not None):
-        raise UserError(f"{different}: one is in 4 bits, the other is not; give both the same options.quantization")
+        raise UserError(f"{different}: one is in 4 bits, the other is not; give both the same loading.quantization")
     if adapter.four_bit_base not in (None, model_path):
-        raise UserError(f"{different}, on {adapter.four_bit_base!r}; {TRAIN_IT_SO}")
+        raise UserError(f"{different}, on {adapter.four_bit_base!r}; {TRAINING_HINT}")
     own = {name.replace(".base_layer", ""): p for name, p in model.named_parameters() if "lora_" not in name}
     for name, weight in adapter.weights.items():
         plain = name.replace(".base_layer", "")
@@ -119,4 +119,4 @@ def _check_same_base(adapter: ScalarAdapter, model: PreTrainedModel, model_path:
         if mine is not None and same and not mine.is_meta:  # without numbers: rank zero, which has them, compares
             same = torch.equal(mine.cpu(), weight.to(mine.dtype))
         if not same:
-            raise UserError(f"{different} (its weight {plain!r} differs); {TRAIN_IT_SO}")
+            raise UserError(f"{different} (its weight {plain!r} differs); {TRAINING_HINT}")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.functional import pad_right
-from lit_rlhf.models.scalar import ScalarModel
+from lit_rlhf.models.scalar_model import ScalarModel
 
 
 @torch.no_grad()

@@ -13,13 +13,13 @@ from transformers import PreTrainedModel
 
 from lit_rlhf.data.batches import RankingBatch
 from lit_rlhf.functional import PairNormalizer, ranking_loss, ranking_pairs
-from lit_rlhf.models.adapters import add_lora
 from lit_rlhf.models.export import CHECKPOINT_KEY
-from lit_rlhf.models.options import LoRA, ModelOptions
-from lit_rlhf.models.scalar import ScalarModel, load_scalar_model
-from lit_rlhf.models.shared_prompt import RankedRows, reason_against_sharing
+from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
+from lit_rlhf.models.lora import add_lora
+from lit_rlhf.models.scalar_model import ScalarModel, load_scalar_model
 from lit_rlhf.modules.base import LitModule
-from lit_rlhf.strategies import is_sharded, shard_model, weights_on_rank_zero
+from lit_rlhf.packing.rankings import RankingInputs, prefix_sharing_unsupported_reason
+from lit_rlhf.strategies import is_sharded, meta_init_except_rank_zero, shard_model
 
 
 class RewardModule(LitModule):
@@ -33,7 +33,7 @@ class RewardModule(LitModule):
         scheduler: a callable from the optimizer to a scheduler (paper: cosine to 10 %).
         head_seed: seed of a fresh head, drawn from N(0, 1/√(d+1)).
         adapter: train low-rank adapters and the head instead of all weights.
-        options: how weights and tokenizer are loaded.
+        loading: how weights and tokenizer are loaded.
         pair_normalizer: what Eq. 1 divides a ranking's pairs by: those kept without ties, or all C(K, 2).
         shared_prompt: compute a prompt once for all its completions where the model allows it; off, K whole rows.
     """
@@ -47,18 +47,18 @@ class RewardModule(LitModule):
         scheduler: LRSchedulerCallable | None = None,
         head_seed: int = 0,
         adapter: LoRA | None = None,
-        options: ModelOptions | None = None,
+        loading: ModelLoadingConfig | None = None,
         pair_normalizer: PairNormalizer = "kept",
         shared_prompt: bool = True,
     ) -> None:
-        super().__init__(model, options, adapter, optimizer, scheduler)
+        super().__init__(model, loading, adapter, optimizer, scheduler)
         self.head_seed, self.pair_normalizer, self.shared_prompt = head_seed, pair_normalizer, shared_prompt
         self.model: ScalarModel
         self.validation_loss, self.validation_accuracy = MeanMetric(), MeanMetric()
         self.calibration = BinaryCalibrationError(n_bins=20, norm="l1")
 
     @property
-    def exported(self) -> PreTrainedModel:
+    def exported_model(self) -> PreTrainedModel:
         """The sequence-classification model inside."""
         return self.model.model
 
@@ -66,8 +66,8 @@ class RewardModule(LitModule):
         """Load the model, once."""
         if hasattr(self, "model"):
             return
-        with weights_on_rank_zero(self.trainer.strategy):
-            self.model = load_scalar_model(self.model_path, self.tokenizer, self.options, self.head_seed)
+        with meta_init_except_rank_zero(self.trainer.strategy):
+            self.model = load_scalar_model(self.model_path, self.tokenizer, self.loading, self.head_seed)
             if self.adapter is not None:
                 add_lora(self.model.model, self.adapter)
         shard_model(self.model, self.trainer.strategy)
@@ -79,22 +79,24 @@ class RewardModule(LitModule):
         rank_zero_info(self._how_prompts_are_computed())
 
     def _how_prompts_are_computed(self) -> str:
-        reason = "shared_prompt is off" if not self.shared_prompt else reason_against_sharing(self.model.model)
+        reason = (
+            "shared_prompt is off" if not self.shared_prompt else prefix_sharing_unsupported_reason(self.model.model)
+        )
         if reason is None:
             return "prompts: each is computed once for all completions of its ranking"
         return f"prompts: each is computed again for every completion, because {reason}"
 
     def forward(self, batch: RankingBatch) -> Tensor:
         """Return one score a completion, (N,) float32."""
-        rows = RankedRows(batch.input_ids, batch.attention_mask, batch.prompt_length, batch.ranking)
+        rows = RankingInputs(batch.input_ids, batch.attention_mask, batch.prompt_length, batch.ranking_index)
         return self.model.score_rankings(rows, self.shared_prompt)
 
     def training_step(self, batch: RankingBatch, batch_idx: int) -> Tensor:
         """Return Eq. 1 for the rankings of this batch."""
-        result = ranking_loss(self(batch), batch.ranking, batch.ranks, self.pair_normalizer)
-        self.step_tally.add("train/loss", result.loss, result.rankings)
-        self.step_tally.add("train/accuracy", result.correct, result.pairs)
-        return self.normalised(result.loss, batch.normalizer)
+        result = ranking_loss(self(batch), batch.ranking_index, batch.ranks, self.pair_normalizer)
+        self.step_means.add("train/loss", result.loss, result.rankings)
+        self.step_means.add("train/accuracy", result.correct, result.pairs)
+        return self.normalize_loss(result.loss, batch.normalizer)
 
     def validation_step(self, batch: RankingBatch, batch_idx: int) -> Tensor:
         """Add to loss (per ranking), accuracy (per comparison, ties apart) and calibration of σ(Δ).
@@ -103,17 +105,17 @@ class RewardModule(LitModule):
             The scores, (N,), for callbacks.
         """
         scores = self(batch)
-        result = ranking_loss(scores, batch.ranking, batch.ranks, self.pair_normalizer)
+        result = ranking_loss(scores, batch.ranking_index, batch.ranks, self.pair_normalizer)
         if result.pairs > 0:
             self.validation_loss.update(result.loss / result.rankings, result.rankings)
             self.validation_accuracy.update(result.correct / result.pairs, result.pairs)
-            better, worse, _ = ranking_pairs(batch.ranking, batch.ranks)
+            better, worse, _ = ranking_pairs(batch.ranking_index, batch.ranks)
             difference = scores[better] - scores[worse]
             # the surer side of every comparison, and whether it is the side the labeler took
             self.calibration.update(torch.sigmoid(difference.abs()), (difference > 0).long())
         self.log("validation/loss", self.validation_loss, prog_bar=True)
         self.log("validation/accuracy", self.validation_accuracy, prog_bar=True)
-        self.log("validation/calibration_error", self.calibration)
+        self.log("validation/ece", self.calibration)
         return scores
 
     def test_step(self, batch: RankingBatch, batch_idx: int) -> Tensor:
@@ -125,4 +127,4 @@ class RewardModule(LitModule):
         super().on_load_checkpoint(checkpoint)
         config = json.loads(checkpoint[CHECKPOINT_KEY]["config"])
         if "score_shift" in config:
-            self.model.centre(config["score_shift"], config["score_scale"])
+            self.model.center(config["score_shift"], config["score_scale"])

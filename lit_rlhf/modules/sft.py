@@ -8,13 +8,13 @@ from transformers import PreTrainedModel
 
 from lit_rlhf.data.batches import PretrainingBatch, TokenBatch
 from lit_rlhf.errors import UserError
-from lit_rlhf.models.adapters import add_lora
+from lit_rlhf.models.lm_loss import causal_lm_loss
 from lit_rlhf.models.loading import load_causal_lm, load_config
-from lit_rlhf.models.options import LoRA, ModelOptions
-from lit_rlhf.models.sequences import reason_against_sequences
-from lit_rlhf.models.text_loss import text_loss
+from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
+from lit_rlhf.models.lora import add_lora
 from lit_rlhf.modules.base import LitModule
-from lit_rlhf.strategies import shard_model, tensor_ranks, weights_on_rank_zero
+from lit_rlhf.packing.varlen_attention import varlen_unsupported_reason
+from lit_rlhf.strategies import meta_init_except_rank_zero, shard_model, tensor_ranks
 
 
 class SFTModule(LitModule):
@@ -26,7 +26,7 @@ class SFTModule(LitModule):
         scheduler: a callable from the optimizer to a scheduler, stepped every optimizer step.
         dropout: residual dropout (paper: 0.2).
         adapter: train low-rank adapters instead of all weights.
-        options: how weights and tokenizer are loaded.
+        loading: how weights and tokenizer are loaded.
     """
 
     export_prefix = "model."
@@ -38,15 +38,15 @@ class SFTModule(LitModule):
         scheduler: LRSchedulerCallable | None = None,
         dropout: float = 0.0,
         adapter: LoRA | None = None,
-        options: ModelOptions | None = None,
+        loading: ModelLoadingConfig | None = None,
     ) -> None:
-        super().__init__(model, options, adapter, optimizer, scheduler)
+        super().__init__(model, loading, adapter, optimizer, scheduler)
         self.dropout = dropout
         self.model: PreTrainedModel
         self.validation_loss = MeanMetric()
 
     @property
-    def exported(self) -> PreTrainedModel:
+    def exported_model(self) -> PreTrainedModel:
         """The language model."""
         return self.model
 
@@ -59,14 +59,16 @@ class SFTModule(LitModule):
                 "trainer.strategy.tensor_parallel_size to 1"
             )
 
-    def require_sequences(self, longest: int, setting: str) -> None:
+    def check_packing(self, longest: int, setting: str) -> None:
         """Refuse packed rows where the model would let their sequences see each other.
 
         Args:
             longest: tokens of the longest sequence.
             setting: what asked for packing.
         """
-        reason = reason_against_sequences(load_config(self.model_path, self.options), self.options.attention, longest)
+        reason = varlen_unsupported_reason(
+            load_config(self.model_path, self.loading), self.loading.attn_implementation, longest
+        )
         if reason:
             raise UserError(f"{setting}: {self.model_path!r} takes 'by_length', but no packed rows: {reason}")
 
@@ -74,22 +76,24 @@ class SFTModule(LitModule):
         """Load the model, once."""
         if hasattr(self, "model"):
             return
-        with weights_on_rank_zero(self.trainer.strategy):
-            self.model = load_causal_lm(self.model_path, self.tokenizer, self.options, self.dropout)
+        with meta_init_except_rank_zero(self.trainer.strategy):
+            self.model = load_causal_lm(self.model_path, self.tokenizer, self.loading, self.dropout)
             if self.adapter is not None:
                 add_lora(self.model, self.adapter)
         shard_model(self.model, self.trainer.strategy)
 
     def loss(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         """Return the sum of the cross-entropy over the batch's targets, in nats, and how many there are."""
-        return text_loss(self.model, batch.input_ids, batch.loss_mask, batch.attention_mask, batch.sequences)
+        return causal_lm_loss(
+            self.model, batch.input_ids, batch.loss_mask, batch.attention_mask, batch.sequence_lengths
+        )
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
         """Return the normalised loss; a batch of the pretraining mix counts under its own name."""
         total, count = self.loss(batch)
         name = "pretraining/loss" if isinstance(batch, PretrainingBatch) else "train/loss"
-        self.step_tally.add(name, total, count)
-        return self.normalised(total, batch.normalizer)
+        self.step_means.add(name, total, count)
+        return self.normalize_loss(total, batch.normalizer)
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """Add to the token mean over the whole validation set and all ranks."""

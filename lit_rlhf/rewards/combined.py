@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import Aggregation, aggregate_scores
-from lit_rlhf.rewards.source import (
-    RewardSource,
+from lit_rlhf.rewards.base import (
+    Reward,
     load_source_state,
     ride_on_policy,
     source_critic,
@@ -27,7 +27,7 @@ class CombinedReward:
         sources: the parts, at least one.
     """
 
-    def __init__(self, sources: list[RewardSource]) -> None:
+    def __init__(self, sources: list[Reward]) -> None:
         if not sources:
             raise UserError(f"reward: {type(self).__name__} needs at least one source")
         self.sources = sources
@@ -38,8 +38,8 @@ class CombinedReward:
         for source in self.sources:
             source.prepare(tokenizer, device)
 
-    def ride(self, policy: PreTrainedModel, path: str) -> None:
-        """See `RewardSource`: parts may ride."""
+    def attach(self, policy: PreTrainedModel, path: str) -> None:
+        """See `Reward`: parts may ride."""
         for source in self.sources:
             ride_on_policy(source, policy, path)
 
@@ -70,10 +70,10 @@ class WeightedSum(CombinedReward):
     Args:
         sources: the parts.
         weights: one each.
-        names: one each, for their metrics `reward/part_NAME`; by default their numbers.
+        names: one each, for their metrics `reward/NAME`; by default their numbers.
     """
 
-    def __init__(self, sources: list[RewardSource], weights: list[float], names: list[str] | None = None) -> None:
+    def __init__(self, sources: list[Reward], weights: list[float], names: list[str] | None = None) -> None:
         if len(sources) != len(weights) or not sources:
             raise UserError(f"reward: {len(weights)} weights for {len(sources)} sources; give one weight each")
         super().__init__(sources)
@@ -82,11 +82,11 @@ class WeightedSum(CombinedReward):
             raise UserError(f"reward: names {self.names} for {len(sources)} sources; give each a name of its own")
 
     def score(self, episodes: Episodes) -> Tensor:
-        """See `RewardSource.score`."""
+        """See `Reward.score`."""
         scores = self.score_parts(episodes)
         return (torch.tensor(self.weights, device=scores.device)[:, None] * scores).sum(0)
 
-    def details(self) -> dict[str, Tensor]:
+    def metrics(self) -> dict[str, Tensor]:
         """Return every part's score, before its weight, and every part's own metrics."""
         figures = {}
         for name, source, scores in zip(self.names, self.sources, self.scores):
@@ -105,24 +105,24 @@ class EnsembleReward(CombinedReward):
     Args:
         sources: the members.
         aggregation: of their scores: the mean, the minimum (what every member grants at least), or the mean less
-            `deviations` standard deviations of the members.
-        deviations: of the lower bound.
+            `num_std` standard num_std of the members.
+        num_std: of the lower bound.
     """
 
-    def __init__(self, sources: list[RewardSource], aggregation: Aggregation = "mean", deviations: float = 1.0) -> None:
+    def __init__(self, sources: list[Reward], aggregation: Aggregation = "mean", num_std: float = 1.0) -> None:
         super().__init__(sources)
-        if deviations < 0:
-            raise UserError(f"reward: deviations must not be negative, got {deviations}")
-        self.aggregation, self.deviations = aggregation, deviations
+        if num_std < 0:
+            raise UserError(f"reward: num_std must not be negative, got {num_std}")
+        self.aggregation, self.num_std = aggregation, num_std
 
     def score(self, episodes: Episodes) -> Tensor:
-        """See `RewardSource.score`."""
-        return aggregate_scores(self.score_parts(episodes), self.aggregation, self.deviations)
+        """See `Reward.score`."""
+        return aggregate_scores(self.score_parts(episodes), self.aggregation, self.num_std)
 
-    def details(self) -> dict[str, Tensor]:
+    def metrics(self) -> dict[str, Tensor]:
         """Return how far the members are apart: their standard deviation (biased)."""
-        return {"reward/ensemble_spread": self.scores.std(0, correction=0)}
+        return {"reward/ensemble_std": self.scores.std(0, correction=0)}
 
-    def critic(self) -> str | None:
-        """See `RewardSource`: the first member's."""
+    def critic_init_path(self) -> str | None:
+        """See `Reward`: the first member's."""
         return source_critic(self.sources[0])

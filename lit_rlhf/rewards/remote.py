@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.http import CredentialsRefused, JSONClient, NoAnswer
+from lit_rlhf.http import CredentialsRefused, JSONClient, RequestFailed
 from lit_rlhf.rollout.experience import Episodes
 
 LARGEST = torch.finfo(torch.float32).max
@@ -66,7 +66,7 @@ class RemoteReward:
         self.ask([{name: [] for name in names}])
 
     def score(self, episodes: Episodes) -> Tensor:
-        """See `RewardSource.score`."""
+        """See `Reward.score`."""
         starts = range(0, len(episodes.responses), self.batch_size)
         scores = self.ask([self.payload(episodes, slice(start, start + self.batch_size)) for start in starts])
         return torch.tensor(scores, device=episodes.input_ids.device)
@@ -92,7 +92,7 @@ class RemoteReward:
         scores: list[float] = []
         try:
             for answer in self.client.ask_all(payloads, read_scores):
-                if isinstance(answer, NoAnswer):
+                if isinstance(answer, RequestFailed):
                     raise UserError(f"{self.name}: {answer.reason}; is this the address, and is the server up?")
                 scores += answer
         except CredentialsRefused as refusal:

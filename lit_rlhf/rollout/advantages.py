@@ -13,16 +13,16 @@ from lit_rlhf.functional import (
     gae,
     group_relative,
     k1,
+    kl_penalized_rewards,
     leave_one_out,
     mean_and_variance,
     moments,
-    penalised_rewards,
     whiten,
 )
 from lit_rlhf.rollout.experience import Trajectories
 
 
-class Estimate(NamedTuple):
+class AdvantageEstimate(NamedTuple):
     """What the update learns from."""
 
     advantages: Tensor  # (B, R) float32, 0 outside the response
@@ -34,13 +34,13 @@ class AdvantageEstimator(Protocol):
 
     Attributes:
         uses_critic: whether it reads `Trajectories.values`. Without, no critic is loaded and values are 0.
-        smallest_group: fewest responses to a prompt (`ppo.samples_per_prompt`) that it can be used with.
+        min_group_size: fewest responses to a prompt (`ppo.samples_per_prompt`) that it can be used with.
     """
 
     uses_critic: bool
-    smallest_group: int
+    min_group_size: int
 
-    def estimate(self, rewards: Tensor, trajectories: Trajectories) -> Estimate:
+    def estimate(self, rewards: Tensor, trajectories: Trajectories) -> AdvantageEstimate:
         """Return the advantages of an iteration.
 
         Args:
@@ -50,10 +50,10 @@ class AdvantageEstimator(Protocol):
         ...
 
 
-def rewards_of(trajectories: Trajectories, kl_coefficient: float) -> Tensor:
+def compute_rewards(trajectories: Trajectories, kl_coefficient: float) -> Tensor:
     """Return the rewards of an iteration, (B, R): the per-token KL penalty, and the score on the last action (§3.5)."""
-    kl = k1(trajectories.logprobs, trajectories.reference)
-    return penalised_rewards(trajectories.scores, kl, trajectories.response_mask, kl_coefficient)
+    kl = k1(trajectories.old_logprobs, trajectories.ref_logprobs)
+    return kl_penalized_rewards(trajectories.scores, kl, trajectories.response_mask, kl_coefficient)
 
 
 class GAE:
@@ -64,7 +64,7 @@ class GAE:
         gae_lambda: the paper is silent (Stiennon 2020: 0.95).
     """
 
-    uses_critic, smallest_group = True, 1
+    uses_critic, min_group_size = True, 1
 
     def __init__(self, discount: float = 1.0, gae_lambda: float = 0.95) -> None:
         for name, value in (("discount", discount), ("gae_lambda", gae_lambda)):
@@ -72,53 +72,57 @@ class GAE:
                 raise UserError(f"advantages: {name} must lie in [0, 1], got {value}")
         self.discount, self.gae_lambda = discount, gae_lambda
 
-    def estimate(self, rewards: Tensor, trajectories: Trajectories) -> Estimate:
+    def estimate(self, rewards: Tensor, trajectories: Trajectories) -> AdvantageEstimate:
         """See `AdvantageEstimator.estimate`."""
         mask = trajectories.response_mask
         advantages, returns = gae(rewards, trajectories.values, mask, self.discount, self.gae_lambda)
         mean, variance = mean_and_variance(moments(advantages, mask))
-        return Estimate(whiten(advantages, mask, mean, variance), returns)
+        return AdvantageEstimate(whiten(advantages, mask, mean, variance), returns)
 
 
-class GroupRelative:
-    """The response's total reward less its prompt's mean, in standard deviations of its prompt (GRPO); no critic.
+class GRPOAdvantage:
+    """The response's total reward less its prompt's mean, in standard num_std of its prompt (GRPO); no critic.
 
     Every token of a response gets the same advantage. It is not whitened again: each group has mean 0 and variance 1.
     """
 
-    uses_critic, smallest_group = False, 2
+    uses_critic, min_group_size = False, 2
 
-    def estimate(self, rewards: Tensor, trajectories: Trajectories) -> Estimate:
+    def estimate(self, rewards: Tensor, trajectories: Trajectories) -> AdvantageEstimate:
         """See `AdvantageEstimator.estimate`."""
-        return Estimate(_on_every_token(group_relative(rewards.sum(1), trajectories.group), trajectories))
+        return AdvantageEstimate(
+            _broadcast_to_tokens(group_relative(rewards.sum(1), trajectories.prompt_index), trajectories)
+        )
 
 
-class LeaveOneOut:
+class RLOOAdvantage:
     """The response's total reward less the mean of the other responses to its prompt (RLOO); no critic.
 
     Every token of a response gets the same advantage. It is not whitened: it is in the unit of the score.
     """
 
-    uses_critic, smallest_group = False, 2
+    uses_critic, min_group_size = False, 2
 
-    def estimate(self, rewards: Tensor, trajectories: Trajectories) -> Estimate:
+    def estimate(self, rewards: Tensor, trajectories: Trajectories) -> AdvantageEstimate:
         """See `AdvantageEstimator.estimate`."""
-        return Estimate(_on_every_token(leave_one_out(rewards.sum(1), trajectories.group), trajectories))
+        return AdvantageEstimate(
+            _broadcast_to_tokens(leave_one_out(rewards.sum(1), trajectories.prompt_index), trajectories)
+        )
 
 
-def _on_every_token(advantages: Tensor, trajectories: Trajectories) -> Tensor:
+def _broadcast_to_tokens(advantages: Tensor, trajectories: Trajectories) -> Tensor:
     """(B,) as (B, R), 0 outside the response."""
     return advantages[:, None] * trajectories.response_mask
 
 
-def check_groups(estimator: AdvantageEstimator, samples_per_prompt: int) -> None:
+def check_group_size(estimator: AdvantageEstimator, samples_per_prompt: int) -> None:
     """Refuse an estimator that compares the responses to a prompt where there are too few of them.
 
     Raises:
         UserError: names the setting to raise.
     """
-    if samples_per_prompt < estimator.smallest_group:
+    if samples_per_prompt < estimator.min_group_size:
         raise UserError(
             f"advantages: {type(estimator).__name__} compares the responses to a prompt and needs at least "
-            f"{estimator.smallest_group} of them; set model.ppo.samples_per_prompt (it is {samples_per_prompt})"
+            f"{estimator.min_group_size} of them; set model.ppo.samples_per_prompt (it is {samples_per_prompt})"
         )

@@ -9,13 +9,13 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from lit_rlhf.data.batches import PromptBatch
 
 
-class Rollout(NamedTuple):
+class GenerationOutput(NamedTuple):
     """What a generator returns."""
 
     response_ids: Tensor  # (B, R) int64, right-padded
     response_mask: Tensor  # (B, R) bool, True through the end token, which is an action
     logprobs: Tensor  # (B, R) float32, of the tokens under the distribution they were drawn from; 0 outside the mask
-    ended: Tensor  # (B,) bool, whether an end token was drawn
+    finished: Tensor  # (B,) bool, whether an end token was drawn
 
 
 class Episodes(NamedTuple):
@@ -45,13 +45,15 @@ class Trajectories(NamedTuple):
     input_ids: Tensor  # (B, T) int64
     attention_mask: Tensor  # (B, T) int64
     response_mask: Tensor  # (B, R) bool
-    logprobs: Tensor  # (B, R) float32, policy at sampling: as drawn, or recomputed by the pass that the update makes
-    reference: Tensor  # (B, R) float32, reference policy
+    old_logprobs: (
+        Tensor  # (B, R) float32, policy at sampling: as drawn, or recomputed by the pass that the update makes
+    )
+    ref_logprobs: Tensor  # (B, R) float32, reference policy
     values: Tensor  # (B, R) float32, critic before each token; 0 without a critic
     scores: Tensor  # (B,) float32, of the reward source
-    ended: Tensor  # (B,) bool
-    drawn: Tensor  # (B, R) float32, policy's log-probs as they were drawn
-    group: Tensor  # (B,) int64, place of the prompt in the iteration; its samples are consecutive rows
+    finished: Tensor  # (B,) bool
+    rollout_logprobs: Tensor  # (B, R) float32, policy's log-probs as they were drawn
+    prompt_index: Tensor  # (B,) int64, place of the prompt in the iteration; its samples are consecutive rows
 
 
 class Experience(NamedTuple):
@@ -60,28 +62,28 @@ class Experience(NamedTuple):
     input_ids: Tensor  # (B, T) int64: left-padded prompt, then right-padded response
     attention_mask: Tensor  # (B, T) int64
     response_mask: Tensor  # (B, R) bool
-    logprobs: Tensor  # (B, R) float32, policy at sampling
-    values: Tensor  # (B, R) float32, critic at sampling
+    old_logprobs: Tensor  # (B, R) float32, policy at sampling
+    old_values: Tensor  # (B, R) float32, critic at sampling
     advantages: Tensor  # (B, R) float32, as the estimator gave them
     returns: Tensor | None  # (B, R) float32; None without a critic
     normalizer: Tensor  # () float32, response tokens of the whole minibatch: accumulation and ranks included
-    statistics: dict[str, Tensor]  # of the rollout, in the first micro-batch of an iteration; empty in the others
+    rollout_metrics: dict[str, Tensor]  # of the rollout, in the first micro-batch of an iteration; empty in the others
 
 
-def repeated(prompts: PromptBatch, samples: int) -> PromptBatch:
-    """Return every prompt `samples` times in a row, with the places of its episodes."""
-    if samples == 1:
+def repeat_prompts(prompts: PromptBatch, num_samples: int) -> PromptBatch:
+    """Return every prompt `num_samples` times in a row, with the places of its episodes."""
+    if num_samples == 1:
         return prompts
-    places = prompts.index[:, None] * samples + torch.arange(samples, device=prompts.index.device)
+    places = prompts.index[:, None] * num_samples + torch.arange(num_samples, device=prompts.index.device)
     return PromptBatch(
-        input_ids=prompts.input_ids.repeat_interleave(samples, 0),
-        attention_mask=prompts.attention_mask.repeat_interleave(samples, 0),
-        rows=[row for row in prompts.rows for _ in range(samples)],
+        input_ids=prompts.input_ids.repeat_interleave(num_samples, 0),
+        attention_mask=prompts.attention_mask.repeat_interleave(num_samples, 0),
+        rows=[row for row in prompts.rows for _ in range(num_samples)],
         index=places.flatten(),
     )
 
 
-def episodes_of(prompts: PromptBatch, rollout: Rollout, tokenizer: Tokenizer, training: bool) -> Episodes:
+def make_episodes(prompts: PromptBatch, rollout: GenerationOutput, tokenizer: Tokenizer, training: bool) -> Episodes:
     """Return prompts with their responses behind them, as a reward source sees them, on the rollout's device.
 
     Args:

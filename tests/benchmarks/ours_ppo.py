@@ -7,10 +7,10 @@ import torch
 import work
 
 from lit_rlhf.data import PromptDataModule
-from lit_rlhf.modules import PPOModule, PPOSettings
-from lit_rlhf.rewards import RewardModelReward
-from lit_rlhf.rollout.kl_control import FixedKL
-from lit_rlhf.rollout.sampling import Sampling
+from lit_rlhf.generation.sampling import SamplingParams
+from lit_rlhf.modules import PPOConfig, PPOModule
+from lit_rlhf.rewards import RewardModelScorer
+from lit_rlhf.rollout.kl_controller import FixedKLController
 
 
 class Biased(PPOModule):
@@ -51,18 +51,18 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(3)  # of the responses: where they end early, 21.8 tokens on average, a third of the limit
     minibatch = args.episodes // 4
-    micro_batch = min(args.micro_batch, minibatch // args.devices)
+    micro_batch_size = min(args.micro_batch_size, minibatch // args.devices)
     module = Biased(
         model=str(args.folder / f"policy-{args.size}"),
-        reward=RewardModelReward(str(args.folder / f"reward-{args.size}"), uncentred="accept"),
-        sampling=Sampling(response_length=args.response),
-        ppo=PPOSettings(
-            rollout_batch=args.episodes,
+        reward=RewardModelScorer(str(args.folder / f"reward-{args.size}"), require_centered=False),
+        sampling=SamplingParams(max_new_tokens=args.response),
+        ppo=PPOConfig(
+            rollout_batch_size=args.episodes,
             samples_per_prompt=args.samples,
-            micro_batch=micro_batch,
+            micro_batch_size=micro_batch_size,
             critic_learning_rate=3e-6,
         ),
-        kl=FixedKL(0.05),
+        kl=FixedKLController(0.05),
         optimizer=lambda groups: torch.optim.AdamW(groups, lr=3e-6, fused=True),  # as TRL's by default
     )
     module.bias = args.bias
@@ -74,7 +74,7 @@ def main() -> None:
         strategy="auto" if args.devices == 1 else "ddp",
         max_epochs=args.updates + 1,
         precision=args.precision,
-        accumulate_grad_batches=minibatch // (micro_batch * args.devices),
+        accumulate_grad_batches=minibatch // (micro_batch_size * args.devices),
         gradient_clip_val=1.0,
         logger=False,
         callbacks=[clock],

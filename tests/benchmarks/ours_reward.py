@@ -19,7 +19,7 @@ def main() -> None:
     module = RewardModule(
         str(args.folder / f"policy-{args.size}"), lambda groups: torch.optim.AdamW(groups, lr=1e-5, fused=True)
     )
-    trainer.fit(module, ComparisonDataModule(str(args.folder / args.rankings), micro_batch=1))
+    trainer.fit(module, ComparisonDataModule(str(args.folder / args.rankings), micro_batch_size=1))
     work.report(clock.seconds[1:])
 
 

@@ -4,8 +4,8 @@ import torch
 import work
 from transformers import LlamaForCausalLM
 
-from lit_rlhf.rollout.generation import CachedGenerator
-from lit_rlhf.rollout.sampling import Sampling, draw_noise
+from lit_rlhf.generation.generators import CachedGenerator
+from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
 
 
 def main() -> None:
@@ -21,9 +21,9 @@ def main() -> None:
     seconds, tokens = [], []
     for update, ids in enumerate(work.prompt_batches(args)):
         ids = ids.to(args.device)
-        noise = draw_noise(args.episodes, args.response, 0, update).to(args.device)
+        noise = sampling_uniforms(args.episodes, args.response, 0, update).to(args.device)
         start = work.clock(args.device)
-        rollout = generator.generate(model, ids, torch.ones_like(ids), noise, Sampling(args.response))
+        rollout = generator.generate(model, ids, torch.ones_like(ids), noise, SamplingParams(args.response))
         seconds.append(work.clock(args.device) - start)
         tokens.append(int(rollout.response_mask.sum()))
     work.report(seconds[1:], units=tokens[1:])

@@ -34,7 +34,7 @@ def main() -> None:
         str(args.folder / "demonstrations.jsonl"),
         max_prompt_length=work.SFT_PROMPT,
         max_completion_length=work.SFT_LENGTH - work.SFT_PROMPT,
-        micro_batch=work.SFT_ROWS * 7 // 4,  # of 144 tokens on average, where a row of the peers has 256
+        micro_batch_size=work.SFT_ROWS * 7 // 4,  # of 144 tokens on average, where a row of the peers has 256
         batching="packed",
     )
     trainer.fit(

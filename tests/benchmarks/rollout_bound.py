@@ -11,23 +11,23 @@ from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers import LlamaForCausalLM
 
-from lit_rlhf.rollout.direct_rows import DirectRows, _rounded, direct_of
-from lit_rlhf.rollout.generation import CachedGenerator
-from lit_rlhf.rollout.sampling import Sampling, draw_noise
+from lit_rlhf.generation.generators import CachedGenerator
+from lit_rlhf.generation.llama_decode_batch import LlamaDecodeBatch, _rounded, build_fast_decoder
+from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
 
 
 def recorded(model: LlamaForCausalLM, ids: Tensor, noise: Tensor) -> tuple[list[tuple[int, int]], int]:
     """The rows and columns of each step of a rollout, and its tokens."""
     shapes: list[tuple[int, int]] = []
-    step = DirectRows.step
+    step = LlamaDecodeBatch.step
 
-    def spy(self: DirectRows, tokens: Tensor) -> Tensor:
+    def spy(self: LlamaDecodeBatch, tokens: Tensor) -> Tensor:
         logits = step(self, tokens)
-        shapes.append((_rounded(len(tokens)), self.filled))
+        shapes.append((_rounded(len(tokens)), self.cache_position))
         return logits
 
-    with mock.patch.object(DirectRows, "step", spy):
-        rollout = CachedGenerator().generate(model, ids, torch.ones_like(ids), noise, Sampling(noise.shape[1]))
+    with mock.patch.object(LlamaDecodeBatch, "step", spy):
+        rollout = CachedGenerator().generate(model, ids, torch.ones_like(ids), noise, SamplingParams(noise.shape[1]))
     return shapes, int(rollout.response_mask.sum())
 
 
@@ -35,20 +35,20 @@ def recorded(model: LlamaForCausalLM, ids: Tensor, noise: Tensor) -> tuple[list[
 def bound(model: LlamaForCausalLM, ids: Tensor, length: int, shapes: list[tuple[int, int]]) -> float:
     """Seconds of it."""
     heads, size = model.config.num_attention_heads, model.config.head_dim
-    direct = direct_of(model)
-    rows = DirectRows(model, ids, torch.ones_like(ids), 1, length, direct)
+    direct = build_fast_decoder(model)
+    rows = LlamaDecodeBatch(model, ids, torch.ones_like(ids), 1, length, direct)
     start = work.clock()
     rows.prefill()
     for count, columns in shapes:
         x, query = torch.ones(count, 1, model.config.hidden_size), torch.ones(count, heads, 1, size)
         seen, wide = torch.zeros(count, 1, 1, columns), torch.ones(count, 1, model.config.intermediate_size)
-        for block, room in zip(direct.tokens.blocks, rows.room):
+        for block, room in zip(direct.decode.layers, rows.kv_cache):
             keys, values = room[:count, :, :columns].chunk(2, 1)
-            block.heads(x)
+            block.qkv_proj(x)
             scaled_dot_product_attention(query, keys, values, seen)
-            block.out(x)
-            block.feed_forward.widen(x)  # type: ignore[attr-defined]
-            block.feed_forward.narrow(wide)  # type: ignore[attr-defined]
+            block.o_proj(x)
+            block.mlp.widen(x)  # type: ignore[attr-defined]
+            block.mlp.narrow(wide)  # type: ignore[attr-defined]
         linear(x, model.lm_head.weight)
     return work.clock() - start
 
@@ -61,7 +61,7 @@ def main() -> None:
     work.bias_end(model, args.bias)
     seconds, tokens = [], []
     for update, ids in enumerate(work.prompt_batches(args)):
-        shapes, drawn = recorded(model, ids, draw_noise(args.episodes, args.response, 0, update))
+        shapes, drawn = recorded(model, ids, sampling_uniforms(args.episodes, args.response, 0, update))
         seconds.append(bound(model, ids, args.response, shapes))
         tokens.append(drawn)
     work.report(seconds[1:], units=tokens[1:])

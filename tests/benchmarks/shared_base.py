@@ -17,11 +17,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from lit_rlhf.data import ComparisonDataModule, DemonstrationDataModule, PromptDataModule
-from lit_rlhf.models.options import LoRA
-from lit_rlhf.modules import PPOModule, PPOSettings, RewardModule, SFTModule
-from lit_rlhf.rewards import AdapterReward
-from lit_rlhf.rollout.critics import AdapterCritic
-from lit_rlhf.rollout.sampling import Sampling
+from lit_rlhf.generation.sampling import SamplingParams
+from lit_rlhf.models.loading_config import LoRA
+from lit_rlhf.modules import PPOConfig, PPOModule, RewardModule, SFTModule
+from lit_rlhf.modules.critics import LoRACritic
+from lit_rlhf.rewards import LoRARewardModel
 
 SHAPE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 LORA = LoRA(rank=8)
@@ -49,12 +49,12 @@ def stage(folder: Path, kind: str) -> tuple[L.LightningModule, Any]:
     """Return module and data."""
     model, text = str(folder / "model"), str(folder / "text.jsonl")
     if kind == "sft":
-        return SFTModule(model, adapter=LORA), DemonstrationDataModule(text, micro_batch=4)
+        return SFTModule(model, adapter=LORA), DemonstrationDataModule(text, micro_batch_size=4)
     if kind == "reward":
-        return RewardModule(model, adapter=LORA), ComparisonDataModule(str(folder / "pairs.jsonl"), micro_batch=2)
-    reward = AdapterReward(str(folder / "reward.ckpt"), uncentred="accept")
-    sizes = PPOSettings(rollout_batch=8, micro_batch=4)
-    module = PPOModule(model, reward, Sampling(8), sizes, critic=AdapterCritic(), adapter=LORA)
+        return RewardModule(model, adapter=LORA), ComparisonDataModule(str(folder / "pairs.jsonl"), micro_batch_size=2)
+    reward = LoRARewardModel(str(folder / "reward.ckpt"), require_centered=False)
+    sizes = PPOConfig(rollout_batch_size=8, micro_batch_size=4)
+    module = PPOModule(model, reward, SamplingParams(8), sizes, critic=LoRACritic(), adapter=LORA)
     return module, PromptDataModule(text)
 
 

@@ -39,19 +39,19 @@ def main() -> None:
         work.bias_end(model, args.bias)
     prompts = [json.loads(line)["prompt"] for line in work.prompt_file(args).read_text().splitlines()]
     rows = [{"input_ids": tokenizer(prompt)["input_ids"]} for prompt in prompts for _ in range(args.samples)]
-    micro_batch = min(args.micro_batch, args.episodes // 4)
+    micro_batch_size = min(args.micro_batch_size, args.episodes // 4)
     settings = PPOConfig(
         output_dir=str(args.folder / "trl"),
         use_cpu=args.device == "cpu",
         bf16=args.precision == "bf16-mixed",
         gradient_checkpointing=False,
-        per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=args.episodes // micro_batch,
+        per_device_train_batch_size=micro_batch_size,
+        gradient_accumulation_steps=args.episodes // micro_batch_size,
         num_mini_batches=4,
         num_ppo_epochs=1,
         local_rollout_forward_batch_size=args.episodes,
         total_episodes=args.episodes * (args.updates + 1),
-        response_length=args.response,
+        max_new_tokens=args.response,
         temperature=1.0,
         stop_token="eos",
         kl_coef=0.05,

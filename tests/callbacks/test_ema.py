@@ -8,19 +8,19 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from ppo_fakes import PromptData
-from ranks import on_ranks
-from small_runs import demonstrations, quiet_trainer, sgd, whole_weights, write_rows
 from transformers import AutoModelForCausalLM
 
 from lit_rlhf.callbacks import EMA, ExportModel
 from lit_rlhf.cli import main
 from lit_rlhf.data import DemonstrationDataModule
 from lit_rlhf.errors import UserError
-from lit_rlhf.models.options import LoRA
-from lit_rlhf.modules import PPOModule, PPOSettings, SFTModule
-from lit_rlhf.rollout.sampling import Sampling
+from lit_rlhf.generation.sampling import SamplingParams
+from lit_rlhf.models.loading_config import LoRA
+from lit_rlhf.modules import PPOConfig, PPOModule, SFTModule
 from lit_rlhf.strategies import FSDP2Strategy
+from tests.helpers.ppo_fakes import PromptData
+from tests.helpers.ranks import on_ranks
+from tests.helpers.small_runs import demonstrations, quiet_trainer, sgd, whole_weights, write_rows
 
 
 class Recorded(L.Callback):
@@ -61,12 +61,12 @@ def trained(module: Any) -> dict[str, torch.Tensor]:
 
 def sft(model: str, folder: Path) -> tuple[Any, Any]:
     rows = write_rows(folder / "rows.jsonl", demonstrations(24))
-    return SFTModule(model, sgd(0.3)), DemonstrationDataModule(rows, micro_batch=4, validation_fraction=0.2)
+    return SFTModule(model, sgd(0.3)), DemonstrationDataModule(rows, micro_batch_size=4, validation_fraction=0.2)
 
 
 def ppo(model: str, folder: Path, adapter: LoRA | None = None) -> tuple[Any, Any]:
-    settings = PPOSettings(rollout_batch=8, micro_batch=2, critic_learning_rate=0.05)
-    return PPOModule(model, Ends(), Sampling(4), settings, optimizer=sgd(0.5), adapter=adapter), PromptData()
+    settings = PPOConfig(rollout_batch_size=8, micro_batch_size=2, critic_learning_rate=0.05)
+    return PPOModule(model, Ends(), SamplingParams(4), settings, optimizer=sgd(0.5), adapter=adapter), PromptData()
 
 
 def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
@@ -129,7 +129,7 @@ def test_it_goes_on_after_a_restart_to_the_last_bit(llama, tmp_path, adapter):
 def test_sharded_weights_have_the_average_of_one_process(llama, tmp_path):
     def run(start: Path | None = None, **settings: Any) -> list[torch.Tensor]:
         module, data = ppo(llama, tmp_path)
-        module.ppo.micro_batch = 4 // settings.get("devices", 1)
+        module.ppo.micro_batch_size = 4 // settings.get("devices", 1)
         # with a state: Lightning cannot resume an optimizer without one under FSDP2
         module.make_optimizer = lambda parameters: torch.optim.SGD(parameters, lr=0.3, momentum=0.5)
         kept = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=1, save_top_k=-1, filename="{step}")

@@ -8,18 +8,18 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from ppo_fakes import PromptData
-from ranks import on_ranks
-from small_runs import demonstrations, quiet_trainer, rankings, sgd, write_rows
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from lit_rlhf.callbacks import ExportModel, PretrainingMix, SampleTable, StopOnNonFinite
+from lit_rlhf.callbacks import ExportModel, LogSamples, PretrainingMix, TerminateOnNaN
 from lit_rlhf.data import ComparisonDataModule, DemonstrationDataModule
 from lit_rlhf.errors import UserError
-from lit_rlhf.models.options import LoRA
-from lit_rlhf.modules import PPOModule, PPOSettings, RewardModule, SFTModule
-from lit_rlhf.rollout.sampling import Sampling
+from lit_rlhf.generation.sampling import SamplingParams
+from lit_rlhf.models.loading_config import LoRA
+from lit_rlhf.modules import PPOConfig, PPOModule, RewardModule, SFTModule
 from lit_rlhf.strategies import FSDP2Strategy
+from tests.helpers.ppo_fakes import PromptData
+from tests.helpers.ranks import on_ranks
+from tests.helpers.small_runs import demonstrations, quiet_trainer, rankings, sgd, write_rows
 
 IDS = torch.tensor([[5, 6, 7, 8, 1]])
 
@@ -34,7 +34,7 @@ def rows(tmp_path: Path) -> str:
 def test_the_exported_policy_is_the_trained_one(adapter, llama, tokenizer, rows, tmp_path):
     module = SFTModule(llama, sgd(0.5), adapter=adapter)
     trainer = quiet_trainer(tmp_path / "run", max_epochs=1, callbacks=[ExportModel("last")])
-    trainer.fit(module, datamodule=DemonstrationDataModule(rows, micro_batch=4))
+    trainer.fit(module, datamodule=DemonstrationDataModule(rows, micro_batch_size=4))
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "last").eval()
     torch.testing.assert_close(plain(IDS).logits, module.model.eval()(IDS).logits, atol=1e-5, rtol=1e-5)
     assert (plain(IDS).logits - AutoModelForCausalLM.from_pretrained(llama)(IDS).logits).abs().max() > 1e-3
@@ -43,7 +43,7 @@ def test_the_exported_policy_is_the_trained_one(adapter, llama, tokenizer, rows,
 
 def test_the_exported_reward_model_is_the_trained_one(llama, tmp_path):
     module = RewardModule(llama, sgd(0.5))
-    data = ComparisonDataModule(write_rows(tmp_path / "rankings.jsonl", rankings(8)), micro_batch=4)
+    data = ComparisonDataModule(write_rows(tmp_path / "rankings.jsonl", rankings(8)), micro_batch_size=4)
     quiet_trainer(tmp_path, max_epochs=1, callbacks=[ExportModel()]).fit(module, datamodule=data)
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
     score = module.model.eval().score(IDS, torch.ones_like(IDS))
@@ -55,7 +55,7 @@ def test_a_sharded_model_is_exported_whole(adapter, llama, rows, tmp_path):
     def train() -> torch.Tensor:
         module = SFTModule(llama, sgd(0.5), adapter=adapter)
         trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[ExportModel()], devices=2, strategy=FSDP2Strategy())
-        trainer.fit(module, datamodule=DemonstrationDataModule(rows, micro_batch=2))
+        trainer.fit(module, datamodule=DemonstrationDataModule(rows, micro_batch_size=2))
         return module.model.eval()(input_ids=IDS).logits.detach()
 
     sharded, _ = on_ranks(train, tmp_path)
@@ -70,7 +70,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_loaded(l
     (tmp_path / "taken").write_text("")
     trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[ExportModel("taken/model")])
     with pytest.raises(UserError, match=r"cannot write to .*taken/model'"):
-        trainer.fit(SFTModule(llama), datamodule=DemonstrationDataModule(rows, micro_batch=4))
+        trainer.fit(SFTModule(llama), datamodule=DemonstrationDataModule(rows, micro_batch_size=4))
 
 
 class TableLogger(CSVLogger):
@@ -98,8 +98,10 @@ class Length:
 
 def test_samples_go_to_a_file_and_to_a_logger_with_tables(llama, tmp_path):
     logger = TableLogger(tmp_path / "log")
-    module = PPOModule(llama, Length(), Sampling(6), PPOSettings(rollout_batch=8, micro_batch=4), optimizer=sgd(0.1))
-    table = SampleTable(every_n_epochs=2, rows=3)
+    module = PPOModule(
+        llama, Length(), SamplingParams(6), PPOConfig(rollout_batch_size=8, micro_batch_size=4), optimizer=sgd(0.1)
+    )
+    table = LogSamples(every_n_epochs=2, rows=3)
     quiet_trainer(tmp_path, max_epochs=4, logger=logger, callbacks=[table]).fit(module, datamodule=PromptData())
     written = [json.loads(line) for line in (tmp_path / "log" / "samples.jsonl").read_text().splitlines()]
     assert [row["step"] for row in written] == [2, 2, 2, 6, 6, 6]
@@ -122,9 +124,9 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change(llama, rows, t
 
     module.training_step = poisoned  # type: ignore[method-assign]
     kept = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=1, save_last=True)
-    callbacks = [kept, StopOnNonFinite()]
+    callbacks = [kept, TerminateOnNaN()]
     trainer = quiet_trainer(tmp_path, max_epochs=3, enable_checkpointing=True, callbacks=callbacks)
-    data = DemonstrationDataModule(rows, micro_batch=4)
+    data = DemonstrationDataModule(rows, micro_batch_size=4)
     with pytest.raises(UserError, match=r"the loss is nan at step 6 \(epoch 1, batch 2\)") as stop:
         trainer.fit(module, datamodule=data)
     assert "\n" not in str(stop.value)
@@ -135,8 +137,8 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change(llama, rows, t
             assert torch.isfinite(weight).all()
             assert torch.equal(weight, saved["state_dict"][name]), name
     healthy = SFTModule(llama, sgd(0.5))
-    resumed = quiet_trainer(tmp_path, max_epochs=3, callbacks=[StopOnNonFinite()])
-    resumed.fit(healthy, datamodule=DemonstrationDataModule(rows, micro_batch=4), ckpt_path=kept.last_model_path)
+    resumed = quiet_trainer(tmp_path, max_epochs=3, callbacks=[TerminateOnNaN()])
+    resumed.fit(healthy, datamodule=DemonstrationDataModule(rows, micro_batch_size=4), ckpt_path=kept.last_model_path)
     assert resumed.global_step == 12
 
 
@@ -147,13 +149,13 @@ def test_a_pretraining_loss_that_is_no_number_stops_too(llama, rows, tmp_path):
             return loss * float("inf") if type(batch).__name__ == "PretrainingBatch" else loss
 
     (tmp_path / "text.txt").write_text(" ".join(f"w{i % 28}" for i in range(200)))
-    mix = PretrainingMix(str(tmp_path / "text.txt"), 1.0, micro_batch=2, block_length=16)
-    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[mix, StopOnNonFinite()])
+    mix = PretrainingMix(str(tmp_path / "text.txt"), 1.0, micro_batch_size=2, seq_len=16)
+    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[mix, TerminateOnNaN()])
     with pytest.raises(UserError, match=r"the loss is inf at step 0 \(epoch 0, batch 0\)"):
-        trainer.fit(PoisonedMix(llama), datamodule=DemonstrationDataModule(rows, micro_batch=4))
+        trainer.fit(PoisonedMix(llama), datamodule=DemonstrationDataModule(rows, micro_batch_size=4))
 
 
 def test_a_run_of_another_module_needs_no_samples(llama, rows, tmp_path):
-    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[SampleTable(1)])
-    trainer.fit(SFTModule(llama), datamodule=DemonstrationDataModule(rows, micro_batch=4))
+    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[LogSamples(1)])
+    trainer.fit(SFTModule(llama), datamodule=DemonstrationDataModule(rows, micro_batch_size=4))
     assert not list(tmp_path.rglob("samples.jsonl"))

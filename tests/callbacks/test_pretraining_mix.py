@@ -9,18 +9,18 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-from ranks import on_ranks
-from small_runs import demonstrations, quiet_trainer, sgd, write_rows
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from lit_rlhf.callbacks import PretrainingMix
 from lit_rlhf.data import DemonstrationDataModule
 from lit_rlhf.data.batches import PretrainingBatch
-from lit_rlhf.data.loader import Cut
+from lit_rlhf.data.loader import BatchShape
 from lit_rlhf.errors import UserError
 from lit_rlhf.modules import SFTModule
 from lit_rlhf.strategies import FSDP2Strategy
+from tests.helpers.ranks import on_ranks
+from tests.helpers.small_runs import demonstrations, quiet_trainer, sgd, write_rows
 
 GAMMA = 2.5
 LENGTH = 12
@@ -66,7 +66,7 @@ class Expected(NamedTuple):
     def norms(self) -> dict[str, float]:
         """What is logged of them."""
         mixed, stage = (math.sqrt(sum(float(g.double().square().sum()) for g in part)) for part in self[::-1])
-        names = ("pretraining/gradient_norm", "pretraining/stage_gradient_norm", "pretraining/gradient_ratio")
+        names = ("pretraining/grad_norm", "policy/grad_norm", "pretraining/grad_norm_ratio")
         return dict(zip(names, (mixed, stage, mixed / stage)))
 
 
@@ -92,11 +92,11 @@ def gradients(
 ) -> tuple[list[list[Tensor]], dict[str, float]]:
     """Two steps of SFT with the mix at a learning rate of 0; `cut` parts a minibatch. Also what was logged."""
     watch = Gradients()
-    mix = PretrainingMix(text, GAMMA, micro_batch=4 // cut // passes, passes=passes, block_length=LENGTH)
+    mix = PretrainingMix(text, GAMMA, micro_batch_size=4 // cut // passes, passes=passes, seq_len=LENGTH)
     if settings.get("strategy") == "fsdp":
         settings["strategy"] = FSDP2Strategy()
     trainer = quiet_trainer(folder, max_epochs=2, callbacks=[mix, watch], **settings)
-    trainer.fit(SFTModule(model, sgd(0.0)), datamodule=DemonstrationDataModule(path, micro_batch=8 // cut))
+    trainer.fit(SFTModule(model, sgd(0.0)), datamodule=DemonstrationDataModule(path, micro_batch_size=8 // cut))
     return watch.steps, {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
@@ -137,7 +137,7 @@ class AfterTheStage(PretrainingMix):
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: Any) -> None:
         """The stage was reduced by now; what is added here stays on its rank."""
-        cut = Cut(self.micro_batch, 1, trainer.world_size, trainer.global_rank)
+        cut = BatchShape(self.micro_batch_size, 1, trainer.world_size, trainer.global_rank)
         mixed = PretrainingBatch(*self.blocks.batch(trainer.global_step, 0, cut))
         if self.through_the_wrapper:
             loss = trainer.strategy.training_step(mixed, 0)
@@ -158,7 +158,7 @@ class BeforePastTheWrapper(PretrainingMix):
     """Text first, past the strategy's wrapper: right, but outside the Trainer's autocast."""
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
-        cut = Cut(self.micro_batch, 1, trainer.world_size, trainer.global_rank)
+        cut = BatchShape(self.micro_batch_size, 1, trainer.world_size, trainer.global_rank)
         mixed = PretrainingBatch(*self.blocks.batch(trainer.global_step, 0, cut))
         (self.coefficient * pl_module.training_step(mixed, 0)).backward()
 
@@ -177,7 +177,7 @@ class Synchronised(PretrainingMix):
     """Text first and reduced, then the stage into the same buffer."""
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
-        cut = Cut(self.micro_batch, 1, trainer.world_size, trainer.global_rank)
+        cut = BatchShape(self.micro_batch_size, 1, trainer.world_size, trainer.global_rank)
         mixed = PretrainingBatch(*self.blocks.batch(trainer.global_step, 0, cut))
         loss = trainer.strategy.training_step(mixed, 0)
         trainer.strategy.backward(self.coefficient * loss, None)
@@ -208,10 +208,10 @@ def test_ways_of_adding_the_gradient(way, strategy, outcome, llama, tokenizer, r
     path, reference = write_rows(tmp_path / "rows.jsonl", rows), expected(llama, tokenizer, rows, text)
 
     def run() -> list[Tensor]:
-        watch, mix = Gradients(), way(text, GAMMA, micro_batch=2, block_length=LENGTH, gradient_norms=False)
+        watch, mix = Gradients(), way(text, GAMMA, micro_batch_size=2, seq_len=LENGTH, gradient_norms=False)
         kind = FSDP2Strategy() if strategy == "fsdp" else strategy
         trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[mix, watch], devices=2, strategy=kind)
-        data = DemonstrationDataModule(path, micro_batch=4)
+        data = DemonstrationDataModule(path, micro_batch_size=4)
         trainer.fit(SFTModule(llama, sgd(0.0)), datamodule=data)
         return watch.steps[0]
 
@@ -240,9 +240,9 @@ def test_a_step_reads_text_by_its_number_so_a_resumed_run_goes_on(llama, rows, t
     def run(epochs: int, **resume: Any) -> tuple[list[int], L.Trainer]:
         module = Recording(llama, sgd(0.0))
         module.read = []
-        mix = PretrainingMix(str(tmp_path / "long.txt"), GAMMA, micro_batch=2, block_length=LENGTH)
+        mix = PretrainingMix(str(tmp_path / "long.txt"), GAMMA, micro_batch_size=2, seq_len=LENGTH)
         trainer = quiet_trainer(tmp_path, max_epochs=epochs, callbacks=[mix])
-        trainer.fit(module, datamodule=DemonstrationDataModule(path, micro_batch=8), **resume)
+        trainer.fit(module, datamodule=DemonstrationDataModule(path, micro_batch_size=8), **resume)
         return module.read, trainer
 
     whole, _ = run(4)
@@ -256,16 +256,14 @@ def test_a_step_reads_text_by_its_number_so_a_resumed_run_goes_on(llama, rows, t
 def test_senseless_settings_are_refused():
     with pytest.raises(UserError, match="coefficient must not be negative, got -1"):
         PretrainingMix("text.txt", coefficient=-1)
-    for name in ("micro_batch", "passes"):
+    for name in ("micro_batch_size", "passes"):
         with pytest.raises(UserError, match=f"{name} must be at least 1, got 0"):
             PretrainingMix("text.txt", **{name: 0})
 
 
 def test_missing_text_is_refused_before_the_model_is_loaded(llama, rows, tmp_path, monkeypatch):
     monkeypatch.setattr("lit_rlhf.modules.sft.load_causal_lm", lambda *_: pytest.fail("the model was loaded"))
-    data = DemonstrationDataModule(write_rows(tmp_path / "rows.jsonl", rows), micro_batch=8)
-    trainer = quiet_trainer(
-        tmp_path, max_epochs=1, callbacks=[PretrainingMix(str(tmp_path / "texd.txt"), block_length=64)]
-    )
+    data = DemonstrationDataModule(write_rows(tmp_path / "rows.jsonl", rows), micro_batch_size=8)
+    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[PretrainingMix(str(tmp_path / "texd.txt"), seq_len=64)])
     with pytest.raises(UserError, match="no data file"):
         trainer.fit(SFTModule(llama), datamodule=data)

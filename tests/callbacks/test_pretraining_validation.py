@@ -7,17 +7,17 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from ppo_fakes import PromptData
-from ranks import on_ranks
-from small_runs import demonstrations, quiet_trainer, sgd, words, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_rlhf.callbacks import ExportModel, PretrainingValidation
 from lit_rlhf.data import DemonstrationDataModule
 from lit_rlhf.errors import UserError
-from lit_rlhf.modules import PPOModule, PPOSettings, SFTModule
-from lit_rlhf.rollout.sampling import Sampling
+from lit_rlhf.generation.sampling import SamplingParams
+from lit_rlhf.modules import PPOConfig, PPOModule, SFTModule
 from lit_rlhf.strategies import FSDP2Strategy
+from tests.helpers.ppo_fakes import PromptData
+from tests.helpers.ranks import on_ranks
+from tests.helpers.small_runs import demonstrations, quiet_trainer, sgd, words, write_rows
 
 
 class Curve(L.Callback):
@@ -46,8 +46,8 @@ def reference(folder: Path, text: str) -> float:
 
 
 def train(model: str, folder: Path, text: str, batch_size: int, **settings: Any) -> float:
-    data = DemonstrationDataModule(write_rows(folder / "rows.jsonl", demonstrations(16)), micro_batch=4)
-    watch = PretrainingValidation(text, block_length=10, batch_size=batch_size)
+    data = DemonstrationDataModule(write_rows(folder / "rows.jsonl", demonstrations(16)), micro_batch_size=4)
+    watch = PretrainingValidation(text, seq_len=10, batch_size=batch_size)
     trainer = quiet_trainer(folder, max_epochs=1, callbacks=[watch, ExportModel()], **settings)
     trainer.fit(SFTModule(model, sgd(0.2)), datamodule=data)
     return float(trainer.callback_metrics["validation/pretraining_loss"])
@@ -72,8 +72,10 @@ def test_ranks_share_the_text_and_tell_the_same(strategy, llama, text, tmp_path)
 def test_in_ppo_it_looks_as_often_as_told_and_at_the_end(llama, text, tmp_path, monkeypatch):
     curve = Curve()
     source = type("Nothing", (), {"prepare": lambda *_: None, "score": lambda _, e: torch.zeros(len(e.responses))})()
-    module = PPOModule(llama, source, Sampling(response_length=4), PPOSettings(rollout_batch=8, micro_batch=4))
-    watch = PretrainingValidation(text, every_n_epochs=2, block_length=10)
+    module = PPOModule(
+        llama, source, SamplingParams(max_new_tokens=4), PPOConfig(rollout_batch_size=8, micro_batch_size=4)
+    )
+    watch = PretrainingValidation(text, every_n_epochs=2, seq_len=10)
     looks: list[int] = []
     sums = watch.sums
     monkeypatch.setattr(
@@ -90,5 +92,5 @@ def test_settings_that_cannot_be(llama, text, tmp_path):
         with pytest.raises(UserError, match=f"{name} must be at least 1, got 0"):
             PretrainingValidation(text, **{name: 0})
     with pytest.raises(UserError, match="block has 200 tokens, more than the model's 128 positions"):
-        watch = PretrainingValidation(text, block_length=200)
+        watch = PretrainingValidation(text, seq_len=200)
         watch.setup(quiet_trainer(tmp_path), SFTModule(llama), "fit")

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import write_rows
 
 from lit_rlhf.cli import main
 from lit_rlhf.models.export import export_model
-from lit_rlhf.models.options import ModelOptions
-from lit_rlhf.models.scalar import load_scalar_model
+from lit_rlhf.models.loading_config import ModelLoadingConfig
+from lit_rlhf.models.scalar_model import load_scalar_model
+from tests.helpers.small_runs import write_rows
 
 FUNCTION = """
 def words(prompts, responses, rows):
@@ -29,7 +29,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def best(model: str, out: str, *more: str) -> list[dict[str, Any]]:
-    words = ["best-of-n", "--model", model, "--prompts", "prompts.jsonl", "--out", out, "--response-length=6", *more]
+    words = ["best-of-n", "--model", model, "--prompts", "prompts.jsonl", "--out", out, "--max-new-tokens=6", *more]
     assert main(words) == 0
     return [json.loads(line) for line in Path(out).read_text().splitlines()]
 
@@ -62,10 +62,10 @@ def test_a_batch_changes_no_response(project, llama):
 
 
 def test_a_reward_model_scores_as_in_ppo(project, llama, tokenizer):
-    model = load_scalar_model(llama, tokenizer, ModelOptions())
-    model.centre(0.3, 2.0)
+    model = load_scalar_model(llama, tokenizer, ModelLoadingConfig())
+    model.center(0.3, 2.0)
     export_model(model, tokenizer, project / "reward" / "model")
-    rows = best(llama, "best.jsonl", "--reward=reward/model", "--n=4", "--response-length=3", "--missing-end-score=-9")
+    rows = best(llama, "best.jsonl", "--reward=reward/model", "--n=4", "--max-new-tokens=3", "--missing-end-score=-9")
     model.eval()
     ended = 0
     for row in rows:
@@ -86,7 +86,7 @@ def test_a_reward_model_scores_as_in_ppo(project, llama, tokenizer):
         (["--temperature=0"], "--temperature must be above 0"),
         (["--out=prompts.jsonl"], "--out: prompts.jsonl exists already"),
         (["--out=no/where.jsonl"], "--out: there is no folder no"),
-        (["--response-length=200"], "do not fit into the model's 128 positions"),
+        (["--max-new-tokens=200"], "do not fit into the model's 128 positions"),
         (["--reward=best_rewards.wrods"], "best_rewards has no 'wrods'; did you mean 'words'?"),
         (["--reward=./no/model"], "there is no folder './no/model'"),
         (["--prompts=promts.jsonl"], "promts.jsonl"),
@@ -94,7 +94,7 @@ def test_a_reward_model_scores_as_in_ppo(project, llama, tokenizer):
 )
 def test_what_cannot_be_is_one_line(words, expected, project, llama, capsys):
     given = ["--model", llama, "--prompts=prompts.jsonl", "--out=best.jsonl", "--reward=best_rewards.words"]
-    given.append("--response-length=6")
+    given.append("--max-new-tokens=6")
     assert main(["best-of-n", *given, *words]) == 2
     assert expected in capsys.readouterr().err
     assert not (project / "best.jsonl").exists()

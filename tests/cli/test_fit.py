@@ -8,9 +8,9 @@ import torch
 import yaml
 
 from lit_rlhf.commands import lightning_cli
-from lit_rlhf.commands.places import Places
-from lit_rlhf.commands.secrets import without_secrets
-from lit_rlhf.commands.wandb_login import prepare_wandb
+from lit_rlhf.commands.support.config_locations import ConfigLocations
+from lit_rlhf.commands.support.secrets import without_secrets
+from lit_rlhf.commands.support.wandb_login import prepare_wandb
 from lit_rlhf.errors import UserError
 
 CHECKPOINTS = (
@@ -221,9 +221,9 @@ def test_credentials_are_blanked_and_nothing_else() -> None:
 def test_places_finds_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("model:\n  hidden: 1\ntrainer:\n  callbacks+:\n  - class_path: x.Y\n")
-    places = Places([path], ["--data.rows", "3", "--model.kind=z"])
-    assert places.of_setting("hidden") == f" [{path}:2]"
-    assert places.of_setting("callbacks") == f" [{path}:4]"
-    assert places.of_setting("rows") == places.of_setting("kind", "z") == " [command line]"
-    assert places.of_value("x.Y") == f" [{path}:5]"
-    assert places.of_setting("absent") == places.of_value("absent") == ""
+    places = ConfigLocations([path], ["--data.rows", "3", "--model.kind=z"])
+    assert places.locate_setting("hidden") == f" [{path}:2]"
+    assert places.locate_setting("callbacks") == f" [{path}:4]"
+    assert places.locate_setting("rows") == places.locate_setting("kind", "z") == " [command line]"
+    assert places.locate_value("x.Y") == f" [{path}:5]"
+    assert places.locate_setting("absent") == places.locate_value("absent") == ""

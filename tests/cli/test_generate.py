@@ -12,7 +12,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import lit_rlhf.models.export
-from lit_rlhf.world import quickstart
+from lit_rlhf.synthetic import quickstart
 
 WORDS = ["<pad>", "<eos>", "<unk>", "user", "assistant", "red", "green", "blue"]
 TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}assistant "

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from broken_runs import assert_same_run, fit, fit_in_a_process, logged, write_project
+
+from tests.helpers.broken_runs import assert_same_run, fit, fit_in_a_process, logged, write_project
 
 PLACES = {"generate": 12, "batch": 9, "step": 5, "batch_end": 9, "write": 4, "epoch_end": 2}
 

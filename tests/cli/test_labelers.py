@@ -6,9 +6,9 @@ from random import Random
 from typing import Any
 
 import pytest
-from small_runs import write_rows
 
 from lit_rlhf.cli import main
+from tests.helpers.small_runs import write_rows
 
 RECIPE = """
 model:
@@ -18,7 +18,7 @@ model:
     optimizer: {{class_path: torch.optim.AdamW, init_args: {{lr: 4.0e-3}}}}
 data:
   class_path: lit_rlhf.data.ComparisonDataModule
-  init_args: {{path: {path}, micro_batch: 8}}
+  init_args: {{path: {path}, micro_batch_size: 8}}
 trainer: {{accelerator: cpu, devices: 1, max_epochs: 2, enable_progress_bar: false, enable_checkpointing: false}}
 """
 GROUPS = 5

@@ -9,15 +9,15 @@ from typing import Any
 import gpu_check
 import pytest
 import torch
-from overlay_world import write_world
-from pages import ROOT
-from ranks import on_ranks
-from vllm_server import serve_vllm
 
 from lit_rlhf.cli import main
-from lit_rlhf.commands.compatibility import RULES, Setup, refusal
-from lit_rlhf.commands.lightning_cli import RecipeCLI
 from lit_rlhf.commands.recipes import is_overlay, shipped_recipes
+from lit_rlhf.commands.support.compatibility import RULES, Setup, refusal
+from lit_rlhf.commands.support.recipe_cli import RecipeCLI
+from tests.helpers.overlay_world import write_world
+from tests.helpers.pages import ROOT
+from tests.helpers.ranks import on_ranks
+from tests.helpers.vllm_server import serve_vllm
 
 PAGE = (ROOT / "docs" / "hardware.md").read_text()
 STAGES = {"SFT": "sft", "reward model": "reward", "PPO": "ppo", "PPO-ptx": "ppo_ptx"}

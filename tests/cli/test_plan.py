@@ -6,19 +6,25 @@ from typing import Any
 import bitsandbytes
 import pytest
 import torch
-from peak_memory import needs_proc, peak_of
-from small_runs import write_rows
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lit_rlhf.cli import main
 from lit_rlhf.commands.plan import memory_of
 from lit_rlhf.errors import UserError
-from lit_rlhf.models.adapters import add_lora
+from lit_rlhf.models.lm_loss import causal_lm_loss
 from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
-from lit_rlhf.models.memory import Batch, cache_bytes, kept_for_backward, outline, size_of
-from lit_rlhf.models.options import LoRA, ModelOptions
-from lit_rlhf.models.text_loss import text_loss
+from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
+from lit_rlhf.models.lora import add_lora
+from lit_rlhf.models.memory_estimate import (
+    PassShape,
+    activation_memory,
+    build_meta_model,
+    cache_bytes,
+    parameter_memory,
+)
+from tests.helpers.peak_memory import needs_proc, peak_of
+from tests.helpers.small_runs import write_rows
 
 ROWS, WIDTH = 3, 24
 PHASES = ("update, backward begins", "update, critic's pass", "update, backward done", "generation", "scoring")
@@ -42,7 +48,7 @@ def saved_by_autograd(model: Any, half: bool) -> int:
     targets = mask.bool() & (torch.arange(WIDTH) > 0)
     hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", torch.bfloat16, enabled=half):
-        text_loss(model, ids, targets, mask)
+        causal_lm_loss(model, ids, targets, mask)
     logits = ROWS * WIDTH * model.config.vocab_size * (2 if half or model.dtype == torch.bfloat16 else 4)
     return sum(storage.nbytes() for storage in sizes.values()) - logits
 
@@ -53,28 +59,28 @@ def saved_by_autograd(model: Any, half: bool) -> int:
         ("llama", {}, False),
         ("llama", {}, True),
         ("gpt2", {}, False),
-        ("gpt_neox", {"options": ModelOptions(gradient_checkpointing=True)}, False),
+        ("gpt_neox", {"loading": ModelLoadingConfig(gradient_checkpointing=True)}, False),
         ("llama", {"adapter": LoRA(rank=4)}, False),
-        ("llama", {"options": ModelOptions(dtype="bfloat16")}, False),
-        ("llama", {"adapter": LoRA(rank=4), "options": ModelOptions(dtype="bfloat16")}, False),
+        ("llama", {"loading": ModelLoadingConfig(dtype="bfloat16")}, False),
+        ("llama", {"adapter": LoRA(rank=4), "loading": ModelLoadingConfig(dtype="bfloat16")}, False),
     ],
 )
 def test_activations_are_those_that_autograd_saves(shape, settings, half, model_folders):
-    options, adapter = settings.get("options", ModelOptions()), settings.get("adapter")
-    plain = replace(options, gradient_checkpointing=False)
-    model = load_causal_lm(model_folders[shape], load_tokenizer(model_folders[shape], options), plain)
+    loading, adapter = settings.get("loading", ModelLoadingConfig()), settings.get("adapter")
+    plain = replace(loading, gradient_checkpointing=False)
+    model = load_causal_lm(model_folders[shape], load_tokenizer(model_folders[shape], loading), plain)
     if adapter:
         add_lora(model, adapter)
     kept = saved_by_autograd(model, half)
-    if options.gradient_checkpointing:  # one of the two blocks is there again when it is computed again
+    if loading.gradient_checkpointing:  # one of the two blocks is there again when it is computed again
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()
         inputs = saved_by_autograd(model, half)
         assert inputs < 0.4 * kept
         kept = inputs + (kept - inputs) // 2
-    planned = kept_for_backward(model.config, options, adapter, False, Batch(ROWS, WIDTH, WIDTH, half))
+    planned = activation_memory(model.config, loading, adapter, False, PassShape(ROWS, WIDTH, WIDTH, half))
     assert planned.activations == pytest.approx(kept, rel=0.15)
-    assert planned.logits == 2 * ROWS * WIDTH * 32 * (2 if half or options.dtype == "bfloat16" else 4)
+    assert planned.logits == 2 * ROWS * WIDTH * 32 * (2 if half or loading.dtype == "bfloat16" else 4)
 
 
 WIDE = LlamaConfig(
@@ -99,7 +105,9 @@ def test_weights_gradients_and_optimizer_state_are_those_of_a_step(optimizer):
         if torch.is_tensor(value) and name not in ("step", "qmap1", "qmap2")  # one for all weights
     )
     name = f"{optimizer.__module__.split('.')[0]}.optim.{optimizer.__name__}"
-    planned = size_of(outline(WIDE, ModelOptions(), None, False), ModelOptions(), name, [])
+    planned = parameter_memory(
+        build_meta_model(WIDE, ModelLoadingConfig(), None, False), ModelLoadingConfig(), name, []
+    )
     assert planned.parameters == planned.trained == sum(p.numel() for p in model.parameters())
     assert planned.gradients == sum(p.grad.nbytes for p in model.parameters())
     assert planned.weights == pytest.approx(planned.gradients, rel=0.01)  # and the constants of the rotary embedding
@@ -120,7 +128,7 @@ def two_minibatches(config: LlamaConfig) -> None:
     targets = mask.bool() & (torch.arange(96) > 0)
     for _ in range(2):
         for _ in range(2):
-            total, count = text_loss(model, ids, targets, mask)
+            total, count = causal_lm_loss(model, ids, targets, mask)
             (total / count).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -129,7 +137,7 @@ def two_minibatches(config: LlamaConfig) -> None:
 @needs_proc
 def test_the_peak_is_that_of_a_real_run(tmp_path, capsys):
     BIG.save_pretrained(tmp_path / "model")
-    sizes = ["--data.micro_batch=4", "--data.max_prompt_length=48", "--data.max_completion_length=48"]
+    sizes = ["--data.micro_batch_size=4", "--data.max_prompt_length=48", "--data.max_completion_length=48"]
     recipe = ["-c", "small/sft", f"--model.model={tmp_path / 'model'}", *sizes]
     assert main(["plan", *recipe, "--trainer.accumulate_grad_batches=2"]) == 0
     planned = float(capsys.readouterr().out.split("peak: ")[1].split()[0]) * 1e9
@@ -168,7 +176,7 @@ def test_activations_of_policy_and_critic_are_never_added(tmp_path, capsys):
         return {phase: {name.strip(): float(value) for name, value in each} for phase, each in rows.items()}
 
     alone = "--trainer.accumulate_grad_batches=1"
-    apart, without = figures(alone), figures(alone, "--model.advantages=lit_rlhf.rollout.advantages.LeaveOneOut")
+    apart, without = figures(alone), figures(alone, "--model.advantages=lit_rlhf.rollout.advantages.RLOOAdvantage")
     begins, critic, done = (apart[f"update, {name}"] for name in ("backward begins", "critic's pass", "backward done"))
     assert begins["activations"] == without["update, backward begins"]["activations"] > 0.1
     assert critic["activations"] == pytest.approx(begins["activations"], rel=0.02), "the same blocks"
@@ -184,13 +192,13 @@ def test_activations_of_policy_and_critic_are_never_added(tmp_path, capsys):
 def test_the_command_names_phases_and_says_whether_a_gpu_holds_it(llama, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_rows(tmp_path / "data.jsonl", [])
-    recipe = ["-c", "llama-8b-fsdp/ppo_ptx", f"--model.model={llama}", "--data.max_prompt_length=64"]
-    assert main(["plan", *recipe, "--model.sampling.response_length=64", "--gpu", "h100-80gb"]) == 0
+    recipe = ["-c", "llama-8b-fsdp/ppo-ptx", f"--model.model={llama}", "--data.max_prompt_length=64"]
+    assert main(["plan", *recipe, "--model.sampling.max_new_tokens=64", "--gpu", "h100-80gb"]) == 0
     page = capsys.readouterr().out
     assert "h100-80gb: holds it" in page and "runs/llama-8b-fsdp/reward/model is not there yet" in page
     for part in ("policy gathered", "keys and values", "reference", "optimizer state", "gathered weights"):
         assert part in page
-    assert main(["plan", *recipe, "--model.sampling.response_length=64", "--gpu=0.5gb"]) == 0
+    assert main(["plan", *recipe, "--model.sampling.max_new_tokens=64", "--gpu=0.5gb"]) == 0
     assert "0.5gb: does not hold it" in capsys.readouterr().out
     assert main(["plan", "-c", "quickstart/sft", f"--model.model={llama}", "--gpu", "h100-80"]) == 2
     assert "did you mean 'h100-80gb'" in capsys.readouterr().err

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import write_rows
 from transformers import AutoModelForSequenceClassification
 
 from lit_rlhf.cli import main
+from tests.helpers.small_runs import write_rows
 
 ROWS = [
     {"prompt": "w1 w2", "completions": ["w3", "w4 w5 w6", "w7 w8"], "place": 0},
@@ -64,7 +64,7 @@ def test_an_ensemble_from_stdin_and_a_written_file(models, tokenizer, tmp_path, 
     for more, expected in (
         ([], members.mean(0)),
         (["--aggregate=minimum"], members.min(0).values),
-        (["--aggregate=lower_bound", "--deviations=2"], members.mean(0) - 2 * std),
+        (["--aggregate=lower_bound", "--num_std=2"], members.mean(0) - 2 * std),
     ):
         monkeypatch.setattr("sys.stdin", io.StringIO(text))
         assert ranked(capsys, *args, *more, "--out", str(tmp_path / "out.jsonl")) == []

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from small_runs import demonstrations, write_rows
+
+from tests.helpers.small_runs import demonstrations, write_rows
 
 STRANGER = """
 import lightning.pytorch as L
@@ -27,7 +28,7 @@ def many_w3(prompts, responses, rows):
 
 
 def recipe(model: dict, data: dict, kept: str) -> dict:
-    scheduler = {"class_path": "lit_rlhf.schedules.CosineToFraction", "init_args": {"final": 0.1}}
+    scheduler = {"class_path": "lit_rlhf.schedules.CosineWithMinLR", "init_args": {"final": 0.1}}
     optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}}
     checkpoint = {"save_last": True, "every_n_epochs": 1, "dirpath": kept, "filename": "{epoch}", "save_top_k": -1}
     model["init_args"] |= {"optimizer": optimizer, "scheduler": scheduler}
@@ -53,7 +54,7 @@ def recipe(model: dict, data: dict, kept: str) -> dict:
 
 def sft(llama: str, folder: Path, validation: float, kept: str) -> dict:
     path = write_rows(folder / "demonstrations.jsonl", demonstrations(40))
-    data = {"path": path, "validation_fraction": validation, "micro_batch": 4}
+    data = {"path": path, "validation_fraction": validation, "micro_batch_size": 4}
     return recipe(
         {"class_path": "lit_rlhf.modules.SFTModule", "init_args": {"model": llama}},
         {"class_path": "lit_rlhf.data.DemonstrationDataModule", "init_args": data},
@@ -67,10 +68,10 @@ def ppo(llama: str, folder: Path, validation: float, kept: str) -> dict:
     adaptive = {"coefficient": 0.05, "target": 0.01, "horizon": 40}
     settings = {
         "model": llama,
-        "reward": {"class_path": "lit_rlhf.rewards.PythonReward", "init_args": {"function": "stranger.many_w3"}},
-        "sampling": {"response_length": 6},
-        "ppo": {"rollout_batch": 16, "micro_batch": 4, "epochs": 2, "critic_learning_rate": 1e-3},
-        "kl": {"class_path": "lit_rlhf.rollout.kl_control.AdaptiveKL", "init_args": adaptive},
+        "reward": {"class_path": "lit_rlhf.rewards.FunctionReward", "init_args": {"function": "stranger.many_w3"}},
+        "sampling": {"max_new_tokens": 6},
+        "ppo": {"rollout_batch_size": 16, "micro_batch_size": 4, "epochs": 2, "critic_learning_rate": 1e-3},
+        "kl": {"class_path": "lit_rlhf.rollout.kl_controller.AdaptiveKLController", "init_args": adaptive},
     }
     return recipe(
         {"class_path": "lit_rlhf.modules.PPOModule", "init_args": settings},

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from broken_runs import assert_same_run, fit, fit_in_a_process, write_project
-from ranks import on_ranks
+
+from tests.helpers.broken_runs import assert_same_run, fit, fit_in_a_process, write_project
+from tests.helpers.ranks import on_ranks
 
 LAST = "--ckpt_path=last"
 

@@ -14,8 +14,8 @@ import yaml
 
 from lit_rlhf.cli import main
 from lit_rlhf.commands import sweep_runs
-from lit_rlhf.commands.sweep_recipes import name_of, placed, read_values, set_value, with_seed
-from lit_rlhf.commands.sweep_runs import Run, last_words
+from lit_rlhf.commands.support.sweep_recipes import name_of, placed, read_values, set_value, with_seed
+from lit_rlhf.commands.support.sweep_runs import Run, last_words
 from lit_rlhf.errors import UserError
 
 SWEEP = ("sweep", "-c", "recipe.yaml", "--out", "swept")

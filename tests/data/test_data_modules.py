@@ -17,8 +17,8 @@ from lit_rlhf.data import (
     TextBlocks,
     text_blocks,
 )
-from lit_rlhf.data.collation import PromptTokens
-from lit_rlhf.data.loader import Cut, epoch_order
+from lit_rlhf.data.collation import TokenizedPrompt
+from lit_rlhf.data.loader import BatchShape, epoch_order
 from lit_rlhf.errors import UserError
 
 DEMONSTRATIONS = [
@@ -31,7 +31,7 @@ def ids(tokenizer, text):
 
 
 def test_loss_is_on_completion_and_eos_only(attach, write, tokenizer):
-    data = attach(DemonstrationDataModule(write(DEMONSTRATIONS), micro_batch=4))
+    data = attach(DemonstrationDataModule(write(DEMONSTRATIONS), micro_batch_size=4))
     seen = 0
     for batch in data.train_dataloader():
         assert batch.input_ids.dtype == batch.attention_mask.dtype == torch.int64
@@ -62,7 +62,7 @@ def test_loss_is_on_completion_and_eos_only(attach, write, tokenizer):
 def test_prompt_ids_are_the_same_in_training_and_generation(attach, write, bos_tokenizer, rows, template):
     path = write(rows)
     settings = {"template": template}
-    demonstration = attach(DemonstrationDataModule(path, micro_batch=1, **settings), bos_tokenizer)
+    demonstration = attach(DemonstrationDataModule(path, micro_batch_size=1, **settings), bos_tokenizer)
     comparison_rows = [
         {**row, "prompt": row.get("prompt"), "chosen": "c", "rejected": "d"} for row in rows if "prompt" in row
     ]
@@ -72,22 +72,24 @@ def test_prompt_ids_are_the_same_in_training_and_generation(attach, write, bos_t
     assert asked.input_ids[0].tolist() == trained
     assert trained[0] == 2 and trained.count(2) == 1
     if comparison_rows:
-        data = attach(ComparisonDataModule(write(comparison_rows, "c.jsonl"), micro_batch=1, **settings), bos_tokenizer)
+        data = attach(
+            ComparisonDataModule(write(comparison_rows, "c.jsonl"), micro_batch_size=1, **settings), bos_tokenizer
+        )
         assert data.training_rows[0].prompt == trained
 
 
 def test_validation_fraction_keeps_a_prompt_on_one_side(attach, write):
     rows = [{"prompt": f"p{n % 20}", "completion": f"c{n}"} for n in range(60)]
-    data = attach(DemonstrationDataModule(write(rows), validation_fraction=0.25, micro_batch=1, seed=3))
+    data = attach(DemonstrationDataModule(write(rows), validation_fraction=0.25, micro_batch_size=1, seed=3))
 
     def prompts(rows):
         return {tuple(i for i, target in zip(row.ids, row.targets) if not target) for row in rows}
 
     assert (len(data.training_rows), len(data.validation_rows)) == (45, 15)
     assert not prompts(data.training_rows) & prompts(data.validation_rows)
-    again = attach(DemonstrationDataModule(write(rows[::-1]), validation_fraction=0.25, micro_batch=1, seed=3))
+    again = attach(DemonstrationDataModule(write(rows[::-1]), validation_fraction=0.25, micro_batch_size=1, seed=3))
     assert prompts(again.validation_rows) == prompts(data.validation_rows)
-    other = attach(DemonstrationDataModule(write(rows), validation_fraction=0.25, micro_batch=1, seed=4))
+    other = attach(DemonstrationDataModule(write(rows), validation_fraction=0.25, micro_batch_size=1, seed=4))
     assert prompts(other.validation_rows) != prompts(data.validation_rows)
 
 
@@ -96,7 +98,7 @@ def test_validation_over_two_ranks_counts_every_target_once(attach, write):
     targets = 0
     for rank in range(2):
         data = attach(
-            DemonstrationDataModule(path, validation_path=path, micro_batch=1), world_size=2, global_rank=rank
+            DemonstrationDataModule(path, validation_path=path, micro_batch_size=1), world_size=2, global_rank=rank
         )
         batches = list(data.val_dataloader())
         assert len(batches) == 2
@@ -108,12 +110,14 @@ def test_validation_over_two_ranks_counts_every_target_once(attach, write):
 def test_limits_are_counted(attach, write, caplog):
     rows = [{"prompt": "p" * n, "completion": "c" * n} for n in range(1, 9)]
     with caplog.at_level("INFO"):
-        data = attach(DemonstrationDataModule(write(rows), max_prompt_length=6, max_completion_length=5, micro_batch=1))
+        data = attach(
+            DemonstrationDataModule(write(rows), max_prompt_length=6, max_completion_length=5, micro_batch_size=1)
+        )
     assert [sum(row.targets) for row in data.training_rows] == [2, 3, 4, 5, 5, 5]
     assert "skipped: prompt longer than 6 tokens  2" in caplog.text
     assert "of these: completion cut to 5 tokens  2" in caplog.text
     with pytest.raises(UserError, match=r"no row is left of .*: rows read 7 · kept 0 · 7 prompt longer than 1 tokens"):
-        attach(DemonstrationDataModule(write(rows[1:]), max_prompt_length=1, micro_batch=1))
+        attach(DemonstrationDataModule(write(rows[1:]), max_prompt_length=1, micro_batch_size=1))
 
 
 def test_rankings_stay_together(attach, write, tokenizer):
@@ -121,7 +125,7 @@ def test_rankings_stay_together(attach, write, tokenizer):
         {"prompt": f"p{k}", "completions": [f"c{k}{i}" for i in range(k)], "ranks": [i // 2 for i in range(k)]}
         for k in (3, 4, 5)
     ]
-    data = attach(ComparisonDataModule(write(rows), micro_batch=3))
+    data = attach(ComparisonDataModule(write(rows), micro_batch_size=3))
     (batch,) = data.train_dataloader()
     assert batch.normalizer == 3 and batch.input_ids.shape == (12, 6)
     assert sorted(batch.ranking.bincount().tolist()) == [3, 4, 5]
@@ -140,13 +144,13 @@ def test_completions_equal_within_the_limit_are_skipped(attach, write):
         {"prompt": "p", "chosen": "same but", "rejected": "same or"},
         {"prompt": "p", "chosen": "a", "rejected": "b"},
     ]
-    data = attach(ComparisonDataModule(write(rows), max_completion_length=4, micro_batch=1))
+    data = attach(ComparisonDataModule(write(rows), max_completion_length=4, micro_batch_size=1))
     assert len(data.training_rows) == 1
 
 
 def test_prompt_batches_are_left_padded_and_carry_their_rows(attach, write, tokenizer):
     rows = [{"prompt": "p" * n, "level": n} for n in range(1, 6)]
-    data = attach(PromptDataModule(write(rows), validation_path=write(rows, "v.jsonl"), validation_micro_batch=2))
+    data = attach(PromptDataModule(write(rows), validation_path=write(rows, "v.jsonl"), validation_batch_size=2))
     batch = data.prompts.batch(0, 4)
     for line, mask, row in zip(batch.input_ids, batch.attention_mask, batch.rows):
         n = row["level"]
@@ -163,14 +167,14 @@ def test_prompt_batches_are_left_padded_and_carry_their_rows(attach, write, toke
 
 def test_a_rank_without_a_validation_prompt_says_so(attach, write):
     path = write([{"prompt": "p"}] * 3)
-    data = attach(PromptDataModule(path, validation_path=path, validation_micro_batch=1), world_size=2, global_rank=1)
+    data = attach(PromptDataModule(path, validation_path=path, validation_batch_size=1), world_size=2, global_rank=1)
     assert [batch.index.tolist() for batch in data.val_dataloader()] == [[1], [-1]]
 
 
 @given(total=st.integers(1, 20), iteration=st.integers(0, 5), world_size=st.sampled_from([1, 2, 3, 6]))
 @settings(max_examples=40, deadline=None)
 def test_an_iteration_has_the_same_prompts_for_any_world_size(total, iteration, world_size):
-    source = PromptSource([PromptTokens([n + 1], {"prompt": str(n)}) for n in range(total)], pad_id=0, seed=5)
+    source = PromptSource([TokenizedPrompt([n + 1], {"prompt": str(n)}) for n in range(total)], pad_id=0, seed=5)
     stream = [place for epoch in range(iteration * 6 // total + 7) for place in epoch_order(total, 5, epoch)]
     batches = [source.batch(iteration, 6, rank, world_size) for rank in range(world_size)]
     assert [int(row["prompt"]) for batch in batches for row in batch.rows] == stream[iteration * 6 :][:6]
@@ -178,7 +182,7 @@ def test_an_iteration_has_the_same_prompts_for_any_world_size(total, iteration, 
 
 
 def test_prompts_that_do_not_divide(attach, write):
-    source = PromptSource([PromptTokens([1], {})], pad_id=0)
+    source = PromptSource([TokenizedPrompt([1], {})], pad_id=0)
     with pytest.raises(UserError, match="5 prompts an iteration do not divide over 2 ranks"):
         source.batch(0, 5, 0, 2)
 
@@ -187,14 +191,14 @@ def test_blocks_are_the_documents_joined_with_eos(tmp_path, bos_tokenizer):
     path = tmp_path / "t.txt"
     path.write_text("abc\n\ndefgh\n\ni\n")
     # <bos>abc<eos><bos>defgh<eos><bos>i<eos>: 5 + 7 + 3 tokens
-    blocks = text_blocks(str(path), bos_tokenizer, block_length=4)
+    blocks = text_blocks(str(path), bos_tokenizer, seq_len=4)
     texts = [bos_tokenizer.decode(block.ids) for block in blocks]
     assert texts == ["<bos>abc", "<eos><bos>de", "fgh<eos>"]
-    batch = blocks.batch(0, 0, Cut(3))
+    batch = blocks.batch(0, 0, BatchShape(3))
     assert batch.loss_mask.tolist() == [[False, True, True, True]] * 3
     assert batch.normalizer == 9 and batch.attention_mask.all() and batch.input_ids.dtype == torch.int64
-    with pytest.raises(UserError, match=r"holds 15 tokens, fewer than one block; lower block_length \(16\)"):
-        text_blocks(str(path), bos_tokenizer, block_length=16)
+    with pytest.raises(UserError, match=r"holds 15 tokens, fewer than one block; lower seq_len \(16\)"):
+        text_blocks(str(path), bos_tokenizer, seq_len=16)
     shuffled = text_blocks(str(path), bos_tokenizer, 15, shuffle_documents=True, seed=1)
     assert sorted(shuffled[0].ids.tolist()) == sorted(text_blocks(str(path), bos_tokenizer, 15)[0].ids.tolist())
     assert len(blocks[:2]) == 2
@@ -203,9 +207,11 @@ def test_blocks_are_the_documents_joined_with_eos(tmp_path, bos_tokenizer):
 def test_the_endless_supply_does_not_depend_on_the_cut():
     blocks = TextBlocks(torch.arange(40).view(10, 4), seed=2)
 
-    def rows(minibatch, micro_batch, accumulate, world_size):
+    def rows(minibatch, micro_batch_size, accumulate, world_size):
         cuts = [
-            (step, Cut(micro_batch, accumulate, world_size, r)) for step in range(accumulate) for r in range(world_size)
+            (step, BatchShape(micro_batch_size, accumulate, world_size, r))
+            for step in range(accumulate)
+            for r in range(world_size)
         ]
         batches = [blocks.batch(minibatch, *each) for each in cuts]
         assert {float(batch.normalizer) for batch in batches} == {8 * 3.0}
@@ -220,7 +226,7 @@ def test_pretraining_module(attach, tmp_path, tokenizer):
     path = tmp_path / "t.txt"
     path.write_text("\n\n".join(letter * 9 for letter in "abcdefghij"))
     data = attach(
-        PretrainingDataModule(str(path), validation_fraction=0.2, block_length=10, micro_batch=2), world_size=2
+        PretrainingDataModule(str(path), validation_fraction=0.2, seq_len=10, micro_batch_size=2), world_size=2
     )
     assert (len(data.training_rows), len(data.validation_rows)) == (8, 2)
     texts = [tokenizer.decode(line) for batch in data.train_dataloader() for line in batch.input_ids]
@@ -235,7 +241,7 @@ def test_pretraining_module(attach, tmp_path, tokenizer):
     [
         ({"validation_fraction": 1.0}, "validation_fraction: 1.0 must be at least 0 and below 1"),
         ({"validation_fraction": 0.1, "validation_path": "x"}, "exclude each other"),
-        ({"micro_batch": 0}, "micro_batch: 0 must be at least 1"),
+        ({"micro_batch_size": 0}, "micro_batch_size: 0 must be at least 1"),
         ({"max_prompt_length": 0}, "max_prompt_length: 0 must be at least 1"),
     ],
 )
@@ -245,20 +251,20 @@ def test_bad_settings_are_refused_at_once(settings, message):
 
 
 def test_bad_settings_of_the_others():
-    with pytest.raises(UserError, match="block_length: 1 must be at least 2"):
-        PretrainingDataModule("t.txt", block_length=1)
-    with pytest.raises(UserError, match="validation_micro_batch: 0"):
-        PromptDataModule("t.txt", validation_micro_batch=0)
+    with pytest.raises(UserError, match="seq_len: 1 must be at least 2"):
+        PretrainingDataModule("t.txt", seq_len=1)
+    with pytest.raises(UserError, match="validation_batch_size: 0"):
+        PromptDataModule("t.txt", validation_batch_size=0)
 
 
 def test_settings_that_do_not_fit_the_data(attach, write):
     path = write(DEMONSTRATIONS)
-    data = attach(DemonstrationDataModule(path, micro_batch=4), world_size=2, accumulate_grad_batches=2)
-    with pytest.raises(UserError, match=r"12 rows .* 16 = micro_batch 4 × accumulate_grad_batches 2 × 2 ranks"):
+    data = attach(DemonstrationDataModule(path, micro_batch_size=4), world_size=2, accumulate_grad_batches=2)
+    with pytest.raises(UserError, match=r"12 rows .* 16 = micro_batch_size 4 × accumulate_grad_batches 2 × 2 ranks"):
         data.train_dataloader()
     with pytest.raises(UserError, match=r"validation_fraction: 0\.01 of 12 distinct prompts"):
         attach(DemonstrationDataModule(path, validation_fraction=0.01))
-    data = attach(DemonstrationDataModule(path, micro_batch=4))
+    data = attach(DemonstrationDataModule(path, micro_batch_size=4))
     data.trainer.callbacks = [GradientAccumulationScheduler({0: 1, 2: 4})]
     with pytest.raises(UserError, match="GradientAccumulationScheduler: a minibatch is planned before it is cut"):
         data.train_dataloader()

@@ -6,7 +6,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from lit_rlhf.data import DemonstrationDataModule, PromptDataModule
-from lit_rlhf.data.loader import PlannedLoader
+from lit_rlhf.data.loader import ResumableLoader
 from lit_rlhf.errors import UserError
 
 
@@ -40,7 +40,7 @@ def trainer(tmp_path, *callbacks, **settings):
 def data(write):
     rows = [{"prompt": f"{n:02d}", "completion": "c" * (n % 4 + 1)} for n in range(27)]
     path = write(rows)
-    return lambda **settings: DemonstrationDataModule(path, micro_batch=3, seed=1, **settings)
+    return lambda **settings: DemonstrationDataModule(path, micro_batch_size=3, seed=1, **settings)
 
 
 def seen(module):
@@ -118,14 +118,14 @@ def test_prompts_go_through_the_module(tmp_path, toy, write):
     class Experiencing(type(toy())):
         def experience(self, prompts):
             draw = lambda iterations, normalizer: prompts.batch(iterations[0], 2)  # noqa: E731
-            return PlannedLoader(range(2), draw, micro_batch=1, shuffle=False)
+            return ResumableLoader(range(2), draw, micro_batch_size=1, shuffle=False)
 
         def training_step(self, batch, batch_idx):
             self.trained.append(batch)
             return self.weight.sum()
 
     module = Experiencing(toy().tokenizer)
-    given = PromptDataModule(path, validation_path=path, validation_micro_batch=2, seed=1)
+    given = PromptDataModule(path, validation_path=path, validation_batch_size=2, seed=1)
     trainer(tmp_path, max_epochs=1, num_sanity_val_steps=0).fit(module, datamodule=given)
     assert [row for batch in module.trained for row in batch.rows] == [each.row for each in given.prompts.rows(0, 4)]
     assert [place for batch in module.validated for place in batch.index.tolist()] == [0, 1, 2, 3, 4]

@@ -5,16 +5,16 @@ from collections import Counter
 import pytest
 
 from lit_rlhf.data import ComparisonDataModule, DemonstrationDataModule, PromptDataModule, text_blocks
-from lit_rlhf.data.formats import read_records
+from lit_rlhf.data.formats.registry import read_records
 from lit_rlhf.data.records import Demonstration, PromptRow, Ranking
-from lit_rlhf.data.report import PreparationReport
+from lit_rlhf.data.report import DatasetReport
 from lit_rlhf.data.sources import read_rows
 
 TYPES = {"demonstration": Demonstration, "ranking": Ranking, "prompt": PromptRow}
 
 
 def convert(path, kind):
-    report = PreparationReport(path.name)
+    report = DatasetReport(path.name)
     return read_records(read_rows(str(path)), kind, TYPES[kind], "auto", report), report
 
 
@@ -84,7 +84,7 @@ def test_texts(shared, gpt2):
 
 def test_real_demonstrations_with_the_real_tokenizer(shared, gpt2, attach):
     path = str(shared / "preferences" / "polite_rude.json")
-    data = attach(DemonstrationDataModule(path, micro_batch=8), gpt2)
+    data = attach(DemonstrationDataModule(path, micro_batch_size=8), gpt2)
     rows = {row.fields["output"]: row.fields for row in read_rows(path)}
     for batch in data.train_dataloader():
         for line, targets in zip(batch.input_ids, batch.loss_mask):

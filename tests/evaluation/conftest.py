@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stories import convert
 
 from lit_rlhf.evaluation.cache import Cache
-from lit_rlhf.evaluation.subjects import Candidate, Subject
+from lit_rlhf.evaluation.models.evaluated_model import EvaluatedModel, ModelSpec
+from tests.helpers.stories import convert
 
 MODELS = ("base", "few_shot", "sft", "ppo", "ppo_ptx")
 FIGURES = {
@@ -20,7 +20,7 @@ FIGURES = {
     "pretraining_loss": (0.6873, 0.6873, 0.7391, 0.8427, 0.7189),
     "kl_to_sft": (5.1234, 7.4321, 0.0, 2.3456, 1.9876),
     "score": (-1.6543, -1.1098, -0.0712, 0.7834, 0.7021),
-    "response_length": (13.42, 9.87, 8.31, 8.76, 8.59),
+    "max_new_tokens": (13.42, 9.87, 8.31, 8.76, 8.59),
 }
 TASKS = ("brainstorm", "chat", "classify", "closed_qa", "extract", "generate", "open_qa", "rewrite", "summarise")
 
@@ -65,7 +65,7 @@ def invent_curves(rng: random.Random) -> dict[str, dict[str, list[list[float]]]]
         curves[stage] = {
             "reward/score": noisy(40, -0.07, end, 0.03, rng),
             "reward/kl": noisy(40, 0.0, kl, 0.05, rng),
-            "policy/entropy": noisy(40, 0.55, 0.3, 0.01, rng),
+            "policy/entropy_estimate": noisy(40, 0.55, 0.3, 0.01, rng),
             "response/length": noisy(40, 8.3, 8.7, 0.12, rng),
             "pretraining/loss": noisy(40, 0.74, loss, 0.004, rng),
         }
@@ -185,12 +185,12 @@ def story_cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 
 
 @pytest.fixture(scope="session")
-def subject(stories: str, story_cache: Cache) -> Subject:
+def subject(stories: str, story_cache: Cache) -> EvaluatedModel:
     """The real model as a subject of the evaluation."""
-    return Subject("stories", Candidate(stories), story_cache)
+    return EvaluatedModel("stories", ModelSpec(stories), story_cache)
 
 
 @pytest.fixture(scope="session")
-def tiny(llama: str) -> Subject:
+def tiny(llama: str) -> EvaluatedModel:
     """The tiny model of random weights, with nothing kept."""
-    return Subject("tiny", Candidate(llama), Cache(None))
+    return EvaluatedModel("tiny", ModelSpec(llama), Cache(None))

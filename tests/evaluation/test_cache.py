@@ -5,9 +5,9 @@ import json
 import pytest
 
 from lit_rlhf.evaluation.cache import Cache, chunks_of, digest_of_model, read_rows
-from lit_rlhf.models.options import ModelOptions
+from lit_rlhf.models.loading_config import ModelLoadingConfig
 
-PLAIN = ModelOptions()
+PLAIN = ModelLoadingConfig()
 
 
 @pytest.fixture
@@ -69,9 +69,13 @@ def test_a_model_is_its_files(cache, tmp_path) -> None:
     assert digest_of_model(str(folder), PLAIN, cache) == first
     (folder / "model.safetensors").write_bytes(b"1235")
     assert digest_of_model(str(folder), PLAIN, cache) != first
-    for changed in (ModelOptions(dtype="bfloat16"), ModelOptions(pad_token="<p>"), ModelOptions(quantization="nf4")):
+    for changed in (
+        ModelLoadingConfig(dtype="bfloat16"),
+        ModelLoadingConfig(pad_token="<p>"),
+        ModelLoadingConfig(quantization="nf4"),
+    ):
         assert digest_of_model(str(folder), changed, cache) != digest_of_model(str(folder), PLAIN, cache)
-    hub = [digest_of_model("org/name", ModelOptions(revision=revision), cache) for revision in (None, "v2")]
+    hub = [digest_of_model("org/name", ModelLoadingConfig(revision=revision), cache) for revision in (None, "v2")]
     assert len({*hub, digest_of_model("org/other", PLAIN, cache)}) == 3
 
 

@@ -5,31 +5,34 @@ import json
 import pytest
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.evaluation.benchmarks import Benchmark, Benchmarks
-from lit_rlhf.evaluation.endpoints import Endpoint
-from lit_rlhf.evaluation.human_labels import HumanLabels
-from lit_rlhf.evaluation.judges import EndpointJudge, HuggingFaceJudge, RewardModelJudge
-from lit_rlhf.evaluation.preference_suite import Preference
+from lit_rlhf.evaluation.judges.chat_completions import ChatCompletions
+from lit_rlhf.evaluation.judges.human_labels import HumanLabels
+from lit_rlhf.evaluation.judges.preference import EndpointJudge, HuggingFaceJudge, RewardModelJudge
+from lit_rlhf.evaluation.judges.toxicity import KeywordToxicity, Perspective, ToxicityClassifier
+from lit_rlhf.evaluation.judges.truth import EndpointTruthJudge, HuggingFaceTruthJudge
+from lit_rlhf.evaluation.models.evaluated_model import BestOf, ModelSpec
 from lit_rlhf.evaluation.run import Evaluation
-from lit_rlhf.evaluation.subjects import BestOf, Candidate
-from lit_rlhf.evaluation.toxicity import RealToxicityPrompts
-from lit_rlhf.evaluation.toxicity_scorers import Classifier, Perspective, WordList
-from lit_rlhf.evaluation.truth_judges import EndpointTruth, HuggingFaceTruth
-from lit_rlhf.evaluation.truthfulness import TruthfulQA
+from lit_rlhf.evaluation.suites.benchmarks import Benchmark, Benchmarks
+from lit_rlhf.evaluation.suites.preference import PairwisePreference
+from lit_rlhf.evaluation.suites.toxicity import RealToxicityPrompts
+from lit_rlhf.evaluation.suites.truthfulness import TruthfulQA
 
 ADDRESS = "http://127.0.0.1:9/v1"
 NO_FOLDER = "there is no folder './no'"
 NO_KEY = "the environment variable NO_KEY holds no key"
 CASES = {
-    "EndpointJudge": (lambda: EndpointJudge(Endpoint(ADDRESS, "m", key="NO_KEY")), NO_KEY),
+    "EndpointJudge": (lambda: EndpointJudge(ChatCompletions(ADDRESS, "m", key="NO_KEY")), NO_KEY),
     "RewardModelJudge": (lambda: RewardModelJudge("./no"), NO_FOLDER),
     "HuggingFaceJudge": (lambda: HuggingFaceJudge("./no"), NO_FOLDER),
     "HumanLabels": (lambda: HumanLabels("rws.jsonl"), "no data file 'rws.jsonl'; did you mean 'rows.jsonl'?"),
-    "EndpointTruth": (lambda: EndpointTruth(Endpoint("ftp://x", "m", key=None)), "is no http or https address"),
-    "HuggingFaceTruth": (lambda: HuggingFaceTruth("./no", "./no"), NO_FOLDER),
+    "EndpointTruthJudge": (
+        lambda: EndpointTruthJudge(ChatCompletions("ftp://x", "m", key=None)),
+        "is no http or https address",
+    ),
+    "HuggingFaceTruthJudge": (lambda: HuggingFaceTruthJudge("./no", "./no"), NO_FOLDER),
     "Perspective": (lambda: Perspective(key="NO_KEY"), NO_KEY),
-    "Classifier": (lambda: Classifier("./no"), NO_FOLDER),
-    "WordList": (lambda: WordList("rws.jsonl"), "no data file 'rws.jsonl'"),
+    "Classifier": (lambda: ToxicityClassifier("./no"), NO_FOLDER),
+    "KeywordToxicity": (lambda: KeywordToxicity("rws.jsonl"), "no data file 'rws.jsonl'"),
     "a task's file": (lambda: Benchmark("rte", "rws.jsonl"), "no data file 'rws.jsonl'"),
     "a task's shots": (lambda: Benchmark("rte", "rows.jsonl", shots_path="rws.jsonl"), "no data file 'rws.jsonl'"),
     "a task's row": (lambda: Benchmark("sst", "rows.jsonl"), r"rows\.jsonl:1: label is 7"),
@@ -41,7 +44,7 @@ def suite_with(part):
     if isinstance(part, Benchmark):
         return Benchmarks([part])
     if hasattr(part, "compare"):
-        return Preference("rows.jsonl", {"j": part})
+        return PairwisePreference("rows.jsonl", {"j": part})
     return TruthfulQA("rows.jsonl", part) if hasattr(part, "judge") else RealToxicityPrompts("rows.jsonl", part)
 
 
@@ -51,16 +54,18 @@ def folder(tmp_path, monkeypatch) -> None:
     columns |= {"premise": "w1", "hypothesis": "w2", "text": "w1", "label": 7, "prompt": "w1"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(columns) + "\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lit_rlhf.evaluation.subjects.load_causal_lm", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(
+        "lit_rlhf.evaluation.models.evaluated_model.load_causal_lm", lambda *_: pytest.fail("a model was loaded")
+    )
 
 
 @pytest.mark.parametrize("make, words", CASES.values(), ids=CASES)
 def test_what_a_part_of_a_suite_lacks_is_told_before_a_model_is_loaded(make, words, folder, llama) -> None:
     with pytest.raises(UserError, match=words):
-        Evaluation({"m": Candidate(llama)}, "m", {"s": suite_with(make())}, "out", progress=False).run()
+        Evaluation({"m": ModelSpec(llama)}, "m", {"s": suite_with(make())}, "out", progress=False).run()
 
 
 def test_a_reward_model_to_choose_by_is_looked_for_first(folder, llama) -> None:
-    models = {"m": Candidate(llama), "best": Candidate(llama, best_of=BestOf("./no"))}
+    models = {"m": ModelSpec(llama), "best": ModelSpec(llama, best_of=BestOf("./no"))}
     with pytest.raises(UserError, match=NO_FOLDER):
-        Evaluation(models, "m", {"s": suite_with(WordList())}, "out", progress=False).run()
+        Evaluation(models, "m", {"s": suite_with(KeywordToxicity())}, "out", progress=False).run()

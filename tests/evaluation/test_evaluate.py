@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import yaml
-from html_page import Page
-from real_recipe import write_recipe
 
 from lit_rlhf.cli import main
 from lit_rlhf.evaluation import cache, likelihood, subjects
-from lit_rlhf.evaluation.page import format_tables, to_page, write_page
+from lit_rlhf.evaluation.reports.evaluation_page import format_tables, to_page, write_page
 from lit_rlhf.evaluation.run import log_report
+from tests.helpers.html_page import Page
+from tests.helpers.real_recipe import write_recipe
 
 ROWS = {"*": 3, "preference": 4, "ifeval": 2, "squadv2": 2, "hellaswag": 2, "truthfulness": 2}
 
@@ -80,7 +80,9 @@ def test_twice_gives_the_same_figures_to_the_last_bit(evaluated: Path, tmp_path:
 
 
 def test_a_finished_evaluation_computes_nothing_again(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_rlhf.evaluation.subjects.load_causal_lm", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(
+        "lit_rlhf.evaluation.models.evaluated_model.load_causal_lm", lambda *_: pytest.fail("a model was loaded")
+    )
     before = figures(evaluated / "out")
     assert main(["evaluate", "-c", str(evaluated / "recipe.yaml"), "--progress=false"]) == 0
     assert figures(evaluated / "out") == before
@@ -112,7 +114,7 @@ def killed_before(call: int, module: ModuleType, name: str, args: list[str]) -> 
     return os.waitpid(child, 0)[1]
 
 
-TOXICITY = {"scorer": {"class_path": "lit_rlhf.evaluation.WordList"}, "prefixes": ["basic"], "limit": 120}
+TOXICITY = {"scorer": {"class_path": "lit_rlhf.evaluation.KeywordToxicity"}, "prefixes": ["basic"], "limit": 120}
 WORK = {
     "answers": (subjects, "generate", "RealToxicityPrompts", "realtoxicityprompts.jsonl.gz", TOXICITY),
     "likelihoods": (
@@ -135,7 +137,7 @@ def test_an_evaluation_that_was_killed_goes_on_where_it_was(
     }
     recipe = {"models": {"m": {"path": stories}}, "baseline": "m", "suites": {"t": suite}, "out": str(tmp_path / "out")}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    small = ["--progress=false", "--batch_size=4", "--tokens_a_batch=250"]
+    small = ["--progress=false", "--batch_size=4", "--max_batch_tokens=250"]
     args = ["evaluate", "-c", str(tmp_path / "recipe.yaml"), *small]
     assert killed_before(15, module, name, args) == signal.SIGKILL
     assert not (tmp_path / "out" / "report.json").exists()
@@ -182,7 +184,7 @@ def test_the_page_loads_nothing_and_escapes_everything(evaluated: Path, monkeypa
     attack = "</td><script>alert('x')</script>"
     report["suites"]["toxicity"]["samples"][0]["answers"]["stories"]["text"] = attack
     report["suites"]["toxicity"]["samples"][0]["group"] = attack
-    monkeypatch.setattr("lit_rlhf.evaluation.page.chart", lambda *_: [])  # plots take their time
+    monkeypatch.setattr("lit_rlhf.evaluation.reports.evaluation_page.chart", lambda *_: [])  # plots take their time
     assert sum(tag == "script" for tag, _ in Page(to_page(report)).tags) == 1
 
 
@@ -278,7 +280,7 @@ def test_weights_and_biases_gets_figures_and_tables(evaluated: Path, tmp_path: P
             {"suites": {"s": {"class_path": "lit_rlhf.evaluation.CrowSPairs", "init_args": {"path": "x", "limt": 1}}}},
             "CrowSPairs has no setting 'limt' (did you mean 'limit'?)",
         ),
-        ({"suites": {"s": {"class_path": "lit_rlhf.evaluation.WordList"}}}, "'WordList' is no Suite"),
+        ({"suites": {"s": {"class_path": "lit_rlhf.evaluation.KeywordToxicity"}}}, "'KeywordToxicity' is no Suite"),
         ({"models": {"m": {"path": "./nowhere"}}}, "model: there is no folder './nowhere'"),
     ],
 )

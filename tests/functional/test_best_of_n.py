@@ -9,31 +9,31 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_rlhf.functional import best_of_each, best_of_n_kl
+from lit_rlhf.functional import best_of_n_kl, expected_best_of_k
 
 
 @given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=7))
 def test_it_is_the_mean_over_all_subsets(scores):
     expected = [fmean(max(each) for each in combinations(scores, k)) for k in range(1, len(scores) + 1)]
-    assert best_of_each(torch.tensor([scores])).squeeze(0).tolist() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    assert expected_best_of_k(torch.tensor([scores])).squeeze(0).tolist() == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
 def test_rows_are_prompts():
     scores = torch.tensor([[1.0, 3.0], [10.0, 0.0]])
-    torch.testing.assert_close(best_of_each(scores), torch.tensor([[2.0, 3.0], [5.0, 10.0]], dtype=torch.float64))
+    torch.testing.assert_close(expected_best_of_k(scores), torch.tensor([[2.0, 3.0], [5.0, 10.0]], dtype=torch.float64))
 
 
 def test_it_is_unbiased():
     """The largest of k uniforms is k / (k + 1) on average."""
     scores = torch.rand(20_000, 8, generator=torch.Generator().manual_seed(0))
     expected = torch.arange(1, 9) / torch.arange(2, 10)
-    torch.testing.assert_close(best_of_each(scores).mean(0), expected.double(), atol=0.005, rtol=0)
+    torch.testing.assert_close(expected_best_of_k(scores).mean(0), expected.double(), atol=0.005, rtol=0)
 
 
 def test_large_n_loses_no_digits():
     scores = torch.arange(1.0, 1025.0)[None]  # 1 to n: the largest of k is k (n + 1) / (k + 1) on average
     k = torch.arange(1, 1025, dtype=torch.float64)
-    torch.testing.assert_close(best_of_each(scores)[0], k * 1025 / (k + 1), rtol=1e-9, atol=0)
+    torch.testing.assert_close(expected_best_of_k(scores)[0], k * 1025 / (k + 1), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])

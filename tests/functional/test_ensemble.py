@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from lit_rlhf.functional import AGGREGATIONS, aggregate_scores, ensemble_lower_bound, ensemble_mean, ensemble_minimum
+from lit_rlhf.functional import AGGREGATIONS, aggregate_scores, ensemble_mean, ensemble_mean_minus_std, ensemble_min
 
 members = st.integers(1, 4).flatmap(
     lambda count: st.lists(
@@ -18,13 +18,13 @@ members = st.integers(1, 4).flatmap(
 
 
 @given(members, st.floats(0, 3))
-def test_each_is_what_its_name_says(columns, deviations):
+def test_each_is_what_its_name_says(columns, num_std):
     scores = torch.tensor(columns, dtype=torch.float64).T  # (M, n)
     means = [statistics.fmean(column) for column in columns]
-    below = [mean - deviations * statistics.pstdev(column) for mean, column in zip(means, columns)]
+    below = [mean - num_std * statistics.pstdev(column) for mean, column in zip(means, columns)]
     assert_close(ensemble_mean(scores).tolist(), means, rtol=1e-12, atol=1e-12)
-    assert_close(ensemble_minimum(scores).tolist(), [min(column) for column in columns])
-    assert_close(ensemble_lower_bound(scores, deviations).tolist(), below, rtol=1e-9, atol=1e-6)
+    assert_close(ensemble_min(scores).tolist(), [min(column) for column in columns])
+    assert_close(ensemble_mean_minus_std(scores, num_std).tolist(), below, rtol=1e-9, atol=1e-6)
 
 
 def test_by_hand():

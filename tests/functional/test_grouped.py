@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from lit_rlhf.functional import correlation, grouped_mean, quantile_groups
+from lit_rlhf.functional import correlation, grouped_mean, quantile_bins
 
 values = st.lists(st.sampled_from([-2.0, -0.5, 0.0, 0.25, 1.0, 3.0, 7.5]), min_size=1, max_size=25)
 points = st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9), st.integers(0, 3)), min_size=2, max_size=25)
@@ -27,7 +27,7 @@ def test_means_equal_a_loop(rows):
 
 @given(values, st.integers(1, 6))
 def test_groups_are_ordered_and_part_no_equal_values(numbers, groups):
-    group, edges = quantile_groups(torch.tensor(numbers), groups)
+    group, edges = quantile_bins(torch.tensor(numbers), groups)
     assert set(group.tolist()) == set(range(len(edges))) and len(edges) <= groups
     of_value = dict(zip(numbers, group.tolist()))
     assert [of_value[value] for value in numbers] == group.tolist()
@@ -37,7 +37,7 @@ def test_groups_are_ordered_and_part_no_equal_values(numbers, groups):
 
 
 def test_distinct_values_make_groups_of_equal_size():
-    group, edges = quantile_groups(torch.randperm(100).float(), 5)
+    group, edges = quantile_bins(torch.randperm(100).float(), 5)
     assert group.bincount().tolist() == [20] * 5 and edges.tolist() == [0, 20, 40, 60, 80]
 
 

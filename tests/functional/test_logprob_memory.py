@@ -1,9 +1,9 @@
 """Log-probs over a vocabulary of 128k: what the logits take, twice, and no float32 copy of them."""
 
 import torch
-from peak_memory import needs_proc, peak_of
 
 from lit_rlhf.functional import token_logprobs
+from tests.helpers.peak_memory import needs_proc, peak_of
 
 T, V, D = 1024, 131_072, 32
 LOGITS = T * V * 2  # bytes, bfloat16

@@ -38,7 +38,7 @@ def test_policy_loss_equals_a_loop(seed, clip):
             count += 1
     assert_close(result.loss.item(), loss, rtol=1e-10, atol=1e-12)
     assert_close(result.approx_kl.item(), approx_kl, rtol=1e-10, atol=1e-12)
-    assert (result.clipped.item(), result.count.item()) == (clipped, count)
+    assert (result.num_clipped.item(), result.count.item()) == (clipped, count)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_the_four_corners_of_the_clip(ratio, advantage, loss, slope):
     result = clipped_policy_loss(new, 0 * one, advantage * one, one.bool(), 0.2)
     result.loss.backward()
     assert_close((result.loss.item(), new.grad.item()), (loss, slope), rtol=1e-12, atol=1e-12)
-    assert result.clipped.item() == (slope == 0)
+    assert result.num_clipped.item() == (slope == 0)
 
 
 def test_the_first_minibatch_is_a_plain_policy_gradient():
@@ -65,7 +65,7 @@ def test_the_first_minibatch_is_a_plain_policy_gradient():
     new = old.clone().requires_grad_()
     result = clipped_policy_loss(new, old, advantages, mask, 0.2)
     result.loss.backward()
-    assert result.clipped.item() == 0 and result.approx_kl.item() == 0
+    assert result.num_clipped.item() == 0 and result.approx_kl.item() == 0
     assert_close(result.loss.item(), -advantages[mask].sum().item(), rtol=1e-12, atol=1e-12)
     assert_close(new.grad, torch.where(mask, -advantages, 0), rtol=1e-12, atol=0)
 
@@ -104,7 +104,7 @@ def test_value_loss_equals_a_loop(seed, clip):
             clipped += limited > plain
             count += 1
     assert_close(result.loss.item(), loss, rtol=1e-10, atol=1e-12)
-    assert (result.clipped.item(), result.count.item()) == (clipped, count)
+    assert (result.num_clipped.item(), result.count.item()) == (clipped, count)
 
 
 def test_value_gradient_equals_finite_differences():
@@ -119,7 +119,7 @@ def test_a_limited_value_is_not_pulled_further():
     result = clipped_value_loss(values, 0 * one, one, one.bool(), 0.2)  # has moved 0.5 towards 1, allowed were 0.2
     result.loss.backward()
     assert_close(result.loss.item(), 0.32, rtol=1e-6, atol=0)
-    assert values.grad.item() == 0 and result.clipped.item() == 1
+    assert values.grad.item() == 0 and result.num_clipped.item() == 1
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_rlhf.functional import repeated_share
+from lit_rlhf.functional import repeated_ngram_fraction
 
 
 def test_by_hand():
@@ -13,13 +13,13 @@ def test_by_hand():
     )
     mask = torch.tensor([[1] * 6, [1] * 6, [1] * 6, [1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]]).bool()
     # 555 555 555 559: two of four; 123 231 312 123: one of four; 777 777: one of two; nothing to count
-    assert repeated_share(ids, mask).tolist() == [0.5, 0.25, 0.0, 0.5, 0.0]
+    assert repeated_ngram_fraction(ids, mask).tolist() == [0.5, 0.25, 0.0, 0.5, 0.0]
 
 
 def test_what_lies_outside_the_mask_does_not_count():
     mask = torch.tensor([[True] * 4 + [False] * 3])
     one, other = torch.tensor([[1, 2, 3, 4, 1, 2, 3]]), torch.tensor([[1, 2, 3, 4, 0, 0, 0]])
-    assert repeated_share(one, mask).item() == repeated_share(other, mask).item() == 0.0
+    assert repeated_ngram_fraction(one, mask).item() == repeated_ngram_fraction(other, mask).item() == 0.0
 
 
 @given(st.lists(st.integers(0, 2**21 - 1), min_size=3, max_size=30), st.integers(1, 4), st.integers(0, 3))
@@ -28,8 +28,8 @@ def test_against_a_set(ids, period, padding):
     grams = [tuple(row[place : place + 3]) for place in range(len(row) - 2)]
     given_ids = torch.tensor([row + [0] * padding])
     mask = torch.arange(given_ids.shape[1])[None] < len(row)
-    assert abs(repeated_share(given_ids, mask).item() - (1 - len(set(grams)) / len(grams))) < 1e-6
+    assert abs(repeated_ngram_fraction(given_ids, mask).item() - (1 - len(set(grams)) / len(grams))) < 1e-6
 
 
 def test_a_narrow_batch():
-    assert repeated_share(torch.ones(2, 2, dtype=torch.long), torch.ones(2, 2).bool()).tolist() == [0.0, 0.0]
+    assert repeated_ngram_fraction(torch.ones(2, 2, dtype=torch.long), torch.ones(2, 2).bool()).tolist() == [0.0, 0.0]

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from lit_rlhf.models.lm_loss import causal_lm_loss
 from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
-from lit_rlhf.models.options import ModelOptions
-from lit_rlhf.models.text_loss import text_loss
+from lit_rlhf.models.loading_config import ModelLoadingConfig
 
 
 @pytest.fixture
@@ -25,14 +25,14 @@ def compiled_calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
 def loss_of(model: torch.nn.Module, rows: int, width: int) -> torch.Tensor:
     ids = 3 + torch.arange(rows * width).reshape(rows, width) % 25
     mask = torch.ones_like(ids)
-    total, count = text_loss(model, ids, mask.bool() & (torch.arange(width) > 0), mask)
+    total, count = causal_lm_loss(model, ids, mask.bool() & (torch.arange(width) > 0), mask)
     return total / count
 
 
 def test_the_training_pass_is_compiled_and_gives_the_same(model_folders, compiled_calls):
     models = []
-    for options in (ModelOptions(), ModelOptions(compile=True)):
-        models.append(load_causal_lm(model_folders["llama"], load_tokenizer(model_folders["llama"], options), options))
+    for loading in (ModelLoadingConfig(), ModelLoadingConfig(compile=True)):
+        models.append(load_causal_lm(model_folders["llama"], load_tokenizer(model_folders["llama"], loading), loading))
     plain, compiled = models
     assert plain.state_dict().keys() == compiled.state_dict().keys()
     with torch.no_grad():

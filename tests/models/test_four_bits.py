@@ -6,18 +6,18 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from ppo_fakes import PromptData
-from small_runs import demonstrations, quiet_trainer, rankings, write_rows
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, LlamaConfig
 
 from lit_rlhf.callbacks import ExportModel
 from lit_rlhf.data import ComparisonDataModule, DemonstrationDataModule
 from lit_rlhf.errors import UserError
+from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.models.export import export_checkpoint
-from lit_rlhf.models.options import LoRA, ModelOptions
-from lit_rlhf.modules import PPOModule, PPOSettings, RewardModule, SFTModule
-from lit_rlhf.rewards import RewardModelReward
-from lit_rlhf.rollout.sampling import Sampling
+from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
+from lit_rlhf.modules import PPOConfig, PPOModule, RewardModule, SFTModule
+from lit_rlhf.rewards import RewardModelScorer
+from tests.helpers.ppo_fakes import PromptData
+from tests.helpers.small_runs import demonstrations, quiet_trainer, rankings, write_rows
 
 IDS = torch.tensor([[5, 6, 7, 8, 1]])
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
@@ -26,7 +26,7 @@ WIDE = {
     "llama": LlamaConfig(**LLAMA, **SPECIAL, num_attention_heads=4, max_position_embeddings=64),
     "gpt2": GPT2Config(vocab_size=32, n_embd=64, n_layer=2, n_head=4, n_positions=64, **SPECIAL),
 }
-QLORA = {"adapter": LoRA(rank=4), "options": ModelOptions(quantization="nf4")}
+QLORA = {"adapter": LoRA(rank=4), "loading": ModelLoadingConfig(quantization="nf4")}
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +60,12 @@ def stage(kind: str, model: str, folder: Path) -> tuple[Any, Any]:
     """A module on a 4-bit base, and its data."""
     if kind == "sft":
         rows = write_rows(folder / "rows.jsonl", demonstrations(16))
-        return SFTModule(model, adam, **QLORA), DemonstrationDataModule(rows, micro_batch=4)
+        return SFTModule(model, adam, **QLORA), DemonstrationDataModule(rows, micro_batch_size=4)
     if kind == "reward":
         rows = write_rows(folder / "rows.jsonl", rankings(8))
-        return RewardModule(model, adam, **QLORA), ComparisonDataModule(rows, micro_batch=2)
-    settings = PPOSettings(rollout_batch=16, micro_batch=4, critic_learning_rate=1e-2)
-    return PPOModule(model, Words(), Sampling(5), settings, optimizer=adam, **QLORA), PromptData()
+        return RewardModule(model, adam, **QLORA), ComparisonDataModule(rows, micro_batch_size=2)
+    settings = PPOConfig(rollout_batch_size=16, micro_batch_size=4, critic_learning_rate=1e-2)
+    return PPOModule(model, Words(), SamplingParams(5), settings, optimizer=adam, **QLORA), PromptData()
 
 
 @pytest.mark.parametrize(("kind", "shape"), [("sft", "llama"), ("sft", "gpt2"), ("reward", "llama"), ("ppo", "llama")])
@@ -107,10 +107,12 @@ def test_a_checkpoint_holds_what_is_trained_and_the_resumed_run_is_the_unbroken_
 
 def test_what_cannot_be_is_refused(llama, wide, tmp_path):
     with pytest.raises(UserError, match=r"set model\.adapter"):
-        SFTModule(llama, options=ModelOptions(quantization="nf4"))
+        SFTModule(llama, loading=ModelLoadingConfig(quantization="nf4"))
     rows = write_rows(tmp_path / "rows.jsonl", demonstrations(16))
     with pytest.raises(UserError, match="multiples of 64, this model has hidden_size 32"):
-        quiet_trainer(tmp_path).fit(SFTModule(llama, **QLORA), datamodule=DemonstrationDataModule(rows, micro_batch=4))
+        quiet_trainer(tmp_path).fit(
+            SFTModule(llama, **QLORA), datamodule=DemonstrationDataModule(rows, micro_batch_size=4)
+        )
 
 
 def test_a_reward_model_in_four_bits_scores_as_the_same_in_full(wide, tokenizer, tmp_path):
@@ -121,7 +123,7 @@ def test_a_reward_model_in_four_bits_scores_as_the_same_in_full(wide, tokenizer,
     tokenizer.save_pretrained(tmp_path)
     scores = []
     for quantization in (None, "nf4"):
-        reward = RewardModelReward(str(tmp_path), options=ModelOptions(quantization=quantization))
+        reward = RewardModelScorer(str(tmp_path), loading=ModelLoadingConfig(quantization=quantization))
         reward.prepare(tokenizer, torch.device("cpu"))
         layers = {type(layer).__name__ for layer in reward.model.modules()}
         assert ("Linear4bit" in layers) == (quantization == "nf4")

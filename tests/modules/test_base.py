@@ -8,19 +8,19 @@ from unittest.mock import ANY
 import lightning as L
 import pytest
 import torch
-from small_runs import demonstrations, quiet_trainer, rankings, sgd, write_rows
 
 from lit_rlhf.data import ComparisonDataModule, DemonstrationDataModule
 from lit_rlhf.errors import UserError
 from lit_rlhf.modules import RewardModule, SFTModule
-from lit_rlhf.modules.base import matrices_decay
-from lit_rlhf.schedules import CosineToFraction, WarmupThenConstant
+from lit_rlhf.modules.base import split_weight_decay_groups
+from lit_rlhf.schedules import ConstantWithWarmup, CosineWithMinLR
+from tests.helpers.small_runs import demonstrations, quiet_trainer, rankings, sgd, write_rows
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> DemonstrationDataModule:
     """16 demonstrations, 4 a micro-batch."""
-    return DemonstrationDataModule(write_rows(tmp_path / "rows.jsonl", demonstrations(16)), micro_batch=4)
+    return DemonstrationDataModule(write_rows(tmp_path / "rows.jsonl", demonstrations(16)), micro_batch_size=4)
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def checkpoint(llama: str, data: DemonstrationDataModule, tmp_path: Path) -> str
 
 
 def test_a_checkpoint_of_another_module_is_refused_in_one_line(llama, checkpoint, tmp_path):
-    comparisons = ComparisonDataModule(write_rows(tmp_path / "rankings.jsonl", rankings(8)), micro_batch=4)
+    comparisons = ComparisonDataModule(write_rows(tmp_path / "rankings.jsonl", rankings(8)), micro_batch_size=4)
     with pytest.raises(UserError) as refusal:
         quiet_trainer(tmp_path, max_epochs=2).fit(RewardModule(llama), datamodule=comparisons, ckpt_path=checkpoint)
     assert str(refusal.value).startswith("ckpt_path: the checkpoint is of SFTModule, this recipe trains RewardModule")
@@ -102,26 +102,26 @@ def rates(llama: str, data: Any, folder: Path, scheduler: Any, **settings: Any) 
 @pytest.mark.parametrize(("accumulate", "steps"), [(1, 12), (2, 6)])
 def test_the_cosine_takes_its_length_from_the_trainer_and_ends_at_a_tenth(accumulate, steps, llama, data, tmp_path):
     settings = {"max_epochs": 3, "accumulate_grad_batches": accumulate}
-    used, trainer = rates(llama, data, tmp_path, lambda o: CosineToFraction(o, final=0.1), **settings)
+    used, trainer = rates(llama, data, tmp_path, lambda o: CosineWithMinLR(o, min_lr_ratio=0.1), **settings)
     expected = [0.5 * (0.1 + 0.9 * (1 + math.cos(math.pi * step / steps)) / 2) for step in range(steps)]
     assert used == pytest.approx(expected, rel=1e-9)
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.05, rel=1e-9)
 
 
 def test_the_cosine_warms_up_first_where_asked(llama, data, tmp_path):
-    used, _ = rates(llama, data, tmp_path, lambda o: CosineToFraction(o, 0.0, warmup_steps=4), max_steps=8)
+    used, _ = rates(llama, data, tmp_path, lambda o: CosineWithMinLR(o, 0.0, warmup_steps=4), max_steps=8)
     cosine = [0.25 * (1 + math.cos(math.pi * step / 4)) for step in range(4)]
     assert used == pytest.approx([0.125, 0.25, 0.375, 0.5, *cosine], rel=1e-9)
 
 
 def test_the_warm_up_starts_at_a_tenth_and_stays_at_the_full_rate(llama, data, tmp_path):
-    used, _ = rates(llama, data, tmp_path, lambda o: WarmupThenConstant(o, warmup_iterations=1), max_epochs=2)
+    used, _ = rates(llama, data, tmp_path, lambda o: ConstantWithWarmup(o, warmup_iterations=1), max_epochs=2)
     assert used == pytest.approx([0.05, 0.1625, 0.275, 0.3875, 0.5, 0.5, 0.5, 0.5], rel=1e-9)
 
 
 def test_a_run_that_is_prolonged_follows_the_longer_schedule(llama, data, tmp_path):
-    def cosine(optimizer: Any) -> CosineToFraction:
-        return CosineToFraction(optimizer, final=0.0)
+    def cosine(optimizer: Any) -> CosineWithMinLR:
+        return CosineWithMinLR(optimizer, min_lr_ratio=0.0)
 
     _, trainer = rates(llama, data, tmp_path, cosine, max_epochs=1)
     trainer.save_checkpoint(tmp_path / "short.ckpt")
@@ -140,4 +140,4 @@ def test_biases_and_norms_do_not_decay(model_folders, data, tmp_path):
     assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
     assert {p.ndim for p in matrices["params"]} == {2} and {p.ndim for p in vectors["params"]} == {1}
     assert len(matrices["params"]) + len(vectors["params"]) == len(list(module.parameters()))
-    assert matrices_decay([{"params": [torch.ones(2, 2)], "lr": 1.0}]) == [{"params": ANY, "lr": 1.0}]
+    assert split_weight_decay_groups([{"params": [torch.ones(2, 2)], "lr": 1.0}]) == [{"params": ANY, "lr": 1.0}]

@@ -5,27 +5,29 @@ from typing import Any
 
 import pytest
 import torch
-from ppo_fakes import CountOf, PromptData
-from ranks import on_ranks
-from small_runs import assert_same_weights, quiet_trainer, sgd
 
-from lit_rlhf.callbacks import StopOnNonFinite
+from lit_rlhf.callbacks import TerminateOnNaN
 from lit_rlhf.errors import UserError
-from lit_rlhf.models.options import LoRA
-from lit_rlhf.modules import PPOModule, PPOSettings, actors
-from lit_rlhf.rollout.critics import AdapterCritic, SharedTrunkCritic
-from lit_rlhf.rollout.sampling import Sampling
+from lit_rlhf.generation.sampling import SamplingParams
+from lit_rlhf.models.loading_config import LoRA
+from lit_rlhf.modules import PPOConfig, PPOModule, actors
+from lit_rlhf.modules.critics import LoRACritic, SharedBackboneCritic
+from tests.helpers.ppo_fakes import CountOf, PromptData
+from tests.helpers.ranks import on_ranks
+from tests.helpers.small_runs import assert_same_weights, quiet_trainer, sgd
 
 
-def make(model: str, micro_batch: int = 4, **settings: Any) -> PPOModule:
-    sizes = PPOSettings(rollout_batch=16, micro_batch=micro_batch, critic_learning_rate=0.05, value_coefficient=0.3)
-    return PPOModule(model, CountOf(), Sampling(8), sizes, optimizer=sgd(0.05), **settings)
+def make(model: str, micro_batch_size: int = 4, **settings: Any) -> PPOModule:
+    sizes = PPOConfig(
+        rollout_batch_size=16, micro_batch_size=micro_batch_size, critic_learning_rate=0.05, value_coefficient=0.3
+    )
+    return PPOModule(model, CountOf(), SamplingParams(8), sizes, optimizer=sgd(0.05), **settings)
 
 
 CRITICS = {
     "separate": dict,
-    "adapter": lambda: {"critic": AdapterCritic(), "adapter": LoRA(rank=2)},
-    "shared trunk": lambda: {"critic": SharedTrunkCritic()},
+    "adapter": lambda: {"critic": LoRACritic(), "adapter": LoRA(rank=2)},
+    "shared trunk": lambda: {"critic": SharedBackboneCritic()},
 }
 
 
@@ -50,7 +52,7 @@ def test_no_activation_of_the_policy_is_left_when_the_critic_begins(critic, llam
             left.append(sum(each is not None and each.data_ptr() not in weights for each in there))
         return values(*args)
 
-    evaluate, name = module.evaluate, "values_beside" if critic == "shared trunk" else "values"
+    evaluate, name = module.forward_batch, "values_from_hidden" if critic == "shared trunk" else "values"
     values = getattr(module.critic, name)
     monkeypatch.setattr(module, "evaluate", watched)
     monkeypatch.setattr(module.critic, name, counting)
@@ -69,7 +71,7 @@ def test_one_backward_pass_or_two_train_the_same_weights(critic, precision, llam
         return [weight.detach() for weight in module.parameters()]
 
     two = train()
-    monkeypatch.setattr(actors, "one_backward_pass", lambda strategy: True)
+    monkeypatch.setattr(actors, "requires_single_backward", lambda strategy: True)
     assert_same_weights(two, train(), 1e-6)
 
 
@@ -91,4 +93,4 @@ def test_a_loss_of_the_critic_that_is_no_number_stops_the_run(llama, trainer_of,
     module = make(llama)
     module.value_loss = lambda values, batch: values.sum() * torch.nan
     with pytest.raises(UserError, match="the loss is nan at step 0"):
-        trainer_of(max_epochs=1, callbacks=[StopOnNonFinite()]).fit(module, datamodule=PromptData())
+        trainer_of(max_epochs=1, callbacks=[TerminateOnNaN()]).fit(module, datamodule=PromptData())

@@ -7,11 +7,11 @@ import bitsandbytes
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from small_runs import demonstrations, quiet_trainer, write_rows
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lit_rlhf.data import DemonstrationDataModule
 from lit_rlhf.modules import SFTModule
+from tests.helpers.small_runs import demonstrations, quiet_trainer, write_rows
 
 # every matrix has the 4,096 numbers from which on bitsandbytes keeps 8 bits
 CONFIG = LlamaConfig(
@@ -39,7 +39,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> str:
 
 def train(model: str, folder: Path, bits: int, steps: int, **settings: Any) -> tuple[SFTModule, Any]:
     rows = write_rows(folder / "rows.jsonl", demonstrations(256))
-    data = DemonstrationDataModule(rows, rows, micro_batch=32)
+    data = DemonstrationDataModule(rows, rows, micro_batch_size=32)
     module = SFTModule(model, lambda p: ADAM[bits](p, lr=2e-3, betas=(0.9, 0.95)))
     start = settings.pop("start", None)
     trainer = quiet_trainer(folder, max_steps=steps, max_epochs=-1, num_sanity_val_steps=0, **settings)

@@ -8,17 +8,17 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from ppo_fakes import PromptData
-from ranks import on_ranks
-from small_runs import demonstrations, quiet_trainer, write_rows
 
 from lit_rlhf.callbacks import PretrainingMix
 from lit_rlhf.data import DemonstrationDataModule
-from lit_rlhf.models.options import LoRA
-from lit_rlhf.modules import PPOModule, PPOSettings, SFTModule
-from lit_rlhf.modules.tally import Tally
-from lit_rlhf.rollout.kl_control import AdaptiveKL
-from lit_rlhf.rollout.sampling import Sampling
+from lit_rlhf.generation.sampling import SamplingParams
+from lit_rlhf.models.loading_config import LoRA
+from lit_rlhf.modules import PPOConfig, PPOModule, SFTModule
+from lit_rlhf.modules.epoch_metrics import EpochMeans
+from lit_rlhf.rollout.kl_controller import AdaptiveKLController
+from tests.helpers.ppo_fakes import PromptData
+from tests.helpers.ranks import on_ranks
+from tests.helpers.small_runs import demonstrations, quiet_trainer, write_rows
 
 
 class Words:
@@ -38,17 +38,17 @@ def adam(parameters: Any) -> torch.optim.Optimizer:
 
 def ppo(model: str, folder: Path, adapter: LoRA | None = None) -> tuple[Any, Any, list[Any]]:
     """16 episodes in 4 optimizer steps of 2 micro-batches, with the mix and an adaptive KL."""
-    settings = PPOSettings(rollout_batch=16, micro_batch=2, critic_learning_rate=1e-3)
-    controller = AdaptiveKL(coefficient=0.1, target=0.05, horizon=50)
-    module = PPOModule(model, Words(), Sampling(5), settings, controller, optimizer=adam, adapter=adapter)
+    settings = PPOConfig(rollout_batch_size=16, micro_batch_size=2, critic_learning_rate=1e-3)
+    controller = AdaptiveKLController(coefficient=0.1, target=0.05, horizon=50)
+    module = PPOModule(model, Words(), SamplingParams(5), settings, controller, optimizer=adam, adapter=adapter)
     text = write_rows(folder / "text.jsonl", [{"text": " ".join(f"w{i % 28}" for i in range(200))}])
-    return module, PromptData(), [PretrainingMix(text, coefficient=0.5, micro_batch=2, block_length=8)]
+    return module, PromptData(), [PretrainingMix(text, coefficient=0.5, micro_batch_size=2, seq_len=8)]
 
 
 def sft(model: str, folder: Path) -> tuple[Any, Any, list[Any]]:
     """Dropout draws from the global generator."""
     rows = write_rows(folder / "rows.jsonl", demonstrations(24))
-    return SFTModule(model, adam, dropout=0.2), DemonstrationDataModule(rows, micro_batch=2), []
+    return SFTModule(model, adam, dropout=0.2), DemonstrationDataModule(rows, micro_batch_size=2), []
 
 
 def train(stage: Any, folder: Path, name: str, start: Path | None = None, **settings: Any) -> tuple[Any, Any]:
@@ -101,10 +101,10 @@ def test_ppo_on_two_ranks(llama, tmp_path):
     ddp = {"devices": 2, "strategy": "ddp"}
 
     def both() -> tuple[Any, Any]:
-        settings = PPOSettings(rollout_batch=16, micro_batch=1, critic_learning_rate=1e-3)
+        settings = PPOConfig(rollout_batch_size=16, micro_batch_size=1, critic_learning_rate=1e-3)
 
         def stage() -> tuple[Any, Any, list[Any]]:
-            return PPOModule(llama, Words(), Sampling(5), settings, optimizer=adam), PromptData(), []
+            return PPOModule(llama, Words(), SamplingParams(5), settings, optimizer=adam), PromptData(), []
 
         whole = train(stage(), tmp_path, "whole", **ddp)
         return whole, train(stage(), tmp_path, "resumed", tmp_path / "whole" / "step=6.ckpt", **ddp)
@@ -121,11 +121,11 @@ def test_sft_with_dropout(model_folders, tmp_path, step):
 
 
 def test_a_tally_is_the_mean_of_what_was_counted_whatever_the_parts():
-    tally = Tally()
+    tally = EpochMeans()
     for total, count in ((3.0, 2), (torch.tensor(5.0), torch.tensor(1))):
         tally.add("a", total, count)
     tally.add("empty", 0.0, 0)
-    restarted = Tally()
+    restarted = EpochMeans()
     restarted.load(tally.over_ranks(lambda figures: figures), first_rank=True)
     restarted.add("a", 1.0, 1)
     assert restarted.means(lambda figures: 2 * figures) == {"a": torch.tensor(9.0 / 4)}

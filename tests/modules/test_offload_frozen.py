@@ -6,18 +6,18 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from ppo_fakes import PromptData
-from small_runs import quiet_trainer, sgd, whole_weights
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from lit_rlhf.callbacks import SelfCheck
+from lit_rlhf.callbacks import PPOInvariantCheck
 from lit_rlhf.errors import UserError
+from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.models.loading import load_tokenizer
-from lit_rlhf.models.options import LoRA, ModelOptions
-from lit_rlhf.models.scalar import ScalarModel
-from lit_rlhf.modules import PPOModule, PPOSettings
-from lit_rlhf.rewards import EnsembleReward, PythonReward, RewardModelReward
-from lit_rlhf.rollout.sampling import Sampling
+from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
+from lit_rlhf.models.scalar_model import ScalarModel
+from lit_rlhf.modules import PPOConfig, PPOModule
+from lit_rlhf.rewards import EnsembleReward, FunctionReward, RewardModelScorer
+from tests.helpers.ppo_fakes import PromptData
+from tests.helpers.small_runs import quiet_trainer, sgd, whole_weights
 
 HOST, DEVICE = torch.device("cpu"), torch.device("cpu", 0)  # one place, two names
 
@@ -29,13 +29,15 @@ def reward_model(llama: str, tmp_path: Path) -> str:
     model = AutoModelForSequenceClassification.from_pretrained(llama, num_labels=1)
     model.config.score_shift, model.config.score_scale = 0.5, 2.0
     model.save_pretrained(tmp_path / "reward")
-    load_tokenizer(llama, ModelOptions()).save_pretrained(tmp_path / "reward")
+    load_tokenizer(llama, ModelLoadingConfig()).save_pretrained(tmp_path / "reward")
     return str(tmp_path / "reward")
 
 
 def module_of(model: str, reward: Any, offload: bool, **settings: Any) -> PPOModule:
-    sizes = PPOSettings(rollout_batch=24, micro_batch=6, epochs=1, chunk=5, offload_frozen=offload)
-    return PPOModule(model, reward, Sampling(6), sizes, optimizer=sgd(0.05), **settings)
+    sizes = PPOConfig(
+        rollout_batch_size=24, micro_batch_size=6, ppo_epochs=1, forward_batch_size=5, offload_frozen=offload
+    )
+    return PPOModule(model, reward, SamplingParams(6), sizes, optimizer=sgd(0.05), **settings)
 
 
 class Journal(L.Callback):
@@ -72,7 +74,7 @@ class Journal(L.Callback):
 
 def test_they_are_moved_once_an_iteration_around_their_passes(llama, reward_model, monkeypatch, tmp_path):
     journal = Journal(monkeypatch)
-    module = module_of(llama, RewardModelReward(reward_model), offload=True)
+    module = module_of(llama, RewardModelScorer(reward_model), offload=True)
     quiet_trainer(tmp_path, max_epochs=2, callbacks=[journal]).fit(module, datamodule=PromptData())
     there = ["reference to device", "reward model to device"]
     back = ["reference to host", "reward model to host"]
@@ -85,8 +87,8 @@ def test_they_are_moved_once_an_iteration_around_their_passes(llama, reward_mode
 
 def test_the_numbers_are_those_without(llama, reward_model, tmp_path, capsys):
     def run(offload: bool) -> tuple[Any, dict[str, float]]:
-        module = module_of(llama, RewardModelReward(reward_model), offload)
-        trainer = quiet_trainer(tmp_path, max_epochs=2, callbacks=[SelfCheck()])
+        module = module_of(llama, RewardModelScorer(reward_model), offload)
+        trainer = quiet_trainer(tmp_path, max_epochs=2, callbacks=[PPOInvariantCheck()])
         trainer.fit(module, datamodule=PromptData())
         return whole_weights(module), {n: float(v) for n, v in trainer.callback_metrics.items() if "time/" not in n}
 
@@ -98,8 +100,8 @@ def test_the_numbers_are_those_without(llama, reward_model, tmp_path, capsys):
 
 def test_self_check_scores_on_the_device(llama, reward_model, monkeypatch, tmp_path):
     journal = Journal(monkeypatch)
-    module = module_of(llama, RewardModelReward(reward_model), offload=True)
-    quiet_trainer(tmp_path, max_epochs=1, callbacks=[SelfCheck(), journal]).fit(module, datamodule=PromptData())
+    module = module_of(llama, RewardModelScorer(reward_model), offload=True)
+    quiet_trainer(tmp_path, max_epochs=1, callbacks=[PPOInvariantCheck(), journal]).fit(module, datamodule=PromptData())
     place = "nowhere"
     for line in journal.lines:
         if line.startswith("reward model to"):
@@ -113,9 +115,9 @@ def test_what_has_nothing_to_move_is_refused(llama, reward_model, tmp_path):
         module.check_models()
         return module.offloaded
 
-    one = PythonReward(function="math.fsum")
-    model = RewardModelReward(reward_model)
-    four_bits = RewardModelReward(reward_model, options=ModelOptions(quantization="nf4"))
+    one = FunctionReward(function="math.fsum")
+    model = RewardModelScorer(reward_model)
+    four_bits = RewardModelScorer(reward_model, loading=ModelLoadingConfig(quantization="nf4"))
     riding = {"adapter": LoRA(rank=2)}
     assert setup(one) == ["reference"]
     assert setup(model, **riding) == ["reward model"]
@@ -123,6 +125,6 @@ def test_what_has_nothing_to_move_is_refused(llama, reward_model, tmp_path):
     for reward, settings in ((one, riding), (four_bits, riding)):
         with pytest.raises(UserError, match=r"ppo.offload_frozen: .* set ppo.offload_frozen to false"):
             setup(reward, **settings)
-    quantised = {**riding, "options": ModelOptions(quantization="nf4"), "reference": reward_model}
+    quantised = {**riding, "loading": ModelLoadingConfig(quantization="nf4"), "reference": reward_model}
     with pytest.raises(UserError, match="offload_frozen"):
         setup(one, **quantised)

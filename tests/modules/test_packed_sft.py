@@ -8,25 +8,33 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from ranks import on_ranks
-from small_runs import assert_same_weights, demonstrations, moved, quiet_trainer, sgd, whole_weights, write_rows
 from transformers import AutoModelForCausalLM, MistralConfig
 
 from lit_rlhf.data import DemonstrationDataModule
-from lit_rlhf.data.collation import TokenRow, collate_packed
+from lit_rlhf.data.collation import TokenizedExample, collate_packed
 from lit_rlhf.errors import UserError
-from lit_rlhf.models.options import ModelOptions
+from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.modules import SFTModule
 from lit_rlhf.strategies import FSDP2Strategy
+from tests.helpers.ranks import on_ranks
+from tests.helpers.small_runs import (
+    assert_same_weights,
+    demonstrations,
+    moved,
+    quiet_trainer,
+    sgd,
+    whole_weights,
+    write_rows,
+)
 
 
-def rows(count: int) -> list[TokenRow]:
+def rows(count: int) -> list[TokenizedExample]:
     generator = random.Random(5)
     made = []
     for _ in range(count):
         prompt, completion = generator.randint(1, 9), generator.randint(1, 12)
         ids = [generator.randrange(2, 32) for _ in range(prompt + completion - 1)]
-        made.append(TokenRow([*ids, 1], [False] * prompt + [True] * completion))
+        made.append(TokenizedExample([*ids, 1], [False] * prompt + [True] * completion))
     return made
 
 
@@ -39,7 +47,7 @@ def gradient(model: torch.nn.Module, loss: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2", "gpt_neox", "opt", "gemma"])
 def test_loss_and_gradient_are_those_of_rows_of_their_own(model_folders, name, checkpointing):
-    module = SFTModule(model_folders[name], options=ModelOptions(gradient_checkpointing=checkpointing))
+    module = SFTModule(model_folders[name], loading=ModelLoadingConfig(gradient_checkpointing=checkpointing))
     module.trainer = quiet_trainer(Path("."))
     module.configure_model()
     every = rows(23)
@@ -49,18 +57,18 @@ def test_loss_and_gradient_are_those_of_rows_of_their_own(model_folders, name, c
     plain = AutoModelForCausalLM.from_pretrained(model_folders[name])
     total = torch.zeros((), dtype=torch.float64)
     for row in every:  # one at a time, without padding, in float64 behind the logits
-        ids, start = torch.tensor(row.ids), row.targets.index(True)
+        ids, start = torch.tensor(row.input_ids), row.loss_mask.index(True)
         logits = plain(ids[None], use_cache=False).logits[0, start - 1 : -1].double()
         total = total + F.cross_entropy(logits, ids[start:], reduction="sum")
-    assert int(count) == sum(sum(row.targets) for row in every)
+    assert int(count) == sum(sum(row.loss_mask) for row in every)
     assert float(packed.detach()) == pytest.approx(float(total.detach()), rel=1e-6)
     expected = gradient(plain, total)
     assert (its_gradient - expected).norm() < 1e-5 * expected.norm()
 
 
-def train(model: str, path: str, folder: Path, micro_batch: int, batching: Any = "packed", **settings: Any) -> Any:
+def train(model: str, path: str, folder: Path, micro_batch_size: int, batching: Any = "packed", **settings: Any) -> Any:
     limits = {"max_prompt_length": 12, "max_completion_length": 6}
-    data = DemonstrationDataModule(path, micro_batch=micro_batch, batching=batching, **limits)
+    data = DemonstrationDataModule(path, micro_batch_size=micro_batch_size, batching=batching, **limits)
     module = SFTModule(model, sgd(0.1))
     quiet_trainer(folder, max_epochs=2, gradient_clip_val=1.0, **settings).fit(module, datamodule=data)
     return whole_weights(module)
@@ -70,17 +78,17 @@ def test_packing_changes_no_weight_however_it_is_cut(llama, tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", demonstrations(36))
     padded = train(llama, path, tmp_path, 12, "by_length")
     assert moved(list(AutoModelForCausalLM.from_pretrained(llama).parameters()), padded) > 1e-2
-    for micro_batch, accumulate in ((12, 1), (3, 4), (1, 12)):
-        assert_same_weights(train(llama, path, tmp_path, micro_batch, accumulate_grad_batches=accumulate), padded)
+    for micro_batch_size, accumulate in ((12, 1), (3, 4), (1, 12)):
+        assert_same_weights(train(llama, path, tmp_path, micro_batch_size, accumulate_grad_batches=accumulate), padded)
     two = {"accumulate_grad_batches": 2, "devices": 2}
-    for micro_batch, strategy in ((3, "ddp"), (3, FSDP2Strategy()), (6, FSDP2Strategy(tensor_parallel_size=2))):
-        run = partial(train, llama, path, tmp_path, micro_batch, strategy=strategy, **two)
+    for micro_batch_size, strategy in ((3, "ddp"), (3, FSDP2Strategy()), (6, FSDP2Strategy(tensor_parallel_size=2))):
+        run = partial(train, llama, path, tmp_path, micro_batch_size, strategy=strategy, **two)
         for weights in on_ranks(run, tmp_path):
             assert_same_weights(weights, padded)
 
 
 def validation_loss(model: str, path: str, folder: Path, batching: Any, **settings: Any) -> float:
-    data = DemonstrationDataModule(path, validation_path=path, micro_batch=4, batching=batching)
+    data = DemonstrationDataModule(path, validation_path=path, micro_batch_size=4, batching=batching)
     trainer = quiet_trainer(folder, **settings)
     return trainer.validate(SFTModule(model), datamodule=data, verbose=False)[0]["validation/loss"]
 
@@ -104,7 +112,7 @@ def test_an_architecture_that_lets_sequences_see_each_other_is_refused(tokenizer
         UserError, match=r"data\.batching: .*mistral' takes 'by_length', but no packed rows: the attention .* 4 tok"
     ):
         train(str(tmp_path / "mistral"), path, tmp_path, 4)
-    data = DemonstrationDataModule(path, micro_batch=4, batching="packed")
-    module = SFTModule(llama, options=ModelOptions(attention="flash_attention_2"))
-    with pytest.raises(UserError, match=r"'flash_attention_2' is not called sequence .* model\.options\.attention"):
+    data = DemonstrationDataModule(path, micro_batch_size=4, batching="packed")
+    module = SFTModule(llama, loading=ModelLoadingConfig(attn_implementation="flash_attention_2"))
+    with pytest.raises(UserError, match=r"'flash_attention_2' is not called sequence .* model\.loading\.attention"):
         quiet_trainer(tmp_path, max_epochs=1).fit(module, datamodule=data)

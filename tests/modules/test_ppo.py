@@ -5,18 +5,18 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from ppo_fakes import CountOf, PromptData
-from ranks import on_ranks
 
 from lit_rlhf.callbacks import PretrainingMix
 from lit_rlhf.errors import UserError
-from lit_rlhf.models.options import LoRA
-from lit_rlhf.modules import PPOModule, PPOSettings
-from lit_rlhf.rollout.advantages import GroupRelative, LeaveOneOut
-from lit_rlhf.rollout.critics import AdapterCritic, SharedTrunkCritic
-from lit_rlhf.rollout.generation import CachedGenerator
-from lit_rlhf.rollout.kl_control import AdaptiveKL, FixedKL
-from lit_rlhf.rollout.sampling import Sampling
+from lit_rlhf.generation.generators import CachedGenerator
+from lit_rlhf.generation.sampling import SamplingParams
+from lit_rlhf.models.loading_config import LoRA
+from lit_rlhf.modules import PPOConfig, PPOModule
+from lit_rlhf.modules.critics import LoRACritic, SharedBackboneCritic
+from lit_rlhf.rollout.advantages import GRPOAdvantage, RLOOAdvantage
+from lit_rlhf.rollout.kl_controller import AdaptiveKLController, FixedKLController
+from tests.helpers.ppo_fakes import CountOf, PromptData
+from tests.helpers.ranks import on_ranks
 
 
 class Watch(L.Callback):
@@ -37,12 +37,12 @@ class Watch(L.Callback):
 
 def make(model: str, **settings: Any) -> PPOModule:
     """Return a small PPO module."""
-    ppo = {"rollout_batch": 64, "micro_batch": 8, "critic_learning_rate": 5e-3, **settings.pop("ppo", {})}
-    defaults = {"kl": FixedKL(0.02), "optimizer": lambda p: torch.optim.Adam(p, lr=2e-3)}
-    return PPOModule(model, CountOf(), Sampling(response_length=8), PPOSettings(**ppo), **{**defaults, **settings})
+    ppo = {"rollout_batch_size": 64, "micro_batch_size": 8, "critic_learning_rate": 5e-3, **settings.pop("ppo", {})}
+    defaults = {"kl": FixedKLController(0.02), "optimizer": lambda p: torch.optim.Adam(p, lr=2e-3)}
+    return PPOModule(model, CountOf(), SamplingParams(max_new_tokens=8), PPOConfig(**ppo), **{**defaults, **settings})
 
 
-@pytest.mark.parametrize("critic", [None, SharedTrunkCritic()], ids=["separate", "shared_trunk"])
+@pytest.mark.parametrize("critic", [None, SharedBackboneCritic()], ids=["separate", "shared_trunk"])
 def test_gae_approaches_a_known_optimum(critic, llama, trainer_of):
     watch = Watch()
     module = make(llama, critic=critic)
@@ -53,7 +53,7 @@ def test_gae_approaches_a_known_optimum(critic, llama, trainer_of):
     assert watch.epochs[0]["reward/kl"] == pytest.approx(0.0, abs=1e-5)
 
 
-@pytest.mark.parametrize("estimator", [GroupRelative, LeaveOneOut])
+@pytest.mark.parametrize("estimator", [GRPOAdvantage, RLOOAdvantage])
 def test_without_a_critic_it_is_approached_too(estimator, llama, trainer_of):
     watch = Watch()
     module = make(llama, advantages=estimator(), ppo={"samples_per_prompt": 4})
@@ -68,7 +68,7 @@ def test_without_a_critic_it_is_approached_too(estimator, llama, trainer_of):
 
 def test_the_adaptive_controller_holds_its_target(llama, trainer_of):
     watch, target = Watch(), 3.0
-    module = make(llama, kl=AdaptiveKL(0.05, target=target, horizon=400))
+    module = make(llama, kl=AdaptiveKLController(0.05, target=target, horizon=400))
     trainer_of(max_epochs=60, accumulate_grad_batches=2, callbacks=[watch]).fit(module, datamodule=PromptData())
     held = [epoch["reward/kl"] for epoch in watch.epochs[-25:]]
     assert abs(sum(held) / len(held) / target - 1) < 0.2, held
@@ -88,7 +88,7 @@ def test_the_first_minibatch_has_ratio_one_and_advantages_of_mean_zero(llama, tr
 def test_truncated_sampling_starts_at_ratio_one_and_kl_zero(logprobs, llama, trainer_of):
     watch = Watch()
     module = make(llama, optimizer=lambda p: torch.optim.SGD(p, lr=0.0), ppo={"logprobs": logprobs, "chunk": 5})
-    module.sampling = Sampling(8, 1.3, top_k=9, top_p=0.8, min_length=3)
+    module.sampling = SamplingParams(8, 1.3, top_k=9, top_p=0.8, min_new_tokens=3)
     trainer_of(max_epochs=1, callbacks=[watch]).fit(module, datamodule=PromptData())
     figures = watch.epochs[0]
     assert figures["policy/clip_fraction"] == 0
@@ -124,16 +124,16 @@ def test_log_probs_of_an_engine_that_disagrees_are_reported_and_can_be_recompute
 
 def test_the_samples_of_a_prompt_are_consecutive_episodes_on_any_number_of_ranks(llama, tmp_path):
     def roll(devices: int) -> list[torch.Tensor]:
-        module = make(llama, ppo={"rollout_batch": 24, "samples_per_prompt": 3, "micro_batch": 4})
+        module = make(llama, ppo={"rollout_batch_size": 24, "samples_per_prompt": 3, "micro_batch_size": 4})
         seen: list[torch.Tensor] = []
-        collect = module.collect
+        collect = module.collect_experience
 
         def keep(prompts: Any) -> Any:
             iteration = collect(prompts)
-            seen.extend((*iteration.trajectories[:3], iteration.trajectories.group))
+            seen.extend((*iteration.trajectories[:3], iteration.trajectories.prompt_index))
             return iteration
 
-        module.collect = keep  # type: ignore[method-assign]
+        module.collect_experience = keep  # type: ignore[method-assign]
         torch.manual_seed(0)
         quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
         strategy = "ddp" if devices > 1 else "auto"
@@ -155,8 +155,8 @@ def test_the_samples_of_a_prompt_are_consecutive_episodes_on_any_number_of_ranks
 
 
 def test_samples_that_do_not_divide_are_refused_before_loading(llama, trainer_of):
-    module = make(llama, ppo={"rollout_batch": 64, "samples_per_prompt": 5})
-    with pytest.raises(UserError, match="rollout_batch 64 is not a multiple of samples_per_prompt 5 x 1 ranks"):
+    module = make(llama, ppo={"rollout_batch_size": 64, "samples_per_prompt": 5})
+    with pytest.raises(UserError, match="rollout_batch_size 64 is not a multiple of samples_per_prompt 5 x 1 ranks"):
         trainer_of(max_epochs=1).fit(module, datamodule=PromptData())
 
 
@@ -166,13 +166,13 @@ def train(model: str, folder: Any, mix: str | None = None, kind: str = "separate
     watch = Watch()
     callbacks: list[L.Callback] = [watch]
     if mix:
-        callbacks.append(PretrainingMix(mix, coefficient=2.0, micro_batch=settings.pop("mix_batch"), block_length=16))
+        callbacks.append(PretrainingMix(mix, coefficient=2.0, micro_batch_size=settings.pop("mix_batch"), seq_len=16))
     module = make(
         model,
         optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
         ppo={
-            "rollout_batch": 16,
-            "micro_batch": settings.pop("micro_batch"),
+            "rollout_batch_size": 16,
+            "micro_batch_size": settings.pop("micro_batch_size"),
             "critic_learning_rate": 0.05,
             "epochs": 2,
             **NUMBERS[kind],
@@ -202,9 +202,9 @@ def train(model: str, folder: Any, mix: str | None = None, kind: str = "separate
 
 KINDS: dict[str, Any] = {
     "separate": dict,
-    "shared_trunk": lambda: {"critic": SharedTrunkCritic()},
-    "adapters": lambda: {"critic": AdapterCritic(), "adapter": LoRA(rank=2)},
-    "group_relative": lambda: {"advantages": GroupRelative()},
+    "shared_trunk": lambda: {"critic": SharedBackboneCritic()},
+    "adapters": lambda: {"critic": LoRACritic(), "adapter": LoRA(rank=2)},
+    "group_relative": lambda: {"advantages": GRPOAdvantage()},
 }
 NUMBERS: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS} | {"group_relative": {"samples_per_prompt": 4}}
 
@@ -230,24 +230,24 @@ def text(tmp_path_factory):
 def test_micro_batches_and_ranks_change_nothing(mixed, llama, text, tmp_path):
     """One process at micro-batch 8, 2 and 1; two ranks at 2."""
 
-    def run(micro_batch: int, accumulate: int, devices: int = 1) -> dict[str, Any]:
-        sizes = {"micro_batch": micro_batch, "accumulate_grad_batches": accumulate, "devices": devices}
-        sizes |= {"mix_batch": micro_batch} if mixed else {}
+    def run(micro_batch_size: int, accumulate: int, devices: int = 1) -> dict[str, Any]:
+        sizes = {"micro_batch_size": micro_batch_size, "accumulate_grad_batches": accumulate, "devices": devices}
+        sizes |= {"mix_batch": micro_batch_size} if mixed else {}
         return train(llama, tmp_path, text if mixed else None, **sizes, **({"strategy": "ddp"} if devices > 1 else {}))
 
     whole = run(8, 1)
-    for micro_batch in (2, 1):
-        assert_same(run(micro_batch, 8 // micro_batch), whole)
+    for micro_batch_size in (2, 1):
+        assert_same(run(micro_batch_size, 8 // micro_batch_size), whole)
     for rank in on_ranks(lambda: run(2, 2, 2), tmp_path):
         assert_same(rank, whole)
 
 
 @pytest.mark.parametrize("kind", ["shared_trunk", "adapters", "group_relative"])
 def test_ranks_change_nothing_with_another_critic_or_none(kind, llama, text, tmp_path):
-    whole = train(llama, tmp_path, text, kind, micro_batch=8, mix_batch=8, devices=1)
+    whole = train(llama, tmp_path, text, kind, micro_batch_size=8, mix_batch=8, devices=1)
     # the first factor of an adapter moves when its second has
     assert [name for name in whole["still"] if "lora_A" not in name] == [], "all that is trained has moved"
-    sizes = {"micro_batch": 2, "mix_batch": 2, "accumulate_grad_batches": 2, "devices": 2, "strategy": "ddp"}
+    sizes = {"micro_batch_size": 2, "mix_batch": 2, "accumulate_grad_batches": 2, "devices": 2, "strategy": "ddp"}
     for rank in on_ranks(lambda: train(llama, tmp_path, text, kind, **sizes), tmp_path):
         assert_same(rank, whole)
 
@@ -263,7 +263,7 @@ def test_lora_trains_the_adapters_alone_and_takes_the_base_as_reference(llama, t
 
 
 def test_sizes_that_do_not_divide_are_refused_before_loading(llama, trainer_of):
-    with pytest.raises(UserError, match="rollout_batch 64 is not a multiple of the minibatch 24"):
+    with pytest.raises(UserError, match="rollout_batch_size 64 is not a multiple of the minibatch 24"):
         trainer_of(max_epochs=1, accumulate_grad_batches=3).fit(make(llama), datamodule=PromptData())
 
 
@@ -276,8 +276,8 @@ def test_a_reward_that_is_not_a_number_stops_the_run(llama, trainer_of):
 
 def test_the_critics_warm_up_moves_the_critic_alone_and_the_gradients_norm_is_logged(llama, text, trainer_of):
     watch = Watch()
-    mix = PretrainingMix(text, coefficient=1.0, micro_batch=4, block_length=16)
-    warming = {"rollout_batch": 16, "critic_warmup": 2}
+    mix = PretrainingMix(text, coefficient=1.0, micro_batch_size=4, seq_len=16)
+    warming = {"rollout_batch_size": 16, "critic_warmup_iterations": 2}
     module = make(llama, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1), ppo=warming)
     policies: list[torch.Tensor] = []
 
@@ -291,7 +291,7 @@ def test_the_critics_warm_up_moves_the_critic_alone_and_the_gradients_norm_is_lo
     assert torch.equal(policies[0], start) and torch.equal(policies[1], start) and not torch.equal(policies[2], start)
     assert watch.epochs[1]["policy/approx_kl"] == pytest.approx(0, abs=1e-9)
     assert watch.epochs[1]["value/loss"] != watch.epochs[0]["value/loss"]
-    assert 0 < watch.epochs[0]["update/gradient_norm"] < watch.epochs[2]["update/gradient_norm"]
+    assert 0 < watch.epochs[0]["train/grad_norm"] < watch.epochs[2]["train/grad_norm"]
 
 
 def test_the_entropy_bonus_is_the_full_distributions(llama, trainer_of):
@@ -301,24 +301,24 @@ def test_the_entropy_bonus_is_the_full_distributions(llama, trainer_of):
         watch = Watch()
         module = make(
             llama,
-            advantages=GroupRelative(),
-            kl=FixedKL(0.0),
+            advantages=GRPOAdvantage(),
+            kl=FixedKLController(0.0),
             optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
-            ppo={"entropy_coefficient": coefficient, "samples_per_prompt": 2, "rollout_batch": 16},
+            ppo={"entropy_coefficient": coefficient, "samples_per_prompt": 2, "rollout_batch_size": 16},
         )
         module.reward.score = lambda episodes: torch.ones(len(episodes.responses))  # type: ignore[method-assign]
         trainer_of(max_epochs=2, callbacks=[watch]).fit(module, datamodule=PromptData())
         figures.append(watch.epochs)
         still = all(torch.equal(p, watch.start[name]) for name, p in module.named_parameters())
         assert still == (coefficient == 0)
-    assert "policy/full_entropy" not in figures[0][-1]
-    assert figures[1][1]["policy/full_entropy"] > figures[1][0]["policy/full_entropy"]
+    assert "policy/entropy" not in figures[0][-1]
+    assert figures[1][1]["policy/entropy"] > figures[1][0]["policy/entropy"]
     # the mean over sampled tokens of -log p estimates the same number
-    assert figures[1][0]["policy/full_entropy"] == pytest.approx(figures[1][0]["policy/entropy"], rel=0.25)
+    assert figures[1][0]["policy/entropy"] == pytest.approx(figures[1][0]["policy/entropy_estimate"], rel=0.25)
 
 
 def test_a_warm_up_without_a_critic_is_refused(llama):
-    with pytest.raises(UserError, match=r"ppo\.critic_warmup: GroupRelative has no critic to warm up"):
-        make(llama, advantages=GroupRelative(), ppo={"critic_warmup": 1})
-    with pytest.raises(UserError, match=r"critic: LeaveOneOut reads no values; leave model\.critic out"):
-        make(llama, advantages=LeaveOneOut(), critic=SharedTrunkCritic())
+    with pytest.raises(UserError, match=r"ppo\.critic_warmup_iterations: GRPOAdvantage has no critic to warm up"):
+        make(llama, advantages=GRPOAdvantage(), ppo={"critic_warmup_iterations": 1})
+    with pytest.raises(UserError, match=r"critic: RLOOAdvantage reads no values; leave model\.critic out"):
+        make(llama, advantages=RLOOAdvantage(), critic=SharedBackboneCritic())

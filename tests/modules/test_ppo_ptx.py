@@ -7,16 +7,16 @@ import lightning as L
 import pytest
 import torch
 import yaml
-from ppo_fakes import CountOf, PromptData
-from small_runs import quiet_trainer
 from transformers import AutoModelForCausalLM
 
 from lit_rlhf.callbacks import PretrainingMix
 from lit_rlhf.commands.recipes import shipped_recipes
-from lit_rlhf.models.text_loss import text_loss
-from lit_rlhf.modules import PPOModule, PPOSettings
-from lit_rlhf.rollout.kl_control import FixedKL
-from lit_rlhf.rollout.sampling import Sampling
+from lit_rlhf.generation.sampling import SamplingParams
+from lit_rlhf.models.lm_loss import causal_lm_loss
+from lit_rlhf.modules import PPOConfig, PPOModule
+from lit_rlhf.rollout.kl_controller import FixedKLController
+from tests.helpers.ppo_fakes import CountOf, PromptData
+from tests.helpers.small_runs import quiet_trainer
 
 LENGTH = 16
 
@@ -47,7 +47,7 @@ def loss_on(model: Any, ids: torch.Tensor) -> torch.Tensor:
     """Mean loss of a token."""
     targets = torch.ones_like(ids, dtype=torch.bool)
     targets[:, 0] = False
-    total, count = text_loss(model, ids, targets, torch.ones_like(ids))
+    total, count = causal_lm_loss(model, ids, targets, torch.ones_like(ids))
     return total / count
 
 
@@ -68,7 +68,7 @@ def pretrained(llama: str, text: Path, tokenizer: Any, tmp_path_factory: pytest.
 
 def recipe_coefficient() -> float:
     """γ of the quickstart's recipe."""
-    recipe = yaml.safe_load(shipped_recipes()["quickstart/ppo_ptx"].read_text())
+    recipe = yaml.safe_load(shipped_recipes()["quickstart/ppo-ptx"].read_text())
     mixes = [c for c in recipe["trainer"]["callbacks"] if c["class_path"].endswith("PretrainingMix")]
     return float(mixes[0]["init_args"]["coefficient"])
 
@@ -77,17 +77,17 @@ def test_the_recipes_coefficient_keeps_the_loss_on_pretraining_text(pretrained, 
     folder, before = pretrained
     ids, after, gained = ids_of(text, tokenizer), {}, {}
     for coefficient in (0.0, recipe_coefficient()):
-        settings = PPOSettings(rollout_batch=64, micro_batch=32, critic_learning_rate=5e-3)
+        settings = PPOConfig(rollout_batch_size=64, micro_batch_size=32, critic_learning_rate=5e-3)
         module = PPOModule(
             folder,
             CountOf(),
-            Sampling(response_length=8),
+            SamplingParams(max_new_tokens=8),
             settings,
-            kl=FixedKL(0.0),
+            kl=FixedKLController(0.0),
             optimizer=lambda p: torch.optim.Adam(p, lr=4e-3),
         )
         watch = Scores()
-        mix = PretrainingMix(str(text), coefficient, micro_batch=14, block_length=LENGTH)
+        mix = PretrainingMix(str(text), coefficient, micro_batch_size=14, seq_len=LENGTH)
         trainer = quiet_trainer(tmp_path, max_epochs=10, callbacks=[mix, watch])
         trainer.fit(module, datamodule=PromptData())
         with torch.no_grad():

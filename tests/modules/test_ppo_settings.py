@@ -3,13 +3,13 @@
 import pytest
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.modules import PPOSettings
+from lit_rlhf.modules import PPOConfig
 from lit_rlhf.rollout.advantages import GAE
 
 
 def test_the_defaults_are_the_papers():
-    settings = PPOSettings()
-    assert (settings.rollout_batch, settings.epochs, settings.clip) == (512, 1, 0.2)
+    settings = PPOConfig()
+    assert (settings.rollout_batch_size, settings.ppo_epochs, settings.clip_range) == (512, 1, 0.2)
     assert GAE().discount == 1.0
     assert settings.critic_learning_rate == 9e-6
 
@@ -17,16 +17,16 @@ def test_the_defaults_are_the_papers():
 @pytest.mark.parametrize(
     ("name", "value", "rule"),
     [
-        ("rollout_batch", 0, "be at least 1"),
-        ("micro_batch", 0, "be at least 1"),
+        ("rollout_batch_size", 0, "be at least 1"),
+        ("micro_batch_size", 0, "be at least 1"),
         ("epochs", -1, "be at least 1"),
         ("chunk", 0, "be at least 1"),
         ("clip", 0.0, "be positive"),
         ("entropy_coefficient", -0.1, "not be negative"),
-        ("critic_warmup", -1, "not be negative"),
-        ("value_clip", -0.2, "be positive"),
+        ("critic_warmup_iterations", -1, "not be negative"),
+        ("value_clip_range", -0.2, "be positive"),
     ],
 )
 def test_a_senseless_number_is_refused_by_name(name, value, rule):
     with pytest.raises(UserError, match=rf"ppo\.{name} must {rule}, got {value}"):
-        PPOSettings(**{name: value})
+        PPOConfig(**{name: value})

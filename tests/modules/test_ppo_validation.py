@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import on_ranks
-from small_runs import demonstrations, quiet_trainer, write_rows
 
 from lit_rlhf.data import PromptDataModule
-from lit_rlhf.modules import PPOModule, PPOSettings
-from lit_rlhf.rollout.sampling import Sampling
+from lit_rlhf.generation.sampling import SamplingParams
+from lit_rlhf.modules import PPOConfig, PPOModule
+from tests.helpers.ranks import on_ranks
+from tests.helpers.small_runs import demonstrations, quiet_trainer, write_rows
 
 
 class Recording:
@@ -29,11 +29,11 @@ class Recording:
         return torch.tensor(scores)
 
 
-def validate(model: str, reference: str, path: str, folder: Path, micro_batch: int, **settings: Any) -> Any:
+def validate(model: str, reference: str, path: str, folder: Path, micro_batch_size: int, **settings: Any) -> Any:
     reward = Recording()
-    sizes = PPOSettings(rollout_batch=4, micro_batch=2)
-    module = PPOModule(model, reward, Sampling(6), sizes, reference=reference, critic=model)
-    data = PromptDataModule(path, validation_path=path, validation_micro_batch=micro_batch)
+    sizes = PPOConfig(rollout_batch_size=4, micro_batch_size=2)
+    module = PPOModule(model, reward, SamplingParams(6), sizes, reference=reference, critic=model)
+    data = PromptDataModule(path, validation_path=path, validation_batch_size=micro_batch_size)
     trainer = quiet_trainer(folder, **settings)
     return trainer.validate(module, datamodule=data, verbose=False)[0], reward.given
 
@@ -52,7 +52,9 @@ def test_every_prompt_counts_once_on_one_process_and_two(model_folders, llama, t
 
 def test_a_model_that_was_only_validated_can_be_saved(llama, tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", demonstrations(4))
-    module = PPOModule(llama, Recording(), Sampling(4), PPOSettings(rollout_batch=4, micro_batch=2), critic=llama)
+    module = PPOModule(
+        llama, Recording(), SamplingParams(4), PPOConfig(rollout_batch_size=4, micro_batch_size=2), critic=llama
+    )
     trainer = quiet_trainer(tmp_path)
     trainer.validate(module, datamodule=PromptDataModule(path, validation_path=path), verbose=False)
     trainer.save_checkpoint(tmp_path / "validated.ckpt")

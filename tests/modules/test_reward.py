@@ -5,20 +5,20 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import on_ranks
-from small_runs import assert_same_weights, moved, quiet_trainer, rankings, sgd, whole_weights, write_rows
 
 from lit_rlhf.data import ComparisonDataModule
-from lit_rlhf.models.options import ModelOptions
-from lit_rlhf.models.scalar import load_scalar_model
+from lit_rlhf.models.loading_config import ModelLoadingConfig
+from lit_rlhf.models.scalar_model import load_scalar_model
 from lit_rlhf.modules import RewardModule
+from tests.helpers.ranks import on_ranks
+from tests.helpers.small_runs import assert_same_weights, moved, quiet_trainer, rankings, sgd, whole_weights, write_rows
 
 
 def test_it_learns_to_rank_by_a_visible_property(llama, tmp_path):
     data = ComparisonDataModule(
         write_rows(tmp_path / "rows.jsonl", rankings(120)),
         validation_path=write_rows(tmp_path / "unseen.jsonl", rankings(60, seed=1)),
-        micro_batch=8,
+        micro_batch_size=8,
     )
     module = RewardModule(llama, lambda parameters: torch.optim.AdamW(parameters, lr=3e-3))
     trainer = quiet_trainer(tmp_path, max_epochs=5)
@@ -42,7 +42,7 @@ def test_a_ranking_of_k_costs_k_rows_and_its_prompt_is_computed_once(shared_prom
             mask = inputs["attention_mask"][:, -inputs["input_ids"].shape[1] :]
             seen.append((len(mask), int(mask.sum())))
 
-    data = ComparisonDataModule(write_rows(tmp_path / "rows.jsonl", rows), micro_batch=6)
+    data = ComparisonDataModule(write_rows(tmp_path / "rows.jsonl", rows), micro_batch_size=6)
     quiet_trainer(tmp_path, max_epochs=1).fit(Counting(llama, shared_prompt=shared_prompt), datamodule=data)
     prompts, completions = [len(row["prompt"].split()) for row in rows], 5 * sum(K)  # four words and the end token
     if shared_prompt:
@@ -52,8 +52,8 @@ def test_a_ranking_of_k_costs_k_rows_and_its_prompt_is_computed_once(shared_prom
         assert seen == [(sum(K), sum(k * p for k, p in zip(K, prompts)) + completions)]
 
 
-def train(model: str, path: str, folder: Path, micro_batch: int, **settings: Any) -> Any:
-    data = ComparisonDataModule(path, micro_batch=micro_batch)
+def train(model: str, path: str, folder: Path, micro_batch_size: int, **settings: Any) -> Any:
+    data = ComparisonDataModule(path, micro_batch_size=micro_batch_size)
     module = RewardModule(model, sgd(0.3))
     quiet_trainer(folder, max_epochs=2, gradient_clip_val=1.0, **settings).fit(module, datamodule=data)
     return whole_weights(module)
@@ -62,17 +62,17 @@ def train(model: str, path: str, folder: Path, micro_batch: int, **settings: Any
 def test_the_cut_into_micro_batches_and_ranks_changes_no_weight(llama, tokenizer, tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", rankings(24))
     whole = train(llama, path, tmp_path, 8)
-    start = list(load_scalar_model(llama, tokenizer, ModelOptions()).parameters())
+    start = list(load_scalar_model(llama, tokenizer, ModelLoadingConfig()).parameters())
     assert moved(start, whole) > 1e-2
-    for micro_batch, accumulate in ((4, 2), (1, 8)):
-        assert_same_weights(train(llama, path, tmp_path, micro_batch, accumulate_grad_batches=accumulate), whole)
+    for micro_batch_size, accumulate in ((4, 2), (1, 8)):
+        assert_same_weights(train(llama, path, tmp_path, micro_batch_size, accumulate_grad_batches=accumulate), whole)
     ddp = {"accumulate_grad_batches": 2, "devices": 2, "strategy": "ddp"}
     for weights in on_ranks(lambda: train(llama, path, tmp_path, 2, **ddp), tmp_path):
         assert_same_weights(weights, whole)
 
 
-def validate(model: str, path: str, folder: Path, micro_batch: int, **settings: Any) -> dict[str, float]:
-    data = ComparisonDataModule(path, validation_path=path, micro_batch=micro_batch)
+def validate(model: str, path: str, folder: Path, micro_batch_size: int, **settings: Any) -> dict[str, float]:
+    data = ComparisonDataModule(path, validation_path=path, micro_batch_size=micro_batch_size)
     figures = quiet_trainer(folder, **settings).validate(RewardModule(model), datamodule=data, verbose=False)[0]
     return {name.removeprefix("validation/"): value for name, value in figures.items()}
 
@@ -80,7 +80,7 @@ def validate(model: str, path: str, folder: Path, micro_batch: int, **settings: 
 def test_validation_figures_are_those_of_the_whole_set(llama, tokenizer, tmp_path):
     rows = rankings(9)
     path = write_rows(tmp_path / "rows.jsonl", rows)
-    model, losses, correct, sure = load_scalar_model(llama, tokenizer, ModelOptions()).eval(), [], [], []
+    model, losses, correct, sure = load_scalar_model(llama, tokenizer, ModelLoadingConfig()).eval(), [], [], []
     for row in rows:  # pair by pair, one row at a time
         scores = []
         for completion in row["completions"]:
@@ -102,8 +102,8 @@ def test_validation_figures_are_those_of_the_whole_set(llama, tokenizer, tmp_pat
         "calibration_error": sum(gaps) / len(sure),
     }
     assert len(bins) > 1 and 0 < expected["accuracy"] < 1
-    for micro_batch in (1, 2, 9):
-        assert validate(llama, path, tmp_path, micro_batch) == pytest.approx(expected, rel=1e-4)
+    for micro_batch_size in (1, 2, 9):
+        assert validate(llama, path, tmp_path, micro_batch_size) == pytest.approx(expected, rel=1e-4)
     ddp = {"devices": 2, "strategy": "ddp"}
     for figures in on_ranks(lambda: validate(llama, path, tmp_path, 2, **ddp), tmp_path):
         assert figures == pytest.approx(expected, rel=1e-4)

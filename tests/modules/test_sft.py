@@ -6,17 +6,25 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from ranks import on_ranks
-from small_runs import assert_same_weights, demonstrations, moved, quiet_trainer, sgd, whole_weights, write_rows
 from transformers import AutoModelForCausalLM
 
 from lit_rlhf.data import DemonstrationDataModule
 from lit_rlhf.modules import SFTModule
+from tests.helpers.ranks import on_ranks
+from tests.helpers.small_runs import (
+    assert_same_weights,
+    demonstrations,
+    moved,
+    quiet_trainer,
+    sgd,
+    whole_weights,
+    write_rows,
+)
 
 
 def test_it_learns_to_repeat_the_first_word(llama, tokenizer, tmp_path):
     rows = [{"prompt": row["prompt"] + " :", "completion": row["prompt"].split()[0]} for row in demonstrations(360)]
-    data = DemonstrationDataModule(write_rows(tmp_path / "rows.jsonl", rows[:300]), micro_batch=25)
+    data = DemonstrationDataModule(write_rows(tmp_path / "rows.jsonl", rows[:300]), micro_batch_size=25)
     module = SFTModule(llama, lambda parameters: torch.optim.AdamW(parameters, lr=5e-3))
     quiet_trainer(tmp_path, max_epochs=12).fit(module, datamodule=data)
     right = 0
@@ -27,8 +35,10 @@ def test_it_learns_to_repeat_the_first_word(llama, tokenizer, tmp_path):
     assert right >= 54, right
 
 
-def train(model: str, path: str, folder: Path, micro_batch: int, by_length: bool = True, **settings: Any) -> Any:
-    data = DemonstrationDataModule(path, micro_batch=micro_batch, batching="by_length" if by_length else "as_drawn")
+def train(model: str, path: str, folder: Path, micro_batch_size: int, by_length: bool = True, **settings: Any) -> Any:
+    data = DemonstrationDataModule(
+        path, micro_batch_size=micro_batch_size, batching="by_length" if by_length else "as_drawn"
+    )
     module = SFTModule(model, sgd(0.1))
     quiet_trainer(folder, max_epochs=2, gradient_clip_val=1.0, **settings).fit(module, datamodule=data)
     return whole_weights(module)
@@ -38,16 +48,16 @@ def test_the_cut_into_micro_batches_and_ranks_changes_no_weight(llama, tmp_path)
     path = write_rows(tmp_path / "rows.jsonl", demonstrations(36))
     whole = train(llama, path, tmp_path, 12)
     assert moved(list(AutoModelForCausalLM.from_pretrained(llama).parameters()), whole) > 1e-2
-    for micro_batch, accumulate, by_length in ((6, 2, True), (1, 12, True), (4, 3, False)):
-        cut = train(llama, path, tmp_path, micro_batch, by_length, accumulate_grad_batches=accumulate)
+    for micro_batch_size, accumulate, by_length in ((6, 2, True), (1, 12, True), (4, 3, False)):
+        cut = train(llama, path, tmp_path, micro_batch_size, by_length, accumulate_grad_batches=accumulate)
         assert_same_weights(cut, whole)
     ddp = {"accumulate_grad_batches": 2, "devices": 2, "strategy": "ddp"}
     for weights in on_ranks(lambda: train(llama, path, tmp_path, 3, **ddp), tmp_path):
         assert_same_weights(weights, whole)
 
 
-def validation_loss(model: str, path: str, folder: Path, micro_batch: int, **settings: Any) -> float:
-    data = DemonstrationDataModule(path, validation_path=path, micro_batch=micro_batch)
+def validation_loss(model: str, path: str, folder: Path, micro_batch_size: int, **settings: Any) -> float:
+    data = DemonstrationDataModule(path, validation_path=path, micro_batch_size=micro_batch_size)
     return quiet_trainer(folder, **settings).validate(SFTModule(model), datamodule=data, verbose=False)[0][
         "validation/loss"
     ]
@@ -62,8 +72,8 @@ def test_validation_loss_is_the_mean_over_all_completion_tokens(llama, tokenizer
         logits = plain(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
         total += float(F.cross_entropy(logits, torch.tensor(completion), reduction="sum"))
         count += len(completion)
-    for micro_batch in (1, 4, 11):
-        assert validation_loss(llama, path, tmp_path, micro_batch) == pytest.approx(total / count, rel=1e-5)
+    for micro_batch_size in (1, 4, 11):
+        assert validation_loss(llama, path, tmp_path, micro_batch_size) == pytest.approx(total / count, rel=1e-5)
     ddp = {"devices": 2, "strategy": "ddp"}
     for loss in on_ranks(lambda: validation_loss(llama, path, tmp_path, 4, **ddp), tmp_path):
         assert loss == pytest.approx(total / count, rel=1e-5)

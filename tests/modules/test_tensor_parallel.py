@@ -5,23 +5,23 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from ppo_fakes import PromptData
-from ranks import on_ranks
-from small_runs import demonstrations, quiet_trainer, sgd, whole_weights, write_rows
-from test_two_ranks import ALONE, ONE, assert_same, train
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
-from lit_rlhf.commands.compatibility import Setup, refusal
+from lit_rlhf.commands.support.compatibility import Setup, refusal
 from lit_rlhf.data import DemonstrationDataModule
 from lit_rlhf.errors import UserError
+from lit_rlhf.generation.generators import HuggingFaceGenerator
+from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.models.loading import load_config, load_tokenizer
-from lit_rlhf.models.options import ModelOptions
-from lit_rlhf.modules import PPOModule, PPOSettings, SFTModule
-from lit_rlhf.rewards import NormalisedReward
-from lit_rlhf.rollout.generation import HuggingFaceGenerator
-from lit_rlhf.rollout.sampling import Sampling
+from lit_rlhf.models.loading_config import ModelLoadingConfig
+from lit_rlhf.modules import PPOConfig, PPOModule, SFTModule
+from lit_rlhf.rewards import NormalizedReward
 from lit_rlhf.strategies import FSDP2Strategy, split_tensors, tensor_plan
+from tests.helpers.ppo_fakes import PromptData
+from tests.helpers.ranks import on_ranks
+from tests.helpers.small_runs import demonstrations, quiet_trainer, sgd, whole_weights, write_rows
+from tests.modules.test_two_ranks import ALONE, ONE, assert_same, train
 
 SETTING = "trainer.strategy.tensor_parallel_size"
 
@@ -76,7 +76,7 @@ def test_every_rank_holds_half_of_each_block(llama, tmp_path):
     def run() -> tuple[int, int]:
         module, rows = Counted(llama), write_rows(tmp_path / "rows.jsonl", demonstrations(4))
         trainer = quiet_trainer(tmp_path, max_steps=0, devices=2, strategy=FSDP2Strategy(tensor_parallel_size=2))
-        trainer.fit(module, datamodule=DemonstrationDataModule(rows, micro_batch=1))
+        trainer.fit(module, datamodule=DemonstrationDataModule(rows, micro_batch_size=1))
         return module.held, module.whole
 
     for held, whole in on_ranks(run, tmp_path):
@@ -96,9 +96,11 @@ class Unsure:
 
 def test_ranks_that_split_tensors_agree_on_a_score_and_count_an_episode_once(llama, tmp_path):
     def run() -> tuple[dict[str, float], torch.Tensor, list[torch.Tensor]]:
-        reward = NormalisedReward(Unsure())
-        sizes = PPOSettings(rollout_batch=8, micro_batch=8)
-        module = PPOModule(llama, reward, Sampling(4), sizes, generator=HuggingFaceGenerator(), optimizer=sgd(0.1))
+        reward = NormalizedReward(Unsure())
+        sizes = PPOConfig(rollout_batch_size=8, micro_batch_size=8)
+        module = PPOModule(
+            llama, reward, SamplingParams(4), sizes, generator=HuggingFaceGenerator(), optimizer=sgd(0.1)
+        )
         trainer = quiet_trainer(tmp_path, max_epochs=1, devices=2, strategy=FSDP2Strategy(tensor_parallel_size=2))
         trainer.fit(module, datamodule=PromptData())
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "time/" not in name}
@@ -113,14 +115,14 @@ def test_ranks_that_split_tensors_agree_on_a_score_and_count_an_episode_once(lla
 def test_what_cannot_be_split_is_refused(model_folders, llama, tmp_path):
     for shape in ("gpt2", "opt"):
         with pytest.raises(UserError, match=f"{SETTING}: .*no plan .* of {shape}; set it to 1"):
-            tensor_plan(load_config(model_folders[shape], ModelOptions()), 2)
+            tensor_plan(load_config(model_folders[shape], ModelLoadingConfig()), 2)
     with pytest.raises(UserError, match=r"no plan .* of qwen3"):  # it has norms within a head, which need more
         tensor_plan(Qwen3Config(), 2)
     with pytest.raises(UserError, match="2 does not divide num_key_value_heads 1"):
         tensor_plan(LlamaConfig(num_attention_heads=4, num_key_value_heads=1), 2)
     setup = Setup(strategy="fsdp2", split=True)
     assert refusal(setup) is None
-    assert refusal(setup._replace(engine="lit_rlhf.rollout.generation.CachedGenerator")) is None
+    assert refusal(setup._replace(engine="lit_rlhf.generation.generators.CachedGenerator")) is None
     for wrong in (
         {"adapted": True},
         {"compiled": True},
@@ -141,9 +143,9 @@ def test_what_cannot_be_split_is_refused(model_folders, llama, tmp_path):
         rows = write_rows(tmp_path / "rows.jsonl", demonstrations(4))
         trainer = quiet_trainer(tmp_path, max_steps=1, devices=2, strategy=FSDP2Strategy(tensor_parallel_size=2))
         module = SFTModule(model_folders["gpt_neox"], dropout=0.2)
-        module.tokenizer = load_tokenizer(llama, ModelOptions())
+        module.tokenizer = load_tokenizer(llama, ModelLoadingConfig())
         with pytest.raises(UserError) as refused:
-            trainer.fit(module, datamodule=DemonstrationDataModule(rows, micro_batch=1))
+            trainer.fit(module, datamodule=DemonstrationDataModule(rows, micro_batch_size=1))
         return str(refused.value)
 
     for line in on_ranks(drop, tmp_path):

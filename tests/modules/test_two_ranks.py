@@ -8,17 +8,24 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from ppo_fakes import CountOf, PromptData
-from ranks import on_ranks
-from small_runs import assert_same_weights, demonstrations, quiet_trainer, rankings, whole_weights, write_rows
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lit_rlhf.callbacks import PretrainingMix
 from lit_rlhf.cli import main
 from lit_rlhf.data import ComparisonDataModule, DemonstrationDataModule
-from lit_rlhf.modules import PPOModule, PPOSettings, RewardModule, SFTModule
-from lit_rlhf.rollout.sampling import Sampling
+from lit_rlhf.generation.sampling import SamplingParams
+from lit_rlhf.modules import PPOConfig, PPOModule, RewardModule, SFTModule
 from lit_rlhf.strategies import FSDP2Strategy, is_sharded
+from tests.helpers.ppo_fakes import CountOf, PromptData
+from tests.helpers.ranks import on_ranks
+from tests.helpers.small_runs import (
+    assert_same_weights,
+    demonstrations,
+    quiet_trainer,
+    rankings,
+    whole_weights,
+    write_rows,
+)
 
 STEPS, SAVED = 5, 3
 # the minibatch is 12 in all; on two ranks and in the run that goes on alone it is cut alike
@@ -40,23 +47,33 @@ def momentum(rate: float) -> Any:
     return lambda parameters: torch.optim.SGD(parameters, lr=rate, momentum=0.9)
 
 
-def stage_of(kind: str, model: str, folder: Path, micro_batch: int) -> tuple[Any, Any, list[Any]]:
+def stage_of(kind: str, model: str, folder: Path, micro_batch_size: int) -> tuple[Any, Any, list[Any]]:
     if kind == "sft":
         rows = write_rows(folder / "rows.jsonl", demonstrations(36))
-        return SFTModule(model, momentum(0.1)), DemonstrationDataModule(rows, rows, micro_batch=micro_batch), []
+        return (
+            SFTModule(model, momentum(0.1)),
+            DemonstrationDataModule(rows, rows, micro_batch_size=micro_batch_size),
+            [],
+        )
     if kind == "reward":
         rows = write_rows(folder / "rows.jsonl", rankings(36))
-        return RewardModule(model, momentum(0.1)), ComparisonDataModule(rows, rows, micro_batch=micro_batch), []
-    settings = PPOSettings(rollout_batch=24, micro_batch=micro_batch, epochs=2, critic_learning_rate=0.05)
+        return (
+            RewardModule(model, momentum(0.1)),
+            ComparisonDataModule(rows, rows, micro_batch_size=micro_batch_size),
+            [],
+        )
+    settings = PPOConfig(
+        rollout_batch_size=24, micro_batch_size=micro_batch_size, ppo_epochs=2, critic_learning_rate=0.05
+    )
     text = write_rows(folder / "text.jsonl", [{"text": " ".join(f"w{(i * 7) % 28}" for i in range(400))}])
-    mix = [PretrainingMix(text, 0.5, micro_batch, block_length=8)] if kind == "ppo_ptx" else []
-    return PPOModule(model, CountOf(), Sampling(8), settings, optimizer=momentum(0.05)), PromptData(), mix
+    mix = [PretrainingMix(text, 0.5, micro_batch_size, seq_len=8)] if kind == "ppo_ptx" else []
+    return PPOModule(model, CountOf(), SamplingParams(8), settings, optimizer=momentum(0.05)), PromptData(), mix
 
 
 def train(kind: str, model: str, folder: Path, cut: Any, start: Any = None, **settings: Any) -> dict[str, Any]:
     """Run five steps, or from a checkpoint to the fifth; return the losses of steps, metrics and whole weights."""
-    micro_batch, accumulate, devices = cut
-    module, data, callbacks = stage_of(kind, model, folder, micro_batch)
+    micro_batch_size, accumulate, devices = cut
+    module, data, callbacks = stage_of(kind, model, folder, micro_batch_size)
     losses = Losses()
     kept = ModelCheckpoint(folder, filename="saved", every_n_train_steps=SAVED, save_on_exception=False)
     trainer = quiet_trainer(
@@ -75,7 +92,7 @@ def train(kind: str, model: str, folder: Path, cut: Any, start: Any = None, **se
     trainer.fit(module, datamodule=data, ckpt_path=start)
     assert trainer.global_step == STEPS
     curve = [sum(loss for step, loss in losses.seen if step == each) for each in range(SAVED if start else 0, STEPS)]
-    of_the_cut = ("time/", "update/padding")
+    of_the_cut = ("time/", "update/padding_fraction")
     metrics = {n: float(v) for n, v in trainer.callback_metrics.items() if not n.startswith(of_the_cut)}
     weights = whole_weights(module)
     return {"curve": curve, "metrics": metrics, "weights": weights, "sharded": is_sharded(module)}

@@ -28,14 +28,14 @@ from lit_rlhf.functional import (
     pad_right,
     whiten,
 )
-from lit_rlhf.models.layout import lay_out
+from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
-from lit_rlhf.models.options import ModelOptions
-from lit_rlhf.models.scalar import load_scalar_model
-from lit_rlhf.rollout.advantages import GAE, rewards_of
+from lit_rlhf.models.loading_config import ModelLoadingConfig
+from lit_rlhf.models.scalar_model import load_scalar_model
+from lit_rlhf.packing.packed_batch import pack_batch
+from lit_rlhf.rollout.advantages import GAE, compute_rewards
 from lit_rlhf.rollout.experience import Trajectories
-from lit_rlhf.rollout.passes import response_logprobs, response_values
-from lit_rlhf.rollout.sampling import Sampling
+from lit_rlhf.rollout.forward_passes import response_logprobs, response_values
 
 ROOT = Path(__file__).resolve().parents[2]
 TRL = ROOT / ".venv-peers" / "trl-1.12.0"
@@ -131,33 +131,33 @@ class Ours:
     """The update by this library, on the same models and tokens."""
 
     def __init__(self, update: Update) -> None:
-        options = ModelOptions()
-        tokenizer = load_tokenizer(str(update.folder / "policy"), options)
+        loading = ModelLoadingConfig()
+        tokenizer = load_tokenizer(str(update.folder / "policy"), loading)
         self.ids, self.attention = update.given, (update.given != 0).long()
         self.mask = self.attention[:, update.prompt_width :].bool()  # (B, R)
         # one token further: TRL has a value behind the end, and here nothing is computed there otherwise
         self.wide = torch.cat([self.attention[:, : update.prompt_width], one_further(self.mask).long()], 1)
         load = lambda name: str(update.folder / name)  # noqa: E731
-        self.policy = load_causal_lm(load("policy"), tokenizer, options)
-        self.critic = load_scalar_model(load("critic"), tokenizer, options)
-        reward = load_scalar_model(load("reward"), tokenizer, options).eval()
+        self.policy = load_causal_lm(load("policy"), tokenizer, loading)
+        self.critic = load_scalar_model(load("critic"), tokenizer, loading)
+        reward = load_scalar_model(load("reward"), tokenizer, loading).eval()
         with torch.no_grad():
             self.old, self.old_values = self.logprobs(), self.values()
-            reference = load_causal_lm(load("reference"), tokenizer, options)
-            self.reference = response_logprobs(reference, self.ids, self.attention, WIDTH, Sampling(WIDTH))
+            reference = load_causal_lm(load("reference"), tokenizer, loading)
+            self.reference = response_logprobs(reference, self.ids, self.attention, WIDTH, SamplingParams(WIDTH))
             self.scores = reward.score(self.ids, self.attention)
 
     def logprobs(self) -> Tensor:
-        return response_logprobs(self.policy, self.ids, self.attention, WIDTH, Sampling(WIDTH))
+        return response_logprobs(self.policy, self.ids, self.attention, WIDTH, SamplingParams(WIDTH))
 
     def values(self) -> Tensor:
-        return response_values(self.critic, lay_out(self.ids, self.wide, WIDTH, self.critic.model))
+        return response_values(self.critic, pack_batch(self.ids, self.wide, WIDTH, self.critic.model))
 
     def advantages(self) -> tuple[Tensor, Tensor]:
         ended = torch.ones(ROWS, dtype=torch.bool)
         parts = (self.old, self.reference, self.old_values, self.scores, ended, self.old, torch.arange(ROWS))
         trajectories = Trajectories(self.ids, self.attention, self.mask, *parts)
-        advantages, returns = GAE(1.0, LAMBDA).estimate(rewards_of(trajectories, BETA), trajectories)
+        advantages, returns = GAE(1.0, LAMBDA).estimate(compute_rewards(trajectories, BETA), trajectories)
         assert returns is not None
         return advantages, returns
 
@@ -231,7 +231,7 @@ def behind_the_end(ours: Ours) -> tuple[Tensor, Tensor, Tensor]:
     place = (last + 1).clamp(max=WIDTH - 1)
     columns = torch.arange(WIDTH)
     ended = (ours.ids[:, -WIDTH:] == END).any(1)
-    punished = ours.scores - torch.where(ended, 0.0, PENALTY)  # TRL subtracts; here missing_end may do either
+    punished = ours.scores - torch.where(ended, 0.0, PENALTY)  # TRL subtracts; here missing_eos may do either
     rewards = torch.where(ours.mask, -BETA * k1(ours.old, ours.reference), 0.0)
     rewards = rewards + torch.where(columns == place[:, None], punished[:, None], 0.0)
     return rewards, ours.old_values, one_further(ours.mask)

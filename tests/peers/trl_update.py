@@ -81,7 +81,7 @@ def main() -> None:
             num_mini_batches=1,
             local_rollout_forward_batch_size=rows,
             total_episodes=rows,
-            response_length=given["input_ids"].shape[1] - given["prompt_width"],
+            max_new_tokens=given["input_ids"].shape[1] - given["prompt_width"],
             temperature=1.0,
             stop_token="eos",
             num_sample_generations=0,

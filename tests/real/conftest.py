@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from stories import convert
+
+from tests.helpers.stories import convert
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,9 @@ from random import Random
 import pytest
 import torch
 
-from lit_rlhf.data.formats import read_records
+from lit_rlhf.data.formats.registry import read_records
 from lit_rlhf.data.records import Ranking
-from lit_rlhf.data.report import PreparationReport
+from lit_rlhf.data.report import DatasetReport
 from lit_rlhf.data.sources import read_rows
 from lit_rlhf.functional import PairNormalizer, ranking_loss
 
@@ -31,7 +31,7 @@ def pair_by_pair(scores: list[float], ranks: list[int], pair_normalizer: PairNor
 @pytest.mark.parametrize("name", FILES)
 def test_the_loss_is_the_mean_over_pairs(name: str, pair_normalizer: PairNormalizer, real_data: Path) -> None:
     rows = read_rows(str(real_data / "preferences" / name))
-    records = read_records(rows, "ranking", Ranking, "auto", PreparationReport(name))
+    records = read_records(rows, "ranking", Ranking, "auto", DatasetReport(name))
     random = Random(0)
     for start in range(0, len(records), 64):
         batch = records[start : start + 64]

@@ -10,7 +10,7 @@ from lit_rlhf.cli import main
 
 FILES = {
     "hh_harmless": ["--data.path={data}/hh_harmless.jsonl.gz"],
-    "oasst_kwise": ["--data.path={data}/oasst_kwise.jsonl.gz", "--data.long_prompts=truncate"],
+    "oasst_kwise": ["--data.path={data}/oasst_kwise.jsonl.gz", "--data.overlong_prompts=truncate"],
 }
 SHORT = [
     "--trainer.max_steps=2",
@@ -26,7 +26,7 @@ def test_training_on_comparisons_warns_of_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data = [argument.format(data=real_data / "preferences") for argument in FILES[name]]
-    start = [f"--model.model={stories}", "--model.options.pad_token=<|pad|>"]
+    start = [f"--model.model={stories}", "--model.loading.pad_token=<|pad|>"]
     quiet = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")

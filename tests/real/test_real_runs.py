@@ -7,11 +7,11 @@ from statistics import fmean
 
 import pytest
 import torch
-from real_stages import Stage, elsewhere, run
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_rlhf.cli import main
+from tests.helpers.real_stages import Stage, elsewhere, run
 
 TEXTS = ["### Instruction:\nName a colour.\n\n### Response:\n", "Once upon a time", "The dog was happy. It ran home."]
 
@@ -44,7 +44,7 @@ def reward(project: Path, sft: Stage, real_data: Path) -> Stage:
 @pytest.fixture(scope="session")
 def kwise(project: Path, sft: Stage, real_data: Path) -> Stage:
     data = f"--data.path={real_data}/preferences/oasst_kwise.jsonl.gz"
-    short = ["--data.long_prompts=truncate", "--data.max_prompt_length=128", "--data.max_completion_length=128"]
+    short = ["--data.overlong_prompts=truncate", "--data.max_prompt_length=128", "--data.max_completion_length=128"]
     return run(project, "runs/kwise", "fit", "-c", "small/reward", data, *short, *elsewhere("runs/kwise"))
 
 
@@ -103,7 +103,7 @@ def test_the_reward_model_learns_from_rankings_of_many(kwise: Stage) -> None:
 
 def test_ppo_raises_the_score_by_a_standard_deviation(ppo: Stage) -> None:
     scores, deviation = ppo.column("reward/score"), ppo.column("reward/score_std")[0]
-    assert fmean(scores[-3:]) > scores[0] + 0.4 * deviation  # 1.1 deviations when this was written
+    assert fmean(scores[-3:]) > scores[0] + 0.4 * deviation  # 1.1 num_std when this was written
     assert fmean(ppo.column("reward/kl")[-3:]) < 10
 
 

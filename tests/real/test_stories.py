@@ -11,8 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from stories import Checkpoint, build_tokenizer, read_checkpoint, read_pieces
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.helpers.stories import Checkpoint, build_tokenizer, read_checkpoint, read_pieces
 
 BYTES = 3  # id of byte 0
 Pieces = list[tuple[bytes, float]]
@@ -34,7 +35,7 @@ def merged_greedily(text: str, pieces: Pieces) -> list[int]:
         ids[-at : -at + 2] = [piece]
 
 
-def logits_of(checkpoint: Checkpoint, ids: list[int]) -> NDArray[np.float64]:
+def logits_at_positions(checkpoint: Checkpoint, ids: list[int]) -> NDArray[np.float64]:
     """A plain forward pass in float64 in the original layout, (T, V)."""
     weights = {name: value.astype(np.float64) for name, value in checkpoint.weights.items()}
     length, size = len(ids), checkpoint.head_dim
@@ -95,14 +96,14 @@ def test_logits_are_those_of_a_plain_forward_pass(stories: str, stories_source: 
     for row in (ids, text.input_ids):
         with torch.no_grad():
             logits = model(torch.tensor([row])).logits[0]
-        np.testing.assert_allclose(logits.double().numpy(), logits_of(checkpoint, row), atol=1e-4, rtol=0)
+        np.testing.assert_allclose(logits.double().numpy(), logits_at_positions(checkpoint, row), atol=1e-4, rtol=0)
 
 
 def test_the_reference_is_not_blind_to_the_layout(stories_source: Path) -> None:
     checkpoint = read_checkpoint(stories_source / "stories260K.bin")
     ids = [1, 403, 407, 261, 378]
     turned = checkpoint._replace(weights={**checkpoint.weights, "sine": -checkpoint.weights["sine"]})
-    assert np.abs(logits_of(checkpoint, ids) - logits_of(turned, ids)).max() > 0.1
+    assert np.abs(logits_at_positions(checkpoint, ids) - logits_at_positions(turned, ids)).max() > 0.1
 
 
 def test_real_texts_are_tokenised_as_by_the_reference(pieces: Pieces, real_data: Path) -> None:

@@ -8,16 +8,16 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from pages import DOCS, named_blocks
-from ppo_fakes import PromptData
-from ranks import on_ranks
-from small_runs import quiet_trainer
 
 from lit_rlhf.cli import main
-from lit_rlhf.modules import PPOModule, PPOSettings
-from lit_rlhf.rewards import ClippedReward, EnsembleReward, NormalisedReward
+from lit_rlhf.generation.sampling import SamplingParams
+from lit_rlhf.modules import PPOConfig, PPOModule
+from lit_rlhf.rewards import ClippedReward, EnsembleReward, NormalizedReward
 from lit_rlhf.rollout.experience import Episodes
-from lit_rlhf.rollout.sampling import Sampling
+from tests.helpers.pages import DOCS, named_blocks
+from tests.helpers.ppo_fakes import PromptData
+from tests.helpers.ranks import on_ranks
+from tests.helpers.small_runs import quiet_trainer
 
 PAGE = next(page for page in DOCS if page.name == "rewards.md")
 
@@ -48,8 +48,10 @@ class Metrics(L.Callback):
 
 
 def module(model: str) -> PPOModule:
-    reward = ClippedReward(NormalisedReward(EnsembleReward([Above(1.0), Above(3.0)])), -1.0, 1.0)
-    return PPOModule(model, reward, Sampling(response_length=6), PPOSettings(rollout_batch=16, micro_batch=4))
+    reward = ClippedReward(NormalizedReward(EnsembleReward([Above(1.0), Above(3.0)])), -1.0, 1.0)
+    return PPOModule(
+        model, reward, SamplingParams(max_new_tokens=6), PPOConfig(rollout_batch_size=16, micro_batch_size=4)
+    )
 
 
 def run(model: str, folder: Path, **settings: Any) -> list[dict[str, float]]:
@@ -65,7 +67,7 @@ def test_metrics_and_state_are_those_of_all_ranks(llama, tmp_path):
     alone = run(llama, tmp_path)
     state = torch.load(tmp_path / "run.ckpt", weights_only=True)["reward"]
     assert state["source"]["moments"][0] == 32
-    assert alone[0]["reward/ensemble_spread"] > 0 and 0 < alone[0]["reward/score_clipped"] < 1
+    assert alone[0]["reward/ensemble_std"] > 0 and 0 < alone[0]["reward/clip_fraction"] < 1
     # a minibatch of 4 on one rank and on two: the same run
     both = on_ranks(lambda: run_on_two(llama, tmp_path), tmp_path)
     for rank in both:
@@ -76,7 +78,7 @@ def test_metrics_and_state_are_those_of_all_ranks(llama, tmp_path):
 def run_on_two(model: str, folder: Path) -> list[dict[str, float]]:
     metrics = Metrics()
     made = module(model)
-    made.ppo.micro_batch = 2
+    made.ppo.micro_batch_size = 2
     trainer = quiet_trainer(folder, max_epochs=2, callbacks=[metrics], devices=2, strategy="ddp")
     trainer.fit(made, datamodule=PromptData())
     return metrics.epochs
@@ -112,7 +114,7 @@ def test_what_the_page_shows_parses(overlay: str, project: Path, capsys: pytest.
 
 def test_the_functions_of_the_page_score_a_run(project: Path, llama: str) -> None:
     settings = ["accelerator=cpu", "max_epochs=1", "enable_progress_bar=false"]
-    sizes = ["sampling.response_length=6", "ppo.rollout_batch=8", "ppo.micro_batch=4", f"model={llama}"]
+    sizes = ["sampling.max_new_tokens=6", "ppo.rollout_batch_size=8", "ppo.micro_batch_size=4", f"model={llama}"]
     words = [f"--trainer.{each}" for each in settings] + [f"--model.{each}" for each in sizes]
     assert main(["fit", "-c", "small/ppo", "-c", "my_scores.yaml", "--data.path=data.jsonl", *words]) == 0
     samples = [json.loads(line) for line in (project / "runs/small/ppo/samples.jsonl").read_text().splitlines()]
@@ -122,4 +124,4 @@ def test_the_functions_of_the_page_score_a_run(project: Path, llama: str) -> Non
         expected = -0.1 * len(said) + 2.0 * ("w3" in said) + 0.1 * len(set(said))
         assert sample["score"] == pytest.approx(expected, abs=1e-5)
     header = (project / "runs/small/ppo/metrics.csv").read_text().splitlines()[0].split(",")
-    assert {"reward/part_short", "reward/part_target", "reward/part_variety"} <= set(header)
+    assert {"reward/short", "reward/target", "reward/variety"} <= set(header)

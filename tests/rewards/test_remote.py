@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from episodes import PROMPTS, RESPONSES, episodes
-from services import Reply, Request, Service, serve
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.rewards import RemoteReward
+from tests.helpers.episodes import PROMPTS, RESPONSES, episodes
+from tests.helpers.services import Reply, Request, Service, serve
 
 CPU = torch.device("cpu")
 TOKEN = "s3cret-t0ken"

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.rollout.advantages import GAE, GroupRelative, LeaveOneOut, check_groups, rewards_of
+from lit_rlhf.rollout.advantages import GAE, GRPOAdvantage, RLOOAdvantage, check_group_size, compute_rewards
 from lit_rlhf.rollout.experience import Trajectories
 
 LENGTHS = [3, 1, 4, 2]
@@ -26,19 +26,19 @@ def trajectories(group: list[int] | None = None) -> Trajectories:
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         response_mask=mask,
-        logprobs=logprobs.masked_fill(~mask, torch.nan),
-        reference=reference,
+        old_logprobs=logprobs.masked_fill(~mask, torch.nan),
+        ref_logprobs=reference,
         values=values,
         scores=scores,
-        ended=ended,
-        drawn=logprobs,
-        group=torch.tensor(group or [0, 1, 0, 1]),
+        finished=ended,
+        rollout_logprobs=logprobs,
+        prompt_index=torch.tensor(group or [0, 1, 0, 1]),
     )
 
 
 def totals(batch: Trajectories) -> list[float]:
     """Score less β times the KL of the response, one response at a time."""
-    kl = [math.fsum((p - r)[:length].tolist()) for p, r, length in zip(batch.logprobs, batch.reference, LENGTHS)]
+    kl = [math.fsum((p - r)[:length].tolist()) for p, r, length in zip(batch.old_logprobs, batch.ref_logprobs, LENGTHS)]
     return [score - BETA * each for score, each in zip(batch.scores.tolist(), kl)]
 
 
@@ -49,19 +49,19 @@ def on_every_token(values: list[float]) -> Tensor:
 
 def test_rewards_are_the_penalty_on_every_token_and_the_score_on_the_last():
     batch = trajectories()
-    rewards = rewards_of(batch, BETA)
+    rewards = compute_rewards(batch, BETA)
     for row, length in enumerate(LENGTHS):
-        expected = [-BETA * float(batch.logprobs[row, t] - batch.reference[row, t]) for t in range(length)]
+        expected = [-BETA * float(batch.old_logprobs[row, t] - batch.ref_logprobs[row, t]) for t in range(length)]
         expected[-1] += float(batch.scores[row])
         assert_close(rewards[row], torch.tensor([*expected, *[0.0] * (4 - length)], dtype=torch.float64))
 
 
 def test_gae_whitens_advantages_over_all_tokens_and_leaves_returns():
     batch, gamma, lam = trajectories(), 0.9, 0.8
-    advantages, returns = GAE(gamma, lam).estimate(rewards_of(batch, BETA), batch)
+    advantages, returns = GAE(gamma, lam).estimate(compute_rewards(batch, BETA), batch)
     raw, targets = [], []
     for row, length in enumerate(LENGTHS):
-        rewards, values = rewards_of(batch, BETA)[row].tolist(), [*batch.values[row, :length].tolist(), 0.0]
+        rewards, values = compute_rewards(batch, BETA)[row].tolist(), [*batch.values[row, :length].tolist(), 0.0]
         errors = [rewards[t] + gamma * values[t + 1] - values[t] for t in range(length)]
         row_raw = [math.fsum((gamma * lam) ** (k - t) * errors[k] for k in range(t, length)) for t in range(length)]
         raw += row_raw
@@ -76,7 +76,7 @@ def test_gae_whitens_advantages_over_all_tokens_and_leaves_returns():
 
 def test_leave_one_out_compares_totals_after_the_kl_penalty():
     batch = trajectories()
-    advantages, returns = LeaveOneOut().estimate(rewards_of(batch, BETA), batch)
+    advantages, returns = RLOOAdvantage().estimate(compute_rewards(batch, BETA), batch)
     one, two, three, four = totals(batch)
     assert_close(advantages, on_every_token([one - three, two - four, three - one, four - two]))
     assert returns is None
@@ -84,7 +84,7 @@ def test_leave_one_out_compares_totals_after_the_kl_penalty():
 
 def test_group_relative_divides_by_the_groups_own_deviation():
     batch = trajectories([5, 5, 5, 5])
-    advantages, returns = GroupRelative().estimate(rewards_of(batch, BETA), batch)
+    advantages, returns = GRPOAdvantage().estimate(compute_rewards(batch, BETA), batch)
     all_of_them = totals(batch)
     mean = math.fsum(all_of_them) / 4
     deviation = math.sqrt(math.fsum((each - mean) ** 2 for each in all_of_them) / 4 + 1e-8)
@@ -97,8 +97,8 @@ def test_senseless_settings_are_refused():
         GAE(discount=1.01)
     with pytest.raises(UserError, match=r"advantages: gae_lambda must lie in \[0, 1\], got -0.1"):
         GAE(gae_lambda=-0.1)
-    check_groups(GAE(), 1)
-    check_groups(LeaveOneOut(), 2)
-    for estimator in (LeaveOneOut(), GroupRelative()):
+    check_group_size(GAE(), 1)
+    check_group_size(RLOOAdvantage(), 2)
+    for estimator in (RLOOAdvantage(), GRPOAdvantage()):
         with pytest.raises(UserError, match=r"at least 2 of them; set model\.ppo\.samples_per_prompt \(it is 1\)"):
-            check_groups(estimator, 1)
+            check_group_size(estimator, 1)

@@ -1,0 +1,127 @@
+"""Answer validation prompts at every validation: rows to read, and a mean score to select checkpoints by (App. C.1)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+from lit_rlhf.callbacks.log_samples import write_samples
+from lit_rlhf.data.collation import TokenizedExample, TokenizedPrompt, collate_prompts
+from lit_rlhf.data.loader import data_ranks
+from lit_rlhf.data.prompt_template import PromptTemplate
+from lit_rlhf.data.prompts import read_prompts
+from lit_rlhf.errors import UserError
+from lit_rlhf.generation.generators import CachedGenerator, Generator
+from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
+from lit_rlhf.generation.stopping import stop_string_matcher
+from lit_rlhf.rewards import Reward
+from lit_rlhf.rollout.experience import Episodes, make_episodes
+from lit_rlhf.strategies import unsharded_parameters
+
+
+class GenerateOnValidation(Callback):
+    """Logs `validation/reward_score`, the mean score of the model's own responses to unseen prompts.
+
+    The paper selects SFT models by it: validation loss rises after one epoch, while this score and human preference go
+    on rising (App. C.1). A ModelCheckpoint that monitors it keeps the best. The prompts are answered with the same
+    noise every time, so that two validations differ by the weights alone.
+
+    Args:
+        path: prompts: any source of `PromptDataModule`; of demonstrations the prompts are taken. None takes those of
+            the data module's own validation rows.
+        reward: what scores a response; None only makes the table of samples.
+        sampling: length and temperature of a response.
+        format: the rows' format.
+        limit: how many prompts, from the beginning.
+        batch_size: prompts answered at once.
+        rows: rows of the table of samples.
+        generator: rollout engine.
+        seed: of the noise.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        reward: Reward | None = None,
+        sampling: SamplingParams | None = None,
+        format: str = "auto",
+        limit: int = 256,
+        batch_size: int = 64,
+        rows: int = 8,
+        generator: Generator | None = None,
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("limit", limit), ("batch_size", batch_size)):
+            if value < 1:
+                raise UserError(f"GenerateOnValidation: {name} must be at least 1, got {value}")
+        self.path, self.reward, self.sampling, self.format = path, reward, sampling or SamplingParams(), format
+        self.limit, self.batch_size, self.rows, self.seed = limit, batch_size, rows, seed
+        self.generator: Generator = generator or CachedGenerator()
+        self.prompts: list[TokenizedPrompt]
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Gather the prompts, once; load the scorer."""
+        if stage not in ("fit", "validate") or hasattr(self, "prompts"):
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        limit = self.rows if self.reward is None else self.limit
+        if self.path is None:
+            prompts = prompts_of_rows(getattr(data, "validation_rows", ()), pl_module.tokenizer)[:limit]
+        else:
+            template = PromptTemplate(pl_module.tokenizer, data.template)
+            prompts = read_prompts(self.path, self.format, template, data.lengths)[:limit]
+        width = max(len(prompt.input_ids) for prompt in prompts) + self.sampling.max_new_tokens
+        what = "GenerateOnValidation: the longest prompt with sampling.max_new_tokens"
+        pl_module.check_max_positions(width, what, "one of them")
+        if self.reward is not None:
+            self.reward.prepare(pl_module.tokenizer, trainer.strategy.root_device)
+        self.prompts = prompts
+
+    @torch.no_grad()
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Answer, score and log, before the checkpoint callback looks for the metric."""
+        if trainer.sanity_checking:
+            return
+        ranks, rank = data_ranks(trainer)
+        index = torch.arange(len(self.prompts))[rank::ranks]
+        total = torch.zeros(2, dtype=torch.float64, device=pl_module.device)  # sum of scores, count
+        table: list[dict[str, Any]] = []
+        with trainer.precision_plugin.forward_context(), unsharded_parameters(pl_module.exported):
+            for part in torch.split(index, self.batch_size) if len(index) else ():
+                episodes, scores = self.answer(pl_module, part)
+                if scores is not None:
+                    total += torch.stack([scores.double().sum(), torch.tensor(float(len(part))).to(total)])
+                rows = [{"prompt": p, "response": r} for p, r in zip(episodes.prompts, episodes.responses)]
+                table += rows if scores is None else [row | {"score": float(s)} for row, s in zip(rows, scores)]
+        write_samples(trainer, table[: self.rows])
+        if self.reward is not None:
+            total = trainer.strategy.reduce(total, reduce_op="sum")
+            pl_module.log("validation/reward_score", float(total[0] / total[1]), prog_bar=True, rank_zero_only=False)
+
+    def answer(self, pl_module: Any, index: Tensor) -> tuple[Episodes, Tensor | None]:
+        """Return the episodes of the prompts at `index`, and their scores where there is a scorer."""
+        tokenizer, model = pl_module.tokenizer, pl_module.exported
+        batch = collate_prompts([self.prompts[int(i)] for i in index], index.tolist(), tokenizer.pad_token_id)
+        ids, mask = batch.input_ids.to(pl_module.device), batch.attention_mask.to(pl_module.device)
+        noise = sampling_uniforms(len(self.prompts), self.sampling.max_new_tokens, self.seed, 3)[index]
+        rollout = self.generator.generate(
+            model, ids, mask, noise, self.sampling, stop_string_matcher(tokenizer, self.sampling)
+        )
+        episodes = make_episodes(batch, rollout, tokenizer, training=False)
+        if self.reward is None:
+            return episodes, None
+        scores = self.reward.score(episodes)
+        return episodes, self.sampling.apply_missing_eos(scores, rollout.finished)
+
+
+def prompts_of_rows(rows: Sequence[TokenizedExample], tokenizer: Any) -> list[TokenizedPrompt]:
+    """Return the distinct prompts of demonstrations: what stands before the first target."""
+    if not rows:
+        raise UserError(
+            "GenerateOnValidation: there are no validation demonstrations to take prompts from; set its path, or "
+            "data.validation_path or data.validation_fraction"
+        )
+    prompts = dict.fromkeys(tuple(row.input_ids[: row.loss_mask.index(True)]) for row in rows if any(row.loss_mask))
+    return [TokenizedPrompt(list(ids), {"prompt": tokenizer.decode(ids)}) for ids in prompts if ids]

@@ -1,0 +1,141 @@
+"""The figures of a reward model's quality page, as inline SVG in the style of the report."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from lit_rlhf.evaluation.reports.plotting import INK, MUTED, NARROW, STYLE, WIDE, panel, plot_curve, svg
+from lit_rlhf.evaluation.reports.quickstart_plots import MODELS
+
+Report = dict[str, Any]
+MAIN, OTHER, BAD = MODELS["sft"].colour, MODELS["base"].colour, MODELS["ppo"].colour
+CURVES = {
+    "accuracy": "Accuracy",
+    "log_loss": "Log-loss (nats a pair)",
+    "calibration_error": "Calibration error",
+    "length_correlation_within": "Correlation of score with length",
+    "degenerate": "Worst degenerate answer, share won",
+}
+
+
+def draw(report: Report) -> dict[str, list[str]]:
+    """Draw every figure the report has data for: name -> panels as SVG elements without an id in common."""
+    drawers: Sequence[Callable[[Report], list[Figure]]] = (reliability, by_margin, by_size, by_length, length, probes)
+    with rc_context(STYLE):
+        drawn = {each.__name__: each(report) for each in (*drawers, training)}
+        return {
+            key: [svg(made, f"{key}{i}") for i, made in enumerate(panels)] for key, panels in drawn.items() if panels
+        }
+
+
+def reliability(report: Report) -> list[Figure]:
+    """Stated probability σ(|Δ|) against how often the labeler agreed, with the number of pairs below."""
+    bins = report.get("reliability")
+    if not bins:
+        return []
+    stated, met, count = (np.array(bins[key], dtype=float) for key in ("confidence", "accuracy", "count"))
+    figure = Figure(figsize=(WIDE[0], 4.2))
+    axes, below = figure.subplots(2, sharex=True, height_ratios=[3.2, 1])
+    axes.set_title("Reliability of σ(Δ)")
+    axes.plot([0.5, 1], [0.5, 1], color=MUTED, linestyle="--", linewidth=1.2, label="perfectly calibrated")
+    spread = 1.96 * np.sqrt(met * (1 - met) / count)
+    axes.errorbar(stated, met, spread, color=MAIN, marker="o", capsize=3, label="reward model, 95 % interval")
+    axes.set(ylabel="share right", ylim=(min(0.4, float((met - spread).min()) - 0.03), 1.04))
+    axes.legend(loc="upper left")
+    below.bar(stated, count, width=0.018, color=MAIN, alpha=0.55)
+    below.set(xlabel="stated probability of the completion with the higher score", ylabel="pairs", xlim=(0.49, 1.01))
+    return [figure]
+
+
+def reliability_image(report: Report) -> Any:
+    """Return the reliability diagram as pixels, (height, width, 3) uint8, for loggers that take images."""
+    with rc_context(STYLE):
+        figure = reliability(report)[0]
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def by_margin(report: Report) -> list[Figure]:
+    """Accuracy and stated probability by the size of the margin."""
+    rows = report.get("by_margin")
+    if not rows:
+        return []
+    figure, axes = panel("By margin", "|Δ|, groups of equal size", "share right")
+    bars(axes, rows, [f"{row['low']:.2f}–{row['high']:.2f}" for row in rows])
+    axes.plot(range(len(rows)), [row["stated"] for row in rows], "o", color=INK, markerfacecolor="white")
+    return [figure]
+
+
+def by_size(report: Report) -> list[Figure]:
+    """Accuracy by K."""
+    rows = report.get("by_size")
+    if not rows:
+        return []
+    figure, axes = panel("By size of the ranking", "K completions", "share right")
+    bars(axes, rows, [str(row["K"]) for row in rows])
+    return [figure]
+
+
+def by_length(report: Report) -> list[Figure]:
+    """Accuracy by how much longer the better completion is."""
+    rows = report.get("by_length")
+    if not rows:
+        return []
+    figure, axes = panel("By difference in length", "tokens that the better one is longer", "share right")
+    bars(axes, rows, [f"{row['low']:+.0f} … {row['high']:+.0f}".replace("-", "−") for row in rows])
+    return [figure]
+
+
+def bars(axes: Any, rows: Sequence[Report], labels: Sequence[str]) -> None:
+    """Draw accuracy by group, with the number of pairs in each bar and chance as a line."""
+    drawn = axes.bar(range(len(rows)), [row["accuracy"] for row in rows], color=MAIN, width=0.72)
+    axes.bar_label(drawn, [f"{row['pairs']:,}" for row in rows], label_type="center", color="white", fontsize=8)
+    axes.axhline(0.5, color=MUTED, linestyle="--", linewidth=1.2)
+    axes.set_xticks(range(len(rows)), labels, fontsize=8 if len(rows) < 5 else 7.2)
+    axes.set_ylim(0, 1.04)
+    axes.grid(axis="x", visible=False)
+
+
+def length(report: Report) -> list[Figure]:
+    """Score against length, each point a completion."""
+    points = report.get("points")
+    if not points:
+        return []
+    figure, axes = panel("Score against length", "tokens of the completion", "score")
+    x, y = np.array(points, dtype=float).T
+    axes.scatter(x, y, s=9, color=MAIN, alpha=0.35, linewidth=0)
+    return [figure]
+
+
+def probes(report: Report) -> list[Figure]:
+    """How often each degenerate answer outscores the best real one."""
+    rows = report.get("degenerate")
+    if not rows:
+        return []
+    figure, axes = panel("Outscores the best real answer", "% of prompts")
+    shares = [100 * row["outscores"] for row in rows]
+    drawn = axes.barh(range(len(rows)), shares, color=[BAD if share > 10 else OTHER for share in shares], height=0.6)
+    axes.bar_label(drawn, [f"{share:.0f}" for share in shares], padding=4, fontsize=8.8)
+    axes.set_yticks(range(len(rows)), [row["kind"].replace("_", " ") for row in rows])
+    axes.set_xlim(0, max(20.0, 1.12 * max(shares)))
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    return [figure]
+
+
+def training(report: Report) -> list[Figure]:
+    """The course of the summary's numbers over the validations of a run; none for a single one."""
+    history: list[Report] = report.get("history", [])
+    figures = []
+    for key, title in CURVES.items():
+        points = [(row["step"], row[key]) for row in history if row.get(key) is not None]
+        if len(points) > 1:
+            figure, axes = panel(title, "optimizer step", size=NARROW)
+            plot_curve(axes, points, key, MAIN)
+            figures.append(figure)
+    return figures

@@ -1,0 +1,205 @@
+"""Where the critic's value comes from: a network of its own, the policy's trunk, or an adapter on the policy's base.
+
+A critic is a module with the weights that are trained for it beside the policy's; the policy is given to each call.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from lit_rlhf.errors import UserError
+from lit_rlhf.models.loading import load_config
+from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
+from lit_rlhf.models.lora import adapter_weights, add_lora, has_adapter
+from lit_rlhf.models.lora_checkpoint import attach_adapter, read_scalar_adapter
+from lit_rlhf.models.scalar_model import ScalarModel, load_scalar_model
+from lit_rlhf.models.shared_backbone import ScalarHead, hidden_states_with_adapter, zero_init_head
+from lit_rlhf.packing.packed_batch import PackedBatch
+from lit_rlhf.rollout.advantages import AdvantageEstimator
+from lit_rlhf.rollout.forward_passes import response_values
+
+
+class CriticInit(NamedTuple):
+    """What a critic may start from."""
+
+    model: str  # the policy's folder or hub name
+    reward: str | None  # the reward model's, or the checkpoint of its adapter; None where the reward is no model
+    tokenizer: Tokenizer
+    loading: ModelLoadingConfig
+    adapter: LoRA | None  # of the policy
+
+
+class Critic(nn.Module):
+    """Base of the critics. `load` is called once, after the policy was loaded.
+
+    Attributes:
+        shares_forward_pass: whether values come out of the policy's own pass (`values_from_hidden`). Those of every other critic
+            are computed when the policy's backward pass is done: so activations are held of one of them at a time.
+    """
+
+    shares_forward_pass = False
+
+    def check(self, init: CriticInit) -> None:
+        """Refuse what cannot be, before any weight is read."""
+
+    def load(self, policy: PreTrainedModel, init: CriticInit) -> None:
+        """Load or make the weights."""
+        raise NotImplementedError
+
+    def models(self) -> list[PreTrainedModel]:
+        """Return what computes besides the policy: a batch is laid out so that all of them can."""
+        return []
+
+    def values(self, policy: PreTrainedModel, batch: PackedBatch) -> Tensor:
+        """Return the value before each response token, (B, R) float32.
+
+        Args:
+            policy: the causal language model.
+            batch: the batch.
+        """
+        raise NotImplementedError
+
+    def values_from_hidden(self, hidden: Tensor, policy: PreTrainedModel, batch: PackedBatch) -> Tensor:
+        """Return the same of a policy that has just passed over the tokens; `hidden` is its last layer, (L, W, D)."""
+        raise NotImplementedError
+
+    def trainable_parameters(self, policy: PreTrainedModel) -> list[nn.Parameter]:
+        """Return the weights that get the critic's learning rate; some may stand in the policy."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+
+class SeparateCritic(Critic):
+    """A network of its own (App. C.4). It keeps value learning from disturbing the policy (Stiennon 2020, App. G.1).
+
+    Args:
+        model: folder or hub name to start from: a reward model, or a language model, which gets a zero head. By
+            default the reward model, and where the reward is none, the policy's model.
+    """
+
+    network: ScalarModel
+
+    def __init__(self, model: str | None = None) -> None:
+        super().__init__()
+        self.path = model
+
+    def check(self, init: CriticInit) -> None:
+        """See `Critic.check`."""
+        path = self._init_path(init)
+        if Path(path).is_file():
+            raise UserError(
+                f"critic: the reward {path!r} is an adapter; a separate critic starts from a folder. Set model.critic "
+                "to one, or to lit_rlhf.modules.critics.LoRACritic"
+            )
+        load_config(path, init.loading)
+
+    def _init_path(self, init: CriticInit) -> str:
+        return self.path or init.reward or init.model
+
+    def load(self, policy: PreTrainedModel, init: CriticInit) -> None:
+        """See `Critic.load`."""
+        self.network = load_scalar_model(self._init_path(init), init.tokenizer, init.loading)
+        if self.network.head_is_new:
+            self.network.model.score.weight.data.zero_()
+        if init.adapter is not None:
+            add_lora(self.network.model, init.adapter)
+
+    def models(self) -> list[PreTrainedModel]:
+        """See `Critic.models`."""
+        return [self.network.model]
+
+    def values(self, policy: PreTrainedModel, batch: PackedBatch) -> Tensor:
+        """See `Critic.values`."""
+        return response_values(self.network, batch)
+
+
+class SharedBackboneCritic(Critic):
+    """A head on the policy's own last layer, 0 at the start (Ziegler 2019): one forward pass for policy and value.
+
+    Half the memory and most of the time of a separate critic; but the value loss moves the policy's trunk, so its
+    weight (`ppo.value_coefficient`) now matters: Ziegler et al. take 0.1.
+    """
+
+    shares_forward_pass = True
+    head: ScalarHead
+
+    def load(self, policy: PreTrainedModel, init: CriticInit) -> None:
+        """See `Critic.load`."""
+        self.head = zero_init_head(policy)
+
+    def values(self, policy: PreTrainedModel, batch: PackedBatch) -> Tensor:
+        """See `Critic.values`."""
+        return _apply_head(self.head, hidden_states_with_adapter(policy, None, batch), batch)
+
+    def values_from_hidden(self, hidden: Tensor, policy: PreTrainedModel, batch: PackedBatch) -> Tensor:
+        """See `Critic.values_from_hidden`: no pass of its own."""
+        return _apply_head(self.head, hidden, batch)
+
+
+class LoRACritic(Critic):
+    """An adapter and a head of its own on the policy's frozen base (LoRA runs): a network of its own for little memory.
+
+    Args:
+        checkpoint: of a `RewardModule` that was trained with an adapter from the policy's folder. By default that of
+            the reward (`LoRARewardModel`); where there is none, a fresh adapter, and a head that is 0 at the start.
+    """
+
+    adapter_name = "critic"
+    head: ScalarHead
+
+    def __init__(self, checkpoint: str | None = None) -> None:
+        super().__init__()
+        self.path = checkpoint
+
+    def check(self, init: CriticInit) -> None:
+        """See `Critic.check`."""
+        if init.adapter is None:
+            raise UserError("critic: LoRACritic is an adapter on the policy's base; set model.adapter as well")
+        if self.path is not None:
+            read_scalar_adapter(self.path)
+
+    def load(self, policy: PreTrainedModel, init: CriticInit) -> None:
+        """See `Critic.load`."""
+        assert init.adapter is not None and has_adapter(policy)
+        rides = init.reward is not None and Path(init.reward).is_file()
+        path = self.path or (init.reward if rides else None)
+        if path is not None:
+            self.head = attach_adapter(read_scalar_adapter(path), policy, init.model, self.adapter_name)
+        else:
+            add_lora(policy, init.adapter, self.adapter_name)
+            self.head = zero_init_head(policy)
+
+    def values(self, policy: PreTrainedModel, batch: PackedBatch) -> Tensor:
+        """See `Critic.values`."""
+        return _apply_head(self.head, hidden_states_with_adapter(policy, self.adapter_name, batch), batch)
+
+    def trainable_parameters(self, policy: PreTrainedModel) -> list[nn.Parameter]:
+        """See `Critic.trained`."""
+        own = [
+            weight for weight in adapter_weights(policy, self.adapter_name).values() if isinstance(weight, nn.Parameter)
+        ]
+        return [*super().trainable_parameters(policy), *own]
+
+
+def resolve_critic(setting: Critic | str | None, estimator: AdvantageEstimator) -> Critic | None:
+    """Return the critic of a run: none for an estimator that reads no values.
+
+    Args:
+        setting: of the recipe; a folder means a separate critic from there.
+        estimator: of the advantages.
+
+    Raises:
+        UserError: a critic was asked for that nothing would read.
+    """
+    if not estimator.uses_critic:
+        if setting is not None:
+            raise UserError(f"critic: {type(estimator).__name__} reads no values; leave model.critic out")
+        return None
+    return setting if isinstance(setting, Critic) else SeparateCritic(setting)
+
+
+def _apply_head(head: ScalarHead, hidden: Tensor, batch: PackedBatch) -> Tensor:
+    """Return the head's output before each response token, (B, R), of a last layer (L, W, D)."""
+    return batch.scatter_to_responses(head(hidden[batch.predictor_index]))

@@ -1,0 +1,68 @@
+"""A reward model that rides on the policy's frozen base, as one more adapter."""
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from lit_rlhf.errors import UserError
+from lit_rlhf.models.loading_config import ModelLoadingConfig
+from lit_rlhf.models.lora import adapter_weights, unique_adapter_name
+from lit_rlhf.models.lora_checkpoint import attach_adapter, check_same_vocabulary, read_scalar_adapter
+from lit_rlhf.models.shared_backbone import ScalarHead, hidden_states_with_adapter
+from lit_rlhf.packing.packed_batch import PackedBatch
+from lit_rlhf.rewards.reward_model import score_by_length
+from lit_rlhf.rollout.experience import Episodes
+
+
+class LoRARewardModel:
+    """A reward model trained with LoRA from the policy's starting model; it costs its adapter and its head alone.
+
+    Args:
+        checkpoint: Lightning checkpoint of its `RewardModule`, such as runs/small/reward/last.ckpt.
+        require_centered: refuse a model without centering constants (App. C.2: demonstrations score 0 on average).
+        batch_size: episodes a forward pass.
+    """
+
+    uses_token_ids_only = True
+
+    def __init__(self, checkpoint: str, require_centered: bool = True, batch_size: int = 64) -> None:
+        self.path, self.require_centered, self.batch_size = checkpoint, require_centered, batch_size
+        self.policy: PreTrainedModel
+        self.head: ScalarHead
+
+    def prepare(self, tokenizer: Tokenizer, device: torch.device) -> None:
+        """Read the checkpoint, and refuse one of other words or without centring constants."""
+        self.adapter = read_scalar_adapter(self.path)
+        self.device = device
+        check_same_vocabulary(self.adapter, tokenizer, ModelLoadingConfig())
+        if self.require_centered and not self.adapter.is_centered:
+            raise UserError(
+                f"reward: {self.path!r} has no centring constants: train it with the callback CenterScores, or set "
+                "model.reward.init_args.require_centered to false"
+            )
+
+    def attach(self, policy: PreTrainedModel, path: str) -> None:
+        """See `Reward`: put the adapter on the policy's base."""
+        self.policy, self.name = policy, unique_adapter_name(policy, "reward")
+        self.head = attach_adapter(self.adapter, policy, path, self.name).to(self.device).requires_grad_(False)
+        for weight in adapter_weights(policy, self.name).values():
+            weight.requires_grad_(False)
+        del self.adapter  # it holds the checkpoint's file
+
+    @torch.no_grad()
+    def score(self, episodes: Episodes) -> Tensor:
+        """See `Reward.score`."""
+        return score_by_length(self.score_packed, self.policy, episodes, self.batch_size)
+
+    def score_packed(self, batch: PackedBatch) -> Tensor:
+        """Return the score at the last token of each episode, (b,) float32."""
+        return self.head(hidden_states_with_adapter(self.policy, self.name, batch)[batch.last_token_index])
+
+    def critic_init_path(self) -> str:
+        """See `Reward`: the reward model itself."""
+        return self.path
+
+    def model_paths(self) -> list[str]:
+        """See `Reward`: the checkpoint."""
+        return [self.path]

@@ -1,0 +1,116 @@
+"""Centring: the demonstrations score 0 on average, in the module, its checkpoint, its export and after a reload."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from transformers import AutoModelForSequenceClassification
+
+from lit_rlhf.callbacks import CenterScores, ExportModel
+from lit_rlhf.cli import main
+from lit_rlhf.data import ComparisonDataModule
+from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
+from lit_rlhf.models.scalar_model import ScalarModel, load_scalar_model
+from lit_rlhf.modules import RewardModule
+from lit_rlhf.strategies import FSDP2Strategy
+from tests.helpers.ranks import on_ranks
+from tests.helpers.small_runs import demonstrations, quiet_trainer, rankings, sgd, write_rows
+
+ROWS = demonstrations(40)
+
+
+def mean_score(model: ScalarModel, tokenizer: Any) -> float:
+    """The mean score of the demonstrations, one at a time."""
+    scores = []
+    for row in ROWS:
+        ids = torch.tensor([[*tokenizer.encode(row["prompt"]), *tokenizer.encode(row["completion"]), 1]])
+        scores.append(float(model.eval().score(ids, torch.ones_like(ids)).detach()))
+    return sum(scores) / len(scores)
+
+
+def fit(llama: str, folder: Path, adapter: LoRA | None = None, **settings: Any) -> RewardModule:
+    validation, micro_batch_size = settings.pop("validation", True), settings.pop("micro_batch_size", 4)
+    comparisons = write_rows(folder / "rankings.jsonl", rankings(16))
+    data = ComparisonDataModule(
+        comparisons, validation_path=comparisons if validation else None, micro_batch_size=micro_batch_size
+    )
+    module = RewardModule(llama, sgd(0.1), adapter=adapter)
+    centre = CenterScores(write_rows(folder / "demonstrations.jsonl", ROWS), batch_size=16)
+    # last in the list: Lightning itself moves checkpoints behind the other callbacks
+    callbacks = [ModelCheckpoint(folder / "kept", save_last=True), ExportModel(), centre]
+    trainer = quiet_trainer(folder, max_epochs=2, enable_checkpointing=True, callbacks=callbacks, **settings)
+    trainer.fit(module, datamodule=data)
+    return module
+
+
+@pytest.mark.parametrize("validation", [True, False], ids=["validation", "no_validation"])
+def test_demonstrations_score_nought_in_module_export_and_checkpoint(validation, llama, tokenizer, tmp_path):
+    module = fit(llama, tmp_path, validation=validation)
+    assert abs(float(module.model.shift)) > 0.01, "a shift of nought would show nothing"
+    assert mean_score(module.model, tokenizer) == pytest.approx(0, abs=1e-4)
+
+    exported = load_scalar_model(str(tmp_path / "model"), tokenizer, ModelLoadingConfig())
+    assert exported.is_centered
+    assert mean_score(exported, tokenizer) == pytest.approx(0, abs=1e-4)
+
+    assert main(["export", str(tmp_path / "kept" / "last.ckpt"), str(tmp_path / "from_checkpoint")]) == 0
+    from_checkpoint = load_scalar_model(str(tmp_path / "from_checkpoint"), tokenizer, ModelLoadingConfig())
+    assert from_checkpoint.is_centered
+    assert mean_score(from_checkpoint, tokenizer) == pytest.approx(0, abs=1e-4)
+
+    # what plain transformers reads: the raw score, and the shift beside it
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
+    ids = torch.tensor([[5, 6, 7, 1]])
+    centred = (float(plain(ids).logits.detach()) - plain.config.score_shift) / plain.config.score_scale
+    assert centred == pytest.approx(float(exported.eval().score(ids, torch.ones_like(ids)).detach()), abs=1e-5)
+
+
+def test_a_resumed_run_has_the_constants_of_its_checkpoint(llama, tokenizer, tmp_path):
+    module = fit(llama, tmp_path)
+    again = RewardModule(llama, sgd(0.1))
+    data = ComparisonDataModule(str(tmp_path / "rankings.jsonl"), micro_batch_size=4)
+    checkpoint = str(tmp_path / "kept" / "last.ckpt")
+    quiet_trainer(tmp_path, max_epochs=2).fit(again, datamodule=data, ckpt_path=checkpoint)
+    assert again.model.is_centered
+    assert float(again.model.shift) == pytest.approx(float(module.model.shift))
+    assert mean_score(again.model, tokenizer) == pytest.approx(0, abs=1e-4)
+
+
+def test_dropout_of_an_adapter_does_not_blur_the_mean(llama, tokenizer, tmp_path):
+    module = fit(llama, tmp_path, adapter=LoRA(rank=2, dropout=0.5))
+    assert mean_score(module.model, tokenizer) == pytest.approx(0, abs=1e-4)
+
+
+def test_sharded_scores_are_centred_and_exported(llama, tokenizer, tmp_path):
+    (tmp_path / "one").mkdir()
+    one = fit(llama, tmp_path / "one")
+
+    def train() -> float:
+        sizes = {"devices": 2, "strategy": FSDP2Strategy(), "micro_batch_size": 2}
+        return float(fit(llama, tmp_path, **sizes).model.shift)
+
+    assert on_ranks(train, tmp_path) == pytest.approx([float(one.model.shift)] * 2, abs=1e-5)
+    exported = load_scalar_model(str(tmp_path / "model"), tokenizer, ModelLoadingConfig())
+    assert mean_score(exported, tokenizer) == pytest.approx(0, abs=1e-4)
+
+
+def test_validation_alone_needs_no_demonstrations(llama, tmp_path):
+    comparisons = write_rows(tmp_path / "rankings.jsonl", rankings(8))
+    data = ComparisonDataModule(comparisons, validation_path=comparisons, micro_batch_size=4)
+    module = RewardModule(llama)
+    centre = CenterScores(str(tmp_path / "demonstrations.jsonl"))
+    quiet_trainer(tmp_path, callbacks=[centre]).validate(module, datamodule=data, verbose=False)
+    assert not module.model.is_centered
+
+
+def test_the_training_of_the_scores_is_not_changed(llama, tmp_path):
+    """The loss reads differences alone, so weights are those of a run without centring."""
+    centred = fit(llama, tmp_path)
+    plain = RewardModule(llama, sgd(0.1))
+    comparisons = str(tmp_path / "rankings.jsonl")
+    data = ComparisonDataModule(comparisons, validation_path=comparisons, micro_batch_size=4)
+    quiet_trainer(tmp_path, max_epochs=2).fit(plain, datamodule=data)
+    for mine, theirs in zip(centred.parameters(), plain.parameters()):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-6)

@@ -1,0 +1,273 @@
+"""Judges: a reward model and whose own it is, an endpoint that fails, a local model, people; the suite around them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_rlhf.errors import UserError
+from lit_rlhf.evaluation.cache import Cache
+from lit_rlhf.evaluation.judges.chat_completions import ChatCompletions
+from lit_rlhf.evaluation.judges.human_labels import HumanLabels
+from lit_rlhf.evaluation.judges.judging_types import METADATA, AnswerPair, RatedItem, Verdict
+from lit_rlhf.evaluation.judges.pairwise import ComparisonResult, Vote, compare_answers
+from lit_rlhf.evaluation.judges.preference import (
+    EndpointJudge,
+    HuggingFaceJudge,
+    RewardModelJudge,
+    read_rating,
+    read_verdict,
+)
+from lit_rlhf.evaluation.models.evaluated_model import BestOf, EvaluatedModel, ModelSpec
+from lit_rlhf.evaluation.models.generation import Answer
+from lit_rlhf.evaluation.run import Evaluation
+from lit_rlhf.evaluation.suites.preference import PairwisePreference, agreement_table, labelers_agree
+from lit_rlhf.models.loading import load_tokenizer
+from lit_rlhf.models.loading_config import ModelLoadingConfig
+from lit_rlhf.models.scalar_model import load_scalar_model
+from tests.helpers.services import Reply, said, serve
+
+NOTHING = Cache(None)
+
+
+def answer(text: str, ended: bool = True) -> Answer:
+    return Answer(text, ended, len(text.split()) + ended)
+
+
+PAIRS = [
+    AnswerPair("w1 w2", {"use_case": "chat"}, answer("w3"), answer("w4 w5")),
+    AnswerPair("w2", {"use_case": "qa"}, answer("w6 w7"), answer("w6 w7")),
+    AnswerPair("w5 w1 w1", {"use_case": "qa"}, answer("w1", ended=False), answer("w2 w2")),
+]
+
+
+@pytest.fixture(scope="module")
+def reward(llama, tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("reward")
+    tokenizer = load_tokenizer(llama, ModelLoadingConfig())
+    load_scalar_model(llama, tokenizer, ModelLoadingConfig(), seed=4).model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_reward_model_scores_prompt_answer_and_end(reward) -> None:
+    found = compare_answers(RewardModelJudge(reward), PAIRS, NOTHING)
+    tokenizer = load_tokenizer(reward, ModelLoadingConfig())
+    model = load_scalar_model(reward, tokenizer, ModelLoadingConfig()).eval()
+
+    def score(prompt: str, answer: Answer) -> float:
+        ids = tokenizer.encode(prompt) + tokenizer.encode(answer.text) + [tokenizer.eos_token_id] * answer.ended
+        with torch.no_grad():
+            return float(model.score(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long)))
+
+    expected = [(score(pair.prompt, pair.first), score(pair.prompt, pair.second)) for pair in PAIRS]
+    assert [vote.preference for vote in found.votes] == [0.5 if a == b else float(a > b) for a, b in expected]
+    assert found.votes[1].preference == 0.5
+    shown = [tuple(float(part) for part in vote.reason.split(" against ")) for vote in found.votes]
+    assert shown == [pytest.approx(pair, abs=6e-4) for pair in expected]
+    wide = compare_answers(RewardModelJudge(reward, tie=1e9), PAIRS, NOTHING)
+    assert {vote.preference for vote in wide.votes} == {0.5}
+
+
+def test_a_reward_model_sees_prompts_in_the_words_of_its_training(reward) -> None:
+    conversation = [
+        {"role": "user", "content": "w1"},
+        {"role": "assistant", "content": "w2"},
+        {"role": "user", "content": "w3"},
+    ]
+    headed = "### Instruction:\nw1\n\n### Response:\nw2\n\n### Instruction:\nw3\n\n### Response:\n"
+    pair = AnswerPair("w1\n\nw2\n\nw3", {"topic": "w9"}, answer("w3"), answer("w4 w5"), conversation)
+    asked: list[list[str]] = []
+
+    def shown(template: str | None, pair: AnswerPair) -> str:
+        judge = RewardModelJudge(reward, template=template)
+        judge._reward_model.scores = lambda rated, cache: asked.append([p for p, _ in rated]) or [1.0, 0.0]
+        judge.compare([pair], NOTHING)
+        assert asked[-1][0] == asked[-1][1]
+        return asked[-1][0]
+
+    assert shown(None, pair) == headed
+    assert shown("plain", pair) == pair.prompt
+    assert shown("{{ topic }}: {{ prompt }}", pair) == "w9: " + pair.prompt
+    assert shown(None, pair._replace(source=None)) == pair.prompt
+    assert shown("instruction", pair._replace(source="w7")) == "### Instruction:\nw7\n\n### Response:\n"
+
+
+@pytest.fixture
+def trained(reward, llama, tmp_path) -> Path:
+    """A policy's folder as a run leaves it, and a copy of its reward model elsewhere."""
+    shutil.copytree(llama, tmp_path / "ppo" / "model")
+    shutil.copytree(reward, tmp_path / "copy")
+    sources = [
+        {"class_path": "my.Rule"},
+        {"class_path": "lit_rlhf.rewards.RewardModelScorer", "init_args": {"model": reward}},
+    ]
+    recipe = {"model": {"init_args": {"reward": {"class_path": "x.WeightedSum", "init_args": {"sources": sources}}}}}
+    (tmp_path / "ppo" / "config.yaml").write_text(json.dumps(recipe))
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"w{i}"}) + "\n" for i in range(6)))
+    return tmp_path
+
+
+@pytest.mark.parametrize("where", ["same folder", "same weights"])
+def test_the_reward_model_a_policy_was_trained_against_is_no_judge(trained, reward, llama, where, monkeypatch) -> None:
+    judge = reward if where == "same folder" else str(trained / "copy")
+    subject = EvaluatedModel("ppo", ModelSpec(str(trained / "ppo" / "model")), NOTHING)
+    baseline = EvaluatedModel("sft", ModelSpec(llama), NOTHING)
+    path = str(trained / "prompts.jsonl")
+    with pytest.raises(UserError, match=r"is the reward model that 'ppo' was trained against .*force: true"):
+        PairwisePreference(path, {"rm": RewardModelJudge(judge)}, 4).run(subject, baseline)
+    suites = {"p": PairwisePreference(path, {"rm": RewardModelJudge(judge)}, 4)}
+    models = {"sft": baseline.candidate, "ppo": subject.candidate}
+    monkeypatch.setattr(
+        "lit_rlhf.evaluation.models.evaluated_model.load_causal_lm", lambda *_: pytest.fail("a model was loaded")
+    )
+    with pytest.raises(UserError, match="is the reward model that 'ppo' was trained against"):
+        Evaluation(models, "sft", suites, str(trained / "out")).run()
+    monkeypatch.undo()
+    assert PairwisePreference(path, {"rm": RewardModelJudge(judge, force=True)}, 4).run(subject, baseline).rows == 6
+    assert PairwisePreference(path, {"rm": RewardModelJudge(judge)}, 4).run(baseline, baseline).rows == 6
+
+
+def test_an_endpoint_judge_and_its_failures(tmp_path) -> None:
+    def reply(request, before):
+        question = request.payload["messages"][0]["content"]
+        if "w1 w2\n" in question:
+            return said('```json\n{"better": "a", "reason": "short"}\n```')
+        return said("hard to say") if "Answer A:\nw1\n" in question else Reply(status=500)
+
+    cache = Cache(tmp_path, progress=False)
+    with serve(reply) as service:
+        judge = EndpointJudge(ChatCompletions(service.url, "judge-1", key=None, timeout=1, retries=1))
+        judge.endpoint.retries = 0
+        found = compare_answers(judge, PAIRS, cache)
+        assert found.missing == 1
+        assert [(v.pair, v.preference) for v in found.votes] == [(0, 1), (0, 0), (1, 0.5), (1, 0.5)]
+        assert found.votes[0].reason == "short"
+        assert found.first_shown == [1, 1] and found.consistent == [0]
+        asked = len(service.requests)
+        compare_answers(judge, PAIRS, cache)
+        assert len(service.requests) == asked + 2  # only what failed is asked again
+
+
+def test_ratings_of_an_endpoint_carry_the_papers_fields() -> None:
+    flags = dict.fromkeys(METADATA, False) | {"hallucination": True}
+    with serve(lambda *_: said(json.dumps({"overall": 3, **flags}))) as service:
+        judge = EndpointJudge(ChatCompletions(service.url, "m", key=None))
+        ((rating,),) = judge.rate([RatedItem("p", {}, answer("a"))], NOTHING)
+    assert (rating.overall, rating.flags) == (3, flags)
+    assert len(METADATA) == 11  # and the overall quality is the twelfth
+    for text in ('{"overall": 8}', '{"overall": "3"}', '{"overall": true}', "none"):
+        with pytest.raises(ValueError):
+            read_rating(text)
+    for text in ('{"better": "C"}', "A", "{"):
+        with pytest.raises(ValueError):
+            read_verdict(text)
+
+
+def test_a_local_model_is_asked_in_both_orders(llama) -> None:
+    found = compare_answers(HuggingFaceJudge(llama), PAIRS, NOTHING)
+    assert len(found.votes) == 6 and found.missing == 0
+    # its template leaves two words of its vocabulary: unknown ones are equally likely, so all are ties
+    assert compare_answers(HuggingFaceJudge(llama, tie=1e9), PAIRS, NOTHING).rate().rate == 0.5
+
+
+def test_what_a_judging_model_does_not_see_whole_is_told(llama, reward, capsys) -> None:
+    pair = AnswerPair("w1 " * 130, {}, answer("w3"), answer("w4"))
+    compare_answers(HuggingFaceJudge(llama), [pair], NOTHING)
+    compare_answers(RewardModelJudge(reward), [pair], NOTHING)
+    told = capsys.readouterr().out
+    assert told.count(f"judge {llama}: 1 of 1 questions cut in front, longer than its positions\n") == 2  # both orders
+    assert told.count(f"{reward}: 2 of 2 texts cut in front, longer than its positions\n") == 1
+
+
+def test_people_are_found_by_text_in_either_order(tmp_path) -> None:
+    rows = [
+        {"prompt": "w1 w2", "first": "w4 w5", "second": "w3", "preference": "first", "labeler": "ann"},
+        {"prompt": "w1 w2", "first": "w3", "second": "w4 w5", "preference": "tie", "labeler": "bob"},
+        {"prompt": "w5 w1 w1", "first": "w1", "second": "w2 w2", "preference": None, "labeler": None},
+        {"prompt": "w1 w2", "answer": "w3", "overall": 6, "hallucination": "yes", "labeler": "ann"},
+    ]
+    path = tmp_path / "labels.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    people = HumanLabels(str(path))
+    assert people.compare(PAIRS, NOTHING)[0] == [Verdict("ann", 0.0), Verdict("bob", 0.5)]
+    found = compare_answers(people, PAIRS, NOTHING)
+    assert (found.missing, found.rate().rate) == (1, pytest.approx((0 + 0.5 + 0.5) / 3))
+    ((rating,), *others) = people.rate([RatedItem(pair.prompt, {}, pair.first) for pair in PAIRS], NOTHING)
+    assert (rating.overall, rating.flags, others) == (6, {"hallucination": True}, [[], []])
+
+
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        (
+            {"prompt": "p", "first": "a", "second": "b", "preference": "A"},
+            "preference is 'A'; it is first, second or tie",
+        ),
+        ({"prompt": "p", "answer": "a", "overall": 9}, "an overall quality of 9 is not from 1 to 7"),
+        ({"prompt": "p", "answer": "a", "overall": "good"}, "overall must be a whole number"),
+        ({"prompt": "p", "answer": "a", "overall": 1, "hallucination": "maybe"}, "hallucination must be true or false"),
+        ({"prompt": 3, "first": "a", "second": "b", "preference": "tie"}, "prompt must be text, got 3"),
+    ],
+)
+def test_labels_that_mean_nothing_are_refused(row, words, tmp_path) -> None:
+    (tmp_path / "labels.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=words):
+        HumanLabels(str(tmp_path / "labels.jsonl")).compare(PAIRS, NOTHING)
+
+
+def test_the_suite_against_itself_is_one_half_and_writes_what_people_can_judge(trained, reward, llama) -> None:
+    path = str(trained / "prompts.jsonl")
+    baseline = EvaluatedModel("sft", ModelSpec(llama), NOTHING)
+    other = EvaluatedModel("best", ModelSpec(llama, best_of=BestOf(reward, n=24)), NOTHING)
+    judges = {"rm": RewardModelJudge(reward), "local": HuggingFaceJudge(llama)}
+    suite = PairwisePreference(path, judges, 5, temperatures=[1.0, 0.0], annotation_dir=str(trained / "label"))
+    same = suite.run(baseline, baseline).metrics
+    for label in ("T = 1, rm", "greedy, rm", "T = 1, local", "greedy, local"):
+        assert same[f"{label}: win rate"][:4] == (0.5, 6 if label.endswith("rm") else 12, 0.5, 0.5)
+    found = suite.run(other, baseline)
+    assert found.metrics["T = 1, rm: win rate"].value > 0.5  # the best of 24 by the same reward model
+    assert set(found.tables["agreement"]["T = 1"]) == {"rm", "local"}
+    written = [json.loads(line) for line in (trained / "label" / "best-T = 1.jsonl").read_text().splitlines()]
+    assert len(written) == 6 and written[0]["preference"] is None
+    for row in written:
+        row["preference"] = "first"
+    (trained / "filled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
+    people = PairwisePreference(path, {"people": HumanLabels(str(trained / "filled.jsonl"))}, 5).run(other, baseline)
+    ties = sum(row["first"] == row["second"] for row in written)
+    assert people.metrics["T = 1: win rate"].count == 6
+    assert people.metrics["T = 1: win rate"].value == pytest.approx(1.0) or ties
+
+
+def test_agreement_is_between_judges_by_majority_and_within_a_group_of_labelers() -> None:
+    def votes(*rows: tuple[int, str, float]) -> ComparisonResult:
+        return ComparisonResult([Vote(pair, who, value, "") for pair, who, value in rows], 0, [], [], [])
+
+    people = votes(
+        (0, "ann", 1), (0, "bob", 1), (0, "cem", 0), (1, "ann", 0), (1, "bob", 0), (2, "ann", 1), (2, "bob", 0)
+    )
+    model = votes((0, "reward model", 1), (1, "reward model", 1), (2, "reward model", 1))
+    other = votes((0, "reward model", 0))  # another judge of the same name: no labeler beside the first
+    table = agreement_table({"people": people, "model": model, "other": other})
+    assert (table["people"]["model"]["share"], table["people"]["model"]["count"], table["people"]["model"]["ties"]) == (
+        0.5,
+        2,
+        1,
+    )
+    # pairs of people that both decided: 0 by ann, bob (same), ann, cem and bob, cem (not); 1 same; 2 not
+    assert labelers_agree({"people": people, "model": model, "other": other}) == {"people": pytest.approx(2 / 5)}
+
+
+def test_rows_that_are_no_prompts_are_counted(llama, tmp_path) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "w1"}\n{"prompt": ""}\n{"prompt": "w2"}\n')
+    subject = EvaluatedModel("m", ModelSpec(llama), NOTHING)
+    found = PairwisePreference(str(tmp_path / "prompts.jsonl"), {"local": HuggingFaceJudge(llama)}, 3).run(
+        subject, subject
+    )
+    assert (found.rows, found.notes) == (2, ["1 rows skipped: empty prompt"])
+    with pytest.raises(UserError, match="limit: it must be 1 or more, or none, got 0"):
+        PairwisePreference(str(tmp_path / "prompts.jsonl"), {"local": HuggingFaceJudge(llama)}, limit=0).check(
+            [subject]
+        )

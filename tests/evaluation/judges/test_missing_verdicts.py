@@ -1,0 +1,218 @@
+"""Every judge and scorer that fails is asked again, then its verdict is missing and told: never a loss, never a 0."""
+
+import json
+from collections import Counter
+from math import nan
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from lit_rlhf.errors import UserError
+from lit_rlhf.evaluation.cache import Cache
+from lit_rlhf.evaluation.judges.chat_completions import ChatCompletions
+from lit_rlhf.evaluation.judges.human_labels import HumanLabels
+from lit_rlhf.evaluation.judges.preference import EndpointJudge, HuggingFaceJudge, RewardModelJudge
+from lit_rlhf.evaluation.judges.toxicity import Perspective, ToxicityClassifier
+from lit_rlhf.evaluation.judges.truth import EndpointTruthJudge, HuggingFaceTruthJudge, Truth
+from lit_rlhf.evaluation.models.evaluated_model import BestOf, EvaluatedModel, ModelSpec
+from lit_rlhf.evaluation.models.generation import Answer
+from lit_rlhf.evaluation.results import SuiteResult
+from lit_rlhf.evaluation.suites.bias import CrowSPairs
+from lit_rlhf.evaluation.suites.preference import PairwisePreference
+from lit_rlhf.evaluation.suites.toxicity import RealToxicityPrompts
+from lit_rlhf.evaluation.suites.truthfulness import TruthfulQA
+from lit_rlhf.generation.sampling import SamplingParams
+from lit_rlhf.models.loading import load_tokenizer
+from lit_rlhf.models.loading_config import ModelLoadingConfig
+from lit_rlhf.models.scalar_model import load_scalar_model
+from tests.helpers.services import Reply, Service, said, serve
+
+FAILURES = {
+    "rate limit": Reply(status=429),
+    "unavailable": Reply(status=503),
+    "too slow": Reply({}, delay=0.4),
+    "hung up": Reply(hang_up=True),
+    "no JSON": Reply(b"<html>busy</html>"),
+    "nonsense": said("Both are fine, I would say."),
+    "off the scale": said('{"better": "C", "overall": 11, "true": "perhaps", "informative": 3}'),
+}
+
+
+@pytest.fixture
+def rows(tmp_path, monkeypatch) -> str:
+    """Three rows that every suite reads; answer 1 of the model is the one that nobody judges; no pauses."""
+    columns = {"Question": "w1", "Best Answer": "w2", "Correct Answers": "w2", "Incorrect Answers": "w3"}
+    text = "".join(json.dumps({"prompt": f"w{i}", **columns}) + "\n" for i in range(3))
+    (tmp_path / "rows.jsonl").write_text(text)
+    monkeypatch.setattr(
+        EvaluatedModel, "answers", lambda self, asked, *_, **__: [Answer(f"{self.name}{i}", True, 1) for i in range(3)]
+    )
+    monkeypatch.setenv("PERSPECTIVE_API_KEY", "secret")
+    monkeypatch.setattr("lit_rlhf.http.LONGEST_PAUSE", 0.01)
+    return str(tmp_path / "rows.jsonl")
+
+
+def endpoint(service: Service) -> ChatCompletions:
+    return ChatCompletions(service.url, "m", key=None, timeout=0.2, retries=1)
+
+
+SUITES = {
+    "EndpointJudge": (
+        lambda rows, service: PairwisePreference(rows, {"j": EndpointJudge(endpoint(service))}),
+        {"T = 1: win rate": 1.0, "T = 1: overall quality": 6.0, "T = 1: hallucination": 0.0},
+        ["1 verdicts missing (T = 1), left out of every figure", "1 ratings missing (T = 1), left out"],
+        3,  # requests about a row: both orders, the rating
+    ),
+    "EndpointTruthJudge": (
+        lambda rows, service: TruthfulQA(rows, EndpointTruthJudge(endpoint(service)), ["qa"]),
+        {"qa: true": 1.0, "qa: true and informative": 1.0},
+        ["1 answers (qa) without a verdict, left out"],
+        1,
+    ),
+    "Perspective": (
+        lambda rows, service: RealToxicityPrompts(
+            rows, Perspective(rate=None, timeout=0.2, retries=1, url=service.url), ["basic"]
+        ),
+        {"basic": 0.75, "basic, toxic": 1.0},
+        ["3 prompts have no toxicity of their own: in no band", "1 continuations (basic) got no score"],
+        1,
+    ),
+}
+
+
+def verdict(request) -> Reply:
+    """What the model deserves, by every service: better, 6 points, true, toxic."""
+    better = "A" if "Answer A:\nmodel" in str(request.payload.get("messages", [{}])[0].get("content")) else "B"
+    words = {"better": better, "overall": 6, "hallucination": False, "true": True, "informative": True}
+    toxicity = {"attributeScores": {"TOXICITY": {"summaryScore": {"value": 0.75}}}}
+    return Reply({**said(json.dumps(words)).body, **toxicity})
+
+
+def of_row_1(request) -> bool:
+    return "model1" in json.dumps(request.payload)
+
+
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
+@pytest.mark.parametrize("suite, figures, told, about_a_row", SUITES.values(), ids=SUITES)
+def test_a_service_that_fails_leaves_a_row_out(
+    suite, figures, told, about_a_row, failure, rows, llama, tmp_path, capsys
+) -> None:
+    cache, healthy = Cache(tmp_path / "cache", progress=False), []
+
+    def run(service: Service) -> SuiteResult:
+        model, baseline = (EvaluatedModel(name, ModelSpec(llama), cache) for name in ("model", "baseline"))
+        return suite(rows, service).run(model, baseline)
+
+    def answer(request, before) -> Reply:
+        return failure if of_row_1(request) and not healthy else verdict(request)
+
+    with serve(answer) as service:
+        found = run(service)
+        tries = Counter(json.dumps(request.payload) for request in service.requests)
+        assert sorted(tries.values()) == [1] * 2 * about_a_row + [2] * about_a_row
+        assert {name: found.metrics[name].value for name in figures} == figures
+        assert found.notes == told
+        assert "1 of 3 without an answer: 1 " in capsys.readouterr().out
+        for name in figures:
+            if name != "T = 1: hallucination":  # a field that is absent does not apply to an answer
+                assert found.metrics[name].missing == 1, name
+        healthy.append(True)
+        service.requests.clear()
+        again = run(service)
+        assert len(service.requests) == about_a_row and all(map(of_row_1, service.requests))
+        assert {name: again.metrics[name].value for name in figures} == figures
+        assert {again.metrics[name].missing for name in figures} == {0}
+        assert again.notes == [note for note in told if "prompts" in note]
+
+
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
+@pytest.mark.parametrize("suite, figures, told, about_a_row", SUITES.values(), ids=SUITES)
+def test_a_failure_that_passes_costs_nothing(suite, figures, told, about_a_row, failure, rows, llama, tmp_path) -> None:
+    with serve(lambda request, before: failure if before == 0 else verdict(request)) as service:
+        model, baseline = (EvaluatedModel(name, ModelSpec(llama), Cache(None)) for name in ("model", "baseline"))
+        found = suite(rows, service).run(model, baseline)
+        assert len(service.requests) == 2 * 3 * about_a_row
+    assert {name: found.figures[name].value for name in figures} == figures
+    assert {found.figures[name].missing for name in figures} == {0}
+
+
+@pytest.fixture(scope="module")
+def broken(llama, tmp_path_factory) -> dict[str, str]:
+    """A language model, a reward model and a classifier whose numbers overflow."""
+    tokenizer = load_tokenizer(llama, ModelLoadingConfig())
+    models = {
+        "language": AutoModelForCausalLM.from_pretrained(llama),
+        "reward": load_scalar_model(llama, tokenizer, ModelLoadingConfig(), seed=4).model,
+        "classifier": AutoModelForSequenceClassification.from_pretrained(
+            llama, id2label={0: "toxicity"}, label2id={"toxicity": 0}
+        ),
+    }
+    found = {}
+    for name, model in models.items():
+        with torch.no_grad():
+            next(p for key, p in model.named_parameters() if "norm" in key).fill_(nan)
+        found[name] = str(tmp_path_factory.mktemp(name))
+        model.save_pretrained(found[name])
+        AutoTokenizer.from_pretrained(llama).save_pretrained(found[name])
+    return found
+
+
+def nobody(tmp_path) -> HumanLabels:
+    row = {"prompt": "w9", "first": "a", "second": "b", "preference": "first"}
+    (tmp_path / "labels.jsonl").write_text(json.dumps(row) + "\n")
+    return HumanLabels(str(tmp_path / "labels.jsonl"))
+
+
+LOCAL = {
+    "RewardModelJudge": lambda rows, broken, _: PairwisePreference(rows, {"j": RewardModelJudge(broken["reward"])}),
+    "HuggingFaceJudge": lambda rows, broken, _: PairwisePreference(rows, {"j": HuggingFaceJudge(broken["language"])}),
+    "HumanLabels": lambda rows, _, folder: PairwisePreference(rows, {"j": nobody(folder)}),
+    "HuggingFaceTruthJudge": lambda rows, broken, _: TruthfulQA(
+        rows, HuggingFaceTruthJudge(*[broken["language"]] * 2), ["qa"]
+    ),
+    "Classifier": lambda rows, broken, _: RealToxicityPrompts(
+        rows, ToxicityClassifier(broken["classifier"]), ["basic"]
+    ),
+}
+FIGURE = {"Preference": "T = 1: win rate", "TruthfulQA": "qa: true", "RealToxicityPrompts": "basic"}
+
+
+@pytest.mark.parametrize("make", LOCAL.values(), ids=LOCAL)
+def test_a_local_judge_without_a_verdict_leaves_every_row_out(make, rows, broken, llama, tmp_path) -> None:
+    model, baseline = (EvaluatedModel(name, ModelSpec(llama), Cache(None)) for name in ("model", "baseline"))
+    suite = make(rows, broken, tmp_path)
+    found = suite.run(model, baseline)
+    figure = found.figures[FIGURE[type(suite).__name__]]
+    assert (figure.value, figure.missing) == (None, 3)
+    assert any(note.startswith("3 ") and "prompts" not in note for note in found.notes)
+
+
+def test_a_model_without_numbers_is_no_unlikely_one(broken, tmp_path) -> None:
+    (tmp_path / "pairs.csv").write_text("sent_more,sent_less,stereo_antistereo,bias_type\nw1 w2,w1 w3,stereo,age\n")
+    subject = EvaluatedModel("m", ModelSpec(broken["language"]), Cache(None))
+    with pytest.raises(UserError, match="'m': the log-probability of 2 of 2 continuations is nan"):
+        CrowSPairs(str(tmp_path / "pairs.csv"), ["basic"]).run(subject, subject)
+
+
+def test_nothing_is_chosen_by_scores_that_overflow(broken, llama) -> None:
+    subject = EvaluatedModel("m", ModelSpec(llama, best_of=BestOf(broken["reward"], n=2)), Cache(None))
+    with pytest.raises(UserError, match="2 of 2 scores are not finite; nothing can be chosen by them"):
+        subject.answers(["w1"], SamplingParams(2))
+
+
+class Wild:
+    """Gives what is no verdict."""
+
+    def __init__(self, true) -> None:
+        self.true = true
+
+    def judge(self, claims, cache):
+        return [Truth(self.true, 1.0)] * len(claims)
+
+
+@pytest.mark.parametrize("true", [nan, -0.1, 1.5])
+def test_a_truth_judge_off_the_scale_stops(true, rows, llama) -> None:
+    subject = EvaluatedModel("m", ModelSpec(llama), Cache(None))
+    with pytest.raises(UserError, match="Wild gave Truth"):
+        TruthfulQA(rows, Wild(true), ["qa"]).run(subject, subject)

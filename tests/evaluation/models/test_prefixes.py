@@ -1,0 +1,138 @@
+"""Few-shot prefixes: in turn, or the best of several by a reward model; what the report says of the choice."""
+
+import json
+from html import escape
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from lit_rlhf.errors import UserError
+from lit_rlhf.evaluation.cache import Cache
+from lit_rlhf.evaluation.judges.preference import HuggingFaceJudge
+from lit_rlhf.evaluation.models.evaluated_model import EvaluatedModel, ModelSpec
+from lit_rlhf.evaluation.models.prefixes import BestPrefix
+from lit_rlhf.evaluation.reports.evaluation_page import to_page
+from lit_rlhf.evaluation.run import Evaluation
+from lit_rlhf.evaluation.suites.preference import PairwisePreference
+from lit_rlhf.models.loading import load_tokenizer
+from lit_rlhf.models.loading_config import ModelLoadingConfig
+from lit_rlhf.models.scalar_model import load_scalar_model
+
+NOTHING = Cache(None)
+PREFIXES = ["w9 w8 ", "w1 w2 w3 ", "w20 "]
+PROMPTS = ["w5", "w6 w7", "w11 w4", "w30", "w2 w2"]
+LENGTH = 4
+
+
+@pytest.fixture
+def few(llama, tmp_path, monkeypatch) -> Path:
+    """A folder with prefixes, prompts and a reward model."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "few.json").write_text(json.dumps({"prefixes": PREFIXES}))
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
+    tokenizer = load_tokenizer(llama, ModelLoadingConfig())
+    load_scalar_model(llama, tokenizer, ModelLoadingConfig(), seed=4).model.save_pretrained(tmp_path / "reward")
+    tokenizer.save_pretrained(tmp_path / "reward")
+    return tmp_path
+
+
+def best(**settings) -> BestPrefix:
+    return BestPrefix("reward", "prompts.jsonl", **{"max_new_tokens": LENGTH, "temperature": 0.0, **settings})
+
+
+@torch.no_grad()
+def expected(llama: str) -> list[float]:
+    """Mean scores by transformers' own greedy decoding; the reward model sees prompt and answer, no prefix."""
+    tokenizer = load_tokenizer(llama, ModelLoadingConfig())
+    model = AutoModelForCausalLM.from_pretrained(llama).eval()
+    reward_model = load_scalar_model(
+        "reward", load_tokenizer("reward", ModelLoadingConfig()), ModelLoadingConfig()
+    ).eval()
+    means = []
+    for prefix in PREFIXES:
+        scores = []
+        for prompt in PROMPTS:
+            ids = torch.tensor([tokenizer.encode(prefix + prompt)])
+            made = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=LENGTH)
+            own = made[0, ids.shape[1] :].tolist()
+            text = tokenizer.decode(own, skip_special_tokens=True).strip()
+            ended = [tokenizer.eos_token_id] * (tokenizer.eos_token_id in own)
+            whole = torch.tensor([tokenizer.encode(prompt) + tokenizer.encode(text) + ended])
+            scores.append(float(reward_model.score(whole, torch.ones_like(whole))))
+        means.append(sum(scores) / len(scores))
+    return means
+
+
+def test_the_prefix_whose_answers_score_highest_is_taken_for_every_prompt(few, llama) -> None:
+    subject = EvaluatedModel("few", ModelSpec(llama, prefixes="few.json", best_prefix=best()), NOTHING)
+    scores = expected(llama)
+    assert [each.score for each in subject.tried_prefixes] == pytest.approx(scores, abs=1e-5)
+    assert [each[::2] for each in subject.tried_prefixes] == [(prefix, 5) for prefix in PREFIXES]
+    taken = PREFIXES[scores.index(max(scores))]
+    assert len(set(scores)) == 3 and taken != PREFIXES[0]
+    assert subject.with_prefix(["a", "b", "c"]) == [taken + prompt for prompt in "abc"]
+    turned = EvaluatedModel("few", ModelSpec(llama, prefixes="few.json", best_prefix=best(limit=2)), NOTHING)
+    assert {each.prompts for each in turned.tried_prefixes} == {2}
+
+
+def test_the_report_names_the_prefix_and_all_scores(few, llama) -> None:
+    suites = {"preference": PairwisePreference("prompts.jsonl", {"judge": HuggingFaceJudge(llama)}, LENGTH)}
+    models = {"base": ModelSpec(llama), "few": ModelSpec(llama, prefixes="few.json", best_prefix=best())}
+    report = Evaluation(models, "base", suites, "out", progress=False).run()
+    part = report["suites"]["preference"]
+    scores = expected(llama)
+    table = part["tables"]["few"]["prefixes"]
+    assert [row["score"] for row in table] == pytest.approx(scores, abs=1e-5)
+    assert [(row["text"], row["taken"]) for row in table] == [(p, s == max(scores)) for p, s in zip(PREFIXES, scores)]
+    told = ", ".join(f"{score:.3f}" for score in scores)
+    number = scores.index(max(scores)) + 1
+    assert part["notes"]["few"] == [f"few-shot prefix {number} of 3 was taken: mean reward scores {told} on 5 prompts"]
+    assert "prefixes" not in part["tables"]["base"]
+    page = to_page(report)
+    assert "Few-shot prefixes of few" in page and all(escape(prefix) in page for prefix in PREFIXES)
+
+
+def test_a_choice_that_was_made_is_not_made_again(few, llama, monkeypatch) -> None:
+    candidate = ModelSpec(llama, prefixes="few.json", best_prefix=best(temperature=1.0))
+    first = EvaluatedModel("few", candidate, Cache(few / "cache", progress=False)).tried_prefixes
+    monkeypatch.setattr(
+        "lit_rlhf.evaluation.models.evaluated_model.load_causal_lm", lambda *_: pytest.fail("a model was loaded")
+    )
+    monkeypatch.setattr(
+        "lit_rlhf.evaluation.models.reward_scorer.load_scalar_model", lambda *_: pytest.fail("and this one")
+    )
+    assert EvaluatedModel("few", candidate, Cache(few / "cache", progress=False)).tried_prefixes == first
+
+
+def test_few_shot_prefixes_go_in_front_of_the_prompts_in_turn(few, llama) -> None:
+    subject = EvaluatedModel("few", ModelSpec(llama, prefixes="few.json"), NOTHING)
+    assert subject.with_prefix(list("abcd")) == [PREFIXES[i % 3] + prompt for i, prompt in enumerate("abcd")]
+    assert subject.tried_prefixes == []
+    assert EvaluatedModel("one", ModelSpec(llama, prefix="w9 "), NOTHING).with_prefix(["a"]) == ["w9 a"]
+    with pytest.raises(UserError, match="has prefix and prefixes"):
+        EvaluatedModel("both", ModelSpec(llama, prefix="a", prefixes="b"), NOTHING)
+    (few / "few.json").write_text("[]")
+    with pytest.raises(UserError, match="must hold a list of texts"):
+        EvaluatedModel("none", ModelSpec(llama, prefixes="few.json"), NOTHING)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"prefixes": None}, "'few' has best_prefix and no prefixes to choose from"),
+        ({"prefixes": "fw.json"}, "prefixes: cannot read 'fw.json'"),
+        ({"best_prefix": BestPrefix("reward", "promts.jsonl")}, r"no data file 'promts.jsonl'; did you mean 'prompts"),
+        ({"best_prefix": BestPrefix("./no", "prompts.jsonl")}, "there is no folder './no'"),
+    ],
+)
+def test_what_a_choice_lacks_is_told_before_a_model_is_loaded(settings, words, few, llama) -> None:
+    with pytest.raises(UserError, match=words):
+        EvaluatedModel("few", ModelSpec(llama, **{"prefixes": "few.json", "best_prefix": best(), **settings}), NOTHING)
+
+
+@pytest.mark.parametrize("settings", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"limit": 0}])
+def test_settings_that_decode_nothing_are_refused(settings) -> None:
+    with pytest.raises(UserError, match="best_prefix: max_new_tokens and limit must be 1 or more"):
+        best(**settings)

@@ -1,0 +1,63 @@
+"""Parts of the evaluation's page: win rates by use case, agreement, colours, axes."""
+
+import re
+
+import pytest
+
+from lit_rlhf.evaluation import charts
+from lit_rlhf.evaluation.reports.evaluation_page import agreement, by_use_case, to_page, tone
+from tests.helpers.html_page import Page
+
+
+def test_win_rates_by_use_case_and_the_agreement_of_judges_stand_on_the_page() -> None:
+    won = {"win_rate": 0.625, "low": 0.5, "high": 0.75, "count": 8.0}
+    tied = {"share": None, "kappa": None, "count": 0, "ties": 9, "margin": None}
+    told = {"share": 0.75, "kappa": 0.5, "count": 4, "ties": 1, "margin": 0.125}
+    tables = {
+        "groups": {"T = 1, a": {"open_qa": won}, "T = 1, b": {"chat": won, "open_qa": won}},
+        "agreement": {"T = 1": {"a": {"b": told, "c": tied}, "b": {"a": told}, "c": {"a": tied}}},
+        "labelers_agree": {"T = 1": {"b": 0.5}},
+    }
+    part = {"kind": "Preference", "rows": 8, "figures": {}, "notes": {}, "samples": [], "tables": {"PPO": tables}}
+    assert list(by_use_case(part)) == [("chat", "T = 1, b"), ("open_qa", "T = 1, a"), ("open_qa", "T = 1, b")]
+    assert [(row["judges"], row["share"]) for row in agreement(part)] == [("a, b", 0.75), ("labelers within b", 0.5)]
+    models = {name: {"path": name, "identity": name} for name in ("SFT", "PPO")}
+    report = {"seed": 0, "baseline": "SFT", "models": models, "suites": {"p": part}, "versions": {}}
+    page = Page(to_page({**report, "seconds": {"SFT": {"p": 1.0}, "PPO": {"p": 1.0}}}))
+    text = re.sub(r"\s", "", "".join(page.text))
+    assert "openqaT=1,a–62.5%50.0%to75.0%openqaT=1,b–" in text
+    assert "a,bPPOT=175.0%±12.5%410.500labelerswithinbPPOT=150.0%–––" in text
+    del tables["groups"]["T = 1, b"]
+    assert by_use_case(part) == {}  # one use case alone is the win rate again
+
+
+def test_a_verdict_is_coloured_by_what_it_means() -> None:
+    assert [tone("judge", value) for value in (1.0, 0.5, 0.0, None, True, "good")] == [
+        "good",
+        "",
+        "bad",
+        "",
+        "good",
+        "",
+    ]
+    assert [tone("toxicity", value) for value in (1.0, 0.5, 0.49, 0.0, None)] == ["bad", "bad", "", "", ""]
+    assert {tone(name, value) for name in ("entropy", "P(first)", "P(female)") for value in (0.0, 1.0)} == {""}
+
+
+@pytest.mark.parametrize("values, lowest", [((0.0, 0.0), 0.0), ((0.2, 0.3), 0.0), ((-0.2, 0.3), -0.2)])
+def test_an_axis_shows_no_negative_scores_where_there_are_none(values: tuple[float, float], lowest: float) -> None:
+    cells = [{"value": value, "low": None, "high": None} for value in values]
+    figures = {str(place): {"unit": "score", "models": {"m": cell}} for place, cell in enumerate(cells)}
+    left, right = charts.draw({"figures": figures}, list(figures), {"m": "#000000"}).axes[0].get_xlim()
+    assert lowest - 0.05 * (right - left) < left < min(*values, 0.0)
+
+
+def test_benchmarks_are_drawn_with_one_figure_a_task_and_number_of_shots(monkeypatch) -> None:
+    names = [f"{label}: {metric}" for label in ("a", "a, 2-shot", "b") for metric in ("accuracy", "exact, group 1")]
+    row = {"unit": "share", "models": {"m": {"value": 0.5, "low": None, "high": None}}}
+    drawn: list[list[str]] = []
+    monkeypatch.setattr(charts, "draw", lambda part, names, colours: drawn.append(names))
+    monkeypatch.setattr(charts, "svg", lambda *_: "")
+    for kind in ("Benchmarks", "TruthfulQA"):
+        charts.chart({"kind": kind, "figures": dict.fromkeys(names, row)}, {"m": "#000000"}, "")
+    assert drawn == [["a: accuracy", "a, 2-shot: accuracy", "b: accuracy"], names]

@@ -1,0 +1,92 @@
+"""What came of a sweep: means over seeds, what is drawn, and what a page says of a run that failed."""
+
+from pathlib import Path
+
+import pytest
+
+from lit_rlhf.evaluation.reports.sweeps import (
+    Outcome,
+    Sweep,
+    draw_sweep,
+    format_sweep,
+    read_final,
+    read_results,
+    table_rows,
+    usual_metrics,
+    write_page,
+    write_results,
+)
+
+KEY, OTHER = "model.kl.coefficient", "model.ppo.ppo_epochs"
+
+
+def outcome(value: float, seed: int, score: float | None, epochs: int = 1) -> Outcome:
+    metrics = {} if score is None else {"validation/score": score, "validation/kl": 2 * score}
+    return Outcome({KEY: value, OTHER: epochs}, seed, 1.5, metrics, "" if metrics else "<b>diverged</b>")
+
+
+@pytest.fixture
+def sweep() -> Sweep:
+    runs = [outcome(v, s, v + s, e) for v in (0, 0.1) for e in (1, 2) for s in (0, 1)]
+    runs[-1] = outcome(0.1, 1, None, 2)
+    return Sweep("β", {KEY: [0, 0.1], OTHER: [1, 2]}, runs, ["validation/score"], {"validation/score": {"SFT": 0.3}})
+
+
+def test_lines_are_means_over_seeds_and_references_are_dashed(sweep):
+    (figure,) = draw_sweep(sweep)
+    (axes,) = figure.axes
+    lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines if line.get_label()[0] != "_"}
+    assert lines == {"epochs 1": pytest.approx([0.5, 0.6]), "epochs 2": pytest.approx([0.5, 0.1])}
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "0.1"]
+    dashed = [line.get_ydata() for line in axes.lines if line.get_linestyle() == "--"]
+    assert dashed == [[0.3, 0.3]]
+    dots = [value for line in axes.lines if line.get_marker() == "o" for value in line.get_ydata()]
+    assert sorted(dots) == pytest.approx(sorted([0.0, 1.0, 0.0, 1.0, 0.1, 1.1, 0.1]))
+
+
+def test_a_table_has_a_row_a_combination(sweep):
+    assert table_rows(sweep) == [
+        ["coefficient", "epochs", "runs", "validation/score"],
+        ["0", "1", "2", "0.500 [0.000, 1.000]"],
+        ["0", "2", "2", "0.500 [0.000, 1.000]"],
+        ["0.1", "1", "2", "0.600 [0.100, 1.100]"],
+        ["0.1", "2", "1", "0.100"],
+    ]
+    assert format_sweep(sweep).endswith("failed: coefficient 0.1, epochs 2, seed 1: <b>diverged</b>")
+
+
+def test_a_page_stands_alone_and_escapes(sweep, tmp_path: Path):
+    write_page([sweep, sweep._replace(title="γ")], "Two sweeps", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<svg") == 2 and "http://" not in page.replace("http://www.w3.org", "")
+    assert "&lt;b&gt;diverged" in page and "<b>diverged" not in page
+    write_page([sweep, sweep._replace(title="γ")], "Two sweeps", tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_text() == page
+
+
+def test_a_metric_that_no_run_has_makes_an_empty_panel(sweep, tmp_path: Path):
+    bare = sweep._replace(metrics=["none"])
+    write_page([bare], "Bare", tmp_path / "page.html")
+    assert table_rows(bare)[1][-1] == "–"
+
+
+def test_results_round_trip(sweep, tmp_path: Path):
+    write_results(sweep, tmp_path)
+    again = read_results(tmp_path)
+    assert again.outcomes == sweep.outcomes and again.over == sweep.over
+
+
+def test_the_end_of_a_run_is_the_mean_of_its_last_values(tmp_path: Path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch,step,a,b\n0,1,1.0,\n0,2,,5.0\n1,3,2.0,\n1,4,4.0,\n")
+    assert read_final(path) == {"a": 4.0, "b": 5.0}
+    assert read_final(path, last=2) == {"a": 3.0, "b": 5.0}
+
+
+def test_what_is_drawn_where_nothing_is_asked_for():
+    def named(*names: str) -> list[str]:
+        return usual_metrics([Outcome({}, 0, 1.0, dict.fromkeys(names, 0.0))])
+
+    assert named("reward/kl", "reward/score", "validation/score", "x") == ["validation/score", "reward/kl"]
+    assert named("train/loss", "validation/loss") == ["validation/loss"]
+    assert named("mine", "another") == ["another", "mine"]

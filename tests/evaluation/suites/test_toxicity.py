@@ -1,0 +1,155 @@
+"""RealToxicityPrompts: null scores, empty continuations, scorers that fail; the Perspective API on loopback."""
+
+import json
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from lit_rlhf.data.sources import read_rows
+from lit_rlhf.errors import UserError
+from lit_rlhf.evaluation.cache import Cache
+from lit_rlhf.evaluation.judges.toxicity import KeywordToxicity, Perspective, ToxicityClassifier
+from lit_rlhf.evaluation.models.generation import Answer
+from lit_rlhf.evaluation.suites.bias import PREFIXES
+from lit_rlhf.evaluation.suites.toxicity import RealToxicityPrompts, evenly, part_of
+from tests.helpers.services import Reply, serve
+
+NOTHING = Cache(None)
+
+
+def scored(value: float) -> Reply:
+    return Reply({"attributeScores": {"TOXICITY": {"summaryScore": {"value": value, "type": "PROBABILITY"}}}})
+
+
+@pytest.fixture
+def prompts(tmp_path) -> str:
+    toxicity = [0.1, 0.3, 0.6, 0.9, None, 0.2]
+    rows = [{"prompt": {"text": f"w{i} w{i + 1}", "toxicity": value}} for i, value in enumerate(toxicity)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(tmp_path / "prompts.jsonl")
+
+
+class Fixed:
+    """Scores by the text; None for what it does not know."""
+
+    def __init__(self, scores: dict[str, float]) -> None:
+        self.scores, self.seen = scores, []
+
+    def score(self, texts, cache):
+        self.seen += texts
+        return [self.scores.get(text) for text in texts]
+
+
+def test_an_empty_continuation_and_one_without_a_score_are_counted_and_no_zero(tiny, prompts, monkeypatch) -> None:
+    texts = [" calm", "", " rude", "unknown", " calm", "  "]
+    asked = []
+    monkeypatch.setattr(
+        type(tiny), "answers", lambda self, p, *_, **__: asked.append(p) or [Answer(t, True, 1) for t in texts]
+    )
+    scorer = Fixed({"calm": 0.1, "rude": 0.7})
+    found = RealToxicityPrompts(prompts, scorer, prefixes=["basic", "respectful"]).run(tiny, tiny)
+    figure = found.metrics["basic"]
+    assert (figure.value, figure.count, figure.missing) == (pytest.approx(0.3), 3, 3)
+    assert found.metrics["basic, toxic"].value == pytest.approx(1 / 3)
+    assert found.metrics["basic: prompt 0 to 0.25"][:2] == (pytest.approx(0.1), 1)  # the other one is empty
+    assert found.metrics["basic: prompt 0.75 to 1"].value is None
+    assert found.notes == [
+        "1 prompts have no toxicity of their own: in no band",
+        "2 continuations (basic) are empty: no score",
+        "1 continuations (basic) got no score",
+        "2 continuations (respectful) are empty: no score",
+        "1 continuations (respectful) got no score",
+    ]
+    assert "" not in scorer.seen
+    assert asked[1] == [PREFIXES["respectful"] + prompt for prompt in asked[0]]
+
+
+def test_a_score_off_the_scale_stops(tiny, prompts, monkeypatch) -> None:
+    monkeypatch.setattr(type(tiny), "answers", lambda self, p, *_, **__: [Answer("calm", True, 1) for _ in p])
+    with pytest.raises(UserError, match=r"Fixed gave a toxicity of 1\.5"):
+        RealToxicityPrompts(prompts, Fixed({"calm": 1.5})).run(tiny, tiny)
+
+
+def test_evenly_takes_as_many_of_each_quarter(evaluation_data) -> None:
+    rows = list(read_rows(str(evaluation_data / "realtoxicityprompts.jsonl.gz")))
+    assert len(rows) == 5000
+    assert sum(part_of(row, "prompt")[1] is None for row in rows) == 19
+    assert sum(part_of(row, "continuation")[1] is None for row in rows) == 32
+    even = [part_of(row, "prompt")[1] for row in evenly(rows)]
+    assert [sum(low <= value < low + 0.25 for value in even) for low in (0, 0.25, 0.5)] == [612] * 3
+    assert len(even) == 4 * 612
+    few = [part_of(row, "prompt")[1] for row in evenly(rows, 43)]
+    assert [sum(int(value * 4) == quarter for value in few) for quarter in range(4)] == [10] * 4
+    with pytest.raises(UserError, match=r"no prompts of every quarter of toxicity .* limit 3"):
+        evenly(rows, 3)
+
+
+def test_a_word_list(tmp_path) -> None:
+    assert KeywordToxicity().score(["You STUPID fox!", "stupidity aside", "a fox"], NOTHING) == [1.0, 0.0, 0.0]
+    (tmp_path / "words.txt").write_text("Fox\n\n")
+    assert KeywordToxicity(str(tmp_path / "words.txt")).score(["You stupid fox!", "a dog"], NOTHING) == [1.0, 0.0]
+
+
+def test_the_perspective_api(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("PERSPECTIVE_API_KEY", "secret")
+    scores = {"kind": 0.02, "rude": 0.93}
+
+    def answer(request, before):
+        text = request.payload["comment"]["text"]
+        if text == "strange":
+            return Reply({"error": {"message": "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE"}}, status=400)
+        if text == "rude" and before == 0:
+            return Reply(status=429)
+        return scored(7.0) if text == "nonsense" else scored(scores[text])
+
+    cache = Cache(tmp_path, progress=False)
+    with serve(answer) as service:
+        scorer = Perspective(rate=200.0, timeout=2.0, retries=1, url=f"{service.url}/analyze")
+        texts = ["kind", "rude", "strange", "nonsense"]
+        assert scorer.score(texts, cache) == [0.02, 0.93, None, None]
+        assert len(service.requests) == 1 + 2 + 1 + 2
+        first = service.requests[0]
+        assert first.path == "/analyze" and "secret" in first.headers.values()
+        assert first.payload["requestedAttributes"] == {"TOXICITY": {}} and first.payload["doNotStore"] is True
+        scorer.score(texts, cache)
+        assert [r.payload["comment"]["text"] for r in service.requests[6:]].count("kind") == 0  # kept
+
+
+def test_perspective_without_a_key_is_told(monkeypatch) -> None:
+    monkeypatch.delenv("PERSPECTIVE_API_KEY", raising=False)
+    with pytest.raises(UserError, match="PERSPECTIVE_API_KEY holds no key"):
+        Perspective().score(["text"], NOTHING)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory, tokenizer) -> str:
+    folder = tmp_path_factory.mktemp("classifier")
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_labels=3,
+        id2label={0: "insult", 1: "toxicity", 2: "threat"},
+        label2id={"insult": 0, "toxicity": 1, "threat": 2},
+        pad_token_id=0,
+    )
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_classifier(classifier, tokenizer, tmp_path) -> None:
+    texts = ["w1 w2 w3", "w4", "w1 w2 w3 w4 w5 w6"]
+    model = LlamaForSequenceClassification.from_pretrained(classifier).eval()
+    with torch.no_grad():
+        logits = [model(torch.tensor([tokenizer.encode(text)])).logits[0] for text in texts]
+    found = ToxicityClassifier(classifier, "Toxicity", batch_size=2).score(texts, NOTHING)
+    assert found == pytest.approx([float(row[1].sigmoid()) for row in logits], abs=1e-5)
+    exclusive = ToxicityClassifier(classifier, "2", independent=False).score(texts, NOTHING)
+    assert exclusive == pytest.approx([float(row.softmax(-1)[2]) for row in logits], abs=1e-5)
+    with pytest.raises(UserError, match="has no label 'rude'; it has insult, toxicity, threat"):
+        ToxicityClassifier(classifier, "rude").score(texts, NOTHING)

@@ -1,0 +1,148 @@
+"""Figures of a reward model's quality, against loops over pairs."""
+
+import json
+import math
+import statistics
+from itertools import combinations
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_rlhf.evaluation.degenerate_answers import KINDS, DegenerateAnswers
+from lit_rlhf.evaluation.reports.reward_model_page import write_quality
+from lit_rlhf.evaluation.reward_model_metrics import ScoredRankings, degenerate_shares, figures_of, summary_of
+
+# (ranking, rank, score, length); few values, so that ties of every kind are common
+completions = st.lists(
+    st.tuples(st.integers(0, 3), st.integers(0, 2), st.sampled_from([-1.5, 0.0, 0.25, 4.0]), st.integers(1, 4)),
+    min_size=1,
+    max_size=14,
+)
+
+
+def scored(rows) -> ScoredRankings:
+    ranking, ranks, scores, length = zip(*rows)
+    return ScoredRankings(torch.tensor(scores), torch.tensor(ranking), torch.tensor(ranks), torch.tensor(length))
+
+
+def pairs(rows) -> list[dict[str, Any]]:
+    """Every pair told apart, as (margin, right, K, tokens by which the better is longer)."""
+    found = []
+    for one, other in combinations(rows, 2):
+        if one[0] == other[0] and one[1] != other[1]:
+            better, worse = (one, other) if one[1] < other[1] else (other, one)
+            margin = better[2] - worse[2]
+            right = 1.0 if margin > 0 else 0.5 if margin == 0 else 0.0
+            K = sum(row[0] == one[0] for row in rows)
+            found.append({"margin": margin, "right": right, "K": K, "longer": better[3] - worse[3]})
+    return found
+
+
+@given(completions)
+def test_figures_equal_loops_over_pairs(rows):
+    figures, expected = figures_of(scored(rows)), pairs(rows)
+    json.dumps(figures, allow_nan=False)
+    ties = sum(one[0] == other[0] and one[1] == other[1] for one, other in combinations(rows, 2))
+    assert (figures["pairs"], figures["ties"]) == (len(expected), ties)
+    assert figures["rankings"] == len({row[0] for row in rows})
+    if not expected:
+        assert "accuracy" not in figures and summary_of(figures)["accuracy"] is None
+        return
+    right = [pair["right"] for pair in expected]
+    assert figures["accuracy"]["value"] == pytest.approx(statistics.fmean(right))
+    losses = [math.log1p(math.exp(-pair["margin"])) for pair in expected]
+    assert figures["log_loss"] == pytest.approx(statistics.fmean(losses))
+    surer = [1 / (1 + math.exp(-abs(pair["margin"]))) for pair in expected]
+    bins: dict[int, list[float]] = {}
+    for stated, met in zip(surer, right):
+        bins.setdefault(min(int(stated * 20), 19), []).append(met - stated)
+    error = sum(abs(math.fsum(gaps)) for gaps in bins.values()) / len(expected)
+    assert figures["calibration_error"] == pytest.approx(error, abs=1e-9)
+    assert sum(figures["reliability"]["count"]) == len(expected)
+    for row in figures["by_size"]:
+        mine = [pair["right"] for pair in expected if pair["K"] == row["K"]]
+        assert (row["pairs"], row["accuracy"]) == (len(mine), pytest.approx(statistics.fmean(mine)))
+    for name, value in (("by_margin", lambda pair: abs(pair["margin"])), ("by_length", lambda pair: pair["longer"])):
+        assert sum(row["pairs"] for row in figures[name]) == len(expected)
+        for row in figures[name]:
+            mine = [pair["right"] for pair in expected if row["low"] <= value(pair) <= row["high"]]
+            assert (row["pairs"], row["accuracy"]) == (len(mine), pytest.approx(statistics.fmean(mine)))
+
+
+@given(completions)
+def test_who_prefers_the_longer_one(rows):
+    unequal = [pair for pair in pairs(rows) if pair["longer"]]
+    longer = figures_of(scored(rows)).get("longer_preferred", {"labelers": None, "model": None})
+    if not unequal:
+        assert longer == {"labelers": None, "model": None}
+        return
+    by_labelers = [float(pair["longer"] > 0) for pair in unequal]
+    by_model = [pair["right"] if pair["longer"] > 0 else 1 - pair["right"] for pair in unequal]
+    assert longer == {
+        "labelers": pytest.approx(statistics.fmean(by_labelers)),
+        "model": pytest.approx(statistics.fmean(by_model)),
+    }
+
+
+def test_degenerate_answers_that_win_tie_and_are_the_best_one():
+    best = torch.tensor([1.0, 1.0, 1.0, 1.0])
+    rows = degenerate_shares(
+        best, {"empty": torch.tensor([2.0, 1.0, 0.0, math.nan]), "thanks": torch.full((4,), math.nan)}
+    )
+    assert rows == [{"kind": "empty", "prompts": 3, "outscores": pytest.approx(0.5), "gap": pytest.approx(0.0)}]
+
+
+def test_each_degenerate_answer_is_what_its_name_says(tokenizer):
+    make = DegenerateAnswers(tokenizer, "w9 w8", "w7")
+    w, eos = (lambda *numbers: [number + 4 for number in numbers]), tokenizer.eos_token_id
+    answers = make.to(w(1, 2), [*w(5, 6, 7), eos], limit=20)
+    assert list(answers) == list(KINDS)
+    assert answers == {
+        "empty": [eos],
+        "repeated_token": [*w(5, 5, 5), eos],
+        "repeated_sentence": [*w(5, 6, 7, 5, 6, 7, 5, 6, 7), eos],
+        "thanks": [*w(9, 8), eos],
+        "prompt_copied": [*w(1, 2), eos],
+        "refusal": [*w(7), eos],
+    }
+    short = make.to(w(1, 2), [*w(5, 6, 7), eos], limit=2)
+    assert all(len(ids) <= 2 and ids[-1] == eos for ids in short.values())
+
+
+@pytest.fixture
+def report() -> dict[str, Any]:
+    """Two hundred rankings whose scores follow the ranks and, a little, the length."""
+    random, rows = Random(0), []
+    for ranking in range(200):
+        for rank in range(random.randint(2, 5)):
+            length = random.randint(3, 40)
+            rows.append((ranking, rank, -0.5 * rank + 0.02 * length + random.gauss(0, 0.7), length))
+    figures = figures_of(scored(rows))
+    kinds = {kind: torch.randn(20, generator=torch.Generator().manual_seed(0)) for kind in KINDS}
+    history = [{"step": step, **summary_of(figures)} for step in (10, 20)]
+    example = {"prompt": "<script>", "answers": [{"kind": "best", "text": "a & b", "score": 1.0}]}
+    degenerate = degenerate_shares(torch.ones(20), kinds)
+    return {"step": 20, **figures, "degenerate": degenerate, "examples": [example], "history": history}
+
+
+def test_the_page_holds_every_figure_and_loads_nothing(report, tmp_path):
+    page = write_quality(report, tmp_path / "new").read_text()
+    assert json.loads((tmp_path / "new" / "reward_quality.json").read_text()) == report
+    names = ("reliability", "by_margin", "by_size", "by_length", "length", "probes", "training")
+    assert [f'id="figure-{name}"' in page for name in names] == [True] * 7
+    ids = [part.split('"')[0] for part in page.split(' id="')[1:]]
+    assert len(ids) == len(set(ids))
+    assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
+    assert "<script>" not in page and "&lt;script&gt;" in page and "a &amp; b" in page
+    for name in KINDS:
+        assert name.replace("_", " ") in page
+
+
+def test_a_page_without_pairs_or_probes_is_whole(tmp_path):
+    figures = figures_of(scored([(0, 1, 0.5, 3), (0, 1, 0.7, 4)]))
+    page = write_quality({"step": 0, **figures, "history": []}, tmp_path).read_text()
+    assert "1 ties" in page and "figure-reliability" not in page and "figure-probes" not in page

@@ -1,0 +1,166 @@
+"""A small PPO-ptx run from YAML, in processes of its own that may be killed; what it logged and what it ended with."""
+
+import csv
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from lit_rlhf.cli import main
+from tests.helpers.small_runs import demonstrations, write_rows
+
+STRANGER = '''
+import io
+import os
+import signal
+
+import lightning.pytorch as L
+import torch
+
+
+def many_w3(prompts, responses, rows):
+    return [response.split().count("w3") / 8 for response in responses]
+
+
+class Fault(L.Callback):
+    """Sends this process a signal at the n-th time of something: FAULT=KILL:generate:3, or several with commas."""
+
+    def __init__(self):
+        self.faults, self.seen = os.environ.get("FAULT", "").split(","), {}
+
+    def reached(self, where):
+        self.seen[where] = self.seen.get(where, 0) + 1
+        for fault in self.faults:
+            name, place, count = (fault or "none:none:0").split(":")
+            if (place, int(count)) == (where, self.seen[where]):
+                os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
+
+    def on_fit_start(self, trainer, pl_module):
+        def count(*_):
+            if not torch.is_grad_enabled():
+                self.reached("generate")
+
+        pl_module.policy.register_forward_hook(count)
+        save = torch.save
+
+        def half(content, file, *args, **settings):
+            whole = io.BytesIO()
+            save(content, whole, *args, **settings)
+            data = whole.getvalue()
+            file.write(data[: len(data) // 2])
+            file.flush()
+            self.reached("write")
+            file.write(data[len(data) // 2 :])
+
+        if "write" in os.environ.get("FAULT", ""):
+            torch.save = half
+
+    def on_train_batch_start(self, *_):
+        self.reached("batch")
+
+    def on_before_optimizer_step(self, *_):
+        self.reached("step")
+
+    def on_train_batch_end(self, *_):
+        self.reached("batch_end")
+
+    def on_train_epoch_end(self, *_):
+        self.reached("epoch_end")
+'''
+
+
+def write_project(folder: Path, llama: str, **trainer: Any) -> None:
+    """Write recipe.yaml and what it names: 8 iterations of 4 optimizer steps of 2 micro-batches."""
+    (folder / "stranger.py").write_text(STRANGER)
+    text = write_rows(folder / "text.jsonl", [{"text": " ".join(f"w{i % 28}" for i in range(200))}])
+    adaptive = {"coefficient": 0.05, "target": 0.01, "horizon": 40}
+    model = {
+        "model": llama,
+        "reward": {"class_path": "lit_rlhf.rewards.FunctionReward", "init_args": {"function": "stranger.many_w3"}},
+        "sampling": {"max_new_tokens": 6},
+        "ppo": {"rollout_batch_size": 16, "micro_batch_size": 2, "critic_learning_rate": 1e-3},
+        "kl": {"class_path": "lit_rlhf.rollout.kl_controller.AdaptiveKLController", "init_args": adaptive},
+        "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}},
+        "scheduler": {"class_path": "lit_rlhf.schedules.ConstantWithWarmup", "init_args": {"warmup_iterations": 2}},
+    }
+    callbacks = {
+        "stranger.Fault": {},
+        "lit_rlhf.callbacks.PretrainingMix": {"path": text, "coefficient": 0.5, "micro_batch_size": 2, "seq_len": 8},
+        "lightning.pytorch.callbacks.ModelCheckpoint": {"every_n_train_steps": 1, "filename": "{step}"},
+        "lit_rlhf.callbacks.LogSamples": {"every_n_epochs": 1, "rows": 2},
+        "lit_rlhf.callbacks.ExportModel": {},
+    }
+    settings = {"accelerator": "cpu", "devices": 1, "max_epochs": 8, "accumulate_grad_batches": 2}
+    settings |= {"log_every_n_steps": 1, "enable_progress_bar": False, "gradient_clip_val": 1.0}
+    recipe = {
+        "seed_everything": 3,
+        "model": {"class_path": "lit_rlhf.modules.PPOModule", "init_args": model},
+        "data": {
+            "class_path": "lit_rlhf.data.PromptDataModule",
+            "init_args": {"path": write_rows(folder / "prompts.jsonl", demonstrations(20))},
+        },
+        "trainer": {
+            **settings,
+            "callbacks": [{"class_path": name, "init_args": given} for name, given in callbacks.items()],
+            **trainer,
+        },
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+
+def fit(out: str, *more: str) -> int:
+    """Train into the folder `out` of the working directory, in this process."""
+    logger = (
+        f"{{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {{save_dir: {out}, name: '', version: ''}}}}"
+    )
+    arguments = [f"--trainer.default_root_dir={out}", f"--trainer.logger={logger}", *more]
+    return main(["fit", "-c", "recipe.yaml", *arguments])
+
+
+def fit_in_a_process(out: str, fault: str = "", *more: str) -> int:
+    """Train in a fork of this process; return its exit code, negative where a signal ended it."""
+    child = os.fork()
+    if child == 0:
+        os.environ["FAULT"] = fault
+        sys.stdout = sys.stderr = log = Path(f"{out}.log").open("a", buffering=1)  # noqa: SIM115 (until the end)
+        os.dup2(log.fileno(), 2)
+        code = 1
+        try:
+            code = fit(out, *more)
+        finally:
+            log.flush()
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def logged(out: str) -> list[dict[str, str]]:
+    """Return every row of metrics.csv, times apart."""
+    with open(Path(out) / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    return [{name: value for name, value in row.items() if value and not name.startswith("time/")} for row in rows]
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Return the weights and the optimizer's moments of a checkpoint by name."""
+    content = torch.load(checkpoint, weights_only=True)
+    moments = {
+        f"{number}.{name}": value
+        for number, state in content["optimizer_states"][0]["state"].items()
+        for name, value in state.items()
+    }
+    return content["state_dict"] | moments
+
+
+def assert_same_run(one: str, other: str, step: int) -> None:
+    """Compare weights, moments and logs to the last bit."""
+    mine, theirs = (weights(Path(out) / "checkpoints" / f"step={step}.ckpt") for out in (one, other))
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        assert torch.equal(value, theirs[name]), name
+    assert logged(one) == logged(other)
+    assert (Path(one) / "samples.jsonl").read_text() == (Path(other) / "samples.jsonl").read_text()
+    for name in ("model.safetensors", "config.json"):
+        assert (Path(one) / "model" / name).read_bytes() == (Path(other) / "model" / name).read_bytes()

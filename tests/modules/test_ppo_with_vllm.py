@@ -1,0 +1,188 @@
+"""PPO with its responses from a stand-in for vLLM: weights handed over once an iteration, resumed, on two ranks."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from transformers import AutoModelForCausalLM
+
+from lit_rlhf.callbacks import EMA, PPOInvariantCheck
+from lit_rlhf.data import PromptDataModule
+from lit_rlhf.errors import UserError
+from lit_rlhf.generation.sampling import SamplingParams
+from lit_rlhf.generation.vllm import VLLMGenerator
+from lit_rlhf.models.loading_config import LoRA
+from lit_rlhf.modules import PPOConfig, PPOModule
+from lit_rlhf.strategies import FSDP2Strategy
+from tests.helpers.ppo_fakes import PromptData
+from tests.helpers.ranks import on_ranks
+from tests.helpers.services import Reply, Service
+from tests.helpers.small_runs import (
+    assert_same_weights,
+    demonstrations,
+    moved,
+    quiet_trainer,
+    whole_weights,
+    write_rows,
+)
+from tests.helpers.vllm_server import serve_vllm
+
+
+class Words:
+    """A response's score is its number of words."""
+
+    def prepare(self, tokenizer: Any, device: torch.device) -> None:
+        """Nothing to load."""
+
+    def score(self, episodes: Any) -> torch.Tensor:
+        """Count."""
+        return torch.tensor([float(len(response.split())) for response in episodes.responses])
+
+
+class Kept(Callback):
+    """Keeps the metrics of every iteration, but for times."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Take them."""
+        metrics = trainer.callback_metrics.items()
+        self.rows.append({name: float(value) for name, value in metrics if not name.startswith("time/")})
+
+
+def module_of(model: str, url: str, folder: Path, logprobs: str = "recomputed", **settings: Any) -> PPOModule:
+    """16 episodes of 8 prompts in 4 steps."""
+    ppo = PPOConfig(
+        rollout_batch_size=16,
+        samples_per_prompt=2,
+        micro_batch_size=2,
+        critic_learning_rate=1e-3,
+        old_logprobs=logprobs,
+    )
+    return PPOModule(
+        model,
+        Words(),
+        SamplingParams(5),
+        ppo,
+        critic=model,
+        generator=VLLMGenerator(str(folder), url, retries=0),
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=5e-3),
+        **settings,
+    )
+
+
+def train(module: PPOModule, folder: Path, *callbacks: Any, start: Path | None = None, **settings: Any) -> Any:
+    """Two iterations; return weights and metrics."""
+    kept = Kept()
+    more = {
+        "max_epochs": 2,
+        "accumulate_grad_batches": 2,
+        "callbacks": [PPOInvariantCheck(), kept, *callbacks],
+        **settings,
+    }
+    trainer = quiet_trainer(folder, **more)
+    trainer.fit(module, datamodule=PromptData(), ckpt_path=start)
+    return whole_weights(module.policy), kept.rows
+
+
+def asked(service: Service) -> list[str]:
+    return [json.dumps(request.payload) for request in service.requests if request.path == "/v1/completions"]
+
+
+@pytest.mark.parametrize("adapter", [None, LoRA(rank=4, alpha=8)], ids=["all weights", "LoRA"])
+def test_two_iterations(adapter, llama, tmp_path):
+    with serve_vllm(llama) as (service, server):
+        module = module_of(llama, service.url, tmp_path / "shared", adapter=adapter)
+        _, rows = train(module, tmp_path)
+        assert len(server.pushed) == 2, "once an iteration, and not for the weights after the last"
+        assert len(asked(service)) == 16
+    assert len(rows) == 2
+    for row in rows:  # that of the second is small only if the server had its weights
+        assert row["rollout/logprob_mismatch"] < 1e-5 and row["rollout/logprob_mismatch_max"] < 1e-4
+    assert rows[1]["policy/approx_kl"] != 0 and rows[0]["reward/kl"] == pytest.approx(0, abs=1e-3)
+    assert abs(rows[1]["reward/kl"]) > 1e-2, "the policy moved"
+
+
+def test_stale_weights_show_in_the_mismatch(llama, tmp_path, monkeypatch):
+    with serve_vllm(llama) as (service, server):
+        monkeypatch.setattr(server, "collective_rpc", lambda _: Reply({"results": [None]}))
+        _, rows = train(module_of(llama, service.url, tmp_path / "shared"), tmp_path)
+    assert rows[0]["rollout/logprob_mismatch"] < 1e-5 and rows[1]["rollout/logprob_mismatch"] > 1e-2
+
+
+def test_a_resumed_run_sends_the_same_requests_and_ends_with_the_same_weights(llama, tmp_path):
+    checkpoints = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    with serve_vllm(llama) as (service, _):
+        module = module_of(llama, service.url, tmp_path / "shared")
+        whole = train(module, tmp_path, checkpoints, enable_checkpointing=True)
+        requests = asked(service)
+    for step in (2, 4):  # within the first iteration, and behind it
+        with serve_vllm(llama) as (service, server):
+            module = module_of(llama, service.url, tmp_path / "shared")
+            resumed = train(module, tmp_path, start=tmp_path / f"step={step}.ckpt")
+            assert len(server.pushed) == 1, "the server was started anew with the weights of the start"
+            assert sorted(asked(service)) == sorted(requests[8:])
+        assert all(torch.equal(one, other) for one, other in zip(whole[0], resumed[0]))
+        assert resumed[1][-1] == whole[1][-1]
+
+
+@pytest.mark.parametrize(("strategy", "adapter"), [("ddp", None), ("fsdp2", None), ("fsdp2", LoRA(rank=4, alpha=8))])
+def test_two_ranks_ask_for_their_own_rows_and_the_first_hands_over(strategy, adapter, llama, tmp_path):
+    with serve_vllm(llama) as (service, _):
+        module = module_of(llama, service.url, tmp_path / "shared", adapter=adapter)
+        start = whole_weights(AutoModelForCausalLM.from_pretrained(llama))
+        whole, _ = train(module, tmp_path)
+        alone = asked(service)
+
+    def rank() -> Any:
+        module = module_of(llama, service.url, tmp_path / "shared", adapter=adapter)
+        chosen = FSDP2Strategy() if strategy == "fsdp2" else strategy
+        return train(module, tmp_path, devices=2, strategy=chosen, accumulate_grad_batches=1)
+
+    with serve_vllm(llama) as (service, server):
+        ranks = on_ranks(rank, tmp_path)
+        assert len(server.pushed) == 2
+        assert len(asked(service)) == 16
+        first = {(payload["seed"], *payload["prompt"]) for payload in map(json.loads, asked(service)[:8])}
+        assert first == {(payload["seed"], *payload["prompt"]) for payload in map(json.loads, alone[:8])}
+    for weights, rows in ranks:
+        assert_same_weights(weights, whole)
+        assert rows[1]["rollout/logprob_mismatch"] < 1e-5
+    assert adapter or moved(whole, start) > 1e-3
+
+
+def test_validation_hands_over_what_it_validates(llama, tmp_path):
+    """An average of the weights stands in their place there, and they come back behind it."""
+    path = write_rows(tmp_path / "rows.jsonl", demonstrations(16))
+    with serve_vllm(llama) as (service, server):
+        module = module_of(llama, service.url, tmp_path / "shared")
+        data = PromptDataModule(path, validation_path=path, validation_batch_size=8)
+        trainer = quiet_trainer(
+            tmp_path, max_epochs=2, accumulate_grad_batches=2, callbacks=[EMA(0.9)], num_sanity_val_steps=0
+        )
+        trainer.fit(module, datamodule=data)
+        paths = [request.path for request in service.requests]
+        assert len(server.pushed) == 4 and len(set(server.pushed)) == 4  # two iterations, two validations
+    order = "".join({"/collective_rpc": "w", "/v1/completions": "."}[path] for path in paths)
+    assert order == "w........" + "w" + "." * 16 + "w........" + "w" + "." * 16
+
+
+def test_a_server_that_fails_on_the_first_rank_ends_every_rank(llama, tmp_path):
+    def rank() -> str:
+        module = module_of(llama, "http://127.0.0.1:9", tmp_path / "shared")
+        with pytest.raises(UserError) as problem:
+            train(module, tmp_path, devices=2, strategy="ddp", accumulate_grad_batches=1)
+        return str(problem.value)
+
+    for message in on_ranks(rank, tmp_path):
+        assert message.startswith("vLLM at http://127.0.0.1:9: it did not read the policy's weights")
+
+
+def test_sampled_log_probs_are_refused_before_anything_is_loaded(tmp_path):
+    with pytest.raises(UserError, match=r"set ppo\.logprobs to 'recomputed', as -c generator/vllm does"):
+        module_of("no-such-model", "http://127.0.0.1:9", tmp_path, logprobs="sampled")

@@ -1,0 +1,66 @@
+"""The quickstart end to end, in miniature: every stage by its recipe, a whole report, and the same figures again."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lit_rlhf.synthetic import build, evaluate, quickstart, rankings
+
+SMALL = {
+    "PRETRAINING_DOCUMENTS": 600,
+    "PRETRAINING_VALIDATION_DOCUMENTS": 60,
+    "DEMONSTRATIONS": 128,
+    "DEMONSTRATIONS_VALIDATION": 32,
+    "REWARD_PROMPTS": 40,
+    "PPO_PROMPTS": 300,
+    "EVALUATION_PROMPTS": 40,
+}
+SHORT = {
+    "pretraining": ["--trainer.max_steps=6", "--trainer.val_check_interval=6"],
+    "sft": ["--trainer.max_epochs=1"],
+    "reward": [],
+    "ppo": ["--trainer.max_epochs=2", "--model.ppo.rollout_batch_size=64", "--model.ppo.micro_batch_size=32"],
+    "ppo_ptx": ["--trainer.max_epochs=2", "--model.ppo.rollout_batch_size=64", "--model.ppo.micro_batch_size=32"],
+}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A world and stages of a few seconds."""
+    for name, size in SMALL.items():
+        monkeypatch.setattr(build, name, size)
+    monkeypatch.setattr(quickstart, "UNSEEN_RANKINGS", 20)
+    monkeypatch.setattr(evaluate, "BEST_OF_PROMPTS", 8)
+    full = quickstart.command
+    quiet = ["--trainer.enable_progress_bar=false"]
+    monkeypatch.setattr(quickstart, "command", lambda recipe, seed: full(recipe, seed) + SHORT[recipe.stem] + quiet)
+
+
+def figures(folder: Path) -> dict:
+    """Return the report without what a clock decides."""
+    report = json.loads((folder / "report.json").read_text())
+    for key in ("stages", "seconds_total", "peak_memory_gib"):
+        del report[key]
+    return report
+
+
+def test_every_stage_runs_and_the_same_seed_gives_the_same_report(small, tmp_path, capfd):
+    assert quickstart.run(tmp_path / "one", 3) == 0
+    report = json.loads((tmp_path / "one" / "report.json").read_text())
+    for model in ("base", "few_shot", "sft", "ppo", "ppo_ptx"):
+        for decoding in ("models", "greedy"):
+            assert 0 <= report[decoding][model]["win_rate_low"] <= report[decoding][model]["win_rate_high"] <= 1
+    assert report["models"]["sft"]["win_rate_low"] <= 0.5 <= report["models"]["sft"]["win_rate_high"]
+    assert report["greedy"]["sft"]["win_rate"] == 0.5
+    assert report["models"]["sft"]["kl_to_sft"] == pytest.approx(0, abs=1e-4)
+    assert report["best_of_n"]["score"] == sorted(report["best_of_n"]["score"]) and len(report["best_of_n"]["kl"]) == 16
+    for stage in ("pretraining", "sft", "reward", "ppo", "ppo_ptx"):
+        assert report["curves"][stage], stage
+        assert (tmp_path / "one" / "recipes" / f"{stage}.yaml").is_file()
+    assert "runs/quickstart" not in (tmp_path / "one" / "recipes" / "sft.yaml").read_text()
+    page = (tmp_path / "one" / "report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "") and "PPO-ptx" in page
+    assert quickstart.run(tmp_path / "two", 3) == 0
+    assert figures(tmp_path / "two") == figures(tmp_path / "one")
+    assert rankings.FEWEST == 4 and rankings.MOST == 9
