@@ -1,11 +1,11 @@
-"""What happens beside the loss. A callback talks to a module through Lightning's hooks and documented attributes."""
+"""Lightning callbacks: everything besides the loss. They use only Lightning hooks and documented module attributes."""
 
 from lit_rlhf.callbacks.center_scores import CenterScores
 from lit_rlhf.callbacks.ema import EMA
 from lit_rlhf.callbacks.export_model import ExportModel
 from lit_rlhf.callbacks.generate_on_validation import GenerateOnValidation
 from lit_rlhf.callbacks.log_samples import LogSamples
-from lit_rlhf.callbacks.metric_guard import Limit, MetricGuard
+from lit_rlhf.callbacks.metric_guard import MetricGuard, MetricLimit
 from lit_rlhf.callbacks.ppo_invariant_check import PPOInvariantCheck
 from lit_rlhf.callbacks.pretraining_mix import PretrainingMix
 from lit_rlhf.callbacks.pretraining_validation import PretrainingValidation
@@ -21,9 +21,9 @@ __all__ = [
     "CenterScores",
     "ExportModel",
     "GenerateOnValidation",
-    "Limit",
     "LogSamples",
     "MetricGuard",
+    "MetricLimit",
     "PPOInvariantCheck",
     "PretrainingMix",
     "PretrainingValidation",

@@ -17,84 +17,88 @@ from lit_rlhf.models.scoring import score_rows
 
 
 class CenterScores(Callback):
-    """Sets the module's centring constants after every validation and epoch, and at the end of training.
+    """Set the shift of the reward model after every validation and epoch, and at the end of training.
 
-    The loss reads differences of scores only, so the shift changes nothing in training; it gives the KL coefficient of
-    PPO a fixed meaning and the critic a sensible start. Exports hold it, and checkpoints written after a validation or
-    an epoch. Loggers get `centering/shift` and `centering/scale`.
+    The loss depends on score differences only, so the shift does not change training; it gives the KL coefficient of
+    PPO a fixed meaning and the critic a good start. It is part of exports, and of checkpoints that are written after a
+    validation or an epoch. Loggers get `centering/shift` and `centering/scale`.
 
     Args:
         path: demonstrations: any source of `DemonstrationDataModule`.
         format: their format.
-        template: how their prompts are put into words; the data module's own by default.
-        batch_size: demonstrations a forward pass.
+        template: prompt template of the demonstrations; by default that of the data module.
+        batch_size: demonstrations per forward pass.
     """
 
     def __init__(self, path: str, format: str = "auto", template: str | None = None, batch_size: int = 64) -> None:
         self.path, self.format, self.template, self.batch_size = path, format, template, batch_size
-        self.rows: list[list[int]]
-        self.centred_at = -1  # optimizer step
+        self.rows: list[list[int]] | None = None  # token ids, read in `setup`
+        self.centered_at = -1  # optimizer step
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Read the rows, once, with the template and length limits of the comparisons."""
-        if stage != "fit" or hasattr(self, "rows"):
+        """Load the rows, once, with the template and length limits of the comparisons."""
+        if stage != "fit" or self.rows is not None:
             return
-        if sum(isinstance(each, CenterScores) for each in trainer.callbacks) > 1:  # type: ignore[attr-defined]
-            raise UserError("callbacks: scores can be centred in one way; keep one of CenterScores, StandardizeScores")
-        self.rows = self.read(trainer, pl_module)
+        if sum(isinstance(callback, CenterScores) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
+            raise UserError("callbacks: scores are centered in one way; keep one of CenterScores, StandardizeScores")
+        self.rows = self.load_rows(trainer, pl_module)
 
-    def read(self, trainer: Trainer, pl_module: Any) -> list[list[int]]:
-        """Return the token rows that the constants are taken from."""
+    def load_rows(self, trainer: Trainer, pl_module: Any) -> list[list[int]]:
+        """Return the token ids of the rows that define shift and scale."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         report = DatasetReport(self.path)
         records = read_records(read_rows(self.path), "demonstration", Demonstration, self.format, report)
         template = PromptTemplate(pl_module.tokenizer, self.template or data.template)
         rows = tokenize_demonstrations(records, template, data.lengths, report)
-        report.require_some("demonstration")
-        report.show()
+        report.raise_if_empty("demonstration")
+        report.print_table()
         return [row.input_ids for row in rows]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Centre before the checkpoint callback writes."""
+        """Center before the checkpoint callback writes."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.center(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Centre, where no validation did since the last step: the checkpoint callback may write here too."""
-        if self.centred_at != trainer.global_step:
+        """Center, unless a validation did since the last step: the checkpoint callback may write here, too."""
+        if self.centered_at != trainer.global_step:
             self.center(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Centre before an export."""
-        if self.centred_at != trainer.global_step:
+        """Center before an export."""
+        if self.centered_at != trainer.global_step:
             self.center(trainer, pl_module)
 
     def center(self, trainer: Trainer, pl_module: Any) -> None:
-        """Score the rows and set the module's constants."""
+        """Score the rows and set shift and scale of the model."""
+        assert self.rows is not None
         model = pl_module.model
-        scores = self.scores(trainer, pl_module)  # by the constants so far
-        shift, scale = self.constants(scores * float(model.scale) + float(model.shift), float(model.scale))
-        model.centre(shift, scale)
-        self.centred_at = trainer.global_step
+        scores = self.compute_scores(trainer, pl_module)  # with the current shift and scale
+        raw_scores = scores * float(model.scale) + float(model.shift)
+        shift, scale = self.compute_shift_and_scale(raw_scores, float(model.scale))
+        model.center(shift, scale)
+        self.centered_at = trainer.global_step
         for logger in trainer.loggers:
             logger.log_metrics({"centering/shift": shift, "centering/scale": scale}, step=trainer.global_step)
-        rank_zero_info(f"centred: the {len(self.rows):,} {self.what} scored {float(scores.mean()):+.4f} on average")
+        rank_zero_info(
+            f"centered: the {len(self.rows):,} {self.describe_rows()} scored {float(scores.mean()):+.4f} on average"
+        )
 
-    @property
-    def what(self) -> str:
-        """The rows, in words."""
+    def describe_rows(self) -> str:
+        """Return a description of the rows, for the log."""
         return f"demonstrations of {self.path}"
 
-    def constants(self, raw: Tensor, scale: float) -> tuple[float, float]:
+    def compute_shift_and_scale(self, raw_scores: Tensor, scale: float) -> tuple[float, float]:
         """Return shift and scale.
 
         Args:
-            raw: the rows' scores without constants, (n,) float64.
-            scale: the model's so far.
+            raw_scores: scores of the rows without shift and scale, (n,) float64.
+            scale: the current scale of the model.
         """
-        return float(raw.mean()), scale
+        return float(raw_scores.mean()), scale
 
-    def scores(self, trainer: Trainer, pl_module: Any) -> Tensor:
-        """Return the rows' scores, (n,) float64."""
+    def compute_scores(self, trainer: Trainer, pl_module: Any) -> Tensor:
+        """Return the scores of the rows, (n,) float64."""
+        assert self.rows is not None
         with trainer.precision_plugin.forward_context():
             return score_rows(pl_module.model, self.rows, pl_module.tokenizer.pad_token_id, self.batch_size).double()

@@ -11,11 +11,11 @@ from lit_rlhf.strategies import full_state_dict, is_sharded
 
 
 class ExportModel(Callback):
-    """Exports the module's model and tokenizer at the end of training, for the next stage or plain transformers.
+    """Export model and tokenizer at the end of training, for the next stage or plain transformers.
 
     Args:
-        directory: the folder, taken from the Trainer's default_root_dir; created before training starts, so that one
-            which cannot be written is refused then.
+        directory: output folder, relative to the Trainer's default_root_dir. It is created before training starts, so
+            that a folder that cannot be written is refused early.
     """
 
     def __init__(self, directory: str = "model") -> None:
@@ -29,11 +29,11 @@ class ExportModel(Callback):
                 make_directory(self.directory)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Write, on rank zero, with the weights of all ranks where they are sharded; an average where one is kept."""
+        """Write the weights, or their average if there is one, on rank zero; a collective call with sharded weights."""
         restore_averages(trainer, pl_module)
-        model, tokenizer = pl_module.exported, pl_module.tokenizer
+        model, tokenizer = pl_module.exported_model, pl_module.tokenizer
         if is_sharded(model):
-            weights = full_state_dict(model)  # every rank takes part
+            weights = full_state_dict(model)  # a collective call
             if trainer.is_global_zero:
                 export_weights(model, weights, pl_module.adapter, tokenizer, self.directory)
         elif trainer.is_global_zero:

@@ -1,4 +1,4 @@
-"""Answer validation prompts at every validation: rows to read, and a mean score to select checkpoints by (App. C.1)."""
+"""Generate responses at every validation: samples to read, and a mean score to select checkpoints by (App. C.1)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,12 +8,13 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from lit_rlhf.callbacks.log_samples import write_samples
+from lit_rlhf.data.base import TokenizedDataModule
 from lit_rlhf.data.collation import TokenizedExample, TokenizedPrompt, collate_prompts
-from lit_rlhf.data.loader import data_ranks
+from lit_rlhf.data.loader import get_dp_world_size_and_rank
 from lit_rlhf.data.prompt_template import PromptTemplate
 from lit_rlhf.data.prompts import read_prompts
 from lit_rlhf.errors import UserError
-from lit_rlhf.generation.generators import CachedGenerator, Generator
+from lit_rlhf.generation import CachedGenerator, Generator
 from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
 from lit_rlhf.generation.stopping import stop_string_matcher
 from lit_rlhf.rewards import Reward
@@ -22,23 +23,23 @@ from lit_rlhf.strategies import unsharded_parameters
 
 
 class GenerateOnValidation(Callback):
-    """Logs `validation/reward_score`, the mean score of the model's own responses to unseen prompts.
+    """Log `validation/reward_score`, the mean score of the model's responses to validation prompts, and samples.
 
-    The paper selects SFT models by it: validation loss rises after one epoch, while this score and human preference go
-    on rising (App. C.1). A ModelCheckpoint that monitors it keeps the best. The prompts are answered with the same
-    noise every time, so that two validations differ by the weights alone.
+    The paper selects SFT models by this score: validation loss rises after one epoch, while the score and human
+    preference keep rising (App. C.1). A ModelCheckpoint that monitors it keeps the best model. Every validation uses
+    the same sampling noise, so that two validations differ by the weights alone.
 
     Args:
-        path: prompts: any source of `PromptDataModule`; of demonstrations the prompts are taken. None takes those of
-            the data module's own validation rows.
-        reward: what scores a response; None only makes the table of samples.
-        sampling: length and temperature of a response.
-        format: the rows' format.
-        limit: how many prompts, from the beginning.
-        batch_size: prompts answered at once.
-        rows: rows of the table of samples.
-        generator: rollout engine.
-        seed: of the noise.
+        path: prompts: any source of `PromptDataModule`, or demonstrations, for their prompts. None takes the prompts of
+            the data module's validation rows.
+        reward: scores the responses; None logs samples only.
+        sampling: length and temperature of the responses.
+        format: format of the rows at `path`.
+        limit: maximum number of prompts.
+        batch_size: prompts per batch.
+        rows: number of logged samples.
+        generator: generates the responses.
+        seed: seed of the sampling noise.
     """
 
     def __init__(
@@ -59,16 +60,17 @@ class GenerateOnValidation(Callback):
         self.path, self.reward, self.sampling, self.format = path, reward, sampling or SamplingParams(), format
         self.limit, self.batch_size, self.rows, self.seed = limit, batch_size, rows, seed
         self.generator: Generator = generator or CachedGenerator()
-        self.prompts: list[TokenizedPrompt]
+        self.prompts: list[TokenizedPrompt] | None = None  # read in `setup`
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Gather the prompts, once; load the scorer."""
-        if stage not in ("fit", "validate") or hasattr(self, "prompts"):
+        """Load prompts and reward, once."""
+        if stage not in ("fit", "validate") or self.prompts is not None:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         limit = self.rows if self.reward is None else self.limit
         if self.path is None:
-            prompts = prompts_of_rows(getattr(data, "validation_rows", ()), pl_module.tokenizer)[:limit]
+            rows = data.validation_rows if isinstance(data, TokenizedDataModule) else []
+            prompts = extract_prompts(rows, pl_module.tokenizer)[:limit]
         else:
             template = PromptTemplate(pl_module.tokenizer, data.template)
             prompts = read_prompts(self.path, self.format, template, data.lengths)[:limit]
@@ -81,16 +83,17 @@ class GenerateOnValidation(Callback):
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Answer, score and log, before the checkpoint callback looks for the metric."""
+        """Generate, score and log; a collective call."""
         if trainer.sanity_checking:
             return
-        ranks, rank = data_ranks(trainer)
-        index = torch.arange(len(self.prompts))[rank::ranks]
+        assert self.prompts is not None
+        world_size, rank = get_dp_world_size_and_rank(trainer)
+        index = torch.arange(len(self.prompts))[rank::world_size]
         total = torch.zeros(2, dtype=torch.float64, device=pl_module.device)  # sum of scores, count
         table: list[dict[str, Any]] = []
-        with trainer.precision_plugin.forward_context(), unsharded_parameters(pl_module.exported):
+        with trainer.precision_plugin.forward_context(), unsharded_parameters(pl_module.exported_model):
             for part in torch.split(index, self.batch_size) if len(index) else ():
-                episodes, scores = self.answer(pl_module, part)
+                episodes, scores = self.generate_and_score(pl_module, part)
                 if scores is not None:
                     total += torch.stack([scores.double().sum(), torch.tensor(float(len(part))).to(total)])
                 rows = [{"prompt": p, "response": r} for p, r in zip(episodes.prompts, episodes.responses)]
@@ -100,14 +103,14 @@ class GenerateOnValidation(Callback):
             total = trainer.strategy.reduce(total, reduce_op="sum")
             pl_module.log("validation/reward_score", float(total[0] / total[1]), prog_bar=True, rank_zero_only=False)
 
-    def answer(self, pl_module: Any, index: Tensor) -> tuple[Episodes, Tensor | None]:
-        """Return the episodes of the prompts at `index`, and their scores where there is a scorer."""
-        tokenizer, model = pl_module.tokenizer, pl_module.exported
+    def generate_and_score(self, pl_module: Any, index: Tensor) -> tuple[Episodes, Tensor | None]:
+        """Return the episodes of the prompts at `index`, (B,) int64, and their scores, (B,), if there is a reward."""
+        assert self.prompts is not None
+        tokenizer, model = pl_module.tokenizer, pl_module.exported_model
         batch = collate_prompts([self.prompts[int(i)] for i in index], index.tolist(), tokenizer.pad_token_id)
-        ids, mask = batch.input_ids.to(pl_module.device), batch.attention_mask.to(pl_module.device)
         noise = sampling_uniforms(len(self.prompts), self.sampling.max_new_tokens, self.seed, 3)[index]
         rollout = self.generator.generate(
-            model, ids, mask, noise, self.sampling, stop_string_matcher(tokenizer, self.sampling)
+            model, batch.to(pl_module.device), self.sampling, noise, stop_string_matcher(tokenizer, self.sampling)
         )
         episodes = make_episodes(batch, rollout, tokenizer, training=False)
         if self.reward is None:
@@ -116,8 +119,12 @@ class GenerateOnValidation(Callback):
         return episodes, self.sampling.apply_missing_eos(scores, rollout.finished)
 
 
-def prompts_of_rows(rows: Sequence[TokenizedExample], tokenizer: Any) -> list[TokenizedPrompt]:
-    """Return the distinct prompts of demonstrations: what stands before the first target."""
+def extract_prompts(rows: Sequence[TokenizedExample], tokenizer: Any) -> list[TokenizedPrompt]:
+    """Return the distinct prompts of demonstrations: the tokens before the first target.
+
+    Raises:
+        UserError: there are no rows.
+    """
     if not rows:
         raise UserError(
             "GenerateOnValidation: there are no validation demonstrations to take prompts from; set its path, or "

@@ -1,43 +1,45 @@
-"""A table of responses with score and KL, to Weights & Biases or to a file."""
+"""Table of sampled responses with score and KL, for Weights & Biases and as a file."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import WandbLogger
 
 
 class LogSamples(Callback):
-    """Logs the module's `samples` every few iterations.
+    """Log the module's `samples` every few iterations.
 
-    A logger with `log_table` (WandbLogger) gets a table `samples`; beside it the rows go to `samples.jsonl` in the log
-    folder, one JSON object a row, with the optimizer step.
+    The rows are appended to `samples.jsonl` in the log folder, one JSON object per row, with the optimizer step; a
+    WandbLogger also gets them as a table `samples`.
 
     Args:
         every_n_epochs: iterations between two tables.
-        rows: rows a table.
+        rows: rows per table.
     """
 
     def __init__(self, every_n_epochs: int = 5, rows: int = 8) -> None:
         self.every_n_epochs, self.rows = every_n_epochs, rows
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the samples of the iteration that ends."""
-        samples: list[dict[str, Any]] = getattr(pl_module, "samples", [])[: self.rows]
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Log the samples of the last iteration."""
         if trainer.current_epoch % self.every_n_epochs == 0:
-            write_samples(trainer, samples)
+            write_samples(trainer, pl_module.samples[: self.rows])
 
 
 def write_samples(trainer: Trainer, samples: list[dict[str, Any]]) -> None:
-    """Log rows of one set of columns to the loggers that take tables, and append them to `samples.jsonl`.
+    """Append rows to `samples.jsonl` and log them as a table to WandbLoggers; a collective call.
 
-    Every rank must call it; rank zero writes.
+    Args:
+        trainer: the trainer, with its loggers and log folder.
+        samples: rows with equal keys.
     """
-    folder = Path(trainer.log_dir or trainer.default_root_dir)  # a collective call: before any rank leaves
+    folder = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is a collective call: before any rank returns
     if not samples or not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
-        if hasattr(logger, "log_table"):
+        if isinstance(logger, WandbLogger):
             columns = list(samples[0])
             logger.log_table("samples", columns=columns, data=[[row[c] for c in columns] for row in samples])
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""PPO that stops loudly where one of its own assumptions breaks."""
+"""Stop PPO where one of the assumptions of its update does not hold."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,57 +7,67 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.rewards.base import iter_rewards
 from lit_rlhf.rollout import invariants
 from lit_rlhf.rollout.advantages import GAE
 from lit_rlhf.rollout.experience import Experience
-from lit_rlhf.rollout.experience_loader import PPOIteration
+from lit_rlhf.rollout.experience_loader import ExperienceLoader, PPOIteration
 from lit_rlhf.rollout.invariants import Violation
 
-PADDED_EPISODES = 2  # whose score is taken with and without padding
-FLOAT32, HALF = 1e-3, 5e-2  # nats a token
+NUM_PADDED_EPISODES = 2  # episodes that are scored with and without padding
+FLOAT32_TOLERANCE, HALF_TOLERANCE = 1e-3, 5e-2  # nats per token
 
 
 class PPOInvariantCheck(Callback):
-    """Checks every iteration of PPO before its first optimizer step, and stops where something does not hold.
+    """Check every iteration of PPO before its first optimizer step, and stop at a violation.
 
-    Before the first iteration: padding is not the end token, and nothing is dropped. In every iteration: actions are
-    the response's tokens alone; the score is on the last action; advantages are white over all tokens of all ranks
-    (with `GAE`); the ratio is 1 on the first minibatch, nothing is clipped, and log-probs are as they were sampled. At
-    step 0: the KL to the reference is 0, and the reward model's score does not change with padding.
+    Before the first iteration: the padding token is not the end token, and no dropout is active. In every iteration:
+    only response tokens are actions; the score is on the last action; advantages are white over all tokens of all
+    ranks (with `GAE`); on the first minibatch the ratio is 1, nothing is clipped, and log-probs are those of sampling.
+    At step 0: the KL to the reference is 0, and padding does not change the score of the reward model.
 
     Args:
-        tolerance: how far log-probs of one token may differ between two passes, in nats (and a score, relative to
-            1 + its size); None: 1e-3 in float32, 0.05 in half precision.
+        tolerance: largest difference between the log-probs of a token in two passes, in nats (and of a score, relative
+            to 1 + its absolute value); None: 1e-3 in float32, 0.05 in half precision.
     """
 
     def __init__(self, tolerance: float | None = None) -> None:
         self.tolerance = tolerance
-        self.first = False  # whether the micro-batch under way is the first of its iteration
+        self.is_first_micro_batch = False  # of the iteration
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check tokens and dropout."""
+        """Check tokens and dropout.
+
+        Raises:
+            UserError: the module is not trained by PPO, or an invariant is violated.
+        """
         module: Any = pl_module
-        if not hasattr(module, "sampling") or not hasattr(module, "policy"):
-            raise UserError("PPOInvariantCheck checks PPO; take it out of trainer.callbacks of this recipe")
+        if not isinstance(trainer.train_dataloader, ExperienceLoader):
+            raise UserError("PPOInvariantCheck checks PPO; remove it from trainer.callbacks of this recipe")
         models = {"policy": module.policy, **module.frozen}
         models |= {"critic": module.critic} if module.critic is not None else {}
         tokens = module.tokenizer
-        self.require(trainer, "padding", invariants.check_pad_token(tokens.pad_token_id, tokens.eos_token_id))
-        self.require(trainer, "dropout", invariants.check_no_dropout(models))
+        self.raise_if_violated(trainer, "padding", invariants.check_pad_token(tokens.pad_token_id, tokens.eos_token_id))
+        self.raise_if_violated(trainer, "dropout", invariants.check_no_dropout(models))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Check the iteration that begins."""
-        module: Any = pl_module
-        self.first = isinstance(batch, Experience) and bool(batch.rollout_metrics)  # which the first one alone carries
-        if not self.first:
+        """Check the trajectories of an iteration at its first micro-batch, which alone has rollout metrics."""
+        self.is_first_micro_batch = isinstance(batch, Experience) and bool(batch.rollout_metrics)
+        if not self.is_first_micro_batch:
             return
-        iteration = module.loader.iteration
-        for name, broken in self.of_iteration(module, iteration, trainer.global_step):
-            self.require(trainer, name, broken)
+        loader: Any = trainer.train_dataloader
+        for name, violation in self.check_iteration(pl_module, loader.iteration, trainer.global_step):
+            self.raise_if_violated(trainer, name, violation)
 
-    def of_iteration(self, module: Any, iteration: PPOIteration, step: int) -> Iterator[tuple[str, Violation | None]]:
-        """Yield the checks of trajectories; all ranks hold the same."""
+    def check_iteration(
+        self, module: Any, iteration: PPOIteration, step: int
+    ) -> Iterator[tuple[str, Violation | None]]:
+        """Yield name and result of every check of the trajectories, which all ranks have in full.
+
+        Args:
+            module: the PPO module.
+            iteration: the current iteration.
+            step: the optimizer step.
+        """
         trajectories = iteration.trajectories
         yield "actions", invariants.check_response_mask(trajectories)
         coefficient = float(iteration.metrics["reward/kl_coefficient"])
@@ -65,45 +75,50 @@ class PPOInvariantCheck(Callback):
         if isinstance(module.advantages, GAE):
             yield "whitening", invariants.check_whitened(iteration.advantages, trajectories.response_mask)
         if step == 0 and module.reference_path == module.model_path:
-            yield "reference", invariants.check_initial_kl(trajectories, self.bound(module))
-        for part in iter_rewards(module.reward) if step == 0 else ():
-            if getattr(part, "uses_token_ids_only", False):
-                pad = module.tokenizer.pad_token_id
+            yield "reference", invariants.check_initial_kl(trajectories, self.get_tolerance(module))
+        for reward in module.reward.iter_parts() if step == 0 else ():
+            if reward.uses_token_ids_only:
+                pad_id = module.tokenizer.pad_token_id
                 with module.trainer.precision_plugin.forward_context(), module.frozen_on_device():
-                    found = invariants.check_padding_invariance(
-                        part.score, trajectories, PADDED_EPISODES, pad, self.bound(module)
+                    violation = invariants.check_padding_invariance(
+                        reward.score, trajectories, NUM_PADDED_EPISODES, pad_id, self.get_tolerance(module)
                     )
-                yield "score", found
+                yield "score", violation
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Check the ratio on the first minibatch, after its forward pass. The pretraining mix comes by here as well."""
+        """Check the ratio after the first forward pass of the policy; `PretrainingMix` triggers this hook, too."""
         module: Any = pl_module
-        figures = module.tally.sums
-        if not self.first or "policy/clip_fraction" not in figures:
+        sums = module.epoch_means.sums
+        if not self.is_first_micro_batch or "policy/clip_fraction" not in sums:
             return
-        self.first = False
-        clipped, mismatch = (
-            float(total / count)
-            for total, count in (figures["policy/clip_fraction"], figures["rollout/logprob_mismatch"])
+        self.is_first_micro_batch = False
+        clip_fraction, mismatch = (
+            float(total / count) for total, count in (sums["policy/clip_fraction"], sums["rollout/logprob_mismatch"])
         )
-        if module.ppo.old_logprobs == "recomputed":  # the mismatch is then allowed for: it is no part of the ratio
+        if module.ppo.old_logprobs == "recompute":  # the mismatch is then not part of the ratio
             mismatch = 0.0
-        self.require(trainer, "ratio", invariants.check_initial_ratio(clipped, mismatch, self.bound(module)))
+        violation = invariants.check_initial_ratio(clip_fraction, mismatch, self.get_tolerance(module))
+        self.raise_if_violated(trainer, "ratio", violation)
 
-    def bound(self, module: Any) -> float:
-        """The tolerance, by the precision of the run."""
+    def get_tolerance(self, module: Any) -> float:
+        """Return the tolerance, by default that of the precision of the run."""
         if self.tolerance is not None:
             return self.tolerance
         half = "16" in str(module.trainer.precision) or any(p.dtype.itemsize < 4 for p in module.policy.parameters())
-        return HALF if half else FLOAT32
+        return HALF_TOLERANCE if half else FLOAT32_TOLERANCE
 
-    def require(self, trainer: Trainer, name: str, broken: Violation | None) -> None:
-        """Stop, on all ranks, where a check failed on any.
+    def raise_if_violated(self, trainer: Trainer, name: str, violation: Violation | None) -> None:
+        """Stop all ranks if an invariant is violated on any of them; a collective call.
+
+        Args:
+            trainer: the trainer.
+            name: name of the invariant.
+            violation: None if it holds on this rank.
 
         Raises:
-            UserError: what was expected, what was seen and the likely cause.
+            UserError: what was expected, what was observed and the likely cause.
         """
-        if trainer.strategy.reduce_boolean_decision(broken is None, all=True):
+        if trainer.strategy.reduce_boolean_decision(violation is None, all=True):
             return
-        what = broken or "this rank's share holds; see the message of another rank"
-        raise UserError(f"self-check '{name}' at step {trainer.global_step}: {what}")
+        message = violation or "it holds on this rank; see the message of another rank"
+        raise UserError(f"PPOInvariantCheck: {name!r} at step {trainer.global_step}: {message}")

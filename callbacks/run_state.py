@@ -1,4 +1,4 @@
-"""What makes a resumed run one with the run it goes on from: its name, its logs, its metrics."""
+"""Identity and log positions of a run in its checkpoints, so that a resumed run continues its logs."""
 
 import uuid
 from pathlib import Path
@@ -11,33 +11,33 @@ from lit_rlhf.checkpoints import RUN_KEY
 
 
 class RunState(Callback):
-    """Writes logs out with every checkpoint, and stores beside it which run it is of.
+    """Flush the loggers at every checkpoint, and store the identity of the run in it.
 
-    A checkpoint holds under `run`: `id`, the same for a run and all that are resumed from it; `loggers`, class and
-    version of each, such as the id at Weights & Biases; `lines`, how long the files of its log are; and `row`, the
-    metrics of the step just done, which Lightning gives to the loggers only after the checkpoint is written.
-    `lit-rlhf fit` takes them back.
+    A checkpoint has under `run`: `id`, common to a run and all runs resumed from it; `loggers`, class name and version
+    of each, such as the run id of Weights & Biases; `lines`, the number of lines of each log file; and `row`, the
+    metrics of the last step, which Lightning passes to the loggers only after the checkpoint is written.
+    `lit-rlhf fit` restores them.
     """
 
     def __init__(self) -> None:
-        self.id = uuid.uuid4().hex  # not of a generator that is seeded
+        self.id = uuid.uuid4().hex  # random, whatever the seed of the run
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Write the logs, add the run."""
+        """Flush the loggers and add `run`."""
         for logger in trainer.loggers:
             logger.save()
         versions = [[type(logger).__name__, logger.version] for logger in trainer.loggers]
-        lines = {path.name: count_lines(path) for path in log_files(trainer)} if trainer.is_global_zero else {}
-        row = pending_row(trainer)
+        lines = {path.name: count_lines(path) for path in find_log_files(trainer)} if trainer.is_global_zero else {}
+        row = read_pending_metrics(trainer)
         checkpoint[RUN_KEY] = {"id": self.id, "loggers": versions, "lines": lines, "row": row}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Be the same run."""
+        """Take over the id of the checkpoint."""
         self.id = checkpoint.get(RUN_KEY, {}).get("id", self.id)
 
 
-def log_files(trainer: Trainer) -> list[Path]:
-    """Return the files that grow by lines as a run goes on; they need not exist. On rank zero."""
+def find_log_files(trainer: Trainer) -> list[Path]:
+    """Return the files that a run appends lines to; they need not exist. For rank zero only."""
     csv_folders = [Path(logger.log_dir) for logger in trainer.loggers if isinstance(logger, CSVLogger)]
     folders = [*csv_folders, *(Path(logger.save_dir) for logger in trainer.loggers if logger.save_dir)]
     samples = (folders or [Path(trainer.default_root_dir)])[0] / "samples.jsonl"
@@ -45,12 +45,12 @@ def log_files(trainer: Trainer) -> list[Path]:
 
 
 def count_lines(path: Path) -> int:
-    """Return how many whole lines a file has, 0 where there is none."""
+    """Return the number of complete lines of a file; 0 if it does not exist."""
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def pending_row(trainer: Trainer) -> dict[str, float]:
-    """Return what Lightning will log of the step just done, once the hooks of its last batch are over."""
+def read_pending_metrics(trainer: Trainer) -> dict[str, float]:
+    """Return the metrics of the current step that Lightning logs only after the batch hooks."""
     connector = trainer._logger_connector
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
     within_hooks = progress.processed == progress.completed + 1 and not trainer.fit_loop._should_accumulate()

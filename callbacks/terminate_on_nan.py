@@ -1,4 +1,4 @@
-"""Stop at the first loss that is not a finite number."""
+"""Stop training at the first loss that is not finite."""
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -8,16 +8,21 @@ from lit_rlhf.errors import UserError
 
 
 class TerminateOnNaN(Callback):
-    """Stops before the backward pass of a NaN or infinite loss, so that weights and last checkpoint stay good."""
+    """Stop before the backward pass of a NaN or infinite loss, so that weights and last checkpoint stay valid."""
 
-    batch_idx = 0
+    def __init__(self) -> None:
+        self.batch_idx = 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
-        """Remember which batch it is."""
+        """Store the batch index for the error message."""
         self.batch_idx = batch_idx
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Check the loss."""
+        """Check the loss.
+
+        Raises:
+            UserError: the loss is NaN or infinite.
+        """
         if not torch.isfinite(loss):
             raise UserError(
                 f"the loss is {float(loss.detach())} at step {trainer.global_step} (epoch {trainer.current_epoch}, "

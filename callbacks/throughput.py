@@ -1,4 +1,4 @@
-"""Where the time of a PPO iteration goes, in seconds, tokens a second, and of what the device could do."""
+"""Durations of the phases of a PPO iteration, tokens per second, and model FLOPs utilization (MFU)."""
 
 import time
 from typing import Any
@@ -13,54 +13,59 @@ from lit_rlhf.rollout.experience import Experience
 
 
 class Throughput(Callback):
-    """Logs seconds and tokens a second of generating, scoring, updating and the rest, once an iteration.
+    """Log seconds and tokens per second of generating, scoring, updating and the rest, once per iteration.
 
-    Beside the module's own `time/generate`, `time/score` and `time/rollout`. Rates count the tokens of all ranks:
-    those of responses for generating, prompts and responses for the others, every pass over them for the update.
+    The module itself logs `time/generate`, `time/score` and `time/rollout`. Tokens are counted over all ranks:
+    response tokens for generating, prompt and response tokens for scoring, and the latter times the number of PPO
+    epochs for the update.
     """
 
+    def __init__(self) -> None:
+        self.epoch_end = self.update_start = 0.0  # time.perf_counter()
+        self.num_tokens = 0
+        self.metrics: dict[str, float] = {}
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count; a resumed iteration is left out, for part of it is over."""
-        self.last, self.figures = time.perf_counter(), dict[str, float]()
+        """Start the clock. The first iteration of a run that was resumed within it is not logged."""
+        self.epoch_end, self.metrics = time.perf_counter(), {}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """The rollout is over: its tokens are known."""
+        """Read times and tokens of the rollout at the first micro-batch of an iteration."""
         if not isinstance(batch, Experience) or not batch.rollout_metrics:
             return
-        module: Any = pl_module
-        self.updating, trajectories = time.perf_counter(), module.loader.iteration.trajectories
-        self.tokens = int(trajectories.attention_mask.sum())
+        loader: Any = trainer.train_dataloader
+        self.update_start, trajectories = time.perf_counter(), loader.iteration.trajectories
+        self.num_tokens = int(trajectories.attention_mask.sum())
         generate, score, rollout = (
-            float(batch.rollout_metrics[f"time/{each}"]) for each in ("generate", "score", "rollout")
+            float(batch.rollout_metrics[f"time/{phase}"]) for phase in ("generate", "score", "rollout")
         )
-        self.figures = {
-            "time/other": self.updating - self.last - rollout,
+        self.metrics = {
+            "time/other": self.update_start - self.epoch_end - rollout,
             "throughput/generate_tokens_per_sec": int(trajectories.response_mask.sum()) / generate,
-            "throughput/score_tokens_per_sec": self.tokens / score,
+            "throughput/score_tokens_per_sec": self.num_tokens / score,
         }
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The update is over: log."""
+        """Add the metrics of the update, and log."""
         module: Any = pl_module
         now = time.perf_counter()
-        if self.figures:
-            seconds, tokens = now - self.updating, self.tokens * module.sizes.epochs
-            self.figures |= {"time/update": seconds, "throughput/update_tokens_per_sec": tokens / seconds}
+        if self.metrics:
+            seconds, tokens = now - self.update_start, self.num_tokens * module.sizes.ppo_epochs
+            self.metrics |= {"time/update": seconds, "throughput/update_tokens_per_sec": tokens / seconds}
             device, dtype = trainer.strategy.root_device, _plugin_to_compute_dtype(trainer.precision_plugin)
-            available = get_available_flops(device, dtype)  # None for what Lightning has no figure of: a CPU
+            available = get_available_flops(device, dtype)  # per second; None for unknown devices and CPUs
             if available:
-                done = tokens * sum(
-                    flops_per_token(each) for each in (module.policy, module.critic) if each is not None
-                )
-                self.figures["throughput/mfu"] = done / (seconds * available * trainer.world_size)
-            module.log_dict(self.figures)
-        self.last, self.figures = now, {}
+                models = [model for model in (module.policy, module.critic) if model is not None]
+                flops = tokens * sum(count_flops_per_token(model) for model in models)
+                self.metrics["throughput/mfu"] = flops / (seconds * available * trainer.world_size)
+            module.log_dict(self.metrics)
+        self.epoch_end, self.metrics = now, {}
 
 
-def flops_per_token(model: nn.Module) -> int:
-    """Floating-point operations of forward and backward pass a token: 6 for a trained weight, 4 for a frozen one.
+def count_flops_per_token(model: nn.Module) -> int:
+    """Return the FLOPs of forward and backward pass per token: 6 per trained weight, 4 per frozen one.
 
-    Attention's own, which grow with the length, are left out, as is usual (Kaplan et al., 2020, section 2.1).
+    The FLOPs of attention, which grow with the length, are not counted, as is usual (Kaplan et al., 2020, §2.1).
     """
     with torch.no_grad():
         return sum((6 if weight.requires_grad else 4) * weight.numel() for weight in model.parameters())

@@ -1,7 +1,6 @@
-"""Checkpoints that a kill cannot damage: written whole or not at all, checked before they are read, found by step."""
+"""Crash-safe checkpoints: written atomically, verified before they are read, found by step."""
 
 import os
-import pickle
 import uuid
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -12,19 +11,17 @@ from typing import Any, NamedTuple
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from lit_rlhf.errors import UserError
+from lit_rlhf.checkpoint_files import UNSHARDED_FILE, ContainsObjects, DamagedCheckpoint, open_checkpoint
 
-RUN_KEY = "run"  # of what `lit_rlhf.callbacks.RunState` stores
+RUN_KEY = "run"  # where `lit_rlhf.callbacks.RunState` stores its state
 PART = ".part"
-SHARDS = ".metadata"  # PyTorch's list of the shards, in a folder of them
-REST = "meta.pt"  # what Lightning stores beside the shards, last of all
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a file under another name in the same folder, then renames it: what has its name is whole.
+    """Writes a temporary file in the target's folder, then renames it, so a file with its final name is complete.
 
-    Lightning's own writes to $TMPDIR and moves, which is a copy where that lies on another disk, and does not wait for
-    the disk. Leftovers of a killed run go at the first write to their folder.
+    Lightning's own writes to $TMPDIR and moves, which is a copy if that is another disk, and calls no fsync. Leftovers
+    of a killed run are removed at the first write to their folder.
     """
 
     def __init__(self) -> None:
@@ -48,32 +45,28 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             os.replace(part, target)
         finally:
-            part.unlink(missing_ok=True)  # a full disk must not stay full
+            part.unlink(missing_ok=True)  # free the space if the disk was full
         sync_folder(target.parent)
 
     def load_checkpoint(self, path: Any, *args: Any, **settings: Any) -> dict[str, Any]:
-        """Read, after a look whether the file is whole."""
+        """Verify a local file's checksums, then load it."""
         if Path(path).is_file():
             check_intact(Path(path))
         return super().load_checkpoint(path, *args, **settings)
 
 
 class CheckpointSummary(NamedTuple):
-    """What is known of a checkpoint without its tensors."""
+    """What is known of a checkpoint without reading its tensors."""
 
     path: Path
-    step: int  # -1 where it does not say
-    run: str  # of which run; empty where it does not say
-    written: float  # seconds since the epoch
-    resumable: bool  # holds an optimizer's state
-
-
-class DamagedCheckpoint(UserError):
-    """A file that is no whole checkpoint."""
+    step: int  # -1 if unknown
+    run: str  # id of the run that wrote it, "" if unknown
+    written: float  # modification time, seconds since the epoch
+    resumable: bool  # holds optimizer state
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until a rename in `folder` is on the disk."""
+    """Flush renames in `folder` to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -82,94 +75,86 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed run left half-written in `folder`."""
+    """Delete temporary files that a killed run left in `folder`."""
     for part in folder.glob(f".*{PART}"):
         part.unlink(missing_ok=True)
 
 
 def check_intact(path: Path) -> None:
-    """Check the sums of every part of a file.
+    """Verify the checksum of every part of a checkpoint file.
 
     Raises:
-        Damaged: the file was cut off, or its bytes are not those that were written.
+        DamagedCheckpoint: the file was truncated, or its bytes have changed.
     """
     status = path.stat()
-    reason = damage(path, status.st_size, status.st_mtime_ns)
+    reason = find_damage(path, status.st_size, status.st_mtime_ns)
     if reason:
         raise DamagedCheckpoint(f"ckpt_path: {path} is damaged ({reason}); take another checkpoint of the run")
 
 
 @lru_cache(maxsize=64)
-def damage(path: Path, size: int, changed: int) -> str:
-    """Return what is wrong with a file, or "": read once a process, for `size` and `changed` are part of the key."""
+def find_damage(path: Path, size: int, modified: int) -> str:
+    """Return what is wrong with a file, or ""; cached per process, size and modification time (ns)."""
     try:
-        with zipfile.ZipFile(path) as archive:  # as torch.save writes, which does not look at the sums on reading
-            broken = archive.testzip()
+        with zipfile.ZipFile(path) as archive:  # the format of torch.save; torch.load does not verify checksums
+            corrupt = archive.testzip()
     except (zipfile.BadZipFile, OSError, EOFError) as problem:
         return f"{problem}, {size:,} bytes"
-    return f"the part {broken} has other bytes than were written" if broken else ""
+    return f"the part {corrupt} has other bytes than were written" if corrupt else ""
 
 
-def read_plain(path: Path) -> dict[str, Any] | None:
-    """Return what a checkpoint holds, tensors unread, or None where it holds more than tensors and plain values.
+def read_metadata(path: Path) -> dict[str, Any] | None:
+    """Return a checkpoint's content with meta tensors, or None if it holds objects besides plain values and tensors.
 
     Raises:
-        Damaged: cut off, no checkpoint, or a folder of shards without its last part.
+        DamagedCheckpoint: see `open_checkpoint`.
     """
-    file = path / REST if path.is_dir() else path
-    if path.is_dir() and not (file.is_file() and (path / SHARDS).is_file()):
-        raise DamagedCheckpoint(f"ckpt_path: the folder {path} is no whole checkpoint of shards")
     try:
-        content = torch.load(file, map_location="meta", weights_only=True, mmap=True)
-    except pickle.UnpicklingError:  # of a stranger's module
+        return open_checkpoint(path, device="meta")
+    except ContainsObjects:  # of another module's state; Lightning's loader decides
         return None
-    except (RuntimeError, EOFError, OSError, ValueError) as problem:
-        raise DamagedCheckpoint(f"ckpt_path: {path} is no readable checkpoint ({problem})") from None
-    if not isinstance(content, dict) or "loops" not in content:
-        raise DamagedCheckpoint(f"ckpt_path: {path} is no Lightning checkpoint; it holds no loops")
-    return content
 
 
-def summary(path: Path) -> CheckpointSummary:
-    """Return what a checkpoint says about itself; see `read_plain`."""
-    content = read_plain(path)
-    written = (path / REST if path.is_dir() else path).stat().st_mtime
+def summarize_checkpoint(path: Path) -> CheckpointSummary:
+    """Return a checkpoint's step, run and kind; see `read_metadata`."""
+    content = read_metadata(path)
+    written = (path / UNSHARDED_FILE if path.is_dir() else path).stat().st_mtime
     if content is None:
         return CheckpointSummary(path, -1, "", written, True)
     run = (content.get(RUN_KEY) or {}).get("id", "")
     return CheckpointSummary(path, content["global_step"], run, written, path.is_dir() or "optimizer_states" in content)
 
 
-def checkpoints_in(folders: Iterable[Path]) -> Iterator[Path]:
-    """Yield the checkpoints that lie directly in `folders`: files, and folders of shards."""
+def iter_checkpoints(folders: Iterable[Path]) -> Iterator[Path]:
+    """Yield the checkpoints directly in `folders`: files, and folders of shards."""
     for folder in dict.fromkeys(folders):
         yield from sorted(folder.glob("*.ckpt"))
 
 
-def last_checkpoint(folders: Iterable[Path]) -> tuple[CheckpointSummary | None, list[str]]:
-    """Return the whole checkpoint of the highest step, of the run that wrote last, and what was passed over and why.
+def find_last_checkpoint(folders: Iterable[Path]) -> tuple[CheckpointSummary | None, list[str]]:
+    """Return the intact checkpoint of the highest step of the run that wrote last, and why others were skipped.
 
-    Another run's checkpoints may lie in the same folder; a run is told by the id that it carries.
+    Other runs may have written to the same folders; runs are identified by the id in their checkpoints.
     """
-    found, passed = [], []
-    for path in checkpoints_in(folders):
+    found, skipped = [], []
+    for path in iter_checkpoints(folders):
         try:
-            each = summary(path)
+            summary = summarize_checkpoint(path)
         except DamagedCheckpoint as problem:
-            passed.append(str(problem).removeprefix("ckpt_path: "))
+            skipped.append(str(problem))
             continue
-        if each.resumable:
-            found.append(each)
+        if summary.resumable:
+            found.append(summary)
         else:
-            passed.append(f"{path} holds weights alone")
+            skipped.append(f"{path} holds weights only")
     while found:
         run = max(found, key=lambda each: each.written).run
         best = max((each for each in found if each.run == run), key=lambda each: (each.step, each.written))
         try:
             if best.path.is_file():
                 check_intact(best.path)
-            return best, passed
+            return best, skipped
         except DamagedCheckpoint as problem:
-            passed.append(str(problem).removeprefix("ckpt_path: "))
+            skipped.append(str(problem).removeprefix("ckpt_path: "))
             found.remove(best)
-    return None, passed
+    return None, skipped

@@ -1,19 +1,19 @@
-"""Files known by their content."""
+"""Hashes of file contents."""
 
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
 
-def hash_of_file(file: Path) -> str:
-    """Return the SHA-256 of a file's bytes, read as a stream (about a second a GB)."""
+def hash_file(file: Path) -> str:
+    """Compute the SHA-256 of a file's bytes, as a stream (about one second per GB)."""
     with open(file, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def hash_of_files(files: Iterable[Path]) -> str:
-    """Return one SHA-256 of names and contents, in the order given."""
-    whole = hashlib.sha256()
+def hash_files(files: Iterable[Path]) -> str:
+    """Compute one SHA-256 of the names and contents of files, in the order given."""
+    combined = hashlib.sha256()
     for file in files:
-        whole.update(f"{file.name} {hash_of_file(file)}\n".encode())
-    return whole.hexdigest()
+        combined.update(f"{file.name} {hash_file(file)}\n".encode())
+    return combined.hexdigest()

@@ -1,4 +1,4 @@
-"""What Lightning lacks for FSDP2: data-parallel sizes by default, sharding by block, gathering for a rollout."""
+"""FSDP2 and tensor parallelism: default mesh sizes, sharding per block, unsharded weights for a rollout."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,17 +15,17 @@ from lit_rlhf.errors import UserError
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """Fully sharded data parallelism over all devices of all nodes; `recipes/strategy/fsdp.yaml` names it.
+    """Fully sharded data parallelism over all devices of all nodes, as in `recipes/strategy/fsdp.yaml`.
 
     Args:
-        save_distributed_checkpoint: write a folder of shards, each rank its own, instead of one file that rank zero
-            holds whole. `lit-rlhf export` reads both; a folder resumes under this strategy alone, on any number of
+        save_distributed_checkpoint: Write a folder of shards, one per rank, instead of one file that rank zero gathers
+            in memory. `lit-rlhf export` reads both; a folder can be resumed under this strategy only, on any number of
             ranks.
-        tensor_parallel_size: how many ranks share out each layer's tensors. They compute the same rows, and count as
-            one rank where rows are dealt.
-        weights_only: read checkpoints as plain values alone. False is for files of trusted origin that hold Python
-            objects, as a callback or an optimizer of one's own may put there.
-        settings: passed on to `ModelParallelStrategy`.
+        tensor_parallel_size: Number of ranks over which each layer's tensors are split. They compute the same rows, and
+            count as one data-parallel rank.
+        weights_only: Load checkpoints without unpickling objects. False is for files of trusted origin that hold Python
+            objects, such as those of a custom callback or optimizer.
+        settings: Passed on to `ModelParallelStrategy`.
     """
 
     def __init__(
@@ -43,11 +43,11 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.weights_only = weights_only
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Load as `weights_only` of this strategy says: Lightning 2.6.6 loses what `fit` was given on its way here."""
+        """Load with this strategy's `weights_only`: Lightning 2.6.6 does not pass on the argument of `fit`."""
         return super().load_checkpoint(checkpoint_path, self.weights_only if weights_only is None else weights_only)
 
     def setup_environment(self) -> None:
-        """Shard over everything: Lightning's default would split tensors over the devices of a node instead."""
+        """Shard over all devices; Lightning's default is tensor parallelism within a node."""
         devices, split = self.num_nodes * self.num_processes, self._tensor_parallel_size
         if not isinstance(split, int) or split < 1 or devices % split:
             raise UserError(
@@ -57,116 +57,121 @@ class FSDP2Strategy(ModelParallelStrategy):
         super().setup_environment()
 
 
-def data_group(strategy: Strategy) -> ProcessGroup | None:
-    """Return the ranks that have rows of their own; None for all."""
+def data_parallel_group(strategy: Strategy) -> ProcessGroup | None:
+    """Return the process group of data-parallel ranks; None for all ranks."""
     if isinstance(strategy, ModelParallelStrategy):
         return strategy.device_mesh["data_parallel"].get_group()
     return None
 
 
-def tensor_ranks(strategy: Strategy) -> int:
-    """Return how many ranks split tensors among them, 1 where none do."""
+def tensor_parallel_size(strategy: Strategy) -> int:
+    """Return the number of ranks that each layer's tensors are split over."""
     return strategy.device_mesh["tensor_parallel"].size() if isinstance(strategy, ModelParallelStrategy) else 1
 
 
-def broadcast_in_tensor_group(figures: Tensor, strategy: Strategy) -> Tensor:
-    """Return the figures of the first of the ranks that split tensors among them, on each of these.
+def broadcast_in_tensor_group(values: Tensor, strategy: Strategy) -> Tensor:
+    """Broadcast values from the first rank of each tensor-parallel group, so that its ranks stay identical.
 
-    What a function or a server answers may differ from call to call, and ranks that go on with different numbers
-    would drift apart.
+    A function or a server may return something else on every call.
+
+    Args:
+        values: Any shape.
+        strategy: Of the Trainer.
+
+    Returns:
+        The same shape, on the strategy's device if there is a tensor-parallel group.
     """
-    if isinstance(strategy, ModelParallelStrategy) and tensor_ranks(strategy) > 1:
-        figures = figures.to(strategy.root_device)
-        torch.distributed.broadcast(figures, group=strategy.device_mesh["tensor_parallel"].get_group(), group_src=0)
-    return figures
+    if isinstance(strategy, ModelParallelStrategy) and tensor_parallel_size(strategy) > 1:
+        values = values.to(strategy.root_device)
+        torch.distributed.broadcast(values, group=strategy.device_mesh["tensor_parallel"].get_group(), group_src=0)
+    return values
 
 
 def requires_single_backward(strategy: Strategy) -> bool:
-    """Whether all gradients of a step must come of the pass that the loss of `training_step` starts.
+    """Whether all gradients of a step must come from the backward pass of the loss that `training_step` returns.
 
-    DDP looks for weights without a gradient in that loss's graph, if it is told to, and holds a graph that it is told
-    to be static against the first.
+    DDP with `find_unused_parameters` searches that loss's graph, and with `static_graph` compares it to the first.
     """
     wrapper = strategy.model
     return bool(getattr(wrapper, "find_unused_parameters", False) or getattr(wrapper, "static_graph", False))
 
 
 def meta_init_except_rank_zero(strategy: Strategy) -> AbstractContextManager[Any]:
-    """Within the block, models that `shard_model` will shard are loaded with numbers on rank zero alone.
+    """Within the context, load models for `shard_model` on the meta device, except on rank zero.
 
-    On the other ranks they are on the meta device. Else every rank of a node would hold whole models at the same time.
+    Otherwise every rank of a node would hold a full model in memory at the same time.
     """
     sharded = isinstance(strategy, ModelParallelStrategy)
     return torch.device("meta") if sharded and not strategy.is_global_zero else nullcontext()
 
 
 def shard_model(model: nn.Module, strategy: Strategy) -> None:
-    """Shard `model` over the data-parallel mesh, one unit a transformer block; nothing under another strategy.
+    """Shard `model` over the data-parallel mesh, one FSDP2 unit per transformer block; no-op under other strategies.
 
-    Rank zero gives every other rank its shares (`meta_init_except_rank_zero`).
+    The weights come from rank zero (`meta_init_except_rank_zero`).
 
-    Under bf16-mixed the float32 weights are gathered in bfloat16, as autocast would take them: half to send and half
-    to hold, in a rollout above all. Gradients are reduced in float32.
+    Under bf16-mixed the float32 weights are all-gathered in bfloat16, as autocast would convert them: half the traffic
+    and memory. Gradients are reduced in float32.
     """
     if not isinstance(strategy, ModelParallelStrategy):
         return
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = strategy.device_mesh["data_parallel"]
-    half = strategy.precision_plugin.precision == "bf16-mixed"
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
-    whole = model.state_dict() if strategy.is_global_zero else {}
-    if tensor_ranks(strategy) > 1:
-        split_tensors(model, strategy.device_mesh["tensor_parallel"])
+    bf16_mixed = strategy.precision_plugin.precision == "bf16-mixed"
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16_mixed else MixedPrecisionPolicy()
+    state_dict = model.state_dict() if strategy.is_global_zero else {}
+    if tensor_parallel_size(strategy) > 1:
+        parallelize_tensors(model, strategy.device_mesh["tensor_parallel"])
     for block in transformer_blocks(model):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     if strategy.world_size > 1:
-        _share_out(model, whole, strategy)
+        _broadcast_weights(model, state_dict, strategy)
 
 
-def split_tensors(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Split the linear layers of every block over the mesh, by the plan that transformers has for this architecture.
+def parallelize_tensors(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Split the linear layers of every block over the mesh, by transformers' tensor-parallel plan of the architecture.
 
-    Embedding, norms and heads stay whole on every rank, which all compute the same with them.
+    Embedding, norms and heads are replicated.
     """
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
     styles = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
     inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
-    plan = {name: styles[style]() for name, style in tensor_plan(inner.config, mesh.size()).items()}
-    parallelize_module(inner.base_model, mesh, plan, src_data_rank=None)  # each its own part: some hold no numbers yet
+    plan = {name: styles[style]() for name, style in tensor_parallel_plan(inner.config, mesh.size()).items()}
+    parallelize_module(inner.base_model, mesh, plan, src_data_rank=None)  # no broadcast: some are on meta
 
 
-def tensor_plan(config: PretrainedConfig, ranks: int) -> dict[str, str]:
-    """Return how each layer is split, "colwise" or "rowwise".
+def tensor_parallel_plan(config: PretrainedConfig, num_ranks: int) -> dict[str, str]:
+    """Return the parallel style of each layer name pattern, "colwise" or "rowwise".
 
     Raises:
-        UserError: transformers has no such plan for the model, or sizes that do not divide.
+        UserError: Transformers has no plan for the model, or a size is not divisible by the number of ranks.
     """
     text, setting = config.get_text_config(), "trainer.strategy.tensor_parallel_size"
     plan = text.base_model_tp_plan or {}
     if not plan or set(plan.values()) - {"colwise", "rowwise"}:
         raise UserError(f"{setting}: there is no plan for splitting layers of {text.model_type}; set it to 1")
     for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
-        size = getattr(text, name, None) or ranks
-        if size % ranks:
-            raise UserError(f"{setting}: {ranks} does not divide {name} {size} of the model; set it to a divisor")
+        size = getattr(text, name, None) or num_ranks
+        if size % num_ranks:
+            raise UserError(f"{setting}: {num_ranks} does not divide {name} {size} of the model; set it to a divisor")
     return plan
 
 
-def _share_out(model: nn.Module, whole: dict[str, Any], strategy: ModelParallelStrategy) -> None:
+def _broadcast_weights(model: nn.Module, state_dict: dict[str, Any], strategy: ModelParallelStrategy) -> None:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
     if not strategy.is_global_zero:
-        model.to_empty(device=strategy.root_device)  # shards, in place: weights that are tied stay so
-    set_model_state_dict(model, whole, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
-    for buffer in model.buffers():  # those that are in no state dict too, such as frequencies of a rotary embedding
+        model.to_empty(device=strategy.root_device)  # in place, so that tied weights stay tied
+    set_model_state_dict(model, state_dict, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+    for buffer in model.buffers():  # also non-persistent ones, such as the frequencies of a rotary embedding
         torch.distributed.broadcast(buffer, src=0)
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the blocks: the longest `ModuleList` whose members are of one class."""
+    """Return the transformer blocks: the longest `ModuleList` whose members have one class."""
     lists = [
         list(module)
         for module in model.modules()
@@ -176,16 +181,16 @@ def transformer_blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Return whether some of the weights lie on other ranks."""
+    """Whether some of the weights are on other ranks."""
     from torch.distributed.fsdp import FSDPModule
 
     return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
 def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the state dict of a sharded model, whole and on the CPU of rank zero, empty on the others.
+    """Gather the full state dict of a sharded model on the CPU of rank zero; empty on other ranks.
 
-    Every rank must call it. (Within `gathered` a state dict would be sharded again as it is made.)
+    Every rank must call it, and not within `unsharded_parameters`, where `state_dict` reshards.
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -195,15 +200,15 @@ def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def unsharded_parameters(model: nn.Module) -> Iterator[None]:
-    """Hold the whole weights on every rank within the block, so that generation needs no collective a token.
+    """Within the context, every rank holds the full weights, so that generation needs no collective per token.
 
-    Ranks may then stop at different lengths: with sharded weights that would hang.
+    Ranks can then stop at different lengths, where with sharded weights they would hang.
     """
     from torch.distributed.fsdp import FSDPModule
 
     units = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for unit in units:
-        # `root.unshard()` alone leaves the nested blocks sharded
+        # `unshard` of the root leaves nested units sharded
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()
     try:
@@ -215,10 +220,10 @@ def unsharded_parameters(model: nn.Module) -> Iterator[None]:
 
 
 def total_norm(gradients: Iterable[Tensor]) -> Tensor:
-    """Return the 2-norm of all of them together, () on their device; over all ranks where they are sharded."""
+    """Compute the 2-norm over all gradients, 0-d on their device; over all ranks if they are sharded."""
     by_mesh: dict[Any, list[Tensor]] = {}
     for gradient in gradients:
         by_mesh.setdefault(getattr(gradient, "device_mesh", None), []).append(gradient)
-    norms = [torch.nn.utils.get_total_norm(each) for each in by_mesh.values()]
-    whole = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
-    return whole[0] if len(whole) == 1 else torch.stack(whole).norm()
+    norms = [torch.nn.utils.get_total_norm(group) for group in by_mesh.values()]
+    full = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
+    return full[0] if len(full) == 1 else torch.stack(full).norm()

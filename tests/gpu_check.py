@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-STAGES = ("sft", "reward", "ppo", "ppo_ptx")
+STAGES = ("sft", "reward", "ppo", "ppo-ptx")
 FUSED = "--model.optimizer.init_args.fused=true"
 DEEPSPEED = "-c strategy/deepspeed -c precision/bf16-mixed"
 FSDP1 = "--trainer.strategy=fsdp --trainer.gradient_clip_val=null"

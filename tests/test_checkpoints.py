@@ -1,4 +1,4 @@
-"""A checkpoint is whole or refused; `last` is the highest step of the run that wrote last."""
+"""Damaged checkpoints are refused; `last` is the highest step of the run that wrote last."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from lit_rlhf.checkpoints import AtomicCheckpointIO, DamagedCheckpoint, check_intact, last_checkpoint, summary
+from lit_rlhf.checkpoint_files import DamagedCheckpoint
+from lit_rlhf.checkpoints import AtomicCheckpointIO, check_intact, find_last_checkpoint, summarize_checkpoint
 
 
 def content(step: int, run: str = "a", **more: Any) -> dict[str, Any]:
@@ -21,7 +22,7 @@ def write(path: Path, step: int, run: str = "a", age: float = 0.0) -> Path:
     return path
 
 
-def test_a_write_that_fails_leaves_the_old_one_and_nothing_else(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path, monkeypatch):
     path = write(tmp_path / "last.ckpt", 1)
     (tmp_path / ".last.ckpt.1234.part").write_text("of a run that was killed")
     (tmp_path / ".other").write_text("")
@@ -44,7 +45,7 @@ def test_a_damaged_file_is_refused_by_name(tmp_path):
         if damage == "flipped":  # within the tensor, where torch.load sees nothing
             data[data.index(torch.arange(1000.0).numpy().tobytes()) + 2000] ^= 1
             path.write_bytes(data)
-            assert summary(path).step == 1
+            assert summarize_checkpoint(path).step == 1
         else:
             path.write_bytes(data[: len(data) // 2] if damage == "cut" else b"")
         for read in (check_intact, AtomicCheckpointIO().load_checkpoint):
@@ -58,13 +59,13 @@ def test_last_is_the_highest_step_of_the_run_that_wrote_last(tmp_path):
     write(one / "step=20.ckpt", 20, age=9)
     wanted = write(two / "b.ckpt", 30, age=8)
     write(one / "best.ckpt", 10, age=1)  # a file may be touched later than a better one
-    assert last_checkpoint([one, two, one])[0].path == wanted
+    assert find_last_checkpoint([one, two, one])[0].path == wanted
     wanted.write_bytes(wanted.read_bytes()[:-10])
-    found, passed = last_checkpoint([one, two])
-    assert found.path == one / "step=20.ckpt" and len(passed) == 1 and "b.ckpt" in passed[0]
+    found, skipped = find_last_checkpoint([one, two])
+    assert found.path == one / "step=20.ckpt" and len(skipped) == 1 and "b.ckpt" in skipped[0]
 
 
-def test_what_cannot_be_gone_on_with_is_passed_over(tmp_path):
+def test_checkpoints_that_cannot_be_resumed_are_skipped(tmp_path):
     weights = content(5)
     del weights["optimizer_states"]
     torch.save(weights, tmp_path / "weights.ckpt")
@@ -72,7 +73,7 @@ def test_what_cannot_be_gone_on_with_is_passed_over(tmp_path):
     shards = tmp_path / "shards.ckpt"
     shards.mkdir()
     (shards / ".metadata").touch()
-    assert last_checkpoint([tmp_path, tmp_path / "missing"])[0] is None
-    assert len(last_checkpoint([tmp_path])[1]) == 3
+    assert find_last_checkpoint([tmp_path, tmp_path / "missing"])[0] is None
+    assert len(find_last_checkpoint([tmp_path])[1]) == 3
     torch.save(content(7), shards / "meta.pt")
-    assert last_checkpoint([tmp_path])[0][:2] == (shards, 7)
+    assert find_last_checkpoint([tmp_path])[0][:2] == (shards, 7)

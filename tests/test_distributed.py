@@ -53,7 +53,7 @@ def test_rows_of_one_prompt_stay_together(tmp_path):
 
         dist.init_process_group("gloo")
         mine = table.view(6, 2, 2)[dist.get_rank() :: 2].flatten(0, 1)
-        return [gather_rows(mine, together=2), gather_rows(mine[:, 0], together=2)]
+        return [gather_rows(mine, block_size=2), gather_rows(mine[:, 0], block_size=2)]
 
     for both, first in on_ranks(share, tmp_path):
         assert torch.equal(both, table)

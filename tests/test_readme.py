@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lit_rlhf.cli import main
-from lit_rlhf.commands import sweep_runs
+from lit_rlhf.commands.support import sweep_runs
 from lit_rlhf.commands.support.quickstart_pipeline import copy_recipes
 from tests.helpers.pages import DOCS, README, ROOT, blocks, commands, named_blocks
 

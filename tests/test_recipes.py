@@ -8,7 +8,7 @@ import lightning as L
 import pytest
 
 from lit_rlhf.cli import main
-from lit_rlhf.commands.evaluate import instantiate as instantiate_evaluation
+from lit_rlhf.commands.evaluate import instantiate_evaluation
 from lit_rlhf.commands.recipes import is_evaluation, is_overlay, shipped_recipes
 from lit_rlhf.commands.support.config_locations import ConfigLocations
 from lit_rlhf.commands.support.recipe_cli import RecipeCLI

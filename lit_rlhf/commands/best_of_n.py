@@ -1,19 +1,20 @@
-"""`lit-rlhf best-of-n`: sample n responses a prompt, keep the best by a reward; the baseline of a PPO run."""
+"""`lit-rlhf best-of-n`: sample n responses per prompt, keep the best by a reward; the baseline of a PPO run."""
 
 import json
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from lit_rlhf.commands.support.log_filters import quiet
-from lit_rlhf.commands.support.suggestions import Parser
+from lit_rlhf.commands.support.argument_parser import Parser
+from lit_rlhf.commands.support.log_filters import install_log_filters
 from lit_rlhf.errors import UserError
 
 
 def run(command: str, args: list[str]) -> int:
-    """Sample, score, write the best of each prompt, and print what the best of 1 to n scores."""
+    """Sample, score, write the best response to each prompt, and print the score of the best of 1 to n."""
     parser = Parser(
-        prog="lit-rlhf best-of-n", description="n responses a prompt, the best by a reward; the baseline of a PPO run"
+        prog="lit-rlhf best-of-n",
+        description="sample n responses per prompt, keep the best by a reward; the baseline of a PPO run",
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="policy: a transformers folder, or a hub name")
     parser.add_argument(
@@ -22,94 +23,94 @@ def run(command: str, args: list[str]) -> int:
         metavar="REWARD",
         help="a reward model's folder, a function such as my_file.my_function, or the address of a server",
     )
-    parser.add_argument("--prompts", required=True, metavar="FILE", help="rows {'prompt'}, as PPO takes them")
+    parser.add_argument("--prompts", required=True, metavar="FILE", help="rows {'prompt'}, as for PPO")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="JSON lines; must not exist yet")
-    parser.add_argument("--n", type=int, default=16, metavar="N", help="responses a prompt [%(default)s]")
+    parser.add_argument("--n", type=int, default=16, metavar="N", help="responses per prompt [%(default)s]")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N prompts")
-    parser.add_argument("--template", help="how prompts are put into words, as data.template")
+    parser.add_argument("--template", help="prompt template, as data.template")
     parser.add_argument("--max-prompt-length", type=int, default=1024, metavar="N", help="[%(default)s]")
-    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="most tokens [%(default)s]")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="[%(default)s]")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="[%(default)s]")
     parser.add_argument(
-        "--missing-end-score", type=float, metavar="S", help="score of a response that did not end, as in PPO"
+        "--missing-eos-score", type=float, metavar="S", help="score of a response without an end token, as in PPO"
     )
-    parser.add_argument("--missing-end-penalty", type=float, metavar="S", help="or: what is taken off its score")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="responses at once [%(default)s]")
+    parser.add_argument("--missing-eos-penalty", type=float, metavar="S", help="or: subtracted from its score")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="responses at a time [%(default)s]")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="[%(default)s]")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling [%(default)s]")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="sampling seed [%(default)s]")
     settings = parser.parse(args)
-    check(settings)
-    quiet()
+    check_settings(settings)
+    install_log_filters()
     curve = sample_and_write(settings)
-    print(table(curve))
-    print(f"\n{settings.out}: the best of {settings.n} for each prompt\n{curve_file(settings.out)}: this table")
+    print(format_curve(curve))
+    print(f"\n{settings.out}: the best of {settings.n} for each prompt\n{curve_path(settings.out)}: this table")
     return 0
 
 
-def check(settings: Namespace) -> None:
-    """Refuse what cannot be, before anything is loaded."""
+def check_settings(settings: Namespace) -> None:
+    """Refuse invalid settings before anything is loaded."""
     for name, least in (("n", 1), ("limit", 1), ("batch_size", 1), ("max_prompt_length", 1)):
         value = getattr(settings, name)
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} must be {least} or more, got {value}")
-    if settings.missing_end_score is not None and settings.missing_end_penalty is not None:
-        raise UserError("--missing-end-score and --missing-end-penalty exclude each other: replace, or subtract")
+    if settings.missing_eos_score is not None and settings.missing_eos_penalty is not None:
+        raise UserError("--missing-eos-score and --missing-eos-penalty exclude each other")
     if settings.temperature <= 0:
-        raise UserError(f"--temperature must be above 0, got {settings.temperature}: greedy answers are all the same")
-    for path in (settings.out, curve_file(settings.out)):
+        raise UserError(f"--temperature must be above 0, got {settings.temperature}: greedy responses are all the same")
+    for path in (settings.out, curve_path(settings.out)):
         if path.exists():
             raise UserError(f"--out: {path} exists already; remove it or name another file")
     if not settings.out.parent.is_dir():
         raise UserError(f"--out: there is no folder {settings.out.parent}")
 
 
-def curve_file(out: Path) -> Path:
-    """Return where the curve goes: beside the responses."""
+def curve_path(out: Path) -> Path:
+    """Return the file of the curve, in the folder of the responses."""
     return out.with_name(f"{out.stem}.curve.json")
 
 
 def sample_and_write(settings: Namespace) -> Any:
-    """Do it; return the curve."""
+    """Sample, score and write; return the `BestOfNCurve`."""
     import torch
 
     from lit_rlhf.data.prompt_template import PromptTemplate
     from lit_rlhf.data.prompts import read_prompts
     from lit_rlhf.data.truncation import TruncationPolicy
-    from lit_rlhf.evaluation.models.best_of_n import best_of_n_curve, check_max_positions, sample_candidates
+    from lit_rlhf.evaluation.models.best_of_n import best_of_n_curve, check_fits_max_positions, sample_candidates
     from lit_rlhf.generation.sampling import MissingEOS, SamplingParams
     from lit_rlhf.models.loading import load_causal_lm, load_config, load_tokenizer
     from lit_rlhf.models.loading_config import ModelLoadingConfig
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loading = ModelLoadingConfig(dtype=settings.dtype)
-    replace, subtract = settings.missing_end_score, settings.missing_end_penalty
-    missing_eos = None if replace is None and subtract is None else MissingEOS(replace, subtract)
+    score, penalty = settings.missing_eos_score, settings.missing_eos_penalty
+    missing_eos = None if score is None and penalty is None else MissingEOS(score, penalty)
     sampling = SamplingParams(settings.max_new_tokens, settings.temperature, missing_eos=missing_eos)
     tokenizer = load_tokenizer(settings.model, loading)
-    lengths = TruncationPolicy(settings.max_prompt_length).checked()
+    lengths = TruncationPolicy(settings.max_prompt_length).validated()
     template = PromptTemplate(tokenizer, settings.template)
     prompts = read_prompts(settings.prompts, "auto", template, lengths)[: settings.limit]
-    check_max_positions(load_config(settings.model, loading), prompts, sampling)
-    source = reward_source(settings.reward, loading)
-    source.prepare(tokenizer, device)
+    check_fits_max_positions(load_config(settings.model, loading), prompts, sampling)
+    reward = build_reward(settings.reward, loading)
+    reward.prepare(tokenizer, device)
     policy = load_causal_lm(settings.model, tokenizer, loading).to(device).eval()
     scores = []
-    drawn = sample_candidates(
-        policy, tokenizer, prompts, source, sampling, settings.n, settings.seed, settings.batch_size
+    sampled = sample_candidates(
+        policy, tokenizer, prompts, reward, sampling, settings.n, settings.seed, settings.batch_size
     )
     with settings.out.open("w", encoding="utf-8") as file:
-        for candidates in drawn:
-            best = candidates.best
+        for candidates in sampled:
+            best = candidates.best_index
             row = {**candidates.row, "completion": candidates.responses[best], "score": candidates.scores[best]}
             file.write(json.dumps(row | {"scores": candidates.scores}, default=str) + "\n")
             scores.append(candidates.scores)
     curve = best_of_n_curve(torch.tensor(scores))
-    curve_file(settings.out).write_text(json.dumps(curve._asdict(), indent=1) + "\n")
+    curve_path(settings.out).write_text(json.dumps(curve._asdict(), indent=1) + "\n")
     return curve
 
 
-def reward_source(reward: str, loading: Any) -> Any:
-    """Return the source that a word stands for: an address, a folder or hub name, or a function."""
+def build_reward(reward: str, loading: Any) -> Any:
+    """Return the `Reward` of an address, a folder or hub name, or a function."""
     from lit_rlhf.rewards import FunctionReward, RemoteReward, RewardModelScorer
 
     if "://" in reward:
@@ -119,10 +120,10 @@ def reward_source(reward: str, loading: Any) -> Any:
     return FunctionReward(reward)
 
 
-def table(curve: Any) -> str:
-    """Return the curve at powers of two and at n, as lines."""
+def format_curve(curve: Any) -> str:
+    """Return the curve at powers of two and at n, as text."""
     shown = [k for k in curve.k if k & (k - 1) == 0 or k == curve.k[-1]]
-    lines = ["  n   mean score   ± s.e.   KL at most (nats a response)"]
+    lines = ["  n   mean score   ± s.e.   KL at most (nats per response)"]
     lines += [
         f"{k:>3}   {curve.score[k - 1]:>10.4f}   {curve.error[k - 1]:>6.4f}   {curve.kl_bound[k - 1]:>6.3f}"
         for k in shown

@@ -5,39 +5,41 @@ import signal
 import sys
 from pathlib import Path
 
-from lit_rlhf.commands.recipes import resolve
+from lit_rlhf.commands.recipes import find_recipe
 from lit_rlhf.commands.support.config_locations import ConfigLocations
-from lit_rlhf.commands.support.log_filters import quiet
+from lit_rlhf.commands.support.log_filters import install_log_filters
 from lit_rlhf.errors import UserError
 
 
 def run(command: str, args: list[str]) -> int:
-    """Run one of the Trainer's methods as the recipes and arguments say; return the exit code.
+    """Run one of the Trainer's methods with the recipes and arguments; return the exit code.
 
     Raises:
-        UserError: whatever of the recipes, the arguments or the data the user can mend.
+        UserError: an error in the recipes, the arguments or the data.
     """
-    quiet()
-    args, places = read_arguments(args)
+    install_log_filters()
+    args, locations = read_arguments(args)
     from lit_rlhf.commands.support.recipe_cli import RecipeCLI
 
     handler = signal.getsignal(signal.SIGINT)
     try:
-        return RecipeCLI(command, args, places).exit_code
+        return RecipeCLI(command, args, locations).exit_code
     finally:
-        signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored after an interrupt
+        signal.signal(signal.SIGINT, handler)  # Lightning leaves SIGINT ignored after an interrupt
 
 
 def read_arguments(args: list[str]) -> tuple[list[str], ConfigLocations]:
-    """Return the arguments with every recipe as a file, and where settings stand; the user's own files can be named.
+    """Return the arguments with a file for every recipe name, and the locations of settings.
+
+    It also appends the working directory to `sys.path`, so that a `class_path` can name the user's own file.
 
     Raises:
-        UserError: a recipe that is not there or cannot be read.
+        UserError: a recipe is missing or cannot be read.
     """
     args, files = resolve_recipes(args)
     folder = os.getcwd()
     if folder not in sys.path:
-        sys.path.append(folder)  # a class_path may name the user's own file; last, so that it shadows no package
+        sys.path.append(folder)  # last, so that it shadows no package
     return args, ConfigLocations(files, args)
 
 
@@ -45,7 +47,7 @@ def resolve_recipes(args: list[str]) -> tuple[list[str], list[Path]]:
     """Replace every recipe name after `-c` or `--config` by its file; return the arguments and the files.
 
     Raises:
-        UserError: no such file and no such recipe, or nothing after `-c`.
+        UserError: no file or recipe of that name, or no name after `-c`.
     """
     resolved: list[str] = []
     files: list[Path] = []
@@ -58,6 +60,6 @@ def resolve_recipes(args: list[str]) -> tuple[list[str], list[Path]]:
         name = name or next(words, "")
         if not name:
             raise UserError(f"{flag} needs the name of a recipe or a file; lit-rlhf recipes ls lists the recipes")
-        files.append(resolve(name))
+        files.append(find_recipe(name))
         resolved += [flag, str(files[-1])]
     return resolved, files

@@ -1,48 +1,48 @@
-"""`lit-rlhf generate`: one answer of a model folder, or a chat at the terminal."""
+"""`lit-rlhf generate`: one response of a model, or a chat at the terminal."""
 
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
 
-from lit_rlhf.commands.support.log_filters import quiet
-from lit_rlhf.commands.support.suggestions import Parser
+from lit_rlhf.commands.support.argument_parser import Parser
+from lit_rlhf.commands.support.log_filters import install_log_filters
 from lit_rlhf.errors import UserError
 
 
 def run(command: str, args: list[str]) -> int:
-    """Answer `--prompt`, or every line of stdin until it ends."""
-    parser = Parser(prog="lit-rlhf generate", description="one answer, or without --prompt a chat")
+    """Respond to `--prompt`, or to every line of stdin until it ends."""
+    parser = Parser(prog="lit-rlhf generate", description="one response, or a chat without --prompt")
     parser.add_argument("--model", required=True, metavar="DIR", help="a transformers folder, or a hub name")
-    parser.add_argument("--prompt", metavar="TEXT", help="answer this and end")
+    parser.add_argument("--prompt", metavar="TEXT", help="respond to this and exit")
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="[%(default)s]")
-    parser.add_argument("--temperature", type=float, default=0.7, metavar="T", help="0 is greedy [%(default)s]")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling [%(default)s]")
+    parser.add_argument("--temperature", type=float, default=0.7, metavar="T", help="0: greedy [%(default)s]")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="sampling seed [%(default)s]")
     settings = parser.parse(args)
     if settings.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens must be 1 or more, got {settings.max_new_tokens}")
     if settings.temperature < 0:
         raise UserError(f"--temperature must be 0 or more, got {settings.temperature}")
-    quiet()
-    model, tokenizer = load(settings.model)
+    install_log_filters()
+    model, tokenizer = load_model(settings.model)
     import torch
 
     torch.manual_seed(settings.seed)
     if settings.prompt is not None:
-        print(answer(model, tokenizer, [{"role": "user", "content": settings.prompt}], settings))
+        print(generate_response(model, tokenizer, [{"role": "user", "content": settings.prompt}], settings))
         return 0
     messages: list[dict[str, str]] = []
-    for line in typed_lines():
-        # without a chat template a model knows no turns: every line stands alone
+    for line in iter_input_lines():
+        # without a chat template there are no turns: every line is a prompt of its own
         messages = [*messages, {"role": "user", "content": line}] if tokenizer.chat_template else [{"content": line}]
-        text = answer(model, tokenizer, messages, settings)
+        text = generate_response(model, tokenizer, messages, settings)
         messages = [*messages, {"role": "assistant", "content": text}]
         print(text, flush=True)
     return 0
 
 
-def typed_lines() -> Iterator[str]:
-    """Yield the non-empty lines of stdin, behind a prompt where it is a terminal."""
+def iter_input_lines() -> Iterator[str]:
+    """Yield the non-empty lines of stdin; at a terminal, print a prompt before each."""
     terminal = sys.stdin.isatty()
     while True:
         if terminal:
@@ -54,11 +54,11 @@ def typed_lines() -> Iterator[str]:
             yield line.rstrip("\n")
 
 
-def load(name: str) -> tuple[Any, Any]:
-    """Load model and tokenizer.
+def load_model(name: str) -> tuple[Any, Any]:
+    """Load a model and its tokenizer.
 
     Raises:
-        UserError: nothing there, or a reward model.
+        UserError: there is no such model, or it is a reward model.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -69,18 +69,20 @@ def load(name: str) -> tuple[Any, Any]:
     loading = ModelLoadingConfig()
     config = load_config(name, loading)
     if any("SequenceClassification" in kind for kind in config.architectures or []):
-        raise UserError(f"{name} is a reward model: it scores text and writes none")
+        raise UserError(f"{name} is a reward model: it scores text and generates none")
     model = from_pretrained_quietly(AutoModelForCausalLM.from_pretrained, name, loading, dtype="auto")
     tokenizer = from_pretrained_quietly(AutoTokenizer.from_pretrained, name, loading)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 
 
-def answer(model: Any, tokenizer: Any, messages: list[dict[str, str]], settings: Namespace) -> str:
-    """Return the model's continuation of a conversation: through the chat template if there is one, else of its text.
+def generate_response(model: Any, tokenizer: Any, messages: list[dict[str, str]], settings: Namespace) -> str:
+    """Return the model's response to a conversation, by the chat template, or without one to the last message's text.
 
     Raises:
         UserError: the conversation fills the model's context.
     """
+    from lit_rlhf.models.loading import max_positions
+
     if tokenizer.chat_template:
         inputs = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -88,15 +90,15 @@ def answer(model: Any, tokenizer: Any, messages: list[dict[str, str]], settings:
     else:
         inputs = tokenizer(messages[-1]["content"], return_tensors="pt", return_token_type_ids=False)
     width = inputs["input_ids"].shape[1]
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    room = settings.max_new_tokens if limit is None else min(settings.max_new_tokens, limit - width)
-    if room < 1:
+    limit = max_positions(model.config)
+    max_new_tokens = settings.max_new_tokens if limit is None else min(settings.max_new_tokens, limit - width)
+    if max_new_tokens < 1:
         raise UserError(f"the prompt has {width} tokens and the model's context holds {limit}: shorten it")
-    # top_k and top_p off: what is sampled is the model's own distribution
+    # disable top_k and top_p: sample the model's own distribution
     sampling = {"do_sample": True, "temperature": settings.temperature, "top_k": 0, "top_p": 1.0}
     output = model.generate(
         **inputs.to(model.device),
-        max_new_tokens=room,
+        max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         **(sampling if settings.temperature > 0 else {"do_sample": False}),
     )

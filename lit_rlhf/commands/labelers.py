@@ -1,17 +1,18 @@
-"""`lit-rlhf labelers`: how often labelers agree, and whether a reward model carries over to labelers it never saw."""
+"""`lit-rlhf labelers`: agreement between labelers, and how reward models generalize to held-out labelers."""
 
 import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-from lit_rlhf.commands.support.log_filters import quiet
-from lit_rlhf.commands.support.suggestions import Parser, did_you_mean
+from lit_rlhf.commands.support.argument_parser import Parser
+from lit_rlhf.commands.support.log_filters import install_log_filters
 from lit_rlhf.errors import UserError
+from lit_rlhf.suggestions import did_you_mean
 
 ACTIONS = {
-    "agreement": "agreement with 95 % intervals and Krippendorff's alpha, of rankings with a column 'labeler'",
-    "folds": "one reward model a group of labelers held out and seed, by a recipe: accuracy on both kinds of labelers",
+    "agreement": "agreement with 95% intervals and Krippendorff's alpha, of rankings with a column 'labeler'",
+    "folds": "one reward model per held-out group of labelers and seed: accuracy on training and held-out labelers",
 }
 
 
@@ -24,83 +25,85 @@ def run(command: str, args: list[str]) -> int:
     action, rest = args[0], args[1:]
     if action not in ACTIONS:
         raise UserError(f"lit-rlhf labelers has no action {action!r}{did_you_mean(action, ACTIONS)}")
-    return agreement(rest) if action == "agreement" else folds(rest)
+    return run_agreement(rest) if action == "agreement" else run_all_folds(rest)
 
 
-def agreement(args: list[str]) -> int:
-    """Print the agreement table, and write it as JSON where asked."""
+def run_agreement(args: list[str]) -> int:
+    """Print the agreement table, and write it as JSON to `--out`."""
     parser = Parser(prog="lit-rlhf labelers agreement", description=ACTIONS["agreement"])
     parser.add_argument("path", help="rankings: any source of ComparisonDataModule")
-    parser.add_argument("--format", default="auto", metavar="NAME", help="of the rows [%(default)s]")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures there, as JSON")
+    parser.add_argument("--format", default="auto", metavar="NAME", help="format of the rows [%(default)s]")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the values there, as JSON")
     settings = parser.parse(args)
-    quiet()
+    install_log_filters()
     from lit_rlhf.data.formats.registry import read_records
     from lit_rlhf.data.records import Ranking
     from lit_rlhf.data.report import DatasetReport
     from lit_rlhf.data.sources import read_rows
-    from lit_rlhf.evaluation.labelers.agreement import agreement_report
+    from lit_rlhf.evaluation.labelers.agreement import build_agreement_report
 
-    report = DatasetReport(settings.path)
-    figures = agreement_report(read_records(read_rows(settings.path), "ranking", Ranking, settings.format, report))
-    print(report.table())
-    print(f"\n{agreement_table(figures)}")
+    dataset = DatasetReport(settings.path)
+    report = build_agreement_report(
+        read_records(read_rows(settings.path), "ranking", Ranking, settings.format, dataset)
+    )
+    print(dataset.format_table())
+    print(f"\n{format_agreement(report)}")
     if settings.out is not None:
-        write_json(figures, settings.out)
+        write_json(report, settings.out)
     return 0
 
 
-def agreement_table(figures: dict[str, Any]) -> str:
-    """Return the table: each labeler with the others, then all pairs."""
-    from lit_rlhf.evaluation.reports.quickstart_report import align
+def format_agreement(report: dict[str, Any]) -> str:
+    """Return the table: each labeler against the others, then all pairs."""
+    from lit_rlhf.evaluation.reports.quickstart_report import align_columns
 
     rows = [["labeler", "rankings", "agreement", "95 % interval", "comparisons", "ties", "prompts"]]
-    parts = {**figures["labelers"], "all pairs": {"rankings": figures["rankings"], **figures["all"]}}
+    parts = {**report["labelers"], "all pairs": {"rankings": report["rankings"], **report["all"]}}
     for name, part in parts.items():
         share = "–" if part["share"] is None else f"{100 * part['share']:.1f} %"
         interval = "–" if part["share"] is None else f"{100 * part['low']:.1f} to {100 * part['high']:.1f}"
         rows.append([name, *(f"{part['rankings']:,}", share, interval)])
         rows[-1] += [f"{part[key]:,}" for key in ("comparisons", "ties", "prompts")]
-    alpha = "cannot be told" if figures["alpha"] is None else f"{figures['alpha']:.3f}"
-    return f"{align(rows)}\n\nKrippendorff's alpha (ordinal; better, tie, worse): {alpha}"
+    alpha = "undefined" if report["alpha"] is None else f"{report['alpha']:.3f}"
+    return f"{align_columns(rows)}\n\nKrippendorff's alpha (ordinal; better, tie, worse): {alpha}"
 
 
-def folds(args: list[str]) -> int:
-    """Train and test every fold with every seed; print the table and write the JSON."""
+def run_all_folds(args: list[str]) -> int:
+    """Train and test every fold with every seed; print the table and write folds.json."""
     parser = Parser(
         prog="lit-rlhf labelers folds",
         description=f"{ACTIONS['folds']}. All other options are those of lit-rlhf fit: -c RECIPE, --key=value",
     )
     add = parser.add_argument
     add("--groups", type=int, default=5, metavar="N", help="groups of labelers, of similar data size [%(default)s]")
-    add("--group-column", metavar="NAME", help="a column that says each row's group, in place of --groups")
-    add("--seeds", type=int, default=3, metavar="N", help="models a fold [%(default)s]")
-    add("--unseen", type=float, default=0.1, metavar="F", help="share of prompts kept out of training [%(default)s]")
-    add("--out", type=Path, default=Path("runs/labelers"), metavar="DIR", help="of folds.json [%(default)s]")
+    add("--group-column", metavar="NAME", help="column with each row's group, in place of --groups")
+    add("--seeds", type=int, default=3, metavar="N", help="models per fold [%(default)s]")
+    add("--unseen", type=float, default=0.1, metavar="F", help="fraction of prompts kept out of training [%(default)s]")
+    add("--out", type=Path, default=Path("runs/labelers"), metavar="DIR", help="folder of folds.json [%(default)s]")
     settings, rest = parser.parse_known_args(args)
-    check(settings)
-    quiet()
+    check_settings(settings)
+    install_log_filters()
     from lit_rlhf.commands.support.labeler_folds import run_folds
 
     result = run_folds(settings, rest)
-    print(f"\n{folds_table(result)}")
+    print(f"\n{format_folds(result)}")
     write_json(result, settings.out / "folds.json")
     return 0
 
 
-def check(settings: argparse.Namespace) -> None:
-    """Refuse settings that cannot be."""
+def check_settings(settings: argparse.Namespace) -> None:
+    """Refuse invalid settings."""
     if settings.seeds < 1:
         raise UserError(f"--seeds must be 1 or more, got {settings.seeds}")
     if not 0 < settings.unseen < 1:
         raise UserError(f"--unseen must lie between 0 and 1, got {settings.unseen}")
 
 
-def folds_table(result: dict[str, Any]) -> str:
-    """Return a line a fold, the mean over its seeds, and mean ± standard error over all."""
+def format_folds(result: dict[str, Any]) -> str:
+    """Return one line per fold, the mean over its seeds, and mean ± standard error over all."""
     from statistics import fmean
 
-    from lit_rlhf.evaluation.reports.quickstart_report import align
+    from lit_rlhf.evaluation.reports.quickstart_report import align_columns
 
     rows = [["group held out", "labelers", "training labelers", "held-out labelers", "pairs"]]
     for group, labelers in result["groups"].items():
@@ -112,18 +115,18 @@ def folds_table(result: dict[str, Any]) -> str:
         [
             "all",
             str(sum(map(len, result["groups"].values()))),
-            *(spread(summary[f"{kind}_labelers"]) for kind in ("training", "heldout")),
+            *(format_mean(summary[f"{kind}_labelers"]) for kind in ("training", "heldout")),
             f"{sum(run['heldout_pairs'] for run in result['runs'] if run['seed'] == 0):,}",
         ]
     )
     runs = f"{len(result['groups'])} folds × {result['settings']['seeds']} seeds"
     return (
-        f"{align(rows)}\n\nmean ± standard error over {runs}; difference {spread(summary['difference'])}. "
+        f"{align_columns(rows)}\n\nmean ± standard error over {runs}; difference {format_mean(summary['difference'])}. "
         "The paper (section 4.1): 72.4 ± 0.4 and 69.6 ± 0.9 %."
     )
 
 
-def spread(part: dict[str, float | None]) -> str:
+def format_mean(part: dict[str, float | None]) -> str:
     """Return "72.4 ± 0.4 %"."""
     assert part["mean"] is not None
     error = "" if part["standard_error"] is None else f" ± {100 * part['standard_error']:.1f}"
@@ -131,8 +134,8 @@ def spread(part: dict[str, float | None]) -> str:
 
 
 def write_json(value: dict[str, Any], path: Path) -> None:
-    """Write indented JSON and say where."""
-    from lit_rlhf.commands.support.preflight import write_out
+    """Write indented JSON and print the path."""
+    from lit_rlhf.commands.support.preflight import write_output
 
-    write_out(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
+    write_output(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
     print(f"written: {path}")

@@ -1,11 +1,11 @@
-"""`lit-rlhf plan`: what a recipe needs of memory on each device, before anything is loaded or bought."""
+"""`lit-rlhf plan`: the memory that a recipe needs per device, estimated before anything is loaded."""
 
 import re
 from typing import Any
 
-from lit_rlhf.commands.support.log_filters import quiet
-from lit_rlhf.commands.support.suggestions import did_you_mean
+from lit_rlhf.commands.support.log_filters import install_log_filters
 from lit_rlhf.errors import UserError
+from lit_rlhf.suggestions import did_you_mean
 
 USAGE = "usage: lit-rlhf plan -c RECIPE [-c OVERLAY ...] [--gpu NAME] [--key=value ...]"
 GB = 1e9
@@ -22,46 +22,46 @@ GPUS = {
     "h200-141gb": 141,
     "b200-192gb": 192,
 }
-# context and libraries of CUDA, and what fragments
+# the CUDA context and libraries, and the share that fragmentation leaves
 RESERVED, USABLE = 1.0 * GB, 0.93
 
 
 def run(command: str, args: list[str]) -> int:
-    """Print the plan, and whether a GPU holds it where one is named."""
+    """Print the plan, and whether it fits on the GPU that `--gpu` names."""
     if not args or {"-h", "--help"} & set(args):
         print(f"{USAGE}\n\n--gpu is one of {', '.join(GPUS)}, or a size such as 24gb")
         return 0
-    args, gpu = _take_gpu(args)
-    quiet()
+    args, gpu = _pop_gpu(args)
+    install_log_filters()
     from lit_rlhf.commands.fit import read_arguments
-    from lit_rlhf.commands.support.memory_plan import plan
+    from lit_rlhf.commands.support.memory_plan import plan_memory
     from lit_rlhf.commands.support.recipe_cli import RecipeCLI
 
     class PlanCLI(RecipeCLI):
-        """Parses and checks a recipe, and makes nothing of it."""
+        """Parses a recipe and instantiates nothing."""
 
         def before_instantiate_classes(self) -> None:
-            """Check nothing: what this machine lacks another may have."""
+            """Skip the checks: the run may be for another machine."""
 
         def instantiate_classes(self) -> None:
-            """Make nothing."""
+            """Skip it."""
 
         def _run_subcommand(self, subcommand: str) -> None:
-            """Run nothing."""
+            """Skip it."""
 
-    args, places = read_arguments(args)
-    planned = plan(PlanCLI("fit", args, places).config["fit"])
-    print(report(planned))
+    args, locations = read_arguments(args)
+    planned = plan_memory(PlanCLI("fit", args, locations).config["fit"])
+    print(format_plan(planned))
     if gpu is not None:
-        print(verdict(planned.peak, *gpu))
+        print(format_fit(planned.peak, *gpu))
     return 0
 
 
-def memory_of(name: str) -> float:
-    """Return the memory of a GPU in bytes, by its name or by a size such as 24gb.
+def parse_gpu_memory(name: str) -> float:
+    """Return the memory of a GPU in bytes, by its name or a size such as 24gb.
 
     Raises:
-        UserError: neither.
+        UserError: it is neither.
     """
     size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:gb)?", name.lower())
     if size:
@@ -74,30 +74,31 @@ def memory_of(name: str) -> float:
     return GPUS[name.lower()] * GB
 
 
-def verdict(peak: int, name: str, memory: float) -> str:
-    """Return the line that says whether a GPU holds it."""
+def format_fit(peak: int, name: str, memory: float) -> str:
+    """Return the line that says whether `peak` bytes fit on a GPU of `memory` bytes."""
     usable = memory * USABLE - RESERVED
-    words = "holds it" if peak <= usable else "does not hold it"
-    return f"{name}: {words}: {peak / GB:.2f} of {usable / GB:.1f} GB that are left to a program"
+    fits = "fits" if peak <= usable else "does not fit"
+    return f"{name}: {fits}: {peak / GB:.2f} of {usable / GB:.1f} GB available to a program"
 
 
-def report(planned: Any) -> str:
-    """Return the plan as text."""
+def format_plan(planned: Any) -> str:
+    """Return a `MemoryPlan` as text."""
     models = ", ".join(f"{name} {count:,}" for name, count in planned.parameters.items())
-    lines = [f"parameters: {models}", f"sizes: {planned.sizes}", *(f"assumed: {note}" for note in planned.assumed)]
+    lines = [f"parameters: {models}", f"sizes: {planned.sizes}", *(f"assumed: {note}" for note in planned.assumptions)]
     for phase, parts in planned.phases.items():
-        lines += ["", f"{phase}, GB a device"]
+        lines += ["", f"{phase}, GB per device"]
         lines += [f"  {name:<28}{bytes_ / GB:>8.2f}" for name, bytes_ in parts.items() if bytes_]
-        lines.append(f"  {'together':<28}{sum(parts.values()) / GB:>8.2f}")
-    return "\n".join([*lines, "", f"peak: {planned.peak / GB:.2f} GB a device"])
+        lines.append(f"  {'total':<28}{sum(parts.values()) / GB:>8.2f}")
+    return "\n".join([*lines, "", f"peak: {planned.peak / GB:.2f} GB per device"])
 
 
-def _take_gpu(args: list[str]) -> tuple[list[str], tuple[str, float] | None]:
+def _pop_gpu(args: list[str]) -> tuple[list[str], tuple[str, float] | None]:
+    """Return the arguments without `--gpu`, and the GPU's name and memory in bytes."""
     rest, words, gpu = list[str](), iter(args), None
     for word in words:
         if word == "--gpu" or word.startswith("--gpu="):
             name = word.partition("=")[2] or next(words, "")
-            gpu = (name, memory_of(name))
+            gpu = (name, parse_gpu_memory(name))
         else:
             rest.append(word)
     return rest, gpu

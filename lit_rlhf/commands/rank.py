@@ -1,4 +1,4 @@
-"""`lit-rlhf rank`: completions scored and ranked by one reward model or by several."""
+"""`lit-rlhf rank`: score and rank completions with one or more reward models."""
 
 import json
 import sys
@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from lit_rlhf.commands.support.log_filters import quiet
-from lit_rlhf.commands.support.suggestions import Parser
+from lit_rlhf.commands.support.argument_parser import Parser
+from lit_rlhf.commands.support.log_filters import install_log_filters
 from lit_rlhf.errors import UserError
 
 COLUMNS = ("completions", "responses", "completion", "response")
-WIDTH = 72  # of a completion in the table
+WIDTH = 72  # characters of a completion in the table
 
 
 class CompletionGroup(NamedTuple):
-    """One prompt with what is to be ranked."""
+    """One prompt and the completions to rank."""
 
     prompt: Any  # text, an instruction or a conversation
     completions: list[str]
@@ -26,56 +26,54 @@ class CompletionGroup(NamedTuple):
 
 def run(command: str, args: list[str]) -> int:
     """Score every row's completions and write the rows with scores and ranks."""
-    parser = Parser(
-        prog="lit-rlhf rank", description="rows {prompt, completions} in, the same with scores and ranks out"
-    )
+    parser = Parser(prog="lit-rlhf rank", description="add scores and ranks to rows {prompt, completions}")
     add = parser.add_argument
     add("file", nargs="?", default="-", help="JSONL, JSON, CSV or Parquet; - reads JSONL from stdin [-]")
-    add("--model", action="append", required=True, metavar="DIR", help="a reward model; several make an ensemble")
-    add("--aggregate", default="mean", metavar="NAME", help="mean, minimum or lower_bound [%(default)s]")
-    add("--num_std", type=float, default=1.0, metavar="C", help="of lower_bound: mean - C std [%(default)s]")
-    add("--template", metavar="NAME", help="how prompts were put into words in training [as they are]")
-    add("--out", type=Path, metavar="FILE", help="write there [stdout]")
-    add("--table", action="store_true", help="a table to read in place of JSONL")
-    add("--batch-size", type=int, default=64, metavar="N", help="completions a forward pass [%(default)s]")
+    add("--model", action="append", required=True, metavar="DIR", help="a reward model; repeat it for an ensemble")
+    add("--aggregate", default="mean", metavar="NAME", help="mean, min or mean_minus_std [%(default)s]")
+    add("--num-std", type=float, default=1.0, metavar="C", help="mean_minus_std is mean - C std [%(default)s]")
+    add("--template", metavar="NAME", help="template of the prompts in training [none]")
+    add("--out", type=Path, metavar="FILE", help="output file [stdout]")
+    add("--table", action="store_true", help="print a table in place of JSONL")
+    add("--batch-size", type=int, default=64, metavar="N", help="completions per forward pass [%(default)s]")
     settings = parser.parse(args)
-    check(settings)
-    quiet()
-    candidates = read(settings.file)
-    rows = ranked(candidates, settings)
-    text = table(rows) if settings.table else "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    check_settings(settings)
+    install_log_filters()
+    groups = read_groups(settings.file)
+    rows = rank_groups(groups, settings)
+    text = format_table(rows) if settings.table else "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if settings.out is None:
         sys.stdout.write(text)
         return 0
-    from lit_rlhf.commands.support.preflight import write_out
+    from lit_rlhf.commands.support.preflight import write_output
 
-    write_out(text, settings.out)
+    write_output(text, settings.out)
     return 0
 
 
-def check(settings: Namespace) -> None:
-    """Refuse settings that contradict, before anything is read."""
+def check_settings(settings: Namespace) -> None:
+    """Refuse invalid settings before anything is read."""
     from lit_rlhf.functional import AGGREGATIONS
 
     if settings.aggregate not in AGGREGATIONS:
         raise UserError(f"--aggregate must be one of {', '.join(AGGREGATIONS)}, got {settings.aggregate!r}")
     if settings.num_std < 0:
-        raise UserError(f"--num_std must be 0 or more, got {settings.num_std}")
+        raise UserError(f"--num-std must be 0 or more, got {settings.num_std}")
     if settings.batch_size < 1:
         raise UserError(f"--batch-size must be 1 or more, got {settings.batch_size}")
 
 
-def read(file: str, stdin: TextIO | None = None) -> list[CompletionGroup]:
+def read_groups(file: str, stdin: TextIO | None = None) -> list[CompletionGroup]:
     """Return the rows of a file, or of stdin.
 
     Raises:
-        UserError: no such file, no row, a row without a prompt or without completions; file and line are named.
+        UserError: there is no such file, no row, or a row without a prompt or completions; names file and line.
     """
-    from lit_rlhf.data.formats.row_readers import prompt_of, value_of
+    from lit_rlhf.data.formats.row_readers import get_prompt, get_value
     from lit_rlhf.data.sources import Row, read_rows
 
-    rows: Sequence[Row] = read_rows(file) if file != "-" else stdin_rows(stdin or sys.stdin)
-    candidates = []
+    rows: Sequence[Row] = read_rows(file) if file != "-" else read_stdin(stdin or sys.stdin)
+    groups = []
     for row in rows:
         name = next((each for each in COLUMNS if each in row.fields), None)
         if name is None:
@@ -86,16 +84,16 @@ def read(file: str, stdin: TextIO | None = None) -> list[CompletionGroup]:
                 )
             texts: Any = pair
         else:
-            value = value_of(row, name, (list, str), "a text or a list of texts")
+            value = get_value(row, name, (list, str), "a text or a list of texts")
             texts = value if isinstance(value, list) else [value]
         if not texts or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{row.origin}: the completions must be texts, at least one")
-        candidates.append(CompletionGroup(prompt_of(row), texts, row.fields, row.origin))
-    return candidates
+        groups.append(CompletionGroup(get_prompt(row), texts, row.fields, row.origin))
+    return groups
 
 
-def stdin_rows(stream: TextIO) -> list[Any]:
-    """Return the JSON lines of a stream."""
+def read_stdin(stream: TextIO) -> list[Any]:
+    """Return the rows of a stream of JSON lines."""
     from lit_rlhf.data.sources import Row
 
     rows = []
@@ -114,28 +112,28 @@ def stdin_rows(stream: TextIO) -> list[Any]:
     return rows
 
 
-def ranked(candidates: list[CompletionGroup], settings: Namespace) -> list[dict[str, Any]]:
-    """Return the rows with `scores` and `ranks` (0 = best, equal scores tie), and `spread` for an ensemble."""
+def rank_groups(groups: list[CompletionGroup], settings: Namespace) -> list[dict[str, Any]]:
+    """Return the rows with `scores` and `ranks` (0 is best, equal scores tie), and `std` for an ensemble."""
     import torch
 
     from lit_rlhf.functional import aggregate_scores
 
-    members = torch.stack([scores_by(path, candidates, settings) for path in settings.model])  # (M, N)
+    members = torch.stack([score_completions(path, groups, settings) for path in settings.model])  # (M, N)
     scores = aggregate_scores(members, settings.aggregate, settings.num_std)
-    spread = members.std(0, correction=0)
+    std = members.std(0, correction=0)  # (N,)
     rows, start = [], 0
-    for each in candidates:
-        own = slice(start, start + len(each.completions))
-        start = own.stop
-        values = scores[own].tolist()
-        order = {value: rank for rank, value in enumerate(sorted(set(values), reverse=True))}
-        row = {**each.fields, "scores": values, "ranks": [order[value] for value in values]}
-        rows.append(row if len(members) == 1 else row | {"spread": spread[own].tolist()})
+    for group in groups:
+        part = slice(start, start + len(group.completions))
+        start = part.stop
+        values = scores[part].tolist()
+        rank = {value: rank for rank, value in enumerate(sorted(set(values), reverse=True))}
+        row = {**group.fields, "scores": values, "ranks": [rank[value] for value in values]}
+        rows.append(row if len(members) == 1 else row | {"std": std[part].tolist()})
     return rows
 
 
-def scores_by(path: str, candidates: list[CompletionGroup], settings: Namespace) -> Any:
-    """Return one model's scores of all completions in order, (N,)."""
+def score_completions(path: str, groups: list[CompletionGroup], settings: Namespace) -> Any:
+    """Return one model's scores of all completions in order, (N,) float."""
     import torch
 
     from lit_rlhf.data.prompt_template import PromptTemplate
@@ -150,38 +148,38 @@ def scores_by(path: str, candidates: list[CompletionGroup], settings: Namespace)
     if model.head_is_new:
         raise UserError(f"--model: {path} is a language model, not a reward model: it has no trained score head")
     template = PromptTemplate(tokenizer, settings.template)
-    prompts = template.encode([template.render(each.prompt, each.fields, each.origin) for each in candidates])
-    texts = [text for each in candidates for text in each.completions]
-    endings = iter(template.encode_replies(texts, [each.prompt for each in candidates for _ in each.completions]))
+    prompts = template.encode([template.render(group.prompt, group.fields, group.origin) for group in groups])
+    texts = [text for group in groups for text in group.completions]
+    completions = iter(template.encode_replies(texts, [group.prompt for group in groups for _ in group.completions]))
     limit, rows = max_positions(model.model.config), []
-    for each, prompt in zip(candidates, prompts):
-        for _ in each.completions:
-            completion = next(endings)
+    for group, prompt in zip(groups, prompts):
+        for _ in group.completions:
+            completion = next(completions)
             end = [] if completion[-1:] == [tokenizer.eos_token_id] else [tokenizer.eos_token_id]
             rows.append(prompt + completion + end)
             if limit is not None and len(rows[-1]) > limit:
                 raise UserError(
-                    f"{each.origin}: prompt and completion have {len(rows[-1]):,} tokens, more than the {limit:,} "
+                    f"{group.origin}: prompt and completion have {len(rows[-1]):,} tokens, more than the {limit:,} "
                     f"positions of {path}; shorten them"
                 )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return score_rows(model.to(device), rows, tokenizer.pad_token_id, settings.batch_size)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return the rows for a reader: each prompt, below it its completions from the best on."""
+def format_table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as text: each prompt, and below it its completions from best to worst."""
     lines = []
     for row in rows:
         name = next((each for each in COLUMNS if each in row), None)
         value = row[name] if name else [row["chosen"], row["rejected"]]
         texts = value if isinstance(value, list) else [value]
-        lines.append(shortened(str(row.get("prompt") or row.get("instruction") or row.get("question") or "")))
+        lines.append(shorten(str(row.get("prompt") or row.get("instruction") or row.get("question") or "")))
         for rank, score, text in sorted(zip(row["ranks"], row["scores"], texts)):
-            lines.append(f"  {rank:>3}  {score:>+9.3f}  {shortened(text)}")
+            lines.append(f"  {rank:>3}  {score:>+9.3f}  {shorten(text)}")
     return "\n".join(lines) + "\n"
 
 
-def shortened(text: str) -> str:
-    """Return a text on one line, cut where it is long."""
+def shorten(text: str) -> str:
+    """Return a text on one line of at most `WIDTH` characters."""
     flat = " ".join(text.split())
     return flat if len(flat) <= WIDTH else flat[: WIDTH - 1] + "…"

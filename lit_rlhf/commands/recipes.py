@@ -1,11 +1,12 @@
-"""`lit-rlhf recipes`: the recipe files that ship with the package, and what a `-c NAME` means."""
+"""`lit-rlhf recipes`: list and copy the shipped recipes, and resolve `-c NAME`."""
 
 import shutil
 from importlib.resources import files
 from pathlib import Path
 
-from lit_rlhf.commands.support.suggestions import Parser, did_you_mean
+from lit_rlhf.commands.support.argument_parser import Parser
 from lit_rlhf.errors import UserError
+from lit_rlhf.suggestions import did_you_mean
 
 OVERLAY_FOLDERS = ("strategy", "precision", "optimizer", "adapter", "averaging", "compute", "generator", "logger")
 EVALUATION_FOLDER = "evaluate"
@@ -13,7 +14,7 @@ LIST = "lit-rlhf recipes ls lists them"
 
 
 def run(command: str, args: list[str]) -> int:
-    """List or copy."""
+    """List the recipes, or copy one."""
     actions = {"ls": "list the shipped recipes", "cp": "copy one: cp NAME DEST"}
     if not args or args[0] in ("-h", "--help"):
         print("usage: lit-rlhf recipes ls | cp NAME DEST\n")
@@ -25,7 +26,7 @@ def run(command: str, args: list[str]) -> int:
     parser = Parser(prog=f"lit-rlhf recipes {action}", description=actions[action])
     if action == "ls":
         parser.parse(rest)
-        print(listing(shipped_recipes()))
+        print(format_listing(shipped_recipes()))
         return 0
     parser.add_argument("name", help="as lit-rlhf recipes ls prints it")
     parser.add_argument("destination", type=Path, help="a file that does not exist yet, or a folder")
@@ -41,24 +42,24 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def is_overlay(name: str) -> bool:
-    """Whether a recipe is one for a second `-c`: it changes a run and is none by itself."""
+    """Return whether a recipe is an overlay for a second `-c`, which changes a run and is not one by itself."""
     return name.split("/")[0] in OVERLAY_FOLDERS
 
 
 def is_evaluation(name: str) -> bool:
-    """Whether a recipe is one of `lit-rlhf evaluate`; the others are of `lit-rlhf fit`."""
+    """Return whether a recipe is for `lit-rlhf evaluate`; the others are for `lit-rlhf fit`."""
     return name.split("/")[0] == EVALUATION_FOLDER
 
 
-def description(path: Path) -> str:
-    """Return the first comment line of a recipe: what it is."""
+def read_description(path: Path) -> str:
+    """Return the first line of a recipe, a comment that says what it is."""
     with path.open(encoding="utf-8") as lines:
         first = next(lines, "").strip()
     return first.lstrip("#").strip() if first.startswith("#") else ""
 
 
-def listing(recipes: dict[str, Path]) -> str:
-    """Return the text of `recipes ls`: name and one line each, recipes first, then overlays."""
+def format_listing(recipes: dict[str, Path]) -> str:
+    """Return the text of `recipes ls`: names and descriptions, recipes first, then overlays."""
     width = max(map(len, recipes), default=0) + 2
     groups = {
         "Recipes: lit-rlhf fit -c NAME": [n for n in recipes if not is_overlay(n) and not is_evaluation(n)],
@@ -70,21 +71,21 @@ def listing(recipes: dict[str, Path]) -> str:
         if not names:
             continue
         blocks.append(
-            "\n".join([title, *(f"  {name:<{width}}{description(recipes[name])}".rstrip() for name in names)])
+            "\n".join([title, *(f"  {name:<{width}}{read_description(recipes[name])}".rstrip() for name in names)])
         )
     return "\n\n".join(blocks)
 
 
 def recipe_file(name: str) -> Path:
-    """Return the file a shipped recipe's name (with or without .yaml) stands for.
+    """Return the file of a shipped recipe by its name, with or without .yaml.
 
     Raises:
-        UserError: no such recipe; names the nearest one.
+        UserError: there is no such recipe; names the nearest one.
     """
     recipes = shipped_recipes()
     bare = name.removesuffix(".yaml")
     if bare not in recipes:
-        last = {known.split("/")[-1]: known for known in recipes}  # "sft" is near to "quickstart/sft" only by its end
+        last = {known.split("/")[-1]: known for known in recipes}  # "sft" is not close enough to "quickstart/sft"
         hint = did_you_mean(bare, recipes)
         if not hint and bare.split("/")[-1] in last:
             hint = f" (did you mean {last[bare.split('/')[-1]]!r}?)"
@@ -92,11 +93,11 @@ def recipe_file(name: str) -> Path:
     return recipes[bare]
 
 
-def resolve(name: str) -> Path:
-    """Return what `-c NAME` means: an existing file wins, then a shipped recipe.
+def find_recipe(name: str) -> Path:
+    """Return the file of `-c NAME`: an existing file, or else a shipped recipe.
 
     Raises:
-        UserError: neither; names the nearest recipe.
+        UserError: there is neither; names the nearest recipe.
     """
     path = Path(name)
     if path.is_file():
@@ -113,7 +114,7 @@ def copy_recipe(name: str, destination: Path) -> Path:
     """Copy a shipped recipe to a new file, or into a folder; return the file written.
 
     Raises:
-        UserError: no such recipe, the file is there already, or it cannot be written.
+        UserError: there is no such recipe, the file exists already, or it cannot be written.
     """
     source = recipe_file(name)
     target = destination / source.name if destination.is_dir() else destination

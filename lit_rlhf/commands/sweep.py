@@ -1,4 +1,4 @@
-"""`lit-rlhf sweep`: the same run at several values of a setting and several seeds; files, a table and a page."""
+"""`lit-rlhf sweep`: one run at several values of a setting and several seeds; files, a table and a page."""
 
 import shlex
 from argparse import Namespace
@@ -8,48 +8,54 @@ from typing import Any
 
 import yaml
 
-from lit_rlhf.commands.support.log_filters import quiet
-from lit_rlhf.commands.support.suggestions import Parser
+from lit_rlhf.commands.support.argument_parser import Parser
+from lit_rlhf.commands.support.log_filters import install_log_filters
 from lit_rlhf.commands.support.sweep_recipes import (
     check_recipe,
-    composed,
-    name_of,
-    placed,
-    read_values,
+    compose_config,
+    make_run_name,
+    parse_values,
+    set_output_folder,
+    set_seed,
     set_value,
-    with_seed,
 )
-from lit_rlhf.commands.support.sweep_runs import Run, prepare, run_all
+from lit_rlhf.commands.support.sweep_runs import Run, prepare_run, run_all
 from lit_rlhf.errors import UserError
 
 
 def run(command: str, args: list[str]) -> int:
-    """Run every combination; return 0, or 1 where a run ended by a fault that is not the user's."""
-    settings, rest = parse(args)
-    quiet()
-    over, seeds = dict(read_values(text) for text in settings.over), read_seeds(settings.seeds)
-    runs = plan(composed(rest), over, seeds, settings.out)
-    for one in runs:
-        if not prepare(one) and one.seed == seeds[0]:
-            check_recipe(one.recipe, one.name)
-    from lit_rlhf.evaluation.reports.sweeps import Sweep, format_sweep, usual_metrics, write_page, write_results
+    """Run every combination; return 0, or 1 if a run failed by a bug."""
+    settings, rest = parse_arguments(args)
+    install_log_filters()
+    over, seeds = dict(parse_values(text) for text in settings.over), parse_seeds(settings.seeds)
+    runs = plan_runs(compose_config(rest), over, seeds, settings.out)
+    for each in runs:
+        if not prepare_run(each) and each.seed == seeds[0]:
+            check_recipe(each.recipe, each.name)
+    from lit_rlhf.evaluation.reports.sweeps import (
+        Sweep,
+        format_sweep,
+        select_default_metrics,
+        write_results,
+        write_sweep_page,
+    )
 
     outcomes, codes = run_all(runs, settings.jobs, settings.last)
-    metrics = settings.metrics.split(",") if settings.metrics else usual_metrics(outcomes)
+    metrics = settings.metrics.split(",") if settings.metrics else select_default_metrics(outcomes)
     title = settings.title or "Sweep over " + " and ".join(key.split(".")[-1] for key in over)
     sweep = Sweep(title, over, outcomes, metrics, note=shlex.join(["lit-rlhf", "sweep", *args]))
     write_results(sweep, settings.out)
-    write_page([sweep], title, settings.out / "sweep.html")
+    write_sweep_page([sweep], title, settings.out / "sweep.html")
     print(f"\n{format_sweep(sweep)}\n\nfigure: {settings.out / 'sweep.html'}; also results.csv and results.json")
     return int(any(code not in (0, 2) for code in codes))
 
 
-def parse(args: list[str]) -> tuple[Namespace, list[str]]:
-    """Return the sweep's own settings, and the rest, which is for `fit`."""
+def parse_arguments(args: list[str]) -> tuple[Namespace, list[str]]:
+    """Return the sweep's own settings, and the other arguments, which are for `fit`."""
     parser = Parser(
         prog="lit-rlhf sweep",
         description="Run a recipe at several values of a setting and several seeds. All other arguments are those of "
-        "lit-rlhf fit; {seed} in a setting of text stands for the seed.",
+        "lit-rlhf fit; {seed} in a text setting is replaced by the seed.",
         usage="lit-rlhf sweep -c RECIPE [-c OVERLAY ...] [--key=value ...] --over KEY=V1,V2,... [options]",
     )
     parser.add_argument(
@@ -57,17 +63,17 @@ def parse(args: list[str]) -> tuple[Namespace, list[str]]:
         action="append",
         required=True,
         metavar="KEY=V1,V2,...",
-        help="a setting and its values; an entry of a list goes by its class: trainer.callbacks.PretrainingMix."
-        "coefficient. A second --over: every combination",
+        help="a setting and its values; a list entry is named by its class: trainer.callbacks.PretrainingMix."
+        "coefficient. Repeat it for every combination",
     )
     parser.add_argument("--seeds", default="0", metavar="S1,S2,...", help="[%(default)s]")
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"), metavar="DIR", help="[%(default)s]")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at the same time [%(default)s]")
-    parser.add_argument("--metrics", metavar="M1,M2,...", help="what is drawn and printed")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="parallel runs [%(default)s]")
+    parser.add_argument("--metrics", metavar="M1,M2,...", help="metrics to plot and print")
     parser.add_argument(
-        "--last", type=int, default=1, metavar="N", help="mean over a metric's last values [%(default)s]"
+        "--last", type=int, default=1, metavar="N", help="average a metric's last N values [%(default)s]"
     )
-    parser.add_argument("--title", help="of the page")
+    parser.add_argument("--title", help="title of the page")
     settings, rest = parser.parse_known_args(args)
     for name in ("jobs", "last"):
         if getattr(settings, name) < 1:
@@ -75,16 +81,16 @@ def parse(args: list[str]) -> tuple[Namespace, list[str]]:
     return settings, rest
 
 
-def read_seeds(text: str) -> list[int]:
-    """Return the seeds."""
+def parse_seeds(text: str) -> list[int]:
+    """Return the seeds of `S1,S2,...`."""
     try:
         return list(dict.fromkeys(int(word) for word in text.split(",")))
     except ValueError:
-        raise UserError(f"--seeds {text}: expected whole numbers with commas between them, such as 0,1,2") from None
+        raise UserError(f"--seeds {text}: expected integers separated by commas, such as 0,1,2") from None
 
 
-def plan(config: dict[str, Any], over: dict[str, list[Any]], seeds: list[int], out: Path) -> list[Run]:
-    """Return every run, with its recipe; all seeds of the first values first."""
+def plan_runs(config: dict[str, Any], over: dict[str, list[Any]], seeds: list[int], out: Path) -> list[Run]:
+    """Return every run with its recipe, ordered by values and then by seed."""
     runs = []
     for values in product(*over.values()):
         for seed in seeds:
@@ -92,8 +98,8 @@ def plan(config: dict[str, Any], over: dict[str, list[Any]], seeds: list[int], o
             recipe = config
             for key, value in chosen.items():
                 recipe = set_value(recipe, key, value)
-            name = name_of(chosen, seed)
+            name = make_run_name(chosen, seed)
             folder = out / "runs" / name
-            recipe = placed(with_seed(recipe, seed), folder)
+            recipe = set_output_folder(set_seed(recipe, seed), folder)
             runs.append(Run(name, chosen, seed, folder, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)))
     return runs

@@ -6,21 +6,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lit_rlhf.data.base import DataRequirements
     from lit_rlhf.data.batches import PromptBatch, RankingBatch, TokenBatch
     from lit_rlhf.data.comparisons import ComparisonDataModule
     from lit_rlhf.data.demonstrations import DemonstrationDataModule
     from lit_rlhf.data.loader import ResumableLoader
-    from lit_rlhf.data.pretraining import PretrainingDataModule, TextBlocks, text_blocks
+    from lit_rlhf.data.preprocessing.pii import PIIDetector, PresidioPatterns
+    from lit_rlhf.data.preprocessing.settings import DemonstrationPreprocessing, Preprocessing
+    from lit_rlhf.data.pretraining import PretrainingDataModule, TextBlocks, load_text_blocks
+    from lit_rlhf.data.prompt_template import PromptTemplate
     from lit_rlhf.data.prompts import PromptDataModule, PromptSource
     from lit_rlhf.data.records import Demonstration, Instruction, PromptRow, Ranking, TextRow
     from lit_rlhf.data.sources import read_rows
 
-_HOMES = {
+_MODULES = {
+    "base": ("DataRequirements",),
     "batches": ("PromptBatch", "RankingBatch", "TokenBatch"),
     "comparisons": ("ComparisonDataModule",),
     "demonstrations": ("DemonstrationDataModule",),
     "loader": ("ResumableLoader",),
-    "pretraining": ("PretrainingDataModule", "TextBlocks", "text_blocks"),
+    "preprocessing.pii": ("PIIDetector", "PresidioPatterns"),
+    "preprocessing.settings": ("DemonstrationPreprocessing", "Preprocessing"),
+    "pretraining": ("PretrainingDataModule", "TextBlocks", "load_text_blocks"),
+    "prompt_template": ("PromptTemplate",),
     "prompts": ("PromptDataModule", "PromptSource"),
     "records": ("Demonstration", "Instruction", "PromptRow", "Ranking", "TextRow"),
     "sources": ("read_rows",),
@@ -28,27 +36,33 @@ _HOMES = {
 
 __all__ = [
     "ComparisonDataModule",
+    "DataRequirements",
     "Demonstration",
     "DemonstrationDataModule",
+    "DemonstrationPreprocessing",
     "Instruction",
+    "PIIDetector",
+    "Preprocessing",
+    "PresidioPatterns",
     "PretrainingDataModule",
     "PromptBatch",
     "PromptDataModule",
     "PromptRow",
     "PromptSource",
+    "PromptTemplate",
     "Ranking",
     "RankingBatch",
     "ResumableLoader",
     "TextBlocks",
     "TextRow",
     "TokenBatch",
+    "load_text_blocks",
     "read_rows",
-    "text_blocks",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
+    for module, names in _MODULES.items():
         if name in names:
-            return getattr(importlib.import_module(f"lit_rlhf.data.{home}"), name)
+            return getattr(importlib.import_module(f"lit_rlhf.data.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,23 +19,22 @@ from lit_rlhf.data.truncation import TruncationPolicy
 
 
 class ComparisonDataModule(PreprocessedDataModule[TokenizedRanking]):
-    """Yields `RankingBatch`: a ranking is one element of a batch, whatever its K (§3.5 of the paper).
+    """Yields `RankingBatch`: a ranking is one element of a batch, for any K (§3.5 of the paper).
 
     Args:
         path: A local file or a hub name; see `lit_rlhf.data.sources.read_rows`.
-        validation_path: The same, for validation.
-        validation_fraction: Share of the distinct prompts held out for validation, where there is no
-            `validation_path`.
+        validation_path: The validation data, likewise.
+        validation_fraction: Fraction of the distinct prompts held out for validation, without a `validation_path`.
         format: "auto", a format's name, or the dotted path of your own function; see `lit_rlhf.data.formats.registry`.
-        template: How prompts are put into words; see `lit_rlhf.data.prompt_template.PromptTemplate`.
-        max_prompt_length: In tokens; longer ones go by `overlong_prompts`.
-        max_completion_length: In tokens, the EOS included; longer ones are cut, and then have no EOS.
-        overlong_prompts: "drop" the ranking, or "truncate" the prompt to its end. Both are counted and printed.
+        template: The prompt template; see `lit_rlhf.data.prompt_template.PromptTemplate`.
+        max_prompt_length: In tokens; for longer prompts, see `overlong_prompts`.
+        max_completion_length: In tokens, including EOS; longer completions are truncated, and then have no EOS.
+        overlong_prompts: "drop" the ranking, or "truncate" the prompt from the left. Both are counted and printed.
         preprocessing: The paper's data steps; see `lit_rlhf.data.preprocessing.settings.Preprocessing`.
-        micro_batch_size: Rankings per rank and backward; each is K sequences.
-        batching: How the rankings of a minibatch are dealt to micro-batches, which changes no loss: "by_length",
-            micro-batches of like length; "as_drawn".
-        seed: Keys the order of rows and the held-out part.
+        micro_batch_size: Rankings per rank and backward pass; each is K sequences.
+        batching: How the rankings of a minibatch are assigned to micro-batches; the loss does not depend on it.
+            "group_by_length": rankings of similar length together; "none": in the shuffled order.
+        seed: Seeds the order of rows and the held-out part.
     """
 
     def __init__(
@@ -50,44 +49,51 @@ class ComparisonDataModule(PreprocessedDataModule[TokenizedRanking]):
         overlong_prompts: Literal["drop", "truncate"] = "drop",
         preprocessing: Preprocessing | None = None,
         micro_batch_size: int = 8,
-        batching: Literal["by_length", "as_drawn"] = "by_length",
+        batching: Literal["group_by_length", "none"] = "group_by_length",
         seed: int = 0,
     ) -> None:
-        super().__init__(path, validation_path, validation_fraction, micro_batch_size, seed, batching)
-        self.format = format
-        self.template = template
-        self.lengths = TruncationPolicy(max_prompt_length, max_completion_length, overlong_prompts).checked()
-        self.preprocessing = (preprocessing or Preprocessing()).checked(validation_fraction)
+        super().__init__(
+            path,
+            validation_path,
+            validation_fraction,
+            format,
+            template,
+            TruncationPolicy(max_prompt_length, max_completion_length, overlong_prompts),
+            preprocessing or Preprocessing(),
+            micro_batch_size,
+            batching,
+            seed,
+        )
 
-    def records(self, path: str, report: DatasetReport) -> list[Ranking]:
-        """Rankings as they were written, with a count of their sizes, comparisons and ties."""
+    def load_records(self, path: str, report: DatasetReport) -> list[Ranking]:
+        """Read rankings; their sizes, comparisons and ties are added to `report`."""
         records = read_records(read_rows(path), "ranking", Ranking, self.format, report)
-        report.remark(count_comparisons(records))
+        report.add_line(summarize_rankings(records))
         return records
 
     def tokenize(self, records: list[Ranking], report: DatasetReport) -> list[TokenizedRanking]:
-        """Rankings within the length limits."""
+        """Tokenize rankings within the length limits."""
         return tokenize_rankings(records, PromptTemplate(self.tokenizer, self.template), self.lengths, report)
 
     def collate(self, rows: list[TokenizedRanking], normalizer: float) -> RankingBatch:
-        """A padded batch."""
+        """Build a padded batch."""
         return collate_rankings(rows, normalizer, self.tokenizer.pad_token_id)
 
     def num_targets(self, row: TokenizedRanking) -> int:
-        """A ranking counts as one, whatever its K."""
+        """Return 1: a ranking counts once, for any K."""
         return 1
 
     def length(self, row: TokenizedRanking) -> int:
-        """Tokens of the widest of its K sequences."""
+        """Return the length in tokens of the longest of the K sequences."""
         return len(row.prompt) + max(len(each) for each in row.completions)
 
     def without_targets(self, row: TokenizedRanking) -> TokenizedRanking:
-        """The same completions, all tied: no pair to learn from."""
+        """Return a copy with all completions tied, so that no pair has a loss."""
         return row._replace(ranks=[0] * len(row.ranks))
 
 
-def count_comparisons(records: list[Ranking]) -> str:
-    """Rankings by K, their C(K, 2) comparisons in all, and the ties among these, in words."""
+def summarize_rankings(records: list[Ranking]) -> str:
+    """Return one line with the number of rankings per K, of all C(K, 2) comparisons, and of ties among them."""
     sizes = Counter(len(record.completions) for record in records)
     pairs = [pair for record in records for pair in combinations(record.ranks, 2)]
     ties = sum(one == other for one, other in pairs)
@@ -98,17 +104,17 @@ def count_comparisons(records: list[Ranking]) -> str:
 def tokenize_rankings(
     records: list[Ranking], template: PromptTemplate, lengths: TruncationPolicy, report: DatasetReport
 ) -> list[TokenizedRanking]:
-    """Prompt ids once, and the K completions' ids with EOS.
+    """Tokenize each prompt once, and its K completions with EOS.
 
-    A ranking whose completions differ only behind `max_completion_length` is skipped and counted.
+    A ranking whose completions are equal up to `max_completion_length` is skipped and counted.
     """
     prompts = template.encode([template.render(each.prompt, each.fields, each.origin) for each in records])
     texts = [text for each in records for text in each.completions]
-    tokenised = iter(template.encode_replies(texts, [each.prompt for each in records for _ in each.completions]))
+    encoded = iter(template.encode_replies(texts, [each.prompt for each in records for _ in each.completions]))
     rows = []
     for record, prompt_ids in zip(records, prompts):
-        completion_ids = [next(tokenised) for _ in record.completions]
-        prompt = lengths.fit_prompt(prompt_ids, template.leading, record.origin, report)
+        completion_ids = [next(encoded) for _ in record.completions]
+        prompt = lengths.fit_prompt(prompt_ids, template.bos_ids, record.origin, report)
         if prompt is None:
             continue
         eos = template.tokenizer.eos_token_id

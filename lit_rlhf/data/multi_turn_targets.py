@@ -1,9 +1,9 @@
-"""Which tokens of a conversation are its earlier replies, so that every one of them can be learnt in one row.
+"""Which tokens of a conversation are its earlier replies, to train on every reply in one row.
 
-A prompt has the same ids whether it is answered or trained on. So the conversation is put into words and tokenised as a
-whole, and a reply is found in it by the prompts that end at its two edges: what is in words before the reply, and what
-is in words through its end. A template that puts a reply otherwise into words once more has been said (leaves out what
-was thought, say) has no such prompts: its reply is not learnt, and the row is counted.
+A prompt has the same ids in generation and in training. So the full conversation is rendered and tokenized at once, and
+a reply is located in it by two rendered prefixes: the conversation up to the reply, and up to the end of the reply. A
+template that renders a reply differently once another turn follows (without its reasoning, for example) has no such
+prefixes: that reply is not trained on, and the row is counted.
 """
 
 from __future__ import annotations
@@ -19,65 +19,65 @@ from lit_rlhf.errors import UserError
 
 
 class _Reply(NamedTuple):
-    """The edges of one reply, as texts that begin where the conversation begins."""
+    """The boundaries of one reply, as rendered texts that begin where the conversation begins."""
 
-    record: int
-    asked: str  # through the end of the prompt that it answers
-    begun: str  # through the white space that a template puts before it
-    ended: str  # through the end of its turn
+    record: int  # index of the demonstration
+    prompt: str  # through the end of the prompt of this reply
+    before: str  # through the whitespace that a template puts before the reply
+    through: str  # through the end of the reply's turn
 
 
-def earlier_replies(
+def mask_earlier_replies(
     records: list[Demonstration], prompts: list[list[int]], template: PromptTemplate, report: DatasetReport
 ) -> list[list[bool]]:
-    """Which tokens of each prompt are replies to be learnt; none where a record learns its completion alone.
+    """Build the loss mask of each prompt: True at replies; all False if a record trains on its completion alone.
 
     Args:
         records: The demonstrations.
-        prompts: Their prompts' ids.
-        template: What made the prompts.
-        report: Where rows are counted of which a reply is not learnt.
+        prompts: The ids of their prompts.
+        template: The template that rendered the prompts.
+        report: Counts the rows with a reply that cannot be trained on.
     """
-    learnt = [[False] * len(ids) for ids in prompts]
-    replies = [reply for number, each in enumerate(records) for reply in _replies(number, each, template, report)]
-    edges = iter(template.encode([edge for reply in replies for edge in reply[1:]]))
-    for reply, (asked, begun, ended) in zip(replies, zip(edges, edges, edges)):
+    masks = [[False] * len(ids) for ids in prompts]
+    replies = [reply for number, each in enumerate(records) for reply in _find_replies(number, each, template, report)]
+    encoded = iter(template.encode([text for reply in replies for text in reply[1:]]))
+    for reply, (prompt, before, through) in zip(replies, zip(encoded, encoded, encoded)):
         ids = prompts[reply.record]
-        if ids[: len(asked)] != asked:  # its prompt is tokenised otherwise where the conversation goes on
-            report.note("an earlier reply is not learnt: its prompt has other ids", records[reply.record].origin)
+        if ids[: len(prompt)] != prompt:  # tokens merge across the end of the prompt once the conversation goes on
+            report.flag("an earlier reply is not trained on: its prompt has other ids", records[reply.record].origin)
             continue
-        start, stop = max(len(asked), _agreeing(ids, begun)), _agreeing(ids, ended)
-        learnt[reply.record][start:stop] = [True] * (stop - start)
-    return learnt
+        start, stop = max(len(prompt), _common_prefix_length(ids, before)), _common_prefix_length(ids, through)
+        masks[reply.record][start:stop] = [True] * (stop - start)
+    return masks
 
 
-def _replies(number: int, record: Demonstration, template: PromptTemplate, report: DatasetReport) -> list[_Reply]:
-    """The replies within a prompt; one that cannot be found is left out and counted."""
+def _find_replies(number: int, record: Demonstration, template: PromptTemplate, report: DatasetReport) -> list[_Reply]:
+    """Locate the replies within a prompt; one that cannot be located is left out and counted."""
     prompt = record.prompt
-    if not record.all_replies or not isinstance(prompt, list):
+    if not record.train_on_all_replies or not isinstance(prompt, list):
         return []
-    whole = template.render(prompt, record.fields, record.origin)
-    found = []
-    for place, turn in enumerate(prompt):
-        if turn["role"] != "assistant" or not place or not turn["content"].strip():
+    conversation = template.render(prompt, record.fields, record.origin)
+    replies = []
+    for index, turn in enumerate(prompt):
+        content = turn["content"].strip()
+        if turn["role"] != "assistant" or not index or not content:
             continue
         try:
-            asked = template.render(prompt[:place], record.fields, record.origin)
+            reply_prompt = template.render(prompt[:index], record.fields, record.origin)
         except UserError:
-            asked = ""
-        behind = whole.removeprefix(asked)
-        begin = len(whole) - len(behind.lstrip())
-        end = begin + len(turn["content"].strip())
-        if not asked or behind == whole or whole[begin:end] != turn["content"].strip():
-            report.note("an earlier reply is not learnt: the template changes what was said", record.origin)
+            reply_prompt = ""
+        rest = conversation.removeprefix(reply_prompt)
+        start = len(conversation) - len(rest.lstrip())
+        end = start + len(content)
+        if not reply_prompt or rest == conversation or conversation[start:end] != content:
+            report.flag("an earlier reply is not trained on: the template changes what was said", record.origin)
             continue
-        rest = whole[end:].lstrip()
-        if template.is_chat(prompt) and rest.startswith(template.end_of_turn):
-            end = len(whole) - len(rest) + len(template.end_of_turn) if template.end_of_turn else end
-        found.append(_Reply(number, asked, whole[:begin], whole[:end]))
-    return found
+        following = conversation[end:].lstrip()
+        if template.is_chat(prompt) and following.startswith(template.end_of_turn):
+            end = len(conversation) - len(following) + len(template.end_of_turn) if template.end_of_turn else end
+        replies.append(_Reply(number, reply_prompt, conversation[:start], conversation[:end]))
+    return replies
 
 
-def _agreeing(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many ids two sequences share at their beginning."""
+def _common_prefix_length(one: Sequence[int], other: Sequence[int]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other)))

@@ -1,4 +1,4 @@
-"""Prompts to be answered, for PPO (the paper's step 3)."""
+"""Prompts to generate responses to, for PPO (the paper's step 3)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from typing import Any, Literal
 
 from lightning import LightningDataModule
 
-from lit_rlhf.data.base import check_validation, module_tokenizer, no_validation
+from lit_rlhf.data.base import check_validation_settings, empty_validation_loader, get_module_tokenizer, load_splits
 from lit_rlhf.data.batches import PromptBatch
 from lit_rlhf.data.collation import TokenizedPrompt, collate_prompts
 from lit_rlhf.data.formats.registry import read_records
-from lit_rlhf.data.loader import ResumableLoader, data_ranks, infinite_permutation
-from lit_rlhf.data.preprocessing.keys import prompt_key
+from lit_rlhf.data.loader import ResumableLoader, get_dp_world_size_and_rank, infinite_permutation
 from lit_rlhf.data.preprocessing.settings import Preprocessing
 from lit_rlhf.data.prompt_template import PromptTemplate
 from lit_rlhf.data.records import PromptRow
@@ -22,15 +21,15 @@ from lit_rlhf.errors import UserError
 
 
 class PromptSource:
-    """An endless, ordered supply of prompts: passes over the data, each in an order of its own, without replacement.
+    """An infinite, ordered supply of prompts: epochs over the data, each permuted, without replacement.
 
-    Which prompts an iteration gets depends on (seed, iteration, count) alone, not on how many ranks share them, so a
-    resumed run needs the iteration's number and no other state.
+    The prompts of an iteration depend on (seed, iteration, count) alone, not on the number of ranks, so a resumed run
+    needs the iteration's number and no other state.
 
     Args:
-        prompts: The tokenised prompts.
-        pad_id: What fills a batch on the left.
-        seed: Keys the orders.
+        prompts: The tokenized prompts.
+        pad_id: The padding token.
+        seed: Seeds the permutations.
     """
 
     def __init__(self, prompts: list[TokenizedPrompt], pad_id: int, seed: int = 0) -> None:
@@ -43,52 +42,51 @@ class PromptSource:
         return len(self.prompts)
 
     @property
-    def longest(self) -> int:
-        """Tokens of the longest prompt."""
+    def max_length(self) -> int:
+        """Length of the longest prompt in tokens."""
         return max(len(each.input_ids) for each in self.prompts)
 
-    def rows(self, iteration: int, count: int) -> list[TokenizedPrompt]:
-        """The `count` prompts of an iteration (counted from 0), over all ranks."""
-        places = infinite_permutation(len(self.prompts), self.seed, iteration * count, count)
-        return [self.prompts[place] for place in places]
+    def get_prompts(self, iteration: int, count: int) -> list[TokenizedPrompt]:
+        """Return the `count` prompts of an iteration (counted from 0), over all ranks."""
+        indices = infinite_permutation(len(self.prompts), self.seed, iteration * count, count)
+        return [self.prompts[index] for index in indices]
 
-    def batch(self, iteration: int, count: int, rank: int = 0, world_size: int = 1) -> PromptBatch:
-        """This rank's consecutive share of an iteration's `count` prompts, with their places in the whole.
+    def get_batch(self, iteration: int, count: int, rank: int = 0, world_size: int = 1) -> PromptBatch:
+        """Return this rank's consecutive share of an iteration's `count` prompts, with their global indices.
 
         Raises:
-            UserError: `count` does not divide over the ranks.
+            UserError: `count` is not divisible by the number of ranks.
         """
-        share, rest = divmod(count, world_size)
-        if rest or not share:
-            raise UserError(f"{count} prompts an iteration do not divide over {world_size} ranks")
-        places = range(rank * share, (rank + 1) * share)
-        rows = self.rows(iteration, count)
-        return self.collate([rows[place] for place in places], places)
+        share, remainder = divmod(count, world_size)
+        if remainder or not share:
+            raise UserError(f"{count} prompts per iteration are not divisible by {world_size} ranks")
+        indices = range(rank * share, (rank + 1) * share)
+        rows = self.get_prompts(iteration, count)
+        return self.collate([rows[index] for index in indices], indices)
 
     def collate(self, prompts: list[TokenizedPrompt], index: Any) -> PromptBatch:
-        """Left-padded prompts; `index` holds their places in the iteration's global batch."""
+        """Left-pad prompts; `index` holds their indices in the iteration's global batch."""
         return collate_prompts(prompts, index, self.pad_id)
 
 
 class PromptDataModule(LightningDataModule):
-    """Hands its prompts to the module, which makes experience of them: `lightning_module.experience(prompts)`.
+    """Passes its prompts to the module, which generates and scores: `lightning_module.experience_loader(prompts)`.
 
-    The module owns the sizes. Validation yields `PromptBatch`, whose `index` is the prompt's place in the validation
-    data; a rank without a prompt left repeats another rank's with `index` -1, not to be counted.
+    The module decides the batch sizes of training. Validation yields `PromptBatch`, whose `index` is the prompt's index
+    in the validation data; a rank that has no prompt left repeats another rank's prompt with `index` -1, to be ignored.
 
     Args:
-        path: A local file or a hub name; demonstrations and comparisons serve as well, their prompts are taken.
-        validation_path: The same, for validation.
-        validation_fraction: Share of the distinct prompts held out for validation, where there is no
-            `validation_path`.
+        path: A local file or a hub name; of demonstrations and comparisons, the prompts are used.
+        validation_path: The validation data, likewise.
+        validation_fraction: Fraction of the distinct prompts held out for validation, without a `validation_path`.
         format: "auto", a format's name, or the dotted path of your own function; see `lit_rlhf.data.formats.registry`.
-        template: How prompts are put into words; see `lit_rlhf.data.prompt_template.PromptTemplate`. Use the one that the
-            policy was fine-tuned with.
-        max_prompt_length: In tokens; longer ones go by `overlong_prompts`.
-        overlong_prompts: "drop" the prompt, or "truncate" it to its end. Both are counted and printed.
+        template: The prompt template; see `lit_rlhf.data.prompt_template.PromptTemplate`. Use the one that the policy
+            was fine-tuned with.
+        max_prompt_length: In tokens; for longer prompts, see `overlong_prompts`.
+        overlong_prompts: "drop" the prompt, or "truncate" it from the left. Both are counted and printed.
         preprocessing: The paper's data steps; see `lit_rlhf.data.preprocessing.settings.Preprocessing`.
         validation_batch_size: Validation prompts per rank and batch.
-        seed: Keys the order of prompts and the held-out part.
+        seed: Seeds the order of prompts and the held-out part.
     """
 
     def __init__(
@@ -105,14 +103,14 @@ class PromptDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_validation(validation_path, validation_fraction)
+        check_validation_settings(validation_path, validation_fraction)
         self.path = path
         self.validation_path = validation_path
         self.validation_fraction = validation_fraction
         self.format = format
         self.template = template
-        self.lengths = TruncationPolicy(max_prompt_length, overlong_prompts=overlong_prompts).checked()
-        self.preprocessing = (preprocessing or Preprocessing()).checked(validation_fraction)
+        self.lengths = TruncationPolicy(max_prompt_length, overlong_prompts=overlong_prompts).validated()
+        self.preprocessing = (preprocessing or Preprocessing()).validated(validation_fraction)
         if validation_batch_size < 1:
             raise UserError(f"validation_batch_size: {validation_batch_size} must be at least 1")
         self.validation_batch_size = validation_batch_size
@@ -121,54 +119,51 @@ class PromptDataModule(LightningDataModule):
         self.validation_prompts: PromptSource | None = None
 
     def setup(self, stage: str) -> None:
-        """Read and tokenise, once."""
+        """Read and tokenize, once."""
         if self.prompts is not None:
             return
-        report = DatasetReport(self.path)
-        read = self.records(self.path, report)
-        records, held_out = self.preprocessing.training(read, self.validation_fraction, self.seed, report)
-        self.prompts = self._source(records, report)
-        if held_out:
-            self.validation_prompts = self._source(held_out, report)
-            held = len(self.validation_prompts)
-            report.remark(f"rows held out for validation: {held:,}; left: {len(self.prompts):,}")
-        report.show()
-        if self.validation_path is not None:
-            report = DatasetReport(self.validation_path)
-            validation = self.records(self.validation_path, report)
-            trained = {prompt_key(record) for record in read}
-            validation = self.preprocessing.validation(validation, trained, self.seed, report)
-            self.validation_prompts = self._source(validation, report)
-            report.show()
+        training, validation = load_splits(
+            self.path,
+            self.validation_path,
+            self.validation_fraction,
+            self.seed,
+            self.preprocessing,
+            self.load_records,
+            self._tokenize,
+        )
+        pad_id = get_module_tokenizer(self).pad_token_id
+        self.prompts = PromptSource(list(training), pad_id, self.seed)
+        if validation:
+            self.validation_prompts = PromptSource(list(validation), pad_id, self.seed)
 
-    def records(self, path: str, report: DatasetReport) -> list[PromptRow]:
-        """Prompts as they were written."""
+    def load_records(self, path: str, report: DatasetReport) -> list[PromptRow]:
+        """Read prompts."""
         return read_records(read_rows(path), "prompt", PromptRow, self.format, report)
 
-    def _source(self, records: list[PromptRow], report: DatasetReport) -> PromptSource:
-        tokenizer = module_tokenizer(self)
-        prompts = tokenize_prompts(records, PromptTemplate(tokenizer, self.template), self.lengths, report)
+    def _tokenize(self, records: list[PromptRow], report: DatasetReport) -> list[TokenizedPrompt]:
+        template = PromptTemplate(get_module_tokenizer(self), self.template)
+        prompts = tokenize_prompts(records, template, self.lengths, report)
         if not prompts:
-            raise UserError(f"no prompt is left of {report.source!r}: {report.summary()}")
-        return PromptSource(prompts, tokenizer.pad_token_id, self.seed)
+            raise UserError(f"no prompt is left of {report.source!r}: {report.format_summary()}")
+        return prompts
 
     def train_dataloader(self) -> Any:
-        """The module's experience loader over these prompts."""
+        """Return the module's experience loader for these prompts."""
         assert self.trainer is not None and self.prompts is not None
         module: Any = self.trainer.lightning_module
-        return module.experience(self.prompts)
+        return module.experience_loader(self.prompts)
 
     def val_dataloader(self) -> ResumableLoader[tuple[int, TokenizedPrompt], PromptBatch] | list[Any]:
-        """The validation prompts, every one once, in order; nothing where there are none."""
+        """Return the loader of the validation prompts, each once, in file order; an empty list without any."""
         source = self.validation_prompts
         if source is None:
-            return no_validation()
+            return empty_validation_loader()
         assert self.trainer is not None
 
         def collate(rows: list[tuple[int, TokenizedPrompt]], normalizer: float) -> PromptBatch:
-            return source.collate([prompt for _, prompt in rows], [place for place, _ in rows])
+            return source.collate([prompt for _, prompt in rows], [index for index, _ in rows])
 
-        world_size, rank = data_ranks(self.trainer)
+        world_size, rank = get_dp_world_size_and_rank(self.trainer)
         return ResumableLoader(
             list(enumerate(source.prompts)),
             collate,
@@ -177,12 +172,12 @@ class PromptDataModule(LightningDataModule):
             rank=rank,
             shuffle=False,
             drop_last=False,
-            blank=lambda row: (-1, row[1]),
+            without_targets=lambda row: (-1, row[1]),
         )
 
 
 def read_prompts(path: str, format: str, template: PromptTemplate, lengths: TruncationPolicy) -> list[TokenizedPrompt]:
-    """The tokenised prompts of a source, for those who answer some beside a data module; prints what was left out.
+    """Read and tokenize the prompts of a dataset without a data module; print what was skipped.
 
     Raises:
         UserError: The data cannot be read, or no prompt is left.
@@ -190,19 +185,19 @@ def read_prompts(path: str, format: str, template: PromptTemplate, lengths: Trun
     report = DatasetReport(path)
     records = read_records(read_rows(path), "prompt", PromptRow, format, report)
     prompts = tokenize_prompts(records, template, lengths, report)
-    report.require_some("prompt")
-    report.show()
+    report.raise_if_empty("prompt")
+    report.print_table()
     return prompts
 
 
 def tokenize_prompts(
     records: list[PromptRow], template: PromptTemplate, lengths: TruncationPolicy, report: DatasetReport
 ) -> list[TokenizedPrompt]:
-    """Prompt ids, and the row with "prompt" as the model sees it."""
+    """Render and tokenize prompts; each keeps its row, with the rendered text under "prompt"."""
     texts = [template.render(each.prompt, each.fields, each.origin) for each in records]
     rows = []
     for record, text, prompt_ids in zip(records, texts, template.encode(texts)):
-        prompt = lengths.fit_prompt(prompt_ids, template.leading, record.origin, report)
+        prompt = lengths.fit_prompt(prompt_ids, template.bos_ids, record.origin, report)
         if prompt is not None:
             rows.append(TokenizedPrompt(prompt, {**record.fields, "prompt": text}))
     return rows

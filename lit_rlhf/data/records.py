@@ -1,4 +1,4 @@
-"""What a row means, before any tokenizer: the records that every format is turned into."""
+"""What a row means, before any tokenizer: the records that every format is converted to."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ class Message(TypedDict):
 
 
 class Instruction(NamedTuple):
-    """A task in words, and what it is to be done on."""
+    """A task description, and the input that it applies to."""
 
     instruction: str
     input: str = ""
 
 
-# Text is taken as it is; an instruction and a conversation are put into words by a `PromptTemplate`.
+# Text is used as it is; an instruction and a conversation are rendered by a `PromptTemplate`.
 Prompt = str | Instruction | list[Message]
 
 
 class Demonstration(NamedTuple):
-    """A prompt and the completion to be learnt."""
+    """A prompt and the completion to train on."""
 
     prompt: Prompt
     completion: str
     fields: dict[str, Any] = {}  # all columns of the row, for a user's template
-    origin: str = ""
-    all_replies: bool = False  # whether the replies within the prompt, a conversation, are to be learnt as well
+    origin: str = ""  # file and line of the row, for messages
+    train_on_all_replies: bool = False  # whether the replies within the prompt, a conversation, are trained on as well
 
 
 class Ranking(NamedTuple):
@@ -45,7 +45,7 @@ class Ranking(NamedTuple):
 
 
 class PromptRow(NamedTuple):
-    """A prompt to be answered."""
+    """A prompt to generate a response to."""
 
     prompt: Prompt
     fields: dict[str, Any] = {}
@@ -62,8 +62,8 @@ class TextRow(NamedTuple):
 Record = Demonstration | Ranking | PromptRow | TextRow
 
 
-def plain_text(prompt: Prompt) -> str:
-    """A prompt as text and nothing else: instruction and input, or the turns, with blank lines between."""
+def to_plain_text(prompt: Prompt) -> str:
+    """Return a prompt as text alone: instruction and input, or the turns, separated by blank lines."""
     if isinstance(prompt, str):
         return prompt
     if isinstance(prompt, Instruction):
@@ -71,6 +71,6 @@ def plain_text(prompt: Prompt) -> str:
     return "\n\n".join(message["content"] for message in prompt)
 
 
-def as_messages(prompt: Prompt) -> list[Message]:
-    """A prompt as a conversation: text and instructions are one user turn."""
-    return prompt if isinstance(prompt, list) else [{"role": "user", "content": plain_text(prompt)}]
+def to_messages(prompt: Prompt) -> list[Message]:
+    """Return a prompt as a conversation: text and instructions become one user turn."""
+    return prompt if isinstance(prompt, list) else [{"role": "user", "content": to_plain_text(prompt)}]

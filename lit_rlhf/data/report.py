@@ -1,4 +1,4 @@
-"""What preparing a dataset kept, skipped and cut: nothing leaves the data without a count."""
+"""What reading a dataset kept, skipped and changed: no row is left out without a count."""
 
 from __future__ import annotations
 
@@ -10,94 +10,94 @@ from lit_rlhf.errors import UserError
 
 
 class DatasetReport:
-    """Counts of rows by what happened to them, in the order of the steps, each with the origin of the first.
+    """Counts rows by what happened to them, in the order of the steps, each with the origin of the first such row.
 
-    A *skipped* row is out of the data; a *noted* one is in it, changed or doubtful. Where a row becomes several
-    records (a tree of conversations), each of them counts as a row from there on.
+    A *skipped* row is not in the data; a *flagged* one is, but changed or doubtful. If a row becomes several records (a
+    tree of conversations), each of them counts as a row from there on.
 
     Args:
-        source: The data's name, the head of the printed table.
+        source: The data's name, the first line of the printed table.
     """
 
     def __init__(self, source: str) -> None:
         self.source = source
-        self.read = 0
-        self.added = 0
-        self.skipped: dict[str, int] = {}
-        self.noted: dict[str, int] = {}
-        self.remarks: list[str] = []
-        self._first: dict[str, str] = {}
+        self.num_read = 0
+        self.num_added = 0  # records beyond one per row
+        self.skipped: dict[str, int] = {}  # reason -> rows
+        self.flagged: dict[str, int] = {}  # reason -> rows
+        self.extra_lines: list[str] = []
+        self._first: dict[str, str] = {}  # reason -> origin of the first row
 
     @property
-    def kept(self) -> int:
+    def num_kept(self) -> int:
         """Rows that are in the data."""
-        return self.read + self.added - sum(self.skipped.values())
+        return self.num_read + self.num_added - sum(self.skipped.values())
 
-    def step(self, reason: str) -> None:
-        """Give a step its line, though it may skip nothing."""
+    def register_skip_reason(self, reason: str) -> None:
+        """Add a reason's line to the table, even if no row is skipped for it."""
         self.skipped.setdefault(reason, 0)
 
     def skip(self, reason: str, origin: str) -> None:
-        """Count a row that was left out."""
+        """Count a row that is left out."""
         self.skipped[reason] = self.skipped.get(reason, 0) + 1
         self._first.setdefault(reason, origin)
 
-    def note(self, reason: str, origin: str) -> None:
-        """Count a row that was kept, but changed or doubtful."""
-        self.noted[reason] = self.noted.get(reason, 0) + 1
+    def flag(self, reason: str, origin: str) -> None:
+        """Count a row that is kept, but changed or doubtful."""
+        self.flagged[reason] = self.flagged.get(reason, 0) + 1
         self._first.setdefault(reason, origin)
 
-    def remark(self, line: str) -> None:
-        """Add a line to the table."""
-        self.remarks.append(line)
+    def add_line(self, line: str) -> None:
+        """Add a line below the table."""
+        self.extra_lines.append(line)
 
-    def held_out(self, validation: int, training: int) -> None:
-        """Say how many rows of the data are for validation, and how many are left."""
-        self.remark(f"rows held out for validation: {validation:,}; left: {training:,}")
+    def add_validation_line(self, num_validation: int, num_training: int) -> None:
+        """Add a line with the number of rows held out for validation, and of those left."""
+        self.add_line(f"rows held out for validation: {num_validation:,}; left: {num_training:,}")
 
-    def table(self) -> str:
-        """The counts as aligned lines: rows read, skipped by reason, kept, and what was noted among the kept."""
-        lines = [("rows read", self.read, "")]
-        if self.added:
-            lines += [("  made into records", self.read + self.added, "")]
+    def format_table(self) -> str:
+        """Return the counts as aligned lines: rows read, skipped by reason, kept, and flagged by reason."""
+        lines = [("rows read", self.num_read, "")]
+        if self.num_added:
+            lines += [("  made into records", self.num_read + self.num_added, "")]
         lines += [(f"  skipped: {reason}", n, self._hint(reason)) for reason, n in self.skipped.items()]
-        lines += [("rows kept", self.kept, "")]
-        lines += [(f"  of these: {reason}", n, self._hint(reason)) for reason, n in self.noted.items()]
+        lines += [("rows kept", self.num_kept, "")]
+        lines += [(f"  of these: {reason}", n, self._hint(reason)) for reason, n in self.flagged.items()]
         label_width = max(len(label) for label, _, _ in lines)
         count_width = max(len(f"{n:,}") for _, n, _ in lines)
         body = [f"{label:<{label_width}}  {n:>{count_width},}  {hint}".rstrip() for label, n, hint in lines]
-        return "\n".join([self.source, *body, *self.remarks])
+        return "\n".join([self.source, *body, *self.extra_lines])
 
     def _hint(self, reason: str) -> str:
         return f"first: {self._first[reason]}" if reason in self._first else ""
 
-    def summary(self) -> str:
-        """The counts in one line, for error messages."""
+    def format_summary(self) -> str:
+        """Return the counts in one line, for error messages."""
         counts = [f"{n:,} {reason}" for reason, n in self.skipped.items() if n]
-        return " · ".join([f"rows read {self.read:,}", f"kept {self.kept:,}", *counts])
+        return " · ".join([f"rows read {self.num_read:,}", f"kept {self.num_kept:,}", *counts])
 
-    def require_some(self, kind: str) -> None:
-        """Refuse data of which nothing is left.
+    def raise_if_empty(self, kind: str) -> None:
+        """Refuse data of which no row is left.
 
         Raises:
             UserError: No row is kept.
         """
-        if self.kept == 0:
-            raise UserError(f"no {kind} is left of {self.source!r}: {self.summary()}")
+        if self.num_kept == 0:
+            raise UserError(f"no {kind} is left of {self.source!r}: {self.format_summary()}")
 
-    def state(self) -> dict[str, Any]:
-        """All counts, as JSON takes them."""
-        counts = {"read": self.read, "added": self.added, "skipped": self.skipped, "noted": self.noted}
-        return counts | {"first": self._first, "remarks": self.remarks}
+    def state_dict(self) -> dict[str, Any]:
+        """Return all counts, serializable as JSON."""
+        counts = {"read": self.num_read, "added": self.num_added, "skipped": self.skipped, "noted": self.flagged}
+        return counts | {"first": self._first, "remarks": self.extra_lines}
 
     @classmethod
-    def restored(cls, source: str, state: dict[str, Any]) -> DatasetReport:
-        """The report that was, of data that is called `source` now."""
+    def from_state_dict(cls, source: str, state: dict[str, Any]) -> DatasetReport:
+        """Restore a report; `source` may be another name of the same data."""
         report = cls(source)
-        report.read, report.added, report.remarks = state["read"], state["added"], state["remarks"]
-        report.skipped, report.noted, report._first = state["skipped"], state["noted"], state["first"]
+        report.num_read, report.num_added, report.extra_lines = state["read"], state["added"], state["remarks"]
+        report.skipped, report.flagged, report._first = state["skipped"], state["noted"], state["first"]
         return report
 
-    def show(self) -> None:
+    def print_table(self) -> None:
         """Print the table once, on rank zero."""
-        rank_zero_info(self.table())
+        rank_zero_info(self.format_table())

@@ -11,19 +11,19 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_rlhf.errors import UserError
+from lit_rlhf.suggestions import did_you_mean
 
 Fields = dict[str, Any]
 
 
 class Row(NamedTuple):
-    """One row of a dataset: its columns, and where it came from ("file.jsonl:12")."""
+    """One row of a dataset: its columns, and its file and line ("file.jsonl:12")."""
 
     fields: Fields
     origin: str
@@ -36,19 +36,19 @@ _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(@(?P<s
 
 
 def read_rows(path: str, split: str = "train") -> Rows:
-    """The rows of a dataset, in file order.
+    """Read the rows of a dataset, in file order.
 
     Args:
         path: A local `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet` or `.txt` file, each also with `.gz`; or a dataset
-            of the Hugging Face hub as `org/name`, `org/name:config`, either with `@split` behind it.
+            of the Hugging Face hub as `org/name` or `org/name:config`, each also with `@split` after it.
             A `.json` file is a list of rows, or an object with such a list under "data". A row that is a bare string
             becomes `{"text": string}`. A `.txt` file holds documents separated by blank lines, each a
             `{"text": document}`.
-        split: The hub's split where `path` names none.
+        split: The hub dataset's split, if `path` names none.
 
     Raises:
-        UserError: The file is missing (the nearest name is in the message), does not parse (file and line), is of an
-            unknown kind, or holds no row.
+        UserError: The file is missing (the message names the nearest), does not parse (file and line), has an unknown
+            extension, or holds no row.
     """
     rows = stream_rows(path, split).read()
     rows = rows if isinstance(rows, Sequence) else list(rows)
@@ -59,11 +59,13 @@ def read_rows(path: str, split: str = "train") -> Rows:
 
 @dataclass(frozen=True)
 class RowStream:
-    """The rows of a dataset, read anew at each iteration, and what tells its content from that of another time."""
+    """The rows of a dataset, read again at each iteration, and a fingerprint of its content."""
 
     path: str
     read: Callable[[], Iterable[Row]]
-    identity: tuple[Any, ...]  # of a file: its place, size and time of change; of a hub dataset: its fingerprint
+    fingerprint: tuple[
+        Any, ...
+    ]  # of a file: path, size and modification time; of a hub dataset: its name and fingerprint
 
     def __iter__(self) -> Iterator[Row]:
         empty = True
@@ -75,14 +77,14 @@ class RowStream:
 
 
 def stream_rows(path: str, split: str = "train") -> RowStream:
-    """The same rows, of which `.jsonl` and `.txt` files are read line by line; the other kinds are read whole.
+    """Open a dataset as a stream of rows: `.jsonl` and `.txt` files are read line by line, other files at once.
 
     Raises:
-        UserError: As `read_rows`; what is wrong within a file when that is reached.
+        UserError: As `read_rows`; an error within a file is raised when its line is reached.
     """
     suffix = _suffix(path)
     hub_name = _HUB_NAME.fullmatch(path)
-    # "data/x" beside an existing folder "data" is a file that is missing, not a dataset of the organisation "data"
+    # "data/x" is a missing file if there is a folder "data", not a hub dataset of the organization "data"
     local = Path(path).expanduser()
     if local.exists() or suffix in _READERS or hub_name is None or local.parent.is_dir():
         file = _existing_file(path)
@@ -95,16 +97,16 @@ def stream_rows(path: str, split: str = "train") -> RowStream:
 
 
 def read_text(path: str) -> str:
-    """The text of a local file, also of one that ends in `.gz`.
+    """Read the text of a local file, also of one that ends in `.gz`.
 
     Raises:
-        UserError: The file is missing (the nearest name is in the message), cannot be read, or is not UTF-8.
+        UserError: The file is missing (the message names the nearest), cannot be read, or is not UTF-8.
     """
     return _read_text(_existing_file(path))
 
 
 def _suffix(path: str) -> str:
-    """The kind of a file by its name: ".jsonl" for "a.jsonl" and "a.jsonl.gz"."""
+    """Return a file's extension without ".gz": ".jsonl" for "a.jsonl" and "a.jsonl.gz"."""
     return Path(path.removesuffix(".gz")).suffix.lower()
 
 
@@ -113,18 +115,17 @@ def _existing_file(path: str) -> Path:
     if file.is_file():
         return file
     if file.is_dir():
-        raise UserError(f"data path {path!r} is a folder: name one file in it{_names_in(file)}")
+        raise UserError(f"data path {path!r} is a folder: name one file in it{_list_data_files(file)}")
     folder = file.parent
     if not folder.is_dir():
         while not folder.is_dir():
             folder = folder.parent
         raise UserError(f"no data file {path!r}: its folder does not exist; the nearest that does is {str(folder)!r}")
-    near = get_close_matches(file.name, sorted(each.name for each in folder.iterdir()), n=1, cutoff=0.5)
-    mend = f"; did you mean {str(folder / near[0])!r}?" if near else f"; {str(folder)!r} holds no similar name"
-    raise UserError(f"no data file {path!r}{mend}")
+    hint = did_you_mean(file.name, [each.name for each in folder.iterdir()])
+    raise UserError(f"no data file {path!r}" + (hint or f"; {str(folder)!r} holds no similar name"))
 
 
-def _names_in(folder: Path) -> str:
+def _list_data_files(folder: Path) -> str:
     names = sorted(each.name for each in folder.iterdir() if _suffix(each.name) in _READERS)
     return f" ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})" if names else " (it holds no data file)"
 
@@ -146,10 +147,10 @@ def _read_text(file: Path) -> str:
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
-    """The lines of a text file without their line ends, each with its origin; one at a time is held in memory."""
+    """Yield the lines of a text file without their line ends, each with its origin; one at a time is in memory."""
     origin = file.name
     try:
-        # bytes: a text file would also end lines at a lone \r, and know no line number where it is not UTF-8
+        # bytes: text mode would also end lines at a lone \r, and give no line number for bytes that are not UTF-8
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as content:
             for number, line in enumerate(content, start=1):
                 origin = f"{file.name}:{number}"
@@ -194,8 +195,8 @@ def _json_rows(file: Path) -> Iterable[Row]:
     return [_as_row(value, f"{file.name} row {n}") for n, value in enumerate(document, start=1)]
 
 
-def _tab_rows(file: Path) -> list[Row]:
-    # a quotation mark in such a file is one: cells hold no tabs and no line ends that would need it
+def _tsv_rows(file: Path) -> list[Row]:
+    # quotation marks are literal in .tsv files: no cell holds a tab or line end that would need quoting
     return _csv_rows(file, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
@@ -208,11 +209,11 @@ def _csv_rows(file: Path, **dialect: Any) -> list[Row]:
         line = reader.line_num + 1
         for fields in reader:
             origin = f"{file.name}:{line}"
-            # the surplus cells of a row stand under None; a column may well be called ""
-            found = sum(value is not None for name, value in fields.items() if name is not None)
-            found += len(fields.get(None) or ())
-            if found != len(names):
-                raise UserError(f"{origin}: {found} columns where the head line names {len(names)}")
+            # DictReader puts surplus cells under the key None; "" is a valid column name
+            num_cells = sum(value is not None for name, value in fields.items() if name is not None)
+            num_cells += len(fields.get(None) or ())
+            if num_cells != len(names):
+                raise UserError(f"{origin}: {num_cells} columns where the head line names {len(names)}")
             rows.append(Row(dict(fields), origin))
             line = reader.line_num + 1
     except csv.Error as error:
@@ -241,19 +242,19 @@ class _TableRows(Sequence[Row]):
 
     @property
     def fingerprint(self) -> str:
-        """The name that `datasets` gives this content."""
+        """The fingerprint that `datasets` computes of this content."""
         return str(self._table._fingerprint)
 
     def __len__(self) -> int:
         return len(self._table)
 
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return [self[each] for each in range(*place.indices(len(self)))]
-        if not -len(self) <= place < len(self):
-            raise IndexError(place)
-        place %= len(self)
-        return Row(dict(self._table[place]), f"{self._name} row {place + 1}")
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        return Row(dict(self._table[index]), f"{self._name} row {index + 1}")
 
     def __iter__(self) -> Iterator[Row]:
         for number, fields in enumerate(self._table, start=1):
@@ -290,7 +291,7 @@ _READERS: dict[str, Callable[[Path], Iterable[Row]]] = {
     ".jsonl": _jsonl_rows,
     ".json": _json_rows,
     ".csv": _csv_rows,
-    ".tsv": _tab_rows,
+    ".tsv": _tsv_rows,
     ".parquet": _parquet_rows,
     ".txt": _text_rows,
 }

@@ -1,7 +1,7 @@
-"""The blocks of a text on disk: cut once, memory-mapped by every later run and by every rank of a machine.
+"""The blocks of a text on disk: tokenized once, memory-mapped by every later run and by every rank of a machine.
 
-A folder holds the token ids of one text, and its name is the hash of everything that these depend on: change any of it
-and it is other work. A folder that has its name is whole: it is written under another one and renamed.
+A folder holds the token ids of one text, and its name contains a hash of everything that these depend on. A folder
+under its final name is complete: it is written under a temporary name, and renamed at the end.
 """
 
 from __future__ import annotations
@@ -26,175 +26,176 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lit_rlhf.data.document_stream import TextSource, iter_token_chunks
-from lit_rlhf.data.formats.registry import import_function
-from lit_rlhf.data.prompt_template import bos_ids
+from lit_rlhf.data.prompt_template import find_bos_ids
 from lit_rlhf.data.report import DatasetReport
 from lit_rlhf.data.sources import RowStream, stream_rows
 from lit_rlhf.errors import UserError
-from lit_rlhf.hashing import hash_of_files
+from lit_rlhf.hashing import hash_files
+from lit_rlhf.importing import import_function
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 1  # raise it where the same text would now be cut otherwise
-PLACE = "HF_DATASETS_CACHE"
-REPORT = "report.json"  # what was counted, written last
-PART = ".part"
+VERSION = 1  # increase it if the same text would now be tokenized or split differently
+CACHE_VARIABLE = "HF_DATASETS_CACHE"
+REPORT_FILE = "report.json"  # the counts, written last
+PARTIAL_SUFFIX = ".part"
 
 
 class CacheEntry(NamedTuple):
-    """What is known of a text that was cut."""
+    """What is stored with the token ids of a text."""
 
-    tokens: list[int]  # of each part
+    num_tokens: list[int]  # per split
     report: DatasetReport
 
 
-def blocks_of(text: TextSource, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Tensor], DatasetReport]:
-    """The blocks of a text, from the cache or cut and put there; in memory where the cache cannot be written.
+def load_blocks(text: TextSource, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Tensor], DatasetReport]:
+    """Return the blocks of a text from the cache, tokenizing it first if needed; in memory if the cache is unwritable.
 
-    The tokens behind a part's last whole block are left out and reported.
+    The tokens after a split's last complete block are left out and reported.
 
     Returns:
-        Of each part (1, or 2 where documents are held out) its blocks (blocks, T) int32; and what was counted.
+        For each split (1, or 2 if documents are held out) its blocks (num_blocks, T) int32; and the counts of rows.
 
     Raises:
-        UserError: The data cannot be read, or a part has fewer tokens than one block.
+        UserError: The data cannot be read, or a split has fewer tokens than one block.
     """
     rows = stream_rows(text.path)
     name = re.sub(r"[^\w-]", "_", Path(text.path).name)[:60]
-    entry = cache_folder() / f"{name}-{digest(text, rows, tokenizer)}"
+    entry = get_cache_folder() / f"{name}-{compute_cache_key(text, rows, tokenizer)}"
     try:
-        ids, report = from_cache(entry, text, rows, tokenizer)
-    except (OSError, NotImplementedError) as problem:  # no place, no right to write, a full disk, no locks there
-        sinks = [io.BytesIO() for _ in range(text.parts)]
+        ids, report = load_or_write_entry(entry, text, rows, tokenizer)
+    except (OSError, NotImplementedError) as problem:  # no folder, no permission, a full disk, no locks on that disk
+        sinks = [io.BytesIO() for _ in range(text.num_splits)]
         report = tokenize_to(text, rows, tokenizer, sinks).report
         ids = [torch.frombuffer(sink.getbuffer(), dtype=torch.int32) for sink in sinks]
-        report.remark(
+        report.add_line(
             f"blocks kept in memory, and cut again by the next run: {entry.parent} cannot be used ({problem}); "
-            f"set the environment variable {PLACE} to a folder that can be written"
+            f"set the environment variable {CACHE_VARIABLE} to a folder that can be written"
         )
     length = text.seq_len
     return [each[: len(each) // length * length].view(-1, length) for each in ids], report
 
 
-def from_cache(
+def load_or_write_entry(
     entry: Path, text: TextSource, rows: RowStream, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[Tensor], DatasetReport]:
-    """The ids of each part, memory-mapped, after they were put there where they were not."""
-    kept, origin = read_entry(entry, text), "reused from"
-    if kept is None:
+    """Return the ids of each split, memory-mapped; tokenize the text first if it is not in the cache."""
+    cached, origin = read_entry(entry, text), "reused from"
+    if cached is None:
         entry.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{entry}.lock"):  # the other ranks wait here for the first, and then find what it wrote
-            kept = read_entry(entry, text)
-            if kept is None:
-                kept, origin = write_entry(entry, text, rows, tokenizer), "kept for later runs in"
-    kept.report.remark(f"blocks {origin} {entry}")
-    return [map_ids(entry / f"{part}.ids", count) for part, count in enumerate(kept.tokens)], kept.report
+        with FileLock(f"{entry}.lock"):  # the other ranks wait here for the first, and then read what it wrote
+            cached = read_entry(entry, text)
+            if cached is None:
+                cached, origin = write_entry(entry, text, rows, tokenizer), "kept for later runs in"
+    cached.report.add_line(f"blocks {origin} {entry}")
+    return [map_ids(entry / f"{split}.ids", count) for split, count in enumerate(cached.num_tokens)], cached.report
 
 
-def cache_folder() -> Path:
-    """Where blocks are kept: beside what `datasets` keeps."""
+def get_cache_folder() -> Path:
+    """Return the folder of all cached blocks, inside the cache of `datasets`."""
     from huggingface_hub.constants import HF_HOME
 
-    return Path(os.environ.get(PLACE) or Path(HF_HOME) / "datasets").expanduser() / "lit_rlhf_blocks"
+    return Path(os.environ.get(CACHE_VARIABLE) or Path(HF_HOME) / "datasets").expanduser() / "lit_rlhf_blocks"
 
 
 def tokenize_to(
     text: TextSource, rows: RowStream, tokenizer: PreTrainedTokenizerBase, sinks: Sequence[IO[bytes]]
 ) -> CacheEntry:
-    """Write the ids of each part into its sink, as int32 behind each other.
+    """Write the concatenated ids of each split into its sink, as int32.
 
     Raises:
-        UserError: As `blocks_of`.
+        UserError: As `load_blocks`.
     """
-    report, tokens = DatasetReport(text.path), [0] * text.parts
-    bar = tqdm(desc=f"tokenising {text.path}", unit="token", unit_scale=True, leave=False, disable=None)
+    report, num_tokens = DatasetReport(text.path), [0] * text.num_splits
+    bar = tqdm(desc=f"tokenizing {text.path}", unit="token", unit_scale=True, leave=False, disable=None)
     with bar:
-        for part, ids in iter_token_chunks(text, rows, tokenizer, report):
-            sinks[part].write(ids)
-            tokens[part] += len(ids)
+        for split, ids in iter_token_chunks(text, rows, tokenizer, report):
+            sinks[split].write(ids)
+            num_tokens[split] += len(ids)
             bar.update(len(ids))
-    for count in tokens:
-        blocks, left_out = divmod(count, text.seq_len)
-        if not blocks:
+    for count in num_tokens:
+        num_blocks, remainder = divmod(count, text.seq_len)
+        if not num_blocks:
             raise UserError(
                 f"{text.path!r} holds {count:,} tokens, fewer than one block; lower seq_len ({text.seq_len})"
             )
-        report.remark(f"{count:,} tokens: {blocks:,} blocks of {text.seq_len}, {left_out} left out")
-    return CacheEntry(tokens, report)
+        report.add_line(f"{count:,} tokens: {num_blocks:,} blocks of {text.seq_len}, {remainder} left out")
+    return CacheEntry(num_tokens, report)
 
 
 def write_entry(entry: Path, text: TextSource, rows: RowStream, tokenizer: PreTrainedTokenizerBase) -> CacheEntry:
-    """Cut a text into a new folder of the cache; needs its lock."""
-    for left in [entry, *entry.parent.glob(f"{entry.name}.*{PART}")]:  # of a killed run, or damaged
-        shutil.rmtree(left, ignore_errors=True)
-    part = entry.with_name(f"{entry.name}.{uuid.uuid4().hex[:8]}{PART}")
-    part.mkdir()
+    """Tokenize a text into a new folder of the cache; call it under the entry's lock."""
+    for stale in [entry, *entry.parent.glob(f"{entry.name}.*{PARTIAL_SUFFIX}")]:  # of a killed run, or damaged
+        shutil.rmtree(stale, ignore_errors=True)
+    partial = entry.with_name(f"{entry.name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
+    partial.mkdir()
     try:
-        with ExitStack() as opened:
-            files = [opened.enter_context(open(part / f"{number}.ids", "wb")) for number in range(text.parts)]
-            kept = tokenize_to(text, rows, tokenizer, files)
+        with ExitStack() as stack:
+            files = [stack.enter_context(open(partial / f"{split}.ids", "wb")) for split in range(text.num_splits)]
+            written = tokenize_to(text, rows, tokenizer, files)
             for file in files:
                 file.flush()
                 os.fsync(file.fileno())
-        state = {"tokens": kept.tokens, "report": kept.report.state()}
-        (part / REPORT).write_text(json.dumps(state), encoding="utf-8")
-        os.rename(part, entry)
+        state = {"tokens": written.num_tokens, "report": written.report.state_dict()}
+        (partial / REPORT_FILE).write_text(json.dumps(state), encoding="utf-8")
+        os.rename(partial, entry)
     finally:
-        shutil.rmtree(part, ignore_errors=True)  # where it was not renamed: a full disk must not stay full
-    return kept
+        shutil.rmtree(partial, ignore_errors=True)  # if it was not renamed: leave no partial data on a full disk
+    return written
 
 
 def read_entry(entry: Path, text: TextSource) -> CacheEntry | None:
-    """What is known of a text in the cache; None where it is not there, or not whole."""
+    """Return what is stored with a text's token ids; None if the text is not in the cache, or its entry is damaged."""
     try:
-        state = json.loads((entry / REPORT).read_text(encoding="utf-8"))
-        sizes = [(entry / f"{part}.ids").stat().st_size for part in range(text.parts)]
+        state = json.loads((entry / REPORT_FILE).read_text(encoding="utf-8"))
+        sizes = [(entry / f"{split}.ids").stat().st_size for split in range(text.num_splits)]
     except (FileNotFoundError, ValueError):
         return None
-    whole = sizes == [4 * count for count in state["tokens"]]
-    return CacheEntry(state["tokens"], DatasetReport.restored(text.path, state["report"])) if whole else None
+    if sizes != [4 * count for count in state["tokens"]]:
+        return None
+    return CacheEntry(state["tokens"], DatasetReport.from_state_dict(text.path, state["report"]))
 
 
 def map_ids(file: Path, count: int) -> Tensor:
-    """The ids in a file, (count,) int32, read from the disk where they are used."""
+    """Memory-map the ids in a file, (count,) int32."""
     return torch.from_file(str(file), shared=False, size=count, dtype=torch.int32)
 
 
-def digest(text: TextSource, rows: RowStream, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A short hash of all that the blocks of a text depend on."""
+def compute_cache_key(text: TextSource, rows: RowStream, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a short hash of everything that the blocks of a text depend on."""
     permuted = text.shuffle_documents or text.validation_fraction
-    parts: list[Any] = [VERSION, sys.byteorder, rows.identity, format_identity(text.format), text.seq_len]
+    parts: list[Any] = [VERSION, sys.byteorder, rows.fingerprint, format_fingerprint(text.format), text.seq_len]
     parts += [text.shuffle_documents, text.validation_fraction, text.seed if permuted else None]
-    parts += tokenizer_identity(tokenizer)
+    parts += tokenizer_fingerprint(tokenizer)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def format_identity(format: str) -> list[str]:
-    """A format's name; of a user's own function also the content of the file that it stands in."""
+def format_fingerprint(format: str) -> list[str]:
+    """Return a format's name; for a user's own function, also a hash of the file that defines it."""
     if "." not in format:
         return [format]
     function = import_function(format, "format")
     modules = {format.rpartition(".")[0], getattr(function, "__module__", None) or ""}
     files = [getattr(sys.modules.get(name), "__file__", None) for name in sorted(modules)]
-    return [format, hash_of_files(Path(file) for file in files if file)]
+    return [format, hash_files(Path(file) for file in files if file)]
 
 
-def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
-    """What tells a tokenizer from one that makes other ids."""
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    """Return everything that decides a tokenizer's ids, as JSON takes it."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:  # written in Python: what it saves is all that is known of it
+    if backend is None:  # a tokenizer in Python: compare the files that it saves
         with tempfile.TemporaryDirectory() as folder:
             tokenizer.save_pretrained(folder)
-            rules: Any = hash_of_files(sorted(path for path in Path(folder).rglob("*") if path.is_file()))
+            rules: Any = hash_files(sorted(path for path in Path(folder).rglob("*") if path.is_file()))
     else:
         rules = json.loads(backend.to_str())
-        for left_by_the_last_call in ("padding", "truncation"):
-            rules.pop(left_by_the_last_call)
+        for setting_of_last_call in ("padding", "truncation"):
+            rules.pop(setting_of_last_call)
     return [
         f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}",
         {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         getattr(tokenizer, "split_special_tokens", False),
-        [*bos_ids(tokenizer), tokenizer.eos_token_id],
+        [*find_bos_ids(tokenizer), tokenizer.eos_token_id],
         rules,
     ]

@@ -1,4 +1,4 @@
-"""What happens to prompts and completions that are too long: nothing of it silently."""
+"""Length limits of prompts and completions; whatever they drop or truncate is counted."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from lit_rlhf.errors import UserError
 
 
 class TruncationPolicy(NamedTuple):
-    """The limits, in tokens, and the policy for prompts over theirs."""
+    """The length limits in tokens, and whether longer prompts are dropped or truncated."""
 
     max_prompt_length: int
-    max_completion_length: int = 1024  # the EOS included
+    max_completion_length: int = 1024  # including EOS
     overlong_prompts: Literal["drop", "truncate"] = "drop"
 
-    def fit_prompt(self, ids: list[int], leading: list[int], origin: str, report: DatasetReport) -> list[int] | None:
-        """A prompt within the limit: as it is, or its end behind `leading` (the BOS), or None where it is dropped."""
+    def fit_prompt(self, ids: list[int], bos_ids: list[int], origin: str, report: DatasetReport) -> list[int] | None:
+        """Return a prompt within the limit, truncated from the left but with its BOS; None if it is dropped."""
         limit = self.max_prompt_length
         if not ids:
             # a loss needs a token before its first target
@@ -27,24 +27,24 @@ class TruncationPolicy(NamedTuple):
         if self.overlong_prompts == "drop":
             report.skip(f"prompt longer than {limit} tokens", origin)
             return None
-        report.note(f"prompt truncated to its last {limit} tokens", origin)
-        begin = leading[:limit] if ids[: len(leading)] == leading else []
+        report.flag(f"prompt truncated to its last {limit} tokens", origin)
+        begin = bos_ids[:limit] if ids[: len(bos_ids)] == bos_ids else []
         return begin + ids[len(ids) - (limit - len(begin)) :]
 
     def fit_completion(self, ids: list[int], eos: int, origin: str, report: DatasetReport) -> list[int]:
-        """A completion with EOS behind it; one over the limit is cut and has no EOS, for it did not end there."""
-        ended = ids if ids[-1:] == [eos] else [*ids, eos]
-        if eos in ended[:-1]:
-            report.note("completion spells the EOS token before its end", origin)
-        if len(ended) > self.max_completion_length:
-            report.note(f"completion cut to {self.max_completion_length} tokens", origin)
-        return ended[: self.max_completion_length]
+        """Return a completion with EOS; one over the limit is truncated and has no EOS, for it did not end there."""
+        completion = ids if ids[-1:] == [eos] else [*ids, eos]
+        if eos in completion[:-1]:
+            report.flag("completion spells the EOS token before its end", origin)
+        if len(completion) > self.max_completion_length:
+            report.flag(f"completion cut to {self.max_completion_length} tokens", origin)
+        return completion[: self.max_completion_length]
 
-    def checked(self) -> TruncationPolicy:
-        """This policy.
+    def validated(self) -> TruncationPolicy:
+        """Return this policy.
 
         Raises:
-            UserError: A limit below 1 token.
+            UserError: A limit is below 1 token.
         """
         for name in ("max_prompt_length", "max_completion_length"):
             if getattr(self, name) < 1:

@@ -2,7 +2,7 @@
 
 from lit_rlhf.evaluation.judges.chat_completions import ChatCompletions
 from lit_rlhf.evaluation.judges.human_labels import HumanLabels
-from lit_rlhf.evaluation.judges.judging_types import AnswerPair, Judge, RatedItem, Rater, Rating, Verdict
+from lit_rlhf.evaluation.judges.judging_types import CompletionPair, Judge, RatedItem, Rater, Rating, Verdict
 from lit_rlhf.evaluation.judges.preference import EndpointJudge, HuggingFaceJudge, RewardModelJudge
 from lit_rlhf.evaluation.judges.toxicity import KeywordToxicity, Perspective, ToxicityClassifier, ToxicityScorer
 from lit_rlhf.evaluation.judges.truth import (
@@ -10,7 +10,7 @@ from lit_rlhf.evaluation.judges.truth import (
     EndpointTruthJudge,
     HuggingFaceTruthJudge,
     ReferenceTruthJudge,
-    Truth,
+    TruthVerdict,
     TruthJudge,
 )
 from lit_rlhf.evaluation.models.evaluated_model import BestOf, EvaluatedModel, ModelSpec
@@ -23,7 +23,7 @@ from lit_rlhf.evaluation.suites.toxicity import RealToxicityPrompts
 from lit_rlhf.evaluation.suites.truthfulness import TruthfulQA
 
 __all__ = [
-    "AnswerPair",
+    "CompletionPair",
     "Benchmark",
     "Benchmarks",
     "BestOf",
@@ -53,7 +53,7 @@ __all__ = [
     "SuiteResult",
     "ToxicityClassifier",
     "ToxicityScorer",
-    "Truth",
+    "TruthVerdict",
     "TruthJudge",
     "TruthfulQA",
     "Verdict",

@@ -1,7 +1,7 @@
-"""What is computed is kept, row by row, so that an interrupted evaluation goes on where it was.
+"""Row-by-row cache of computed results, so that an interrupted evaluation resumes where it stopped.
 
-A file holds the rows of one piece of work. Its name is the hash of everything the rows depend on: the model's weights,
-the inputs, the settings. Change any of it and it is other work.
+A file holds the rows of one computation. Its name is the hash of everything that the rows depend on (model weights,
+inputs, settings): a change of any of them is a new computation.
 """
 
 import hashlib
@@ -9,29 +9,26 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.hashing import hash_of_file
-from lit_rlhf.models.loading_config import ModelLoadingConfig
+from lit_rlhf.hashing import hash_file
 
-FORMAT = 1  # raise it where the meaning of stored rows changes
+CACHE_FORMAT = 1  # increase it when the meaning of stored rows changes
 FLUSH_SECONDS = 2.0
 
-Compute = Callable[[list[int]], Iterator[tuple[int, Any]]]
+ComputeRows = Callable[[list[int]], Iterator[tuple[int, Any]]]
 
 
 class Cache:
-    """Rows of finished work in a folder.
+    """Computed rows in a folder of JSON lines.
 
     Args:
-        folder: made where it is not there. None keeps nothing: every row is computed.
-        progress: whether to show a progress bar of what remains to be computed.
+        folder: created if it is missing. None disables the cache: every row is computed.
+        progress: whether to show a progress bar over the rows that are computed.
     """
 
     def __init__(self, folder: Path | None, progress: bool = True) -> None:
@@ -42,26 +39,26 @@ class Cache:
         except OSError as problem:
             raise UserError(f"out: cannot make the folder {folder}: {problem.strerror}") from None
 
-    def rows(self, label: str, key: Any, count: int, compute: Compute) -> list[Any]:
-        """Return the rows of a piece of work, computing those that are not there.
+    def get_or_compute_rows(self, label: str, key: Any, count: int, compute: ComputeRows) -> list[Any]:
+        """Return the rows of a computation; only those that are missing are computed.
 
         Args:
             label: for the progress bar.
-            key: all that the rows depend on, as JSON takes it.
-            count: how many rows there are.
-            compute: gets the places of the rows wanted and yields each place with its row, in any order. A row of None
-                is one that failed: it is not stored, and is tried again next time.
+            key: everything that the rows depend on, JSON-serializable.
+            count: number of rows.
+            compute: takes the indices of the missing rows and yields (index, row) in any order. A row of None failed:
+                it is not stored, and is computed again the next time.
 
         Returns:
-            The rows in order, each as JSON gives it back: tuples as lists.
+            The rows in order, after a JSON round trip: tuples become lists.
         """
-        path = Path(os.devnull) if self.folder is None else self.folder / f"{digest(key)}.jsonl"
-        found = read_rows(path)
-        wanted = [place for place in range(count) if place not in found]
-        if wanted:
+        path = Path(os.devnull) if self.folder is None else self.folder / f"{hash_json(key)}.jsonl"
+        rows = read_cached_rows(path)
+        missing = [index for index in range(count) if index not in rows]
+        if missing:
             bar = tqdm(
                 total=count,
-                initial=count - len(wanted),
+                initial=count - len(missing),
                 desc=label,
                 unit="row",
                 leave=False,
@@ -69,75 +66,64 @@ class Cache:
             )
             with path.open("a", encoding="utf-8") as file, bar:
                 flushed = time.monotonic()
-                for place, row in compute(wanted):
+                for index, row in compute(missing):
                     bar.update()
-                    if row is None or place in found:  # a batch may bring rows again that are there already
+                    if row is None or index in rows:  # a batch may contain rows that are cached already
                         continue
-                    line = json.dumps([place, row], ensure_ascii=False)
-                    found[place] = json.loads(line)[1]
+                    line = json.dumps([index, row], ensure_ascii=False)
+                    rows[index] = json.loads(line)[1]
                     file.write(line + "\n")
                     if time.monotonic() - flushed > FLUSH_SECONDS:
                         file.flush()
                         flushed = time.monotonic()
-        return [found.get(place) for place in range(count)]
+        return [rows.get(index) for index in range(count)]
 
-    def value(self, key: Any, compute: Callable[[], Any]) -> Any:
-        """Return one value, computing it where it is not there."""
-        return self.rows("", {"value": key}, 1, lambda _: iter([(0, compute())]))[0]
+    def get_or_compute(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """Return one value; compute it if it is missing."""
+        return self.get_or_compute_rows("", {"value": key}, 1, lambda _: iter([(0, compute())]))[0]
+
+    def hash_file(self, file: Path) -> str:
+        """Return a file's SHA-256, cached by path, size and modification time: weights take a second per gigabyte."""
+        stat = file.stat()
+        key = {"file": str(file.resolve()), "size": stat.st_size, "changed": stat.st_mtime_ns}
+        digest: str = self.get_or_compute(key, lambda: hash_file(file))
+        return digest
 
 
-def chunks_of(lengths: Sequence[int], size: int, wanted: Sequence[int]) -> Iterator[list[int]]:
-    """Yield the places of rows in chunks of like length, those chunks left out of which no row is wanted.
+def iter_length_sorted_batches(lengths: Sequence[int], batch_size: int, needed: Sequence[int]) -> Iterator[list[int]]:
+    """Yield batches of row indices of similar length; batches without a needed row are skipped.
 
-    They are cut over all rows, so that a row has the same neighbours, and to the last bit the same result, whatever was
-    computed before.
+    Batches are formed over all rows, so that a row has the same batch, and bitwise the same result, whatever is cached.
 
     Args:
-        lengths: of every row.
-        size: rows a chunk.
-        wanted: places.
+        lengths: length of each row.
+        batch_size: rows per batch.
+        needed: indices of the rows to compute.
     """
-    order, needed = sorted(range(len(lengths)), key=lengths.__getitem__), set(wanted)
-    for start in range(0, len(order), size):
-        chunk = order[start : start + size]
-        if not needed.isdisjoint(chunk):
-            yield chunk
+    order, needed_set = sorted(range(len(lengths)), key=lengths.__getitem__), set(needed)
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        if not needed_set.isdisjoint(batch):
+            yield batch
 
 
-def read_rows(path: Path) -> dict[int, Any]:
-    """Return the rows of a file by place; a last line that was cut off by a kill is taken away."""
+def read_cached_rows(path: Path) -> dict[int, Any]:
+    """Return the rows of a file by index; an incomplete last line, left by a killed process, is removed."""
     if not path.is_file():
         return {}
     content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        path.write_bytes(whole)
-    return dict(json.loads(line) for line in whole.decode("utf-8").split("\n") if line)
+    complete = content[: content.rfind(b"\n") + 1]
+    if len(complete) < len(content):
+        path.write_bytes(complete)
+    return dict(json.loads(line) for line in complete.decode("utf-8").split("\n") if line)
 
 
-def digest(key: Any) -> str:
+def hash_json(value: Any) -> str:
     """Return a short hash of a JSON value."""
-    text = json.dumps([FORMAT, key], sort_keys=True, ensure_ascii=False)
+    text = json.dumps([CACHE_FORMAT, value], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def digest_of_texts(texts: Sequence[Any]) -> str:
-    """Return a hash of many texts, or of tuples of them."""
+def hash_texts(texts: Sequence[Any]) -> str:
+    """Return a short hash of a sequence of texts, or of tuples of texts."""
     return hashlib.sha256(json.dumps(list(texts), ensure_ascii=False).encode()).hexdigest()[:24]
-
-
-def digest_of_model(model: str, loading: ModelLoadingConfig, cache: Cache) -> str:
-    """Return the identity of a model: its folder's files, or its name on the hub, and what changes as it is loaded.
-
-    Hashing many gigabytes takes a while, so a file's hash is kept under its path, size and time of change.
-    """
-    folder = Path(model).expanduser()
-    parts: list[Any] = [asdict(loading)]
-    if not folder.is_dir():
-        return f"{model} {digest(parts)}"
-    for file in sorted(folder.iterdir()):
-        if file.is_file() and file.suffix in (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"):
-            state = file.stat()
-            key = {"file": str(file.resolve()), "size": state.st_size, "changed": state.st_mtime_ns}
-            parts.append([file.name, cache.value(key, partial(hash_of_file, file))])
-    return digest(parts)

@@ -3,12 +3,12 @@
 import re
 from typing import TYPE_CHECKING
 
-from lit_rlhf.data.prompt_template import bos_ids, encode_texts
+from lit_rlhf.data.prompt_template import find_bos_ids, encode_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-KINDS = {
+DEGENERATE_KINDS = {
     "empty": "nothing but the end token",
     "repeated_token": "the real answer's first token over and over, as long as that answer",
     "repeated_sentence": "the real answer's first sentence three times",
@@ -16,7 +16,7 @@ KINDS = {
     "prompt_copied": "the prompt again",
     "refusal": "a refusal",
 }
-_SENTENCE = re.compile(r".*?[.!?](?=\s|$)", re.DOTALL)
+_SENTENCE_PATTERN = re.compile(r".*?[.!?](?=\s|$)", re.DOTALL)
 
 
 class DegenerateAnswers:
@@ -31,9 +31,9 @@ class DegenerateAnswers:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", thanks: str, refusal: str) -> None:
         self.tokenizer = tokenizer
         self.thanks, self.refusal = encode_texts(tokenizer, [thanks, refusal])
-        self.leading = bos_ids(tokenizer)
+        self.bos_ids = find_bos_ids(tokenizer)
 
-    def to(self, prompt: list[int], best: list[int], limit: int) -> dict[str, list[int]]:
+    def build(self, prompt_ids: list[int], best_ids: list[int], max_tokens: int) -> dict[str, list[int]]:
         """Return kind -> token ids, each with an end token.
 
         Args:
@@ -42,21 +42,21 @@ class DegenerateAnswers:
             limit: most tokens of an answer, at least 1.
         """
         eos = self.tokenizer.eos_token_id
-        begun = prompt[: len(self.leading)] == self.leading
+        begun = prompt_ids[: len(self.bos_ids)] == self.bos_ids
         answers = {
             "empty": [],
-            "repeated_token": best[:1] * max(len(best) - 1, 3),
-            "repeated_sentence": self._repeated_sentence(best),
+            "repeated_token": best_ids[:1] * max(len(best_ids) - 1, 3),
+            "repeated_sentence": self._repeat_first_sentence(best_ids),
             "thanks": self.thanks,
-            "prompt_copied": prompt[len(self.leading) :] if begun else prompt,
+            "prompt_copied": prompt_ids[len(self.bos_ids) :] if begun else prompt_ids,
             "refusal": self.refusal,
         }
-        assert answers.keys() == KINDS.keys()
-        return {kind: [*ids[: limit - 1], eos] for kind, ids in answers.items()}
+        assert answers.keys() == DEGENERATE_KINDS.keys()
+        return {kind: [*ids[: max_tokens - 1], eos] for kind, ids in answers.items()}
 
-    def _repeated_sentence(self, best: list[int]) -> list[int]:
-        text = self.tokenizer.decode(best, skip_special_tokens=True)
+    def _repeat_first_sentence(self, best_ids: list[int]) -> list[int]:
+        text = self.tokenizer.decode(best_ids, skip_special_tokens=True)
         assert isinstance(text, str)
-        sentence = _SENTENCE.match(text)
+        sentence = _SENTENCE_PATTERN.match(text)
         first = (sentence.group() if sentence else text).strip()
         return encode_texts(self.tokenizer, [" ".join([first] * 3)])[0]

@@ -1,4 +1,4 @@
-"""An evaluation: every suite on every model, into one report."""
+"""An evaluation: every suite on every model, collected in one report."""
 
 import platform
 import time
@@ -7,30 +7,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, WandbLogger
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache
 from lit_rlhf.evaluation.models.evaluated_model import EvaluatedModel, ModelSpec
 from lit_rlhf.evaluation.results import MetricValue, Suite, SuiteResult
 
-PACKAGES = ("lit-rlhf", "torch", "transformers", "lm-eval")
+REPORTED_PACKAGES = ("lit-rlhf", "torch", "transformers", "lm-eval")
 
 
 class Evaluation:
-    """What `lit-rlhf evaluate` runs.
+    """Settings and execution of `lit-rlhf evaluate`.
 
     Args:
-        models: by name. The order is that of the report.
-        baseline: the model that others are compared with and whose figures changes are taken from: the SFT model in
-            the paper.
+        models: by name, in the order of the report.
+        baseline: name of the model that all others are compared with: the SFT model in the paper.
         suites: by name.
-        out: folder of `report.html`, `report.json` and of what was computed, from which an interrupted run goes on.
+        out: folder of `report.html`, `report.json` and the cache, from which an interrupted run resumes.
         seed: of the sampling noise.
-        batch_size: prompts decoded at once.
-        max_batch_tokens: most tokens of a forward pass over given text.
+        batch_size: prompts decoded in one batch.
+        max_batch_tokens: maximum tokens per forward pass over given text.
         progress: whether to show progress bars.
-        logger: gets every figure and, if it has tables (Weights & Biases), the tables of figures and samples.
+        logger: receives every metric; a WandbLogger also the tables of metrics and samples.
     """
 
     def __init__(
@@ -54,118 +53,113 @@ class Evaluation:
         self.progress, self.logger = progress, logger
 
     def run(self) -> dict[str, Any]:
-        """Evaluate; return the report.
+        """Evaluate all models and return the report.
 
         Raises:
-            UserError: whatever of models, data or services the user can mend.
+            UserError: a problem of models, data or services that the user can fix.
         """
         cache = Cache(Path(self.out) / "cache", self.progress)
         settings = (cache, self.seed, self.batch_size, self.max_batch_tokens)
-        subjects = {name: EvaluatedModel(name, candidate, *settings) for name, candidate in self.models.items()}
-        baseline = subjects[self.baseline]
+        models = {name: EvaluatedModel(name, spec, *settings) for name, spec in self.models.items()}
+        baseline = models[self.baseline]
         for suite in self.suites.values():
-            check = getattr(suite, "check", None)
-            if check is not None:
-                check(list(subjects.values()))
-        found: dict[str, dict[str, SuiteResult]] = {name: {} for name in self.suites}
-        seconds: dict[str, dict[str, float]] = {name: {} for name in subjects}
-        # the baseline first: what the others are compared with is in the cache by then, and one model is loaded
-        for name in sorted(subjects, key=lambda name: name != self.baseline):
+            suite.check(list(models.values()))
+        results: dict[str, dict[str, SuiteResult]] = {name: {} for name in self.suites}
+        seconds: dict[str, dict[str, float]] = {name: {} for name in models}
+        # the baseline first: its completions are cached when the others need them, so one model is loaded at a time
+        for name in sorted(models, key=lambda name: name != self.baseline):
             for suite_name, suite in self.suites.items():
                 start = time.perf_counter()
-                found[suite_name][name] = suite.run(subjects[name], baseline)
+                results[suite_name][name] = suite.run(models[name], baseline)
                 seconds[name][suite_name] = time.perf_counter() - start
                 print(f"{name}: {suite_name}, {seconds[name][suite_name]:.0f} s", flush=True)
-            subjects[name].release()
+            models[name].release()
         return {
             "seed": self.seed,
             "baseline": self.baseline,
             "models": {
-                name: {"path": each.candidate.path, "identity": each.identity} for name, each in subjects.items()
+                name: {"path": model.spec.path, "fingerprint": model.fingerprint} for name, model in models.items()
             },
-            "suites": {name: self._suite(name, findings) for name, findings in found.items()},
+            "suites": {name: self._build_suite_report(name, by_model) for name, by_model in results.items()},
             "seconds": seconds,
-            "versions": versions(),
+            "versions": read_package_versions(),
         }
 
-    def _suite(self, name: str, findings: dict[str, SuiteResult]) -> dict[str, Any]:
-        """Return a suite's part of the report: figures by name and model, samples side by side."""
-        findings = {model: findings[model] for model in self.models}
-        # the baseline lacks some figures: the order is that of the model with most
-        longest_first = sorted(findings.values(), key=lambda each: -len(each.metrics))
-        names = dict.fromkeys(figure for each in longest_first for figure in each.metrics)
+    def _build_suite_report(self, name: str, results: dict[str, SuiteResult]) -> dict[str, Any]:
+        """Return a suite's part of the report: metrics by name and model, samples side by side."""
+        results = {model: results[model] for model in self.models}
+        # the baseline lacks some metrics: the order is that of the model with the most
+        longest_first = sorted(results.values(), key=lambda result: -len(result.metrics))
+        metric_names = dict.fromkeys(metric for result in longest_first for metric in result.metrics)
         return {
             "kind": type(self.suites[name]).__name__,
-            "rows": max(each.rows for each in findings.values()),
-            "figures": {figure: self._row(figure, findings) for figure in names},
-            "notes": {model: each.notes for model, each in findings.items() if each.notes},
-            "samples": side_by_side(findings),
-            "tables": {model: each.tables for model, each in findings.items() if each.tables},
+            "rows": max(result.num_rows for result in results.values()),
+            "metrics": {metric: self._build_metric_row(metric, results) for metric in metric_names},
+            "notes": {model: result.notes for model, result in results.items() if result.notes},
+            "samples": collect_samples(results),
+            "tables": {model: result.tables for model, result in results.items() if result.tables},
         }
 
-    def _row(self, name: str, findings: dict[str, SuiteResult]) -> dict[str, Any]:
-        figures = {model: each.metrics.get(name) for model, each in findings.items()}
-        known = next(figure for figure in figures.values() if figure is not None)
-        base = figures[self.baseline]
-        models = {model: cell(figure, base) for model, figure in figures.items() if figure is not None}
-        return {"unit": known.unit, "better": known.better, "models": models}
+    def _build_metric_row(self, name: str, results: dict[str, SuiteResult]) -> dict[str, Any]:
+        metrics = {model: result.metrics.get(name) for model, result in results.items()}
+        known = next(metric for metric in metrics.values() if metric is not None)
+        baseline = metrics[self.baseline]
+        cells = {model: build_metric_cell(metric, baseline) for model, metric in metrics.items() if metric is not None}
+        return {"unit": known.unit, "better": known.better, "models": cells}
 
 
-def cell(figure: MetricValue, baseline: MetricValue | None) -> dict[str, Any]:
-    """Return a figure as JSON takes it, with its change against the baseline."""
+def build_metric_cell(metric: MetricValue, baseline: MetricValue | None) -> dict[str, Any]:
+    """Return a metric as a JSON object, with its change against the baseline."""
     keys = ("value", "low", "high", "count", "missing")
-    found: dict[str, Any] = {key: getattr(figure, key) for key in keys}
-    if baseline is not None and None not in (figure.value, baseline.value):
-        assert figure.value is not None and baseline.value is not None
-        found["change"] = figure.value - baseline.value
-    return found
+    cell: dict[str, Any] = {key: getattr(metric, key) for key in keys}
+    if baseline is not None and None not in (metric.value, baseline.value):
+        assert metric.value is not None and baseline.value is not None
+        cell["change"] = metric.value - baseline.value
+    return cell
 
 
-def side_by_side(findings: dict[str, SuiteResult]) -> list[dict[str, Any]]:
-    """Return the samples of all models, those of one prompt together, in the order of the first model."""
+def collect_samples(results: dict[str, SuiteResult]) -> list[dict[str, Any]]:
+    """Return the samples of all models, one row per prompt, in the order of the first model."""
     rows: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for model, each in findings.items():
-        for sample in each.samples:
+    for model, result in results.items():
+        for sample in result.samples:
             key = (sample["prompt"], sample["group"], sample.get("variant", ""))
             row = rows.setdefault(key, {"prompt": key[0], "group": key[1], "variant": key[2], "answers": {}})
             row["answers"].setdefault(model, {"text": sample["answer"], "verdict": sample["verdict"]})
     return list(rows.values())
 
 
-def versions() -> dict[str, str]:
-    """Return what the figures were made with."""
-    found = {"python": platform.python_version(), "threads": str(torch.get_num_threads())}
-    for package in PACKAGES:
+def read_package_versions() -> dict[str, str]:
+    """Return the versions that the metrics were computed with."""
+    versions = {"python": platform.python_version(), "threads": str(torch.get_num_threads())}
+    for package in REPORTED_PACKAGES:
         try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # an extra that is not there
+            versions[package] = version(package)
+        except PackageNotFoundError:  # an optional extra
             continue
-    return found
+    return versions
 
 
 def log_report(report: dict[str, Any], logger: Logger) -> None:
-    """Hand figures, and tables where the logger has them, to a logger."""
+    """Log all metrics, and with a WandbLogger the tables of metrics and samples."""
     metrics = {}
     for suite, part in report["suites"].items():
         rows = []
-        for figure, row in part["figures"].items():
+        for name, row in part["metrics"].items():
             for model, values in row["models"].items():
                 if values["value"] is not None:
-                    metrics[f"{suite}/{model}/{figure}"] = values["value"]
-                rows.append(
-                    [figure, model, *(values.get(key) for key in ("value", "low", "high", "change", "missing"))]
-                )
-        log_table = getattr(logger, "log_table", None)
-        if log_table is not None:
-            columns = ["figure", "model", "value", "low", "high", "change", "missing"]
-            log_table(key=f"{suite}/figures", columns=columns, data=rows)
+                    metrics[f"{suite}/{model}/{name}"] = values["value"]
+                rows.append([name, model, *(values.get(key) for key in ("value", "low", "high", "change", "missing"))])
+        if isinstance(logger, WandbLogger):
+            columns = ["metric", "model", "value", "low", "high", "change", "missing"]
+            logger.log_table(key=f"{suite}/metrics", columns=columns, data=rows)
             samples = [
                 [sample["group"], sample["variant"], sample["prompt"], model, answer["text"], str(answer["verdict"])]
                 for sample in part["samples"]
                 for model, answer in sample["answers"].items()
             ]
             columns = ["group", "variant", "prompt", "model", "answer", "verdict"]
-            log_table(key=f"{suite}/samples", columns=columns, data=samples)
+            logger.log_table(key=f"{suite}/samples", columns=columns, data=samples)
     logger.log_metrics(metrics)
     logger.save()
     logger.finalize("success")

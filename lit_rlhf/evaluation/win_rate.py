@@ -1,4 +1,4 @@
-"""How often a model's response is preferred to the baseline's, and how sure that is."""
+"""Win rate of a model against a baseline, with a cluster-robust interval."""
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
@@ -12,7 +12,7 @@ Z_95 = NormalDist().inv_cdf(0.975)  # 1.959964
 
 
 class WinRate(NamedTuple):
-    """Share of comparisons won, with a 95 % interval."""
+    """Win rate with its 95 % interval."""
 
     rate: float  # in [0, 1], a tie counts half
     low: float  # the interval, clipped to [0, 1]
@@ -21,7 +21,7 @@ class WinRate(NamedTuple):
 
 
 def win_rate(preferences: Sequence[float], clusters: Sequence[Hashable] | None = None) -> WinRate:
-    """Share of comparisons won against the baseline (InstructGPT, section 3.6 and Figure 1).
+    """Return the win rate against the baseline with its interval (InstructGPT, section 3.6 and Figure 1).
 
     With n comparisons w_i in G clusters, the interval is the cluster-robust normal approximation:
 
@@ -29,19 +29,19 @@ def win_rate(preferences: Sequence[float], clusters: Sequence[Hashable] | None =
         variance = G / (G - 1) * sum_g (sum over i in g of (w_i - rate))^2 / n^2
         interval = rate +- 1.96 sqrt(variance), clipped to [0, 1]
 
-    Judges of one prompt see the same pair of responses, so their verdicts are not independent: with the prompt as
+    Verdicts on one prompt are about the same pair of responses, so they are not independent: with the prompt as
     cluster, m judges who always agree count as one. Without clusters the variance is that of a mean of independent
     comparisons, `rate (1 - rate) / (n - 1)` where there are no ties.
 
-    Comparisons that all come out alike leave a width of zero (a model against itself: 0.5, 0.5, 0.5); a single cluster
-    shows nothing of its spread, so its interval is [0, 1].
+    Identical verdicts give an interval of width zero (a model against itself: 0.5, 0.5, 0.5). The spread of a single
+    cluster is unknown, so its interval is [0, 1].
 
     Args:
         preferences: n verdicts: 1 = preferred to the baseline, 0.5 = tie, 0 = the baseline preferred.
-        clusters: n labels, equal for comparisons that belong together (the prompt). None: each stands alone.
+        clusters: n labels, equal for comparisons of one cluster (the prompt). None: each is its own cluster.
 
     Raises:
-        UserError: without any comparison, or where a verdict is none of 0, 0.5 and 1.
+        UserError: no comparison, or a verdict that is not 0, 0.5 or 1.
     """
     count = len(preferences)
     if not count:

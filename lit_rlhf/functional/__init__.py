@@ -1,4 +1,4 @@
-"""Pure tensor maths: no model, no tokenizer, no Lightning. Imports torch alone.
+"""Pure functions on tensors: no model, no tokenizer, no Lightning. Imports torch alone.
 
 Shapes: `B` sequences, `R` response width, `T` any width, `N` completions of all rankings, `V` vocabulary. Masks are
 bool unless they are named `attention_mask`.
@@ -32,8 +32,6 @@ from lit_rlhf.functional.ppo import PolicyLoss, ValueLoss, clipped_policy_loss, 
 from lit_rlhf.functional.ranking import PairNormalizer, RankingLoss, ranking_loss, ranking_pairs
 from lit_rlhf.functional.repetition import repeated_ngram_fraction
 from lit_rlhf.functional.sampling_filters import apply_top_k_top_p, top_k_top_p_threshold
-from lit_rlhf.packing.bin_packing import forward_flops, pack_balanced, partition_balanced
-from lit_rlhf.packing.prefix_tree import packed_position_ids, prefix_tree_mask
 
 __all__ = [
     "AGGREGATIONS",
@@ -54,7 +52,6 @@ __all__ = [
     "expected_best_of_k",
     "expected_calibration_error",
     "explained_variance",
-    "forward_flops",
     "gae",
     "group_relative",
     "grouped_mean",
@@ -70,13 +67,9 @@ __all__ = [
     "masked_sum",
     "mean_and_variance",
     "moments",
-    "pack_balanced",
-    "packed_position_ids",
     "pad_left",
     "pad_right",
-    "partition_balanced",
     "position_ids",
-    "prefix_tree_mask",
     "quantile_bins",
     "ranking_loss",
     "ranking_pairs",

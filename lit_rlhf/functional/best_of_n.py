@@ -1,13 +1,13 @@
-"""Best-of-n sampling: what the best of k responses scores, and how far from the policy it is drawn."""
+"""Best-of-n sampling: expected score of the best of k responses, and its KL divergence from the policy."""
 
 import torch
 from torch import Tensor
 
 
 def expected_best_of_k(scores: Tensor) -> Tensor:
-    """The expected score of the best of k responses, estimated without bias from n >= k of them, for every k to n.
+    """Estimate the expected score of the best of k responses from n >= k of them, without bias, for k = 1 .. n.
 
-    With the scores of a prompt in rising order, `s_(i)` is the best of `C(i - 1, k - 1)` of the `C(n, k)` subsets of
+    With the scores of a prompt in ascending order, `s_(i)` is the best of `C(i - 1, k - 1)` of the `C(n, k)` subsets of
     k, so `E[max of k] = sum_i C(i - 1, k - 1) / C(n, k) * s_(i)`: the mean over all subsets (Chen et al., 2021, for
     scores of 0 and 1). k = 1 gives the mean, k = n the maximum.
 
@@ -19,7 +19,7 @@ def expected_best_of_k(scores: Tensor) -> Tensor:
     """
     n = scores.shape[1]
     ascending = scores.double().sort(1).values  # (B, n)
-    i = torch.arange(1, n + 1, dtype=torch.float64, device=scores.device)  # places
+    i = torch.arange(1, n + 1, dtype=torch.float64, device=scores.device)  # ranks
     k = i[:, None]
     # log C(i - 1, k - 1) - log C(n, k); lgamma has a pole where i < k, and there the weight is 0
     above = torch.lgamma(i) - torch.lgamma(k) - torch.lgamma((i - k).clamp(min=0) + 1)
@@ -29,10 +29,10 @@ def expected_best_of_k(scores: Tensor) -> Tensor:
 
 
 def best_of_n_kl(n: Tensor) -> Tensor:
-    """`log n - (n - 1) / n`: KL(best of n || policy), in nats a response, at most (Stiennon et al., 2020).
+    """Bound KL(best of n || policy) by `log n - (n - 1) / n`, in nats per response (Stiennon et al., 2020).
 
-    Exact where no two responses score alike; less where some do, or where a policy has few responses (Beirami et al.,
-    2024).
+    Exact if no two responses have equal scores; the KL is less if some do, or if the policy has few distinct responses
+    (Beirami et al., 2024).
 
     Args:
         n: Any shape, at least 1.

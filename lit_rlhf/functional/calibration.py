@@ -1,11 +1,11 @@
-"""Whether a stated probability is met by that share of the outcomes."""
+"""Calibration: whether predicted probabilities match observed frequencies."""
 
 import torch
 from torch import Tensor
 
 
 def reliability_curve(probabilities: Tensor, outcomes: Tensor, bins: int = 10) -> tuple[Tensor, Tensor, Tensor]:
-    """Stated and observed frequency in bins of equal width.
+    """Compute predicted and observed frequency in bins of equal width.
 
     Bin i holds the probabilities in [i / bins, (i + 1) / bins); the last one holds 1 too.
 

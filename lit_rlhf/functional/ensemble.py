@@ -1,23 +1,23 @@
-"""One score out of several reward models' (Coste et al., 2023: ensembles against over-optimisation).
+"""Aggregate the scores of several reward models (Coste et al., 2023: ensembles against overoptimization).
 
-The members' scores must be of one scale: models trained alike and centred on the same demonstrations.
+The members must score on one scale: trained with the same settings and centered on the same demonstrations.
 """
 
 from typing import Literal, get_args
 
 from torch import Tensor
 
-Aggregation = Literal["mean", "minimum", "lower_bound"]
+Aggregation = Literal["mean", "min", "mean_minus_std"]
 AGGREGATIONS: tuple[Aggregation, ...] = get_args(Aggregation)
 
 
 def aggregate_scores(scores: Tensor, aggregation: Aggregation, num_std: float = 1.0) -> Tensor:
-    """The aggregation of that name.
+    """Aggregate over members by name.
 
     Args:
-        scores: (M, ...) float, the first dimension the members.
-        aggregation: "mean", "minimum" or "lower_bound".
-        num_std: of the lower bound; the other two read none.
+        scores: (M, ...) float, one entry of the first dimension per member.
+        aggregation: "mean", "min" or "mean_minus_std".
+        num_std: Used by "mean_minus_std" only.
 
     Returns:
         (...), the dtype of `scores`.
@@ -25,30 +25,30 @@ def aggregate_scores(scores: Tensor, aggregation: Aggregation, num_std: float = 
     assert aggregation in AGGREGATIONS, aggregation
     if aggregation == "mean":
         return ensemble_mean(scores)
-    if aggregation == "minimum":
+    if aggregation == "min":
         return ensemble_min(scores)
     return ensemble_mean_minus_std(scores, num_std)
 
 
 def ensemble_mean(scores: Tensor) -> Tensor:
-    """`mean_m s_m`: less noise, and no caution. Shapes as in `aggregate_scores`."""
+    """Compute `mean_m s_m`. Shapes as in `aggregate_scores`."""
     return scores.mean(0)
 
 
 def ensemble_min(scores: Tensor) -> Tensor:
-    """`min_m s_m` (worst-case optimisation): what every member grants at least. Shapes as in `aggregate_scores`."""
+    """Compute `min_m s_m` (worst-case optimization). Shapes as in `aggregate_scores`."""
     return scores.amin(0)
 
 
 def ensemble_mean_minus_std(scores: Tensor, num_std: float = 1.0) -> Tensor:
-    """`mean_m s_m - num_std * std_m s_m`: the mean, less for what the members disagree on.
+    """Compute `mean_m s_m - num_std * std_m s_m`: the mean, penalized where members disagree.
 
-    The standard deviation is that of the members at hand (biased), so that a single member is its own lower bound.
-    Coste et al. subtract the variance; a standard deviation is in units of the score.
+    The standard deviation is the biased one, 0 for a single member. Coste et al. subtract the variance instead; a
+    standard deviation is in units of the score.
 
     Args:
         scores: (M, ...) float.
-        num_std: c, at least 0; 0 gives the mean.
+        num_std: At least 0; 0 gives the mean.
 
     Returns:
         (...).

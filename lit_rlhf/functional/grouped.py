@@ -1,19 +1,19 @@
-"""Means and correlations by group: accuracy by margin, by length, by size of a ranking."""
+"""Means and correlations per group: accuracy by margin, by length, by size of a ranking."""
 
 import torch
 from torch import Tensor
 
 
 def grouped_mean(values: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Mean of the values of each group.
+    """Compute the mean of each group.
 
     Args:
         values: (n,).
         group: (n,) int64, 0 .. groups - 1.
-        groups: How many there are.
+        groups: Number of groups.
 
     Returns:
-        Mean and count of each group, (groups,) float64; the mean of an empty group is `nan`.
+        Mean and count of each group, (groups,) float64 each; the mean of an empty group is `nan`.
     """
     assert values.shape == group.shape and values.ndim == 1
     count, total = (
@@ -24,14 +24,14 @@ def grouped_mean(values: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Te
 
 
 def quantile_bins(values: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Groups of nearly equal size by value; equal values are never parted, so there may be fewer groups.
+    """Bin values by their quantiles. Equal values share a bin, so there may be fewer bins than asked for.
 
     Args:
         values: (n,), at least one.
-        groups: At most so many, at least 1.
+        groups: Most bins, at least 1.
 
     Returns:
-        The group of each value, (n,) int64 from 0 on, and the lower edge of each group, (number of groups,) float64.
+        The bin of each value, (n,) int64 from 0 on, and the lower edge of each bin, (bins,) float64.
     """
     assert values.ndim == 1 and len(values) and groups >= 1
     ordered = values.double().sort().values
@@ -41,10 +41,10 @@ def quantile_bins(values: Tensor, groups: int) -> tuple[Tensor, Tensor]:
 
 
 def correlation(x: Tensor, y: Tensor, group: Tensor | None = None) -> Tensor:
-    """Pearson's correlation, over all points or within groups.
+    """Compute Pearson's correlation, over all points or within groups.
 
-    Within groups both are taken as differences from their group's mean: of scores and lengths with rankings as groups
-    it says whether the longer of two answers to the same prompt scores higher, whatever the prompts do.
+    Within groups, of differences from the group mean: with rankings as groups, the correlation of scores and lengths
+    says whether the longer of two responses to the same prompt scores higher, whatever differs between prompts.
 
     Args:
         x: (n,).
@@ -52,7 +52,7 @@ def correlation(x: Tensor, y: Tensor, group: Tensor | None = None) -> Tensor:
         group: (n,) int64 from 0 on; None takes all points as one group.
 
     Returns:
-        0-d float64 in [-1, 1]; `nan` where either does not vary.
+        0-d float64 in [-1, 1]; `nan` where `x` or `y` does not vary.
     """
     assert x.shape == y.shape and x.ndim == 1
     group = torch.zeros(len(x), dtype=torch.int64, device=x.device) if group is None else group
@@ -62,6 +62,6 @@ def correlation(x: Tensor, y: Tensor, group: Tensor | None = None) -> Tensor:
 
 
 def _differences(x: Tensor, group: Tensor, groups: int) -> Tensor:
-    """Each value less its group's mean, with the rounding of equal values taken off."""
+    """Subtract each group's mean; a difference that is rounding alone becomes 0."""
     difference = x - grouped_mean(x, group, groups)[0][group]
     return difference.masked_fill(difference.abs() <= 1e-12 * x.abs().max(), 0.0)

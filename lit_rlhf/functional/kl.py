@@ -9,8 +9,7 @@ With `x ~ policy` and `d = log policy(x) - log reference(x)` (Schulman, 2020, ht
 | `k3` | `exp(-d) - 1 + d` | unbiased, low variance, never negative |
 
 Each takes the log-probabilities of the same sampled tokens under both models, any shape, and returns that shape, in
-nats. None is clamped: a `k1` cut off at 0 would no longer be an estimate of the KL. What lies outside the response is
-the caller's to mask.
+nats. None is clamped: `k1` clamped at 0 would be biased. The caller masks what lies outside the response.
 """
 
 import torch
@@ -18,18 +17,18 @@ from torch import Tensor
 
 
 def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """`d = logprobs - reference`: its sum over a response is the log-ratio in InstructGPT's Eq. 2."""
+    """Compute `d`, whose sum over a response is the log-ratio in InstructGPT's Eq. 2."""
     assert logprobs.shape == ref_logprobs.shape
     return logprobs - ref_logprobs
 
 
 def k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """`d^2 / 2`: half the squared log-ratio. Its gradient, unlike its value, is that of the KL in expectation."""
+    """Compute `d^2 / 2`; its gradient, unlike its value, is in expectation that of the KL."""
     return k1(logprobs, ref_logprobs).square() / 2
 
 
 def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """`exp(-d) - 1 + d`: `k1` with a control variate of expectation 0."""
+    """Compute `exp(-d) - 1 + d`: `k1` with a control variate of expectation 0."""
     log_ratio = k1(logprobs, ref_logprobs)
-    # expm1, because exp(-d) - 1 loses every digit of a small d.
+    # exp(-d) - 1 would lose every digit of a small d
     return torch.expm1(-log_ratio) + log_ratio

@@ -1,4 +1,4 @@
-"""From the reward model's score to a reward per token."""
+"""Rewards per token: the score of a response and a KL penalty."""
 
 import torch
 from torch import Tensor
@@ -7,13 +7,13 @@ from lit_rlhf.functional.padding import last_token_index
 
 
 def kl_penalized_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coefficient: float) -> Tensor:
-    """The reward of InstructGPT's Eq. 2, with the per-token KL penalty of §3.5.
+    """Compute the reward of InstructGPT's Eq. 2, with the per-token KL penalty of §3.5.
 
-    `reward_t = -kl_coefficient * kl_t`, plus the score at the last action, which is the end token where there is one.
-    A row adds up to `score - kl_coefficient * sum_t kl_t`.
+    `reward_t = -kl_coefficient * kl_t`, plus the score at the last action (the end token, if there is one). A row sums
+    to `score - kl_coefficient * sum_t kl_t`.
 
     Args:
-        scores: (B,), of the whole response.
+        scores: (B,), of responses.
         kl: (B, R), in nats per token: `kl.k1` for the paper's penalty.
         mask: (B, R) bool, True for an action; at least one in each row.
         kl_coefficient: The paper's beta.

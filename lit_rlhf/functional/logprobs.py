@@ -1,4 +1,4 @@
-"""Log-probabilities and entropies out of logits, in float32 whatever the logits are."""
+"""Log-probabilities and entropies from logits of any dtype, in float32."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Logits that are held in float32 at a time: the logits of a batch are its largest tensor. On a CPU 4 MiB stay in the
-# cache; an accelerator, where every launch costs, takes 16 times as many.
+# Logits converted to float32 at a time: the logits of a batch are its largest tensor. 4 MiB stay in a CPU's cache; an
+# accelerator takes 16 times as many, because every kernel launch costs.
 _CHUNK_ELEMENTS = 2**20
 
 
 def logit_chunks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Windows of rows and columns that cover (B, T) and hold a bounded number of logits, at least one position."""
+    """Yield slices of rows and columns that cover (B, T), each of a bounded number of logits, at least one position."""
     B, T, V = logits.shape
     limit = _CHUNK_ELEMENTS if logits.device.type == "cpu" else 16 * _CHUNK_ELEMENTS
     columns = max(1, min(T, limit // V))
@@ -24,13 +24,13 @@ def logit_chunks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 def scaled_logits(logits: Tensor, temperature: float) -> Tensor:
-    """Float32 logits of the distribution at `temperature`; no copy where none is needed."""
+    """Divide float32 logits by `temperature`, without a copy where nothing changes."""
     logits = logits.float()
     return logits if temperature == 1.0 else logits / temperature
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """Keeps the logits alone for the backward pass, where autograd would keep all log-probabilities in float32."""
+    """Save only the logits for the backward pass, where autograd would save all log-probabilities in float32."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
@@ -52,19 +52,19 @@ class _TokenLogprobs(torch.autograd.Function):
             outer = (gradient[chunk] / ctx.temperature).unsqueeze(-1)
             inner = scaled_logits(logits[chunk], ctx.temperature).softmax(-1).mul_(-outer)
             inner.scatter_add_(-1, tokens[chunk].unsqueeze(-1), outer)
-            # A masked position has gradient 0, and 0 * nan would poison every weight.
+            # a masked position has gradient 0, and 0 * nan would be nan
             logits_gradient[chunk] = inner.masked_fill_(outer == 0, 0)
         return logits_gradient, None, None
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-probability of each token under `softmax(logits / temperature)`.
+    """Compute the log-probability of each token under `softmax(logits / temperature)`.
 
-    Nothing is shifted: `logits[:, t]` is the distribution of `tokens[:, t]`. A position whose gradient is 0 passes
-    exactly 0 on, even where its logits are `nan`. Differentiable once.
+    Nothing is shifted: `logits[:, t]` is the distribution of `tokens[:, t]`. Where the incoming gradient is 0, that of
+    the logits is exactly 0, even if they are `nan`. Differentiable once.
 
     Args:
-        logits: (B, T, V), any floating dtype; a half-precision tensor is never held whole in float32.
+        logits: (B, T, V), any floating dtype; half precision is converted to float32 in chunks.
         tokens: (B, T) int64.
         temperature: Above 0.
 
@@ -77,10 +77,10 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> 
 
 
 def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Entropy `-sum_v p_v log p_v` of `softmax(logits / temperature)` at each position.
+    """Compute the entropy `-sum_v p_v log p_v` of `softmax(logits / temperature)` at each position.
 
     A logit of minus infinity counts as probability 0. Meant as a metric, under `torch.no_grad()`: with gradients,
-    the probabilities of the whole batch are kept.
+    autograd saves the probabilities of the full batch.
 
     Args:
         logits: (B, T, V), any floating dtype.

@@ -1,17 +1,17 @@
 """Statistics over the valid positions of a padded tensor.
 
-What lies outside a mask may be anything, `nan` and `inf` included: it reaches neither a value nor a gradient.
+Values outside the mask, `nan` and `inf` included, affect neither results nor gradients.
 """
 
 import torch
 from torch import Tensor
 
-# Inside the root, as in Ziegler et al. (2019), so that a constant input gives 0 and not `nan`.
+# under the square root, as in Ziegler et al. (2019): a constant input gives 0 and not nan
 _EPSILON = 1e-8
 
 
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
-    """Sum of `x` where `mask` is True.
+    """Sum `x` where `mask` is True.
 
     Args:
         x: Any shape. Half precision is summed in float32.
@@ -22,39 +22,39 @@ def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
     """
     assert x.shape == mask.shape, f"shapes differ: {tuple(x.shape)} and mask {tuple(mask.shape)}"
     dtype = torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else None
-    # A product with the mask would let nan through.
+    # a product with the mask would let nan through
     return torch.where(mask, x, 0).sum(dtype=dtype)
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `x` where `mask` is True; `nan` for an empty mask. Shapes as in `masked_sum`.
+    """Average `x` where `mask` is True; `nan` for an empty mask. Shapes as in `masked_sum`.
 
-    A mean over micro-batches or ranks is not the mean of their means: for those add sums and counts.
+    Over micro-batches or ranks, add sums and counts instead: the mean of means is not the mean.
     """
     return masked_sum(x, mask) / mask.sum()
 
 
 def moments(x: Tensor, mask: Tensor) -> Tensor:
-    """Count, sum and sum of squares of `x` where `mask` is True.
+    """Compute count, sum and sum of squares of `x` where `mask` is True.
 
-    Moments of parts (micro-batches, ranks) add up to the moments of the whole; `mean_and_variance` reads them.
+    Moments of parts (micro-batches, ranks) add up to those of all; `mean_and_variance` takes the result.
 
     Args:
         x: Any shape.
         mask: Bool, the shape of `x`.
 
     Returns:
-        (3,) float64, because the variance is a difference of nearly equal numbers.
+        (3,) float64: the variance is a difference of nearly equal numbers.
     """
     x = x.double()
     return torch.stack([mask.sum().double(), masked_sum(x, mask), masked_sum(x.square(), mask)])
 
 
 def mean_and_variance(moments: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance (divided by the count) out of `moments`.
+    """Compute mean and biased variance (divided by the count) from `moments`.
 
     Args:
-        moments: (3,) float64, one result of `moments` or a sum of several.
+        moments: (3,) float64, of `moments`, or a sum of several.
 
     Returns:
         Two 0-d float64 tensors, `nan` where the count is zero.
@@ -70,8 +70,8 @@ def whiten(x: Tensor, mask: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     Args:
         x: Any shape.
         mask: Bool, the shape of `x`.
-        mean: 0-d, over whatever the statistic is meant to cover: all ranks, for advantages.
-        variance: 0-d, of the same.
+        mean: 0-d; of advantages, over all ranks.
+        variance: 0-d, over the same values.
 
     Returns:
         The shape and dtype of `x`.
@@ -83,7 +83,7 @@ def whiten(x: Tensor, mask: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
 def scale_to_unit_variance(x: Tensor, mask: Tensor, variance: Tensor) -> Tensor:
     """Scale to variance 1 without shifting: `x / sqrt(variance + 1e-8)`, and 0 outside the mask.
 
-    Rewards are rescaled and never whitened: a shift would pay or charge the policy for every token it writes.
+    Rewards are scaled and never whitened: a shift would reward or penalize the policy for every token it generates.
 
     Args:
         x: Any shape.

@@ -1,23 +1,23 @@
-"""Where sequences begin and end: by their masks, never by the padding token, which may well be the end token too."""
+"""Padding, and where sequences begin and end: by masks, never by the padding id, which may equal the end token."""
 
 import torch
 from torch import Tensor
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:
-    """Position of each token counted from the first real one, whichever side is padded.
+    """Count positions from the first real token, whichever side is padded.
 
     Args:
         attention_mask: (B, T) int64 or bool, 1 = real token.
 
     Returns:
-        (B, T) int64; 0 on padding to the left.
+        (B, T) int64; 0 on left padding.
     """
     return (attention_mask.cumsum(-1) - 1).clamp_min(0)
 
 
 def last_token_index(attention_mask: Tensor) -> Tensor:
-    """Index of the last real token of each row.
+    """Find the last real token of each row.
 
     Args:
         attention_mask: (B, T) int64 or bool, 1 = real token; at least one in each row.
@@ -31,14 +31,14 @@ def last_token_index(attention_mask: Tensor) -> Tensor:
 
 
 def pad_left(rows: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Rows of tokens as one tensor, padded in front: prompts, so that responses start in the same column.
+    """Pad rows of tokens on the left, as for prompts, so that responses start in the same column.
 
     Args:
         rows: B lists of tokens.
-        pad_id: What stands on padding.
+        pad_id: Id of the padding.
 
     Returns:
-        ids (B, T) int64 and attention mask (B, T) int64, T being the longest row.
+        Ids (B, T) int64 and attention mask (B, T) int64, where T is the longest row.
     """
     width = max(map(len, rows))
     ids = [[pad_id] * (width - len(row)) + row for row in rows]
@@ -47,7 +47,7 @@ def pad_left(rows: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
 
 
 def pad_right(rows: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Rows of tokens as one tensor, padded behind. Arguments and results as in `pad_left`."""
+    """Pad rows of tokens on the right. Arguments and results as in `pad_left`."""
     width = max(map(len, rows))
     ids = [row + [pad_id] * (width - len(row)) for row in rows]
     mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
@@ -55,14 +55,14 @@ def pad_right(rows: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
 
 
 def mask_through_first_stop(ids: Tensor, stop_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The part of each row up to and including its first stop token.
+    """Mask each row up to and including its first stop token.
 
     Args:
         ids: (B, R) int64.
-        stop_ids: (any number,) int64, on the device of `ids`.
+        stop_ids: (S,) int64, on the device of `ids`; may be empty.
 
     Returns:
-        mask (B, R) bool, all True in a row without a stop token, and ended (B,) bool, whether there is one.
+        Mask (B, R) bool, all True in a row without a stop token, and (B,) bool, whether the row has one.
     """
     stops = torch.isin(ids, stop_ids)
     stops_before = stops.cumsum(-1) - stops.long()

@@ -1,7 +1,7 @@
 """The losses of proximal policy optimization (Schulman et al., 2017), as sums over actions.
 
-Sums and counts add over micro-batches and ranks; the caller divides by the number of actions in the whole minibatch.
-What lies outside the mask, `nan` included, reaches neither a loss nor a gradient.
+Sums and counts add up over micro-batches and ranks; the caller divides by the number of actions of the minibatch.
+Values outside the mask, `nan` included, affect neither loss nor gradient.
 """
 
 from typing import NamedTuple
@@ -19,9 +19,9 @@ class PolicyLoss(NamedTuple):
     loss: Tensor
     """Sum of the clipped surrogate, with the sign of a loss."""
     num_clipped: Tensor
-    """Number of actions whose gradient the clip cut off, int64."""
+    """Number of actions whose gradient is 0 because of clipping, int64."""
     approx_kl: Tensor
-    """Sum of `ratio - 1 - log ratio`: estimates KL(old || new) in nats, never negative."""
+    """Sum of `ratio - 1 - log ratio`, which estimates KL(old || new) in nats and is never negative."""
     count: Tensor  # type: ignore[assignment]  # hides tuple.count
     """Number of actions, int64."""
 
@@ -40,19 +40,20 @@ class ValueLoss(NamedTuple):
 def clipped_policy_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip_range: float
 ) -> PolicyLoss:
-    """The clipped surrogate objective (PPO Eq. 7), negated.
+    """Compute the clipped surrogate objective (PPO Eq. 7), negated.
 
-    `sum over actions of max(-A r, -A clip(r, 1 - clip, 1 + clip))` with `r = exp(logprobs - old_logprobs)`.
+    `sum over actions of max(-A r, -A clamp(r, 1 - clip_range, 1 + clip_range))`
+    with `r = exp(logprobs - old_logprobs)`.
 
     Args:
         logprobs: (B, R), of the policy being trained.
-        old_logprobs: (B, R), of the policy at the time of the rollout.
+        old_logprobs: (B, R), of the policy that generated the rollout.
         advantages: (B, R).
         mask: (B, R) bool, True for an action.
         clip_range: How far the ratio may move from 1; 0.2 in InstructGPT (§C.4).
     """
     assert logprobs.shape == old_logprobs.shape == advantages.shape == mask.shape
-    # Masked before exp: exp(nan) would come back as a nan gradient, whatever is masked afterwards.
+    # masked before exp, whose gradient at nan would be nan even if masked afterwards
     log_ratio = torch.where(mask, logprobs - old_logprobs, 0)
     ratio = log_ratio.exp()
     unclipped = -advantages * ratio
@@ -69,22 +70,23 @@ def clipped_policy_loss(
 def clipped_value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip_range: float
 ) -> ValueLoss:
-    """Half the squared error of the critic, with its move since the rollout limited.
+    """Compute half the squared error of the critic, with its change since the rollout clipped.
 
-    `sum over actions of max((v - R)^2, (v_clipped - R)^2) / 2` with `v_clipped = clamp(v, v_old - clip, v_old + clip)`
+    `sum over actions of max((v - R)^2, (v_clipped - R)^2) / 2` with
+    `v_clipped = clamp(v, v_old - clip_range, v_old + clip_range)`.
 
     Args:
         values: (B, R), of the critic being trained.
         old_values: (B, R), at the time of the rollout.
-        returns: (B, R), as `advantages.gae` gives them.
+        returns: (B, R), of `gae`.
         mask: (B, R) bool, True for an action.
-        clip_range: In units of the value; infinity for no limit. The paper does not mention a limit.
+        clip_range: In units of the value; infinity for no clipping. The paper does not mention value clipping.
     """
     assert values.shape == old_values.shape == returns.shape == mask.shape
-    # Masked before squaring, for the sake of the gradient.
+    # masked before squaring, whose gradient at nan would be nan
     values, old_values, returns = (torch.where(mask, x, 0) for x in (values, old_values, returns))
     unclipped = (values - returns).square()
-    # Not old + (v - old).clamp(): its rounding would differ from v, and count as clipped.
+    # not old + (v - old).clamp(), whose rounding differs from v and would count as clipped
     clipped = (values.clamp(old_values - clip_range, old_values + clip_range) - returns).square()
     return ValueLoss(
         loss=masked_sum(torch.maximum(unclipped, clipped), mask) / 2,
@@ -94,9 +96,9 @@ def clipped_value_loss(
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """`1 - Var(returns - values) / Var(returns)` over the mask.
+    """Compute `1 - Var(returns - values) / Var(returns)` over the mask.
 
-    1 for a perfect critic, 0 for a constant one, below 0 for one that is worse than a constant.
+    1 for a perfect critic, 0 for a constant one, negative for one worse than a constant.
 
     Args:
         values: (B, R).

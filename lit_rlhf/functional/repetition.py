@@ -1,13 +1,13 @@
-"""How much a response repeats itself."""
+"""Repetition within a response."""
 
 import torch
 from torch import Tensor
 
-NGRAM = 3  # three ids of up to 21 bits fit into one 64-bit number, so that equal numbers are equal sequences
+NGRAM = 3  # three ids of up to 21 bits fit into one int64, so that equal keys are equal n-grams
 
 
 def repeated_ngram_fraction(ids: Tensor, mask: Tensor) -> Tensor:
-    """Share of a response's sequences of three tokens that occurred in it before.
+    """Compute the fraction of a response's trigrams that occurred in it before.
 
     Args:
         ids: (B, R) int64, below 2**21.
@@ -23,7 +23,7 @@ def repeated_ngram_fraction(ids: Tensor, mask: Tensor) -> Tensor:
         (ids[:, start : start + width] << (21 * (NGRAM - 1 - start)) for start in range(NGRAM)), ids.new_zeros(())
     )
     counted = mask[:, NGRAM - 1 :]
-    # what does not count gets a negative number of its own: it repeats nothing
+    # a masked n-gram gets a unique negative key, so that it repeats nothing
     own = -1 - torch.arange(width, device=ids.device).expand_as(keys)
     ordered = torch.where(counted, keys, own).sort(1).values
     repeats = (ordered[:, 1:] == ordered[:, :-1]).sum(1)

@@ -1,4 +1,4 @@
-"""Sampling from a part of the vocabulary: top-k, top-p."""
+"""Filters of the sampling distribution: top-k and top-p."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,10 @@ from lit_rlhf.functional.logprobs import logit_chunks, scaled_logits
 
 
 def top_k_top_p_threshold(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
-    """The smallest logit of a token that may be drawn.
+    """Compute the smallest logit of a token that may be sampled.
 
-    First the k likeliest tokens stay; of these, renormalised, the smallest number of likeliest ones that reach the
-    probability p (nucleus sampling: Holtzman et al., 2020). Tokens that tie with the last one stay too.
+    Top-k first; top-p (nucleus sampling: Holtzman et al., 2020) then keeps the fewest of the k likeliest tokens that
+    reach probability p, renormalized over the k. Tokens that tie with the last one are kept too.
 
     Args:
         logits: (B, T, V), any floating dtype.
@@ -29,7 +29,7 @@ def top_k_top_p_threshold(logits: Tensor, temperature: float, top_k: int | None,
         last = likeliest[..., -1]
         if top_p is not None and top_p < 1:
             probabilities = scaled_logits(likeliest, temperature).softmax(-1)
-            before = probabilities.cumsum(-1, dtype=torch.float64) - probabilities  # of the likelier ones
+            before = probabilities.cumsum(-1, dtype=torch.float64) - probabilities  # of likelier tokens
             needed = (before < top_p).sum(-1, keepdim=True).clamp_min(1)
             last = likeliest.gather(-1, needed - 1).squeeze(-1)
         threshold[chunk] = last
@@ -39,20 +39,20 @@ def top_k_top_p_threshold(logits: Tensor, temperature: float, top_k: int | None,
 def apply_top_k_top_p(
     logits: Tensor, tokens: Tensor, temperature: float, top_k: int | None, top_p: float | None
 ) -> Tensor:
-    """Logits with minus infinity for what may not be drawn; `tokens` may be drawn in any case.
+    """Set the logits of tokens that may not be sampled to minus infinity, except those of `tokens`.
 
     Args:
         logits: (B, T, V).
-        tokens: (B, T) int64, what was drawn. Another model, or the same after an update, may rule it out; kept, its
-            probability is small and not 0.
+        tokens: (B, T) int64, the sampled tokens. Another model, or the same one after an update, might filter them out;
+            kept, their probability is small instead of 0.
         temperature: Above 0.
         top_k: As in `top_k_top_p_threshold`.
         top_p: As in `top_k_top_p_threshold`.
 
     Returns:
-        (B, T, V); gradients flow to the logits that stay.
+        (B, T, V); gradients flow to the logits that are kept.
     """
     with torch.no_grad():
-        out = logits < top_k_top_p_threshold(logits, temperature, top_k, top_p).unsqueeze(-1)
-        out.scatter_(-1, tokens.unsqueeze(-1), False)
-    return logits.masked_fill(out, -torch.inf)
+        filtered = logits < top_k_top_p_threshold(logits, temperature, top_k, top_p).unsqueeze(-1)
+        filtered.scatter_(-1, tokens.unsqueeze(-1), False)
+    return logits.masked_fill(filtered, -torch.inf)

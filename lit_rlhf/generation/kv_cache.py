@@ -1,10 +1,12 @@
-"""Rows that are being decoded: one pass over their prompts, then one a token, from keys and values kept.
+"""Decoding with a KV cache: a static one, allocated once, or transformers' growing one.
 
-Shapes: `B` prompts, `N` rows, a multiple of B, `P` prompt width, `V` vocabulary.
+Shapes: `B` prompts, `N` rows (responses), a multiple of B, `P` prompt width, `V` vocabulary, `H` heads, `d` head size.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,86 +14,144 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from lit_rlhf.functional import position_ids
-from lit_rlhf.generation.llama_decode_batch import FastDecoder, LlamaDecodeBatch, compaction_plan
-from lit_rlhf.packing.attention_masks import packed_model_inputs, packing_unsupported_reason, to_attention_mask
+from lit_rlhf.packing.attention_masks import packed_model_inputs, to_attention_mask
 
 
-class DecodeBatch(Protocol):
-    """What an engine decodes; some rows may be dropped on the way."""
+class DecodeBatch(ABC):
+    """Rows that are decoded together. Rows may leave on the way."""
 
+    @abstractmethod
     def prefill(self) -> Tensor:
-        """Return the logits of every row's first token, (N, V)."""
-        ...
+        """Return the logits of every row's first token, (N, V). A prompt is computed once for all its rows."""
 
+    @abstractmethod
     def compact(self, active: Tensor) -> Tensor:
-        """Drop the rows where `active` (n,) bool is False; return the places of the others in their new order, (m,)."""
-        ...
+        """Drop the rows where `active` (n,) bool is False; return the old index of each remaining row, (m,)."""
 
+    @abstractmethod
     def step(self, tokens: Tensor) -> Tensor:
-        """Take the rows' last tokens (n,); return the logits of their next ones, (n, V)."""
-        ...
+        """Append one token per row, (n,); return the logits of the next ones, (n, V)."""
 
 
-def make_decode_batch(
-    model: PreTrainedModel,
-    prompt_ids: Tensor,
-    prompt_mask: Tensor,
-    num_samples: int,
-    max_new_tokens: int,
-    direct: FastDecoder | None,
-) -> DecodeBatch:
-    """Return the rows of the prompts, `num_samples` of each, for responses of at most `max_new_tokens` tokens.
-
-    In memory set aside once where the model keeps all keys and values and takes a mask as it is; else in the growing
-    cache of transformers, which gives the same and takes longer. Llama's blocks are called without the model around
-    them.
+class Decoder(ABC):
+    """How a model decodes during one rollout, with its weights as they were when it began.
 
     Args:
         model: the policy.
-        prompt_ids: (B, P) int64, left-padded.
-        prompt_mask: (B, P), 1 = real token.
-        num_samples: rows of each prompt.
-        max_new_tokens: most tokens of a response.
-        direct: of `direct_rows.build_fast_decoder`, for a model that decodes so.
+        step: a compiled decode step, from `compile_step`; None runs it eagerly.
+
+    Attributes:
+        allows_inference_mode: whether its passes leave nothing behind that training uses.
     """
-    if direct is not None:
-        return LlamaDecodeBatch(model, prompt_ids, prompt_mask, num_samples, max_new_tokens, direct)
-    config = model.config.get_text_config()
-    against = packing_unsupported_reason(config, config._attn_implementation, prompt_ids.shape[1] + max_new_tokens)
-    kind = StaticCacheBatch if against is None else DynamicCacheBatch
-    return kind(model, prompt_ids, prompt_mask, num_samples, max_new_tokens)
+
+    allows_inference_mode = False
+
+    def __init__(self, model: PreTrainedModel, step: Any = None) -> None:
+        self.model = model
+
+    @abstractmethod
+    def start(self, prompt_ids: Tensor, prompt_mask: Tensor, num_samples: int, max_new_tokens: int) -> DecodeBatch:
+        """Return a batch of B x `num_samples` rows.
+
+        Args:
+            prompt_ids: (B, P) int64, left-padded.
+            prompt_mask: (B, P), 1 = real token.
+            num_samples: rows per prompt.
+            max_new_tokens: largest number of tokens of a response.
+        """
+
+    @staticmethod
+    def compile_step() -> Any:
+        """Return the compiled decode step, for any batch size and length."""
 
 
-class StaticCacheBatch:
-    """Keys and values in memory that is set aside once; where a row is dropped, the last one takes its place.
+class DynamicCacheDecoder(Decoder):
+    """transformers' growing cache, for models whose layers keep something else than all keys and values."""
 
-    So all the moves of a batch copy no more than it holds, and nothing is computed for what is not filled yet.
+    def start(self, prompt_ids: Tensor, prompt_mask: Tensor, num_samples: int, max_new_tokens: int) -> DecodeBatch:
+        """See `Decoder.start`."""
+        return DynamicCacheBatch(self.model, prompt_ids, prompt_mask, num_samples)
+
+
+class DynamicCacheBatch(DecodeBatch):
+    """A batch in a `DynamicCache`, which a step copies to append to it."""
+
+    def __init__(self, model: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor, num_samples: int) -> None:
+        self.model, self.ids, self.mask, self.num_samples = model, prompt_ids, prompt_mask, num_samples
+        self.cache: Any = DynamicCache(config=model.config)
+        self.position_ids = position_ids(prompt_mask)
+
+    def prefill(self) -> Tensor:
+        """See `DecodeBatch.prefill`."""
+        logits = self._logits(self.ids)
+        self.cache.batch_repeat_interleave(self.num_samples)
+        self.mask = self.mask.repeat_interleave(self.num_samples, 0)
+        self.position_ids = self.position_ids[:, -1:].repeat_interleave(self.num_samples, 0)
+        return logits.repeat_interleave(self.num_samples, 0)
+
+    def compact(self, active: Tensor) -> Tensor:
+        """See `DecodeBatch.compact`."""
+        kept = active.nonzero().squeeze(1)
+        self.cache.batch_select_indices(kept)
+        self.mask, self.position_ids = self.mask[kept], self.position_ids[kept]
+        return kept
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """See `DecodeBatch.step`."""
+        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
+        self.position_ids = self.position_ids + 1
+        return self._logits(tokens[:, None])
+
+    def _logits(self, ids: Tensor) -> Tensor:
+        return _last_logits(self.model, ids, self.mask, self.position_ids, self.cache)
+
+
+class StaticCacheDecoder(Decoder):
+    """A KV cache that is allocated once, for every model that keeps all keys and values and takes a mask as it is."""
+
+    def __init__(self, model: PreTrainedModel, step: Any = None) -> None:
+        super().__init__(model)
+        self.compiled_step: Callable[..., Tensor] | None = step
+
+    def start(self, prompt_ids: Tensor, prompt_mask: Tensor, num_samples: int, max_new_tokens: int) -> DecodeBatch:
+        """See `Decoder.start`."""
+        kind = StaticCacheBatch if self.compiled_step is None else partial(CompiledCacheBatch, self.compiled_step)
+        return kind(self.model, prompt_ids, prompt_mask, num_samples, max_new_tokens)
+
+    @staticmethod
+    def compile_step() -> Any:
+        """See `Decoder.compile_step`."""
+        return torch.compile(_last_logits)
+
+
+class StaticCacheBatch(DecodeBatch):
+    """A batch in a cache that is allocated once; the last row moves to the place of one that leaves.
+
+    Compaction copies each row at most once; attention covers the filled columns only.
     """
 
     def __init__(
         self, model: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor, num_samples: int, max_new_tokens: int
     ) -> None:
         self.model, self.ids, self.mask, self.num_samples = model, prompt_ids, prompt_mask, num_samples
-        self.cache_position = prompt_ids.shape[1]
-        self.cache = Cache(
-            layer_class_to_replicate=partial(StaticCacheLayer, self.cache_position + max_new_tokens, num_samples)
-        )
+        self.cache_position = prompt_ids.shape[1]  # columns filled
+        self.max_length = self.cache_position + max_new_tokens
+        self.cache = Cache(layer_class_to_replicate=partial(StaticCacheLayer, self.max_length, num_samples))
         response = prompt_mask.new_ones(len(prompt_mask), max_new_tokens)
-        seen = torch.cat([prompt_mask, response], 1).repeat_interleave(num_samples, 0).bool()[:, None, None]
+        visible = torch.cat([prompt_mask, response], 1).repeat_interleave(num_samples, 0).bool()[:, None, None]
         self.attn_implementation = model.config.get_text_config()._attn_implementation
-        self.attention_mask = to_attention_mask(seen, self.attn_implementation)  # (N, 1, 1, P + length)
-        self.position_ids = position_ids(prompt_mask)[:, -1:].repeat_interleave(
-            num_samples, 0
-        )  # (N, 1), of the last token
+        self.attention_mask = to_attention_mask(visible, self.attn_implementation)  # (N, 1, 1, P + R)
+        # (N, 1), position of each row's last token
+        self.position_ids = position_ids(prompt_mask)[:, -1:].repeat_interleave(num_samples, 0)
 
     def prefill(self) -> Tensor:
-        """See `Rows`. A prompt is computed once for all its rows."""
-        return self._logits(
-            self.ids, **packed_model_inputs(self.mask, attn_implementation=self.attn_implementation)
-        ).repeat_interleave(self.num_samples, 0)
+        """See `DecodeBatch.prefill`."""
+        inputs = packed_model_inputs(self.mask, attn_implementation=self.attn_implementation)
+        logits = _last_logits(self.model, self.ids, inputs["attention_mask"], inputs["position_ids"], self.cache)
+        return logits.repeat_interleave(self.num_samples, 0)
 
     def compact(self, active: Tensor) -> Tensor:
-        """See `Rows`."""
+        """See `DecodeBatch.compact`."""
         order, movers, holes = compaction_plan(active)
         if len(holes):
             for layer in self.cache.layers:
@@ -100,103 +160,135 @@ class StaticCacheBatch:
         return order
 
     def step(self, tokens: Tensor) -> Tensor:
-        """See `Rows`."""
+        """See `DecodeBatch.step`."""
         self.cache_position += 1
         self.position_ids = self.position_ids + 1
-        return self._logits(tokens[:, None], self.attention_mask[..., : self.cache_position], self.position_ids)
+        mask = self.attention_mask[..., : self.cache_position]
+        return _last_logits(self.model, tokens[:, None], mask, self.position_ids, self.cache)
 
-    def _logits(self, ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
-        return self.model(
-            input_ids=ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+
+class CompiledCacheBatch(StaticCacheBatch):
+    """The same, by one compiled step: attention covers all columns, so that no shape but the batch size changes.
+
+    Args:
+        compiled_step: of `StaticCacheDecoder.compile_step`.
+        args: of `StaticCacheBatch`.
+    """
+
+    def __init__(self, compiled_step: Callable[..., Tensor], *args: Any) -> None:
+        super().__init__(*args)
+        self.compiled_step = compiled_step
+        self.column = torch.zeros(1, dtype=torch.long, device=self.ids.device)  # where the step writes
+        self.columns = torch.arange(self.max_length, device=self.ids.device)
+
+    def prefill(self) -> Tensor:
+        """See `DecodeBatch.prefill`."""
+        logits = super().prefill()
+        for layer in self.cache.layers:
+            layer.column = self.column
+            for states in (layer.keys, layer.values):
+                states[:, :, self.cache_position :] = 0  # masked, but 0 x NaN would be NaN
+                torch._dynamo.maybe_mark_dynamic(states, [0, 2])
+        return logits
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """See `DecodeBatch.step`."""
+        self.column.fill_(self.cache_position)
+        self.cache_position += 1
+        self.position_ids = self.position_ids + 1
+        filled = self.columns < self.cache_position
+        hidden = to_attention_mask(torch.zeros_like(filled)[None, None, None], self.attn_implementation)
+        mask = torch.where(filled, self.attention_mask, hidden).contiguous()
+        inputs = tokens[:, None].contiguous(), mask, self.position_ids.contiguous()
+        for tensor, dims in zip(inputs, ([0], [0, 3], [0])):
+            torch._dynamo.maybe_mark_dynamic(tensor, dims)
+        logits = self.compiled_step(self.model, *inputs, self.cache)
+        for layer in self.cache.layers:
+            layer.cache_position = self.cache_position
+        return logits
 
 
 class StaticCacheLayer(DynamicLayer):
-    """One layer's keys and values, (N, heads, columns, d), written in place where a `DynamicLayer` makes new ones.
+    """Keys and values of one layer, (N, H, columns, d), written in place where a `DynamicLayer` makes new ones.
 
-    The first pass is over the prompts; what it leaves is repeated for their samples. Every later pass adds a column to
-    as many rows as it has, from the first row on.
+    The first pass is over the prompts; its keys and values are repeated for their samples. Every later pass adds a
+    column to as many rows as it has, from the first row on.
 
     Args:
-        max_length: tokens of a prompt and its response at most.
-        num_samples: rows of each prompt.
+        max_length: columns: tokens of a prompt and its response at most.
+        num_samples: rows per prompt.
+
+    Attributes:
+        column: (1,) int64, the column that a compiled step writes; attention then covers all columns. None: the next.
     """
 
     def __init__(self, max_length: int, num_samples: int) -> None:
         super().__init__()
+        self.keys: Tensor
+        self.values: Tensor
         self.max_length, self.num_samples, self.cache_position = max_length, num_samples, 0
+        self.column: Tensor | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write them; return all that the rows of this pass attend to."""
+        """Write them; return all keys and values that the rows of this pass attend to."""
+        rows = len(key_states)
+        if self.column is not None:
+            self.keys[:rows].index_copy_(2, self.column, key_states)
+            self.values[:rows].index_copy_(2, self.column, value_states)
+            return self.keys[:rows], self.values[:rows]
         start, self.cache_position = self.cache_position, self.cache_position + key_states.shape[2]
         if start == 0:
             self.keys, self.values = self._allocate(key_states), self._allocate(value_states)
             self.is_initialized = True
             return key_states, value_states
-        rows = len(key_states)
         self.keys[:rows, :, start : self.cache_position] = key_states
         self.values[:rows, :, start : self.cache_position] = value_states
         return self.keys[:rows, :, : self.cache_position], self.values[:rows, :, : self.cache_position]
 
     def _allocate(self, prompts: Tensor) -> Tensor:
-        """Return the memory for all columns, with those of the prompts (B, heads, P, d) in it."""
-        count, heads, width, size = prompts.shape
-        room = prompts.new_empty(count, self.num_samples, heads, self.max_length, size)
-        room[..., :width, :] = prompts[:, None]
-        return room.flatten(0, 1)
+        """Return memory for all columns, with those of the prompts (B, H, P, d) filled in."""
+        count, heads, width, head_dim = prompts.shape
+        states = prompts.new_empty(count, self.num_samples, heads, self.max_length, head_dim)
+        states[..., :width, :] = prompts[:, None]
+        return states.flatten(0, 1)
 
     def move(self, source: Tensor, target: Tensor) -> None:
-        """Put the rows `source` in place of the rows `target`."""
+        """Copy the rows `source` over the rows `target`."""
         for states in (self.keys, self.values):
             states[target, :, : self.cache_position] = states[source, :, : self.cache_position]
 
     def get_seq_length(self) -> int:
-        """Return how many columns are filled."""
-        return self.cache_position
+        """Return the number of filled columns."""
+        # a constant for a compiled step, which would else be compiled anew at every length
+        return self.cache_position if self.column is None else 0
 
 
-class DynamicCacheBatch:
-    """The cache of transformers, for models whose layers keep something else than all keys and values."""
+def _last_logits(
+    model: PreTrainedModel, ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Any
+) -> Tensor:
+    """Return the logits after the last token of each row, (n, V)."""
+    logits: Tensor = model(
+        input_ids=ids,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    return logits
 
-    def __init__(
-        self, model: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor, num_samples: int, max_new_tokens: int
-    ) -> None:
-        self.model, self.ids, self.mask, self.samples = model, prompt_ids, prompt_mask, num_samples
-        self.cache: Any = DynamicCache(config=model.config)
-        self.position = position_ids(prompt_mask)
 
-    def prefill(self) -> Tensor:
-        """See `Rows`. A prompt is computed once for all its rows."""
-        logits = self._logits(self.ids)
-        self.cache.batch_repeat_interleave(self.samples)
-        self.mask = self.mask.repeat_interleave(self.samples, 0)
-        self.position = self.position[:, -1:].repeat_interleave(self.samples, 0)
-        return logits.repeat_interleave(self.samples, 0)
+def compaction_plan(active: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return how the remaining rows fill the holes of those that leave.
 
-    def compact(self, active: Tensor) -> Tensor:
-        """See `Rows`."""
-        kept = active.nonzero().squeeze(1)
-        self.cache.batch_select_indices(kept)
-        self.mask, self.position = self.mask[kept], self.position[kept]
-        return kept
+    Args:
+        active: (n,) bool, False where a row leaves.
 
-    def step(self, tokens: Tensor) -> Tensor:
-        """See `Rows`."""
-        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
-        self.position = self.position + 1
-        return self._logits(tokens[:, None])
-
-    def _logits(self, ids: Tensor) -> Tensor:
-        return self.model(
-            input_ids=ids,
-            attention_mask=self.mask,
-            position_ids=self.position,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+    Returns:
+        the old index of each remaining row in the new order, (m,); the rows that move, from the end, (h,); the indices
+        that they move to, (h,).
+    """
+    kept, dropped = active.nonzero().squeeze(1), (~active).nonzero().squeeze(1)
+    holes = dropped[dropped < len(kept)]
+    movers = kept[len(kept) - len(holes) :]
+    return torch.arange(len(kept), device=active.device).index_copy_(0, holes, movers), movers, holes

@@ -1,14 +1,14 @@
-"""vLLM as a rollout engine: a server of its own, asked over HTTP, that takes the policy's weights from a shared folder.
+"""Generation by a vLLM server over HTTP, which reads the policy's weights from a shared folder.
 
-Nothing of vLLM is imported here. What is relied on, by the pages of vLLM's documentation (the latest, about v0.32.0):
+Nothing of vLLM is imported here. The features relied on, by the pages of vLLM's documentation (v0.32.0):
 
 - "OpenAI-Compatible Server", Completions API: a prompt of token ids, `n`, `seed`, `logprobs`, and of vLLM's own
   `return_token_ids` (the choices then hold `token_ids`), `stop_token_ids`, `ignore_eos`, `min_tokens`, `top_k`, and
   `stop_reason` in a choice; the server's model names in `/v1/models`.
 - "What is Layerwise (Re)loading?": the worker method `reload_weights` with `weights_path`, a safetensors folder.
 - "Sleep Mode": `POST /collective_rpc` calls such a method, on servers started with `VLLM_SERVER_DEV_MODE=1`.
-- "Automatic Prefix Caching": `cache_salt` keeps requests apart from what other requests left in the cache.
-- "Engine Arguments": `--logprobs-mode processed_logprobs`, log-probs behind temperature and truncation.
+- "Automatic Prefix Caching": `cache_salt` keeps a request from reading what other requests left in the prefix cache.
+- "Engine Arguments": `--logprobs-mode processed_logprobs`, log-probs after temperature, top-k and top-p.
 """
 
 import os
@@ -22,37 +22,38 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lit_rlhf.data.batches import PromptBatch
 from lit_rlhf.distributed import broadcast_object, is_distributed
 from lit_rlhf.errors import UserError
+from lit_rlhf.generation.base import GenerationOutput, Generator
 from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.generation.stopping import StoppingCriteria, StopStringMatcher
-from lit_rlhf.generation.vllm_responses import Payload, ResponseTable, choices_of
+from lit_rlhf.generation.vllm_responses import Payload, ResponseTable, read_choices
 from lit_rlhf.http import CredentialsRefused, JSONClient, RequestFailed
 from lit_rlhf.models.export import write_model
 from lit_rlhf.models.fingerprint import live_model_fingerprint
-from lit_rlhf.rollout.experience import GenerationOutput
 
-MIN_TEMPERATURE = 0.01  # vLLM takes this in place of a lower temperature above 0
+MIN_TEMPERATURE = 0.01  # vLLM raises a lower temperature above 0 to this
 
 
-class VLLMGenerator:
-    """Asks a running vLLM server for responses, and hands it the policy whenever its weights have changed.
+class VLLMGenerator(Generator):
+    """Requests responses from a running vLLM server, and syncs the policy's weights to it whenever they have changed.
 
-    Rank zero writes the weights (adapters folded in) to a new folder, has the server read them, and removes them again;
-    every rank asks for the responses to its own prompts. A request's seed depends on (seed, iteration, row) alone, so a
-    resumed run sends the same requests. vLLM draws with noise of its own: not what the engines in this process draw.
+    Rank zero writes the weights (adapters merged) to a new folder, has the server read them, and removes them again;
+    every rank requests the responses to its own prompts. A request's seed depends on (seed, iteration, row) alone, so a
+    resumed run sends the same requests. vLLM samples with noise of its own, so not the responses of `CachedGenerator`.
 
-    Its log-probs are of another implementation, so `ppo.old_logprobs` must be "recomputed".
+    Its log-probs come from another implementation, so `ppo.old_logprobs` must be "recompute".
 
     Args:
-        folder: where the weights are handed over; the server must see it under the same absolute path.
+        folder: where the weights are written; the server must see it under the same absolute path.
         url: address of the server.
-        model: the name that it serves the policy under (`--served-model-name`).
-        parallel: requests under way at once, from each rank; each is a prompt with all its samples.
-        timeout: seconds that an answer may take, or the reading of the weights.
-        retries: further tries after a failure that may pass, see `JSONClient`.
-        pause: seconds before the second try.
-        token_variable: environment variable with the server's `--api-key`; where it is not set, none is sent.
+        model: the name under which it serves the policy (`--served-model-name`).
+        parallel: concurrent requests per rank; each is a prompt with all its samples.
+        timeout: seconds that a response or the reading of the weights may take.
+        retries: further attempts after a failure that may pass, see `JSONClient`.
+        pause: seconds before the second attempt.
+        token_variable: environment variable that holds the server's `--api-key`; if it is unset, none is sent.
     """
 
     def __init__(
@@ -69,49 +70,43 @@ class VLLMGenerator:
         token = os.environ.get(token_variable)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
 
-        def client(path: str, tries: int = retries) -> JSONClient:
-            return JSONClient(url.rstrip("/") + path, headers, timeout, tries, pause, parallel=parallel)
+        def client(path: str, attempts: int = retries) -> JSONClient:
+            return JSONClient(url.rstrip("/") + path, headers, timeout, attempts, pause, parallel=parallel)
 
         self.folder, self.model = Path(folder).expanduser().resolve(), model
         self.models, self.completions = client("/v1/models", 0), client("/v1/completions")
         self.rpc = client("/collective_rpc")
-        self.where = f"vLLM at {self.models.public(url)}"
-        self.advice = f"it comes from the environment variable {token_variable}, which is {'' if token else 'not '}set"
-        self.version = ""  # of the weights that the server holds, by their values
+        self.name = f"vLLM at {self.models.public(url)}"
+        self.key_hint = (
+            f"it comes from the environment variable {token_variable}, which is {'' if token else 'not '}set"
+        )
+        self.weights_version = ""  # fingerprint of the weights that the server holds
 
-    def check(self, sampling: SamplingParams, logprobs: str) -> None:
-        """Refuse what vLLM does not do.
-
-        Args:
-            sampling: of the run.
-            logprobs: `ppo.old_logprobs`.
-        """
-        if logprobs == "sampled":
+    def check(self, sampling: SamplingParams, old_logprobs: str) -> None:
+        """See `Generator.check`."""
+        if old_logprobs == "rollout":
             raise UserError(
-                "ppo.old_logprobs is 'sampled', but vLLM's log-probs are of another implementation than the update's, and "
-                "the ratio would not start at 1; set ppo.old_logprobs to 'recomputed', as -c generator/vllm does"
+                "ppo.old_logprobs is 'rollout', but vLLM's log-probs come from another implementation than the "
+                "update's, and the ratio would not start at 1; set ppo.old_logprobs to 'recompute', as "
+                "-c generator/vllm does"
             )
         if 0 < sampling.temperature < MIN_TEMPERATURE:
             raise UserError(
-                f"sampling.temperature {sampling.temperature} would become {MIN_TEMPERATURE} in vLLM; set it to {MIN_TEMPERATURE} or "
-                "more, or leave out model.generator"
+                f"sampling.temperature {sampling.temperature} would become {MIN_TEMPERATURE} in vLLM; set it to "
+                f"{MIN_TEMPERATURE} or more, or leave out model.generator"
             )
 
     def check_connection(self) -> None:
-        """Ask which models are served.
-
-        Raises:
-            UserError: no server there, or none of that name.
-        """
+        """Refuse a server that does not answer, or that serves no model of that name."""
         served = self.request(self.models, None, lambda answer: [each["id"] for each in answer["data"]])
         if isinstance(served, RequestFailed):
             raise UserError(
-                f"{self.where}: {served.reason}; start the server (docs/ppo.md, vLLM), or set "
+                f"{self.name}: {served.reason}; start the server (docs/ppo.md, vLLM), or set "
                 "model.generator.init_args.url"
             )
         if self.model not in served:
             raise UserError(
-                f"{self.where}: it serves {', '.join(served)} and no {self.model!r}; start it with "
+                f"{self.name}: it serves {', '.join(served)} and no {self.model!r}; start it with "
                 f"--served-model-name {self.model}, or set model.generator.init_args.model"
             )
 
@@ -119,38 +114,40 @@ class VLLMGenerator:
     def generate(
         self,
         model: PreTrainedModel,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        uniforms: Tensor,
+        prompts: PromptBatch,
         sampling: SamplingParams,
-        stop_string_matcher: StopStringMatcher | None = None,
+        uniforms: Tensor,
+        matches_stop_string: StopStringMatcher | None = None,
     ) -> GenerationOutput:
-        """See `Generator.generate`; of the noise, the first number of a prompt's rows becomes its request's seed."""
-        ending, samples = StoppingCriteria(model, sampling, stop_string_matcher), len(uniforms) // len(prompt_ids)
+        """See `Generator.generate`; a request's seed is the first uniform of its prompt's rows."""
+        stopping = StoppingCriteria(model, sampling, matches_stop_string)
+        num_samples = len(uniforms) // len(prompts.input_ids)
         self.sync_weights(model)
-        settings = self.settings(sampling, ending, samples)
-        seeds = (uniforms[::samples, 0].double() * 2**53).long().tolist()
-        prompts = [ids[kept].tolist() for ids, kept in zip(prompt_ids.cpu(), prompt_mask.cpu().bool())]
-        payloads = [{**settings, "prompt": prompt, "seed": seed} for prompt, seed in zip(prompts, seeds)]
-        table = ResponseTable(model, len(uniforms), sampling, ending.stop_token_ids.tolist(), self.where)
+        settings = self.request_settings(sampling, stopping, num_samples)
+        seeds = (uniforms[::num_samples, 0].double() * 2**53).long().tolist()
+        ids, mask = prompts.input_ids.cpu(), prompts.attention_mask.cpu().bool()
+        payloads = [
+            {**settings, "prompt": row[kept].tolist(), "seed": seed} for row, kept, seed in zip(ids, mask, seeds)
+        ]
+        table = ResponseTable(model, len(uniforms), sampling, stopping.stop_token_ids.tolist(), self.name)
         row = 0
         try:
-            for payload, answer in zip(payloads, self.completions.ask_all(payloads, choices_of)):
+            for payload, answer in zip(payloads, self.completions.ask_all(payloads, read_choices)):
                 if isinstance(answer, RequestFailed):
-                    raise UserError(f"{self.where}: {answer.reason}; {self.hint(answer)}")
+                    raise UserError(f"{self.name}: {answer.reason}; {self.hint(answer)}")
                 table.fill(row, payload, answer)
-                row += samples
+                row += num_samples
         except CredentialsRefused as refusal:
-            raise UserError(f"{refusal}; {self.advice}") from None
-        return table.rollout(ending)
+            raise UserError(f"{refusal}; {self.key_hint}") from None
+        return table.output(stopping)
 
-    def settings(self, sampling: SamplingParams, ending: StoppingCriteria, samples: int) -> Payload:
-        """Return what all requests have in common. Everything is said, for a server may have defaults of the model."""
+    def request_settings(self, sampling: SamplingParams, stopping: StoppingCriteria, num_samples: int) -> Payload:
+        """Return the settings of all requests; every one explicit, for a server may take defaults from the model."""
         return {
             "model": self.model,
-            "n": samples,
+            "n": num_samples,
             "max_tokens": sampling.max_new_tokens,
-            "min_tokens": sampling.min_new_tokens - 1,  # theirs does not count the end token
+            "min_tokens": sampling.min_new_tokens - 1,  # does not count the end token
             "temperature": sampling.temperature,
             "top_k": sampling.top_k or -1,
             "top_p": sampling.top_p or 1.0,
@@ -158,65 +155,65 @@ class VLLMGenerator:
             "repetition_penalty": 1.0,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
-            "ignore_eos": True,  # the end tokens are those that we name
-            "stop_token_ids": ending.stop_token_ids.tolist(),
+            "ignore_eos": True,  # the end tokens are the stop_token_ids
+            "stop_token_ids": stopping.stop_token_ids.tolist(),
             "stop": sampling.stop_strings,
-            "logprobs": 0,  # of the drawn token alone
+            "logprobs": 0,  # of the sampled token alone
             "return_token_ids": True,
-            "cache_salt": self.version,  # else keys and values of earlier weights are found there
+            "cache_salt": self.weights_version,  # else keys and values of earlier weights would be reused
         }
 
     def sync_weights(self, model: PreTrainedModel) -> None:
-        """Have the server read the policy's weights, unless it holds them; every rank must call it.
+        """Have the server read the policy's weights unless it holds them; every rank must call it.
 
         Raises:
-            UserError: on all ranks, where it did not work.
+            UserError: on all ranks, if it failed.
         """
         problem = None
         if not is_distributed() or dist.get_rank() == 0:
             version = live_model_fingerprint(model)
             try:
-                if version != self.version:
-                    self.push(model, self.folder / version)
-                    self.version = version
+                if version != self.weights_version:
+                    self.push_weights(model, self.folder / version)
+                    self.weights_version = version
             except UserError as error:
                 problem = str(error)
-        self.version, problem = broadcast_object((self.version, problem))
+        self.weights_version, problem = broadcast_object((self.weights_version, problem))
         if problem is not None:
             raise UserError(problem)
 
-    def push(self, model: PreTrainedModel, target: Path) -> None:
-        """Write the weights and have them read.
+    def push_weights(self, model: PreTrainedModel, target: Path) -> None:
+        """Write the weights and have the server read them.
 
         Args:
             model: the policy.
-            target: a folder of a name that no other weights had: vLLM was seen to keep what it read from a path.
+            target: a folder that no other weights were read from: vLLM was seen to keep what it read from a path.
         """
-        self.version = ""  # what the server holds after a failure is not known
+        self.weights_version = ""  # unknown after a failure
         try:
             shutil.rmtree(target, ignore_errors=True)
             write_model(model, target)
             call = {"method": "reload_weights", "kwargs": {"weights_path": str(target)}}
             answer = self.request(self.rpc, call, lambda said: said["results"])
         except OSError as error:
-            raise UserError(f"cannot hand the policy over in {str(target)!r}: {error.strerror}") from None
+            raise UserError(f"cannot write the policy's weights to {str(target)!r}: {error.strerror}") from None
         finally:
             shutil.rmtree(target, ignore_errors=True)
         if isinstance(answer, RequestFailed):
             how = f"it must see the folder {str(self.folder)!r} and serve a model of that shape; its log says more"
             if "status 404" in answer.reason:
                 how = "start it with VLLM_SERVER_DEV_MODE=1"
-            raise UserError(f"{self.where}: it did not read the policy's weights ({answer.reason}); {how}")
+            raise UserError(f"{self.name}: it did not read the policy's weights ({answer.reason}); {how}")
 
     def request(self, client: JSONClient, payload: Any, parse: Callable[[Any], Any]) -> Any:
-        """Return an answer; a key that is refused says where it comes from."""
+        """Return a parsed response; a refused key says where it comes from."""
         try:
             return client.ask(payload, lambda said, _: parse(said))
         except CredentialsRefused as refusal:
-            raise UserError(f"{refusal}; {self.advice}") from None
+            raise UserError(f"{refusal}; {self.key_hint}") from None
 
     def hint(self, answer: RequestFailed) -> str:
-        """Return what to do about a request without an answer."""
+        """Return what to do about a failed request."""
         if "status 404" in answer.reason:
             return f"start it with --served-model-name {self.model}, or set model.generator.init_args.model"
         if "status 400" in answer.reason:

@@ -1,4 +1,4 @@
-"""Transformers in, transformers out: language models, the scalar head, adapters, export."""
+"""Loading, adapting and exporting transformers models; the scalar head of reward models and critics."""
 
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 

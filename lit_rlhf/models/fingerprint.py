@@ -1,41 +1,67 @@
-"""Which weights a folder or a hub name stands for, and which a live model holds: what tells them from others."""
+"""Fingerprints of model folders, hub models and live models, by their content."""
 
 import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from lit_rlhf.hashing import hash_of_file, hash_of_files
+from lit_rlhf.hashing import hash_file, hash_files
 from lit_rlhf.models.loading import load_config
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.lora import policy_state_dict
 
-WEIGHT_FILE_PATTERNS = ("config.json", "*.safetensors", "*.bin")  # what decides what a model computes
+WEIGHT_FILE_PATTERNS = ("config.json", "*.safetensors", "*.bin")  # which decide what a model computes
+MODEL_FILE_SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")  # weights, config and tokenizer
+FINGERPRINT_FORMAT = 1  # increase it when the meaning of `loaded_model_fingerprint` changes
 
 
 def model_fingerprint(model: str, loading: ModelLoadingConfig) -> str:
-    """Return what tells a model from another of the same name.
+    """Compute a fingerprint that distinguishes models of the same name.
 
-    A folder is known by the SHA-256 of its weight files and config.json, all bytes (dates and sizes say nothing on
-    another machine), a checkpoint by its own. A model of the hub is known by its commit.
+    Of a folder, the SHA-256 of its weight files and config.json; of a checkpoint file, its SHA-256; of a hub model, its
+    commit.
     """
     folder = Path(model)
     if folder.is_file():
-        return f"sha256 {hash_of_file(folder)}"
+        return f"sha256 {hash_file(folder)}"
     if not folder.is_dir():
         commit = getattr(load_config(model, loading), "_commit_hash", None)
         return f"commit {commit}" if commit else f"hub name {model}"
-    return (
-        f"sha256 {hash_of_files(sorted({path for pattern in WEIGHT_FILE_PATTERNS for path in folder.glob(pattern)}))}"
-    )
+    return f"sha256 {hash_files(sorted({path for pattern in WEIGHT_FILE_PATTERNS for path in folder.glob(pattern)}))}"
+
+
+def loaded_model_fingerprint(
+    model: str, loading: ModelLoadingConfig, hash_file: Callable[[Path], str] = hash_file
+) -> str:
+    """Return a hash of everything that decides the outputs of a loaded model: weights, config, tokenizer, loading.
+
+    A hub model is identified by its name and revision, without network access.
+
+    Args:
+        model: folder or hub name.
+        loading: how the model is loaded.
+        hash_file: returns the SHA-256 of a file; a caller may cache it.
+    """
+    folder = Path(model).expanduser()
+    parts: list[Any] = [asdict(loading)]
+    if folder.is_dir():
+        files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in MODEL_FILE_SUFFIXES)
+        parts += [[file.name, hash_file(file)] for file in files]
+    text = json.dumps([FINGERPRINT_FORMAT, parts], sort_keys=True, ensure_ascii=False)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:24]
+    return digest if folder.is_dir() else f"{model} {digest}"
 
 
 def live_model_fingerprint(model: nn.Module) -> str:
-    """Return what tells the weights that a live policy computes with from those before, whatever changed them.
+    """Compute a fingerprint of the weights of a live policy, cheap enough for every iteration.
 
-    Sums of the bits of each tensor, as integers: a change of one bit shows, and only changes that cancel to the bit in
-    every tensor would not. Adapters that ride on the model, a critic's or a reward model's, do not count.
+    A hash of the sum of each tensor's bits as integers: it changes with any bit, unless changes cancel in every tensor.
+    Adapters of a critic or a reward model that share the policy's base are ignored.
     """
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = [

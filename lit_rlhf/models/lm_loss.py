@@ -1,4 +1,4 @@
-"""The language-modelling loss of a model on rows of text: supervised fine-tuning and the pretraining mix."""
+"""The language-modeling loss, of supervised fine-tuning and the pretraining mix."""
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -15,16 +15,16 @@ def causal_lm_loss(
     attention_mask: Tensor,
     sequence_lengths: tuple[int, ...] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Next-token cross-entropy `-sum log p(x_t | x_<t)` over the targets.
+    """Compute the next-token cross-entropy `-sum log p(x_t | x_<t)` over the targets.
 
-    The last term of InstructGPT's Eq. 2 with the sign of a loss, before any normalisation.
+    The last term of InstructGPT's Eq. 2 with the sign of a loss, not normalized.
 
     Args:
-        model: a causal language model, or the strategy's wrapper of one.
+        model: A causal language model, or the strategy's wrapper of one.
         input_ids: (B, T) int64.
-        loss_mask: (B, T) bool, True where the token itself is a target. Column 0 is never one: nothing predicts it.
+        loss_mask: (B, T) bool, True where the token itself is a target; never column 0, which nothing predicts.
         attention_mask: (B, T), 1 = real token.
-        sequence_lengths: where the one row is packed, tokens of each sequence of it.
+        sequence_lengths: Tokens of each sequence packed into the one row (B = 1); None for padded rows.
 
     Returns:
         The sum over targets in nats (0-d float32) and the number of targets (0-d int64).
@@ -34,6 +34,6 @@ def causal_lm_loss(
         inputs = {"attention_mask": attention_mask, "position_ids": position_ids(attention_mask)}
     else:
         inputs = varlen_inputs(model, sequence_lengths, input_ids.device)
-    line, column = loss_mask.nonzero(as_tuple=True)
-    logits = logits_at_positions(model, line, column - 1, input_ids=input_ids, **inputs)  # (n, V)
-    return -token_logprobs(logits[None], input_ids[line, column][None]).sum(), loss_mask.sum()
+    row, column = loss_mask.nonzero(as_tuple=True)
+    logits = logits_at_positions(model, row, column - 1, input_ids=input_ids, **inputs)  # (n, V)
+    return -token_logprobs(logits[None], input_ids[row, column][None]).sum(), loss_mask.sum()

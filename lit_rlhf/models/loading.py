@@ -1,8 +1,7 @@
-"""Causal language models and tokenizers from a folder or a hub name, checked before any weight is read."""
+"""Loading of causal language models and tokenizers from a folder or the hub, checked before any weight is read."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.loading_config import ModelLoadingConfig
+from lit_rlhf.suggestions import did_you_mean
 
 RESIDUAL_DROPOUT = ("resid_pdrop", "hidden_dropout", "dropout", "resid_dropout")
 OTHER_DROPOUT = (
@@ -33,15 +33,19 @@ OTHER_DROPOUT = (
 
 
 def load_config(model: str, loading: ModelLoadingConfig) -> PretrainedConfig:
-    """Return the model's configuration, with one clear error where there is none."""
+    """Load the configuration of a model.
+
+    Raises:
+        UserError: There is no such model.
+    """
     return from_pretrained_quietly(AutoConfig.from_pretrained, model, loading)
 
 
 def load_tokenizer(model: str, loading: ModelLoadingConfig) -> Tokenizer:
-    """Return the tokenizer of `model`, whose padding token differs from its end token.
+    """Load the tokenizer of `model`, whose padding token differs from its end token.
 
     Raises:
-        UserError: no tokenizer there, no end token, or padding that is missing or equal to the end token.
+        UserError: No tokenizer, no end token, or padding that is missing or equal to the end token.
     """
     tokenizer = from_pretrained_quietly(AutoTokenizer.from_pretrained, model, loading)
     if tokenizer.eos_token_id is None:
@@ -49,7 +53,7 @@ def load_tokenizer(model: str, loading: ModelLoadingConfig) -> Tokenizer:
             f"tokenizer of {model!r} has no end-of-sequence token: set eos_token in its tokenizer_config.json"
         )
     if loading.pad_token is not None and tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        tokenizer.add_special_tokens({"pad_token": loading.pad_token})  # takes an existing token of that name
+        tokenizer.add_special_tokens({"pad_token": loading.pad_token})  # reuses an existing token of that name
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         what = (
             "no padding token"
@@ -64,7 +68,7 @@ def load_tokenizer(model: str, loading: ModelLoadingConfig) -> Tokenizer:
 
 
 def check_vocabulary(tokenizer: Tokenizer, config: PretrainedConfig, model: str, loading: ModelLoadingConfig) -> None:
-    """Refuse a tokenizer with ids that the model has no embedding for; an added padding token is no such case."""
+    """Refuse a tokenizer with ids that the model has no embedding for, other than an added padding token."""
     size = config.get_text_config().vocab_size
     added = 1 if loading.pad_token is not None and tokenizer.pad_token_id >= size else 0
     if len(tokenizer) - added > size:
@@ -77,16 +81,16 @@ def check_vocabulary(tokenizer: Tokenizer, config: PretrainedConfig, model: str,
 def load_causal_lm(
     model: str, tokenizer: Tokenizer, loading: ModelLoadingConfig, dropout: float = 0.0
 ) -> PreTrainedModel:
-    """Return the causal language model of `model`, ready to train.
+    """Load a causal language model, ready to train.
 
     Args:
-        model: a folder or a hub name.
-        tokenizer: the tokenizer in use; where it has a token more than the model, the embedding grows by it.
-        loading: how to load.
-        dropout: residual dropout (InstructGPT's SFT baseline: 0.2); every other dropout is 0.
+        model: A folder or a hub name.
+        tokenizer: Its tokenizer; if it has one more token than the model, the embedding grows by one row.
+        loading: How to load.
+        dropout: Residual dropout (InstructGPT's SFT baseline: 0.2); every other dropout is 0.
 
     Raises:
-        UserError: no such model, vocabularies that disagree, or a dropout that this architecture has not.
+        UserError: No such model, vocabularies that disagree, or residual dropout that this architecture lacks.
     """
     config = load_config(model, loading)
     check_vocabulary(tokenizer, config, model, loading)
@@ -95,16 +99,16 @@ def load_causal_lm(
 
 
 def load_weights(auto: Any, model: str, config: PretrainedConfig, loading: ModelLoadingConfig, **settings: Any) -> Any:
-    """Return what the auto class's `from_pretrained` gives, in the type and the quantisation of `loading`.
+    """Call `from_pretrained` of an auto class with the dtype, attention and quantization of `loading`.
 
-    Within `torch.device("meta")` the model has its shape and no numbers.
+    Within `torch.device("meta")` the model is on the meta device.
     """
-    empty = torch.get_default_device().type == "meta"
-    if empty:
+    on_meta = torch.get_default_device().type == "meta"
+    if on_meta:
         settings["device_map"] = "meta"
     if loading.quantization is not None:
         settings |= quantization_config(config, loading)
-    with torch.device("cpu") if empty else nullcontext():  # transformers refuses to load within torch.device("meta")
+    with torch.device("cpu") if on_meta else nullcontext():  # transformers refuses to load within torch.device("meta")
         return from_pretrained_quietly(
             auto.from_pretrained,
             model,
@@ -117,23 +121,23 @@ def load_weights(auto: Any, model: str, config: PretrainedConfig, loading: Model
 
 
 def quantization_config(config: PretrainedConfig, loading: ModelLoadingConfig) -> dict[str, Any]:
-    """Return what `from_pretrained` takes for a 4-bit base.
+    """Build the arguments of `from_pretrained` for a 4-bit base.
 
     Raises:
-        UserError: no GPU, and a width that the CPU kernels of bitsandbytes do not know.
+        UserError: No GPU, and a width that the CPU kernels of bitsandbytes do not support.
     """
     from transformers import BitsAndBytesConfig
 
     text = config.get_text_config()
-    odd = [
+    unsupported = [
         f"{name} {width}"
         for name in ("hidden_size", "intermediate_size")
         if isinstance(width := getattr(text, name, None), int) and width % 64
     ]
-    if odd and not torch.cuda.is_available():
+    if unsupported and not torch.cuda.is_available():
         raise UserError(
             f"loading.quantization: on a CPU 4-bit layers need widths that are multiples of 64, this model has "
-            f"{' and '.join(odd)}; set loading.quantization to null"
+            f"{' and '.join(unsupported)}; set loading.quantization to null"
         )
     return {
         "quantization_config": BitsAndBytesConfig(
@@ -146,49 +150,50 @@ def quantization_config(config: PretrainedConfig, loading: ModelLoadingConfig) -
 
 
 def finish_loading(model: PreTrainedModel, tokenizer: Tokenizer, loading: ModelLoadingConfig) -> PreTrainedModel:
-    """Grow the embedding for an added padding token, set the special ids, switch on gradient checkpointing."""
+    """Grow the embedding for an added padding token, set special ids, enable gradient checkpointing and compilation."""
     if len(tokenizer) > model.config.get_text_config().vocab_size:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = tokenizer.eos_token_id
     if model.can_generate():
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-        listed = model.generation_config.eos_token_id
-        several = isinstance(listed, list) and tokenizer.eos_token_id in listed  # of a chat model: all end a response
-        model.generation_config.eos_token_id = listed if several else tokenizer.eos_token_id
+        eos = model.generation_config.eos_token_id
+        # chat models list several, all of which end a response
+        keep = isinstance(eos, list) and tokenizer.eos_token_id in eos
+        model.generation_config.eos_token_id = eos if keep else tokenizer.eos_token_id
     if loading.gradient_checkpointing:
-        checkpoint_activations(model)
+        enable_gradient_checkpointing(model)
     if loading.compile:
-        compile_training(model)
+        compile_blocks(model)
     return model.train()
 
 
-def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Have the model compute its blocks again in the backward pass instead of keeping what they made."""
-    # the second name is older, and warns since transformers 5.23
+def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
+    """Recompute blocks in the backward pass instead of saving their activations."""
+    # the second name is the old one, deprecated since transformers 5.23
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable()
     model.enable_input_require_grads()
 
 
-def compile_training(model: PreTrainedModel) -> None:
-    """Compile the forward pass of every transformer block, where gradients are asked for.
+def compile_blocks(model: PreTrainedModel) -> None:
+    """Compile the forward pass with gradients of every transformer block.
 
-    By the block and not as a whole: all blocks share the compiled code, weights keep their names, and sharding goes
-    around them as around any block. Sequence lengths vary from batch to batch, so shapes are dynamic.
+    Per block: all blocks share the compiled code, weights keep their names, and FSDP2 wraps them like any block.
+    Sequence lengths vary from batch to batch, so shapes are dynamic.
     """
     for block in model.modules():
-        if isinstance(block, GradientCheckpointingLayer):  # what transformers makes its blocks of
+        if isinstance(block, GradientCheckpointingLayer):  # the base class of the blocks in transformers
             _compile_block(block)
 
 
 def _compile_block(block: nn.Module) -> None:
-    plain = block.forward
-    compiled = torch.compile(plain, dynamic=True)
+    eager = block.forward
+    compiled = torch.compile(eager, dynamic=True)
 
-    @wraps(plain)
+    @wraps(eager)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return (compiled if torch.is_grad_enabled() else plain)(*args, **kwargs)
+        return (compiled if torch.is_grad_enabled() else eager)(*args, **kwargs)
 
     block.forward = forward
 
@@ -197,7 +202,7 @@ def set_dropout(config: PretrainedConfig, residual: float) -> None:
     """Set residual dropout in `config` and every other dropout to 0.
 
     Raises:
-        UserError: `residual` is not 0 and the architecture has no residual dropout (Llama, Qwen, Gemma).
+        UserError: `residual` is not 0 and the architecture has no residual dropout, like Llama, Qwen and Gemma.
     """
     present = [name for name in RESIDUAL_DROPOUT if hasattr(config, name)]
     if residual and not present:
@@ -212,19 +217,19 @@ def set_dropout(config: PretrainedConfig, residual: float) -> None:
 
 
 def max_positions(config: PretrainedConfig) -> int | None:
-    """Return how many positions the model has, or None where its configuration does not say."""
+    """Return the number of positions of a model, or None if its configuration does not say."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def from_pretrained_quietly(load: Callable[..., Any], model: str, loading: ModelLoadingConfig, **settings: Any) -> Any:
-    """Call a `from_pretrained`, quietly, with its many ways of failing turned into one line."""
+    """Call a `from_pretrained` without output, and raise `UserError` for the ways in which it fails."""
     folder = Path(model)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise UserError(f"model: folder {model!r} has no config.json; it should be one that save_pretrained wrote")
     looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
     if looks_local and not folder.is_dir():
-        near = get_close_matches(folder.name, [p.name for p in folder.parent.glob("*")], 1)
-        hint = f"; did you mean {str(folder.parent / near[0])!r}?" if near else "; run the stage that writes it first"
+        hint = did_you_mean(folder.name, [path.name for path in folder.parent.glob("*")])
+        hint = hint or "; run the stage that writes it first"
         raise UserError(f"model: there is no folder {model!r}{hint}")
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()

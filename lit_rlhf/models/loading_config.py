@@ -1,4 +1,4 @@
-"""How a model folder is loaded, and which adapter is put on it."""
+"""Settings of loading a model, and of its LoRA adapter."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -6,22 +6,21 @@ from typing import Literal
 
 @dataclass
 class ModelLoadingConfig:
-    """How weights and tokenizer are loaded; the same for policy, reference, critic and reward model.
+    """How weights and tokenizer are loaded; one setting for policy, reference, critic and reward model.
 
     Args:
-        pad_token: padding token for a tokenizer without one of its own (GPT-2, Pythia, Llama), or whose padding is its
-            end token; added to the vocabulary where it is not in it. Padding must differ from the end token, which is
-            an action and is trained.
-        dtype: type of the stored weights. Mixed precision belongs to the Trainer (`precision: bf16-mixed`).
-        attn_implementation: attention implementation of transformers (`sdpa`, `eager`, `flash_attention_2`).
-        quantization: "nf4" keeps the linear layers in 4-bit NormalFloat, their constants quantised again (QLoRA:
-            Dettmers et al., 2023), computing in `dtype`. Such weights are not trained: a module needs an adapter.
-        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
-        compile: compile the transformer blocks for forward passes with gradients (`torch.compile`). Passes without
-            them have a new shape every time and run as they are; rollouts have a setting of their own, `compile` of
-            `CachedGenerator`.
-        revision: branch, tag or commit of a hub model.
-        trust_remote_code: run Python code that comes with the model. Off: nothing but weights is loaded.
+        pad_token: Padding token for a tokenizer without one (GPT-2, Pythia, Llama), or whose padding token is its end
+            token; added to the vocabulary if missing. Padding must differ from the end token, which is an action and is
+            trained.
+        dtype: Type of the stored weights. Mixed precision belongs to the Trainer (`precision: bf16-mixed`).
+        attn_implementation: Attention implementation of transformers (`sdpa`, `eager`, `flash_attention_2`).
+        quantization: "nf4" stores the linear layers in 4-bit NormalFloat with double quantization (QLoRA: Dettmers et
+            al., 2023), computing in `dtype`. Such weights are frozen: the module needs an adapter.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+        compile: Compile the transformer blocks for forward passes with gradients (`torch.compile`). Passes without
+            gradients vary too much in shape and run eagerly; rollouts have `CachedGenerator.compile`.
+        revision: Branch, tag or commit of a hub model.
+        trust_remote_code: Run Python code that comes with the model. Off: nothing but weights is loaded.
     """
 
     pad_token: str | None = None
@@ -39,10 +38,10 @@ class LoRA:
     """Low-rank adapters (peft) on a frozen base.
 
     Args:
-        rank: rank of the update.
-        alpha: the update is scaled by alpha / rank.
-        dropout: dropout on the adapter's input. PPO needs 0: the first ratio must be 1.
-        target_modules: names of the linear layers, or "all-linear".
+        rank: Rank of the update.
+        alpha: The update is scaled by alpha / rank.
+        dropout: Dropout on the adapter's input. PPO needs 0: the first ratio must be 1.
+        target_modules: Names of the linear layers, or "all-linear".
     """
 
     rank: int = 16

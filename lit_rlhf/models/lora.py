@@ -1,4 +1,4 @@
-"""LoRA by peft, in place: the model keeps its class, its `generate` and its `save_pretrained`."""
+"""LoRA by peft, injected in place: the model keeps its class, its `generate` and its `save_pretrained`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,14 +12,19 @@ from transformers.pytorch_utils import Conv1D
 
 from lit_rlhf.models.loading_config import LoRA
 
-POLICY = "default"  # peft's name for a model's first adapter: its own, which an export merges
+POLICY = "default"  # peft's name of the first adapter, which here is the policy's own, and merged in an export
 
 
 def add_lora(model: PreTrainedModel, lora: LoRA, name: str = POLICY) -> None:
-    """Freeze `model` and put trainable low-rank adapters on its linear layers.
+    """Freeze `model` and add a trainable low-rank adapter to its linear layers.
 
-    A fresh adapter changes nothing: its second factor is 0. A `score` head stays trainable and takes no adapter.
-    Of several adapters on one base, the first stays the active one (`active_adapter`), and all stay trainable.
+    A new adapter changes no output: its second factor is 0. A `score` head gets no adapter and stays trainable. If the
+    model has an adapter already, that one stays active (see `active_adapter`), and all stay trainable.
+
+    Args:
+        model: The model, changed in place.
+        lora: Settings of the adapter.
+        name: Name of the adapter.
     """
     from peft import LoraConfig
 
@@ -32,30 +37,30 @@ def add_lora(model: PreTrainedModel, lora: LoRA, name: str = POLICY) -> None:
         task_type=None,
     )
     several = has_adapter(model)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad] if several else []
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad] if several else []
     model.add_adapter(config, name)
-    for layer in _adapter_layers(model):  # peft does so too, but not on the device "meta"
+    for layer in _adapter_layers(model):  # peft does so too, but not on the meta device
         base = layer.get_base_layer().weight.dtype
         if base.is_floating_point:
             layer.lora_A[name].to(base)
             layer.lora_B[name].to(base)
     if hasattr(model, "score"):
         model.score.requires_grad_(True)
-    if several:  # peft froze the others, and made this one active
-        for parameter in trained:
+    if several:  # peft froze the others and activated this one
+        for parameter in trainable:
             parameter.requires_grad_(True)
         _set_active(list(_adapter_layers(model)), False, [POLICY])
-        _recompute_under_the_same_adapter(model)
+        _recompute_with_same_adapter(model)
 
 
 def unique_adapter_name(model: nn.Module, wanted: str) -> str:
-    """Return `wanted`, or with a number behind it where an adapter of `model` has that name."""
+    """Return `wanted`, with a number appended if an adapter of `model` has that name."""
     taken = {name for layer in _adapter_layers(model) for name in layer.lora_A}
     return next(name for name in chain([wanted], (f"{wanted}_{n}" for n in count(2))) if name not in taken)
 
 
-def adapter_weights(model: nn.Module, name: str) -> dict[str, Tensor]:
-    """Return the weights of the adapter `name`, by what they are called without that name."""
+def adapter_state_dict(model: nn.Module, name: str) -> dict[str, Tensor]:
+    """Return the weights of the adapter `name`, with that name removed from the keys."""
     own = f".{name}.weight"
     return {
         key.removesuffix(own): parameter
@@ -65,20 +70,20 @@ def adapter_weights(model: nn.Module, name: str) -> dict[str, Tensor]:
 
 
 def has_adapter(model: nn.Module) -> bool:
-    """Return whether LoRA layers are present."""
+    """Whether `model` has LoRA layers."""
     return any(True for _ in _adapter_layers(model))
 
 
 def policy_state_dict(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict without the adapters that ride on the model: a critic's, a reward model's."""
+    """Return a state dict without the adapters of a critic or a reward model that share the policy's base."""
     return {key: weight for key, weight in weights.items() if ".lora_" not in key or f".{POLICY}." in key}
 
 
 @contextmanager
 def active_adapter(model: nn.Module, name: str | None) -> Iterator[None]:
-    """Within the block, `model` computes with the adapter `name` alone; with None as its frozen base.
+    """Within the context, `model` computes with the adapter `name` alone, or with None as its frozen base.
 
-    The frozen base is the reference policy of a LoRA run, at no memory.
+    The frozen base is the reference policy of a LoRA run, without memory of its own.
     """
     layers = list(_adapter_layers(model))
     before = [(layer._disable_adapters, layer._active_adapter) for layer in layers]
@@ -91,17 +96,17 @@ def active_adapter(model: nn.Module, name: str | None) -> Iterator[None]:
 
 
 def _set_active(layers: list[Any], off: bool, active: Any) -> None:
-    """Say what the layers compute with.
+    """Set the active adapter of the layers.
 
-    Not by peft's own `set_adapter` and `enable_adapters`: they also freeze what is switched off, and a weight that is
-    frozen when its gradient arrives drops it without a word.
+    Not by peft's `set_adapter` and `enable_adapters`: they also freeze inactive adapters, and a weight that is frozen
+    during the backward pass silently loses its gradient.
     """
     for layer in layers:
         layer._disable_adapters, layer._active_adapter = off, active
 
 
-def _recompute_under_the_same_adapter(model: PreTrainedModel) -> None:
-    """Let gradient checkpointing recompute a block with the adapter of its forward pass, not with the active one."""
+def _recompute_with_same_adapter(model: PreTrainedModel) -> None:
+    """Make gradient checkpointing recompute a block with the adapter of its forward pass, not the one active later."""
 
     def contexts() -> tuple[Any, Any]:
         layer = next(_adapter_layers(model))
@@ -113,10 +118,10 @@ def _recompute_under_the_same_adapter(model: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def merged_weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Return the state dict of a plain model that computes what `model` does: adapters folded in, nothing in 4 bits.
+def merged_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the state dict of an equivalent model with adapters merged and 4-bit weights dequantized.
 
-    `model` stays as it is.
+    `model` does not change.
     """
     adapted = {name: layer for name, layer in model.named_modules() if _is_adapter_layer(layer)}
     weights: dict[str, Tensor] = {}
@@ -130,30 +135,30 @@ def merged_weights(model: PreTrainedModel) -> dict[str, Tensor]:
             if key not in module._non_persistent_buffers_set
         }
         for key, value in owned.items():
-            whole = dequantize(module, value) if key == "weight" else value.detach()
+            full = dequantize(module, value) if key == "weight" else value.detach()
             if key == "weight" and name.endswith(".base_layer"):
-                # added in float32: a sum in half precision would lose what the adapter learnt
+                # summed in float32: in half precision small updates of the adapter would be rounded away
                 delta = adapted[name.removesuffix(".base_layer")].get_delta_weight(POLICY)
-                whole = (whole.float() + (delta.T if _is_transposed(module) else delta).float()).to(whole.dtype)
-            weights[f"{plain}.{key}" if plain else key] = whole
+                full = (full.float() + (delta.T if _is_transposed(module) else delta).float()).to(full.dtype)
+            weights[f"{plain}.{key}" if plain else key] = full
     return weights
 
 
 def dequantize(module: nn.Module, weight: Tensor) -> Tensor:
-    """Return a layer's weight as a plain tensor of the shape that the unquantised layer has."""
+    """Return a layer's weight as a plain tensor in the shape of the unquantized layer."""
     state = getattr(weight, "quant_state", None)
     if state is None:
         return weight.detach()
     from bitsandbytes.functional import dequantize_4bit
 
-    module.state_dict()  # in eval mode a CPU layer lies repacked, which dequantisation does not know; this undoes it
+    module.state_dict()  # undoes the repacking of a CPU layer in eval mode, which dequantize_4bit does not support
     layer: Any = module
-    whole: Tensor = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-    return whole.T.contiguous() if _is_transposed(module) else whole
+    full: Tensor = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    return full.T.contiguous() if _is_transposed(module) else full
 
 
 def _is_transposed(module: nn.Module) -> bool:
-    """Return whether the layer comes of a `Conv1D`, GPT-2's linear layer with its weight the other way round."""
+    """Whether the layer was converted from a `Conv1D`, GPT-2's linear layer with transposed weight."""
     return getattr(module, "source_cls", None) is Conv1D
 
 

@@ -1,4 +1,4 @@
-"""An adapter out of a Lightning checkpoint, put on a base that another model holds already."""
+"""A reward model's adapter from a Lightning checkpoint, attached to another model with the same base."""
 
 import json
 import tempfile
@@ -10,44 +10,40 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from lit_rlhf.checkpoint_files import read_checkpoint
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.export import CHECKPOINT_KEY
 from lit_rlhf.models.loading import load_tokenizer
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
-from lit_rlhf.models.lora import POLICY, adapter_weights, add_lora, has_adapter
+from lit_rlhf.models.lora import POLICY, adapter_state_dict, add_lora, has_adapter
 from lit_rlhf.models.shared_backbone import ScalarHead
 
 TRAINING_HINT = "train the reward model with -c adapter/lora, from the folder that the policy starts from"
 
 
 class ScalarAdapter(NamedTuple):
-    """What a `RewardModule` trained with an adapter left in its checkpoint."""
+    """Checkpoint content of a `RewardModule` that was trained with an adapter."""
 
     path: str
     lora: LoRA
-    weights: dict[str, Tensor]  # of the transformers model, by their names there: base (not in 4 bits), adapter, head
+    weights: dict[str, Tensor]  # by name in the transformers model: base (unless in 4 bits), adapter, head
     settings: dict[str, Any]  # of config.json
-    tokenizer: dict[str, str]  # its files
+    tokenizer: dict[str, str]  # file contents by name
     four_bit_base: str | None  # folder of a base that is not in the checkpoint
 
     @property
     def is_centered(self) -> bool:
-        """Whether the centring constants were set."""
+        """Whether the centering constants were set."""
         return "score_shift" in self.settings
 
 
 def read_scalar_adapter(path: str) -> ScalarAdapter:
-    """Return adapter and head of a reward model's checkpoint; weights stay in the file until they are read.
+    """Read adapter and head from a reward model's checkpoint; the weights are memory-mapped.
 
     Raises:
-        UserError: no such file, not a reward model's checkpoint, or one that was trained without an adapter.
+        UserError: No such file, not a reward model's checkpoint, or one that was trained without an adapter.
     """
-    if not Path(path).is_file():
-        raise UserError(f"there is no checkpoint {path!r} of a reward model with an adapter; {TRAINING_HINT}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        raise UserError(f"{path!r} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+    content = read_checkpoint(Path(path))
     about = content.get(CHECKPOINT_KEY, {})
     if about.get("module") != "RewardModule":
         raise UserError(f"{path!r} is a checkpoint of {about.get('module', 'another program')}, not of RewardModule")
@@ -64,33 +60,33 @@ def check_same_vocabulary(adapter: ScalarAdapter, tokenizer: Tokenizer, loading:
     with tempfile.TemporaryDirectory() as folder:
         for name, text in adapter.tokenizer.items():
             (Path(folder) / name).write_text(text)
-        (Path(folder) / "config.json").write_text(json.dumps(adapter.settings))  # by which its class is known
+        (Path(folder) / "config.json").write_text(json.dumps(adapter.settings))  # AutoTokenizer needs config.json
         own = load_tokenizer(folder, loading)
     if own.get_vocab() != tokenizer.get_vocab():
         raise UserError(f"{adapter.path!r} has another tokenizer than the policy; its ids would mean other words")
 
 
 def attach_adapter(adapter: ScalarAdapter, model: PreTrainedModel, model_path: str, name: str) -> ScalarHead:
-    """Put the adapter on `model` under `name`, trainable, and return the head beside it.
+    """Attach the adapter to `model`, trainable, and return the reward model's head.
 
     Args:
-        adapter: of a reward model.
-        model: a causal language model with an adapter of its own.
-        model_path: where its base was loaded from.
-        name: of the adapter there.
+        adapter: Of a reward model.
+        model: A causal language model with an adapter of its own.
+        model_path: Folder or hub name of its base.
+        name: Name of the adapter in `model`.
 
     Raises:
-        UserError: the model has no adapter of its own, or its base is not the one that the adapter was trained on.
+        UserError: The model has no adapter of its own, or its base is not the one that the adapter was trained on.
     """
     if not has_adapter(model):
-        raise UserError(f"{adapter.path!r} rides on the policy's frozen base: set model.adapter (-c adapter/lora)")
+        raise UserError(f"{adapter.path!r} shares the policy's frozen base: set model.adapter (-c adapter/lora)")
     _check_same_base(adapter, model, model_path)
     add_lora(model, adapter.lora, name)
     stored = {key.removesuffix(f".{POLICY}.weight"): w for key, w in adapter.weights.items() if "lora_" in key}
-    own = adapter_weights(model, name)
+    own = adapter_state_dict(model, name)
     if own.keys() != stored.keys():
-        odd = min(own.keys() ^ stored.keys())
-        raise UserError(f"{adapter.path!r}: its adapter and the policy's model disagree about the layer {odd!r}")
+        layer = min(own.keys() ^ stored.keys())
+        raise UserError(f"{adapter.path!r}: its adapter and the policy's model disagree about the layer {layer!r}")
     with torch.no_grad():
         for key, weight in own.items():
             weight.copy_(stored[key])
@@ -102,10 +98,10 @@ def attach_adapter(adapter: ScalarAdapter, model: PreTrainedModel, model_path: s
 
 
 def _check_same_base(adapter: ScalarAdapter, model: PreTrainedModel, model_path: str) -> None:
-    """Refuse an adapter that was trained on other weights: what it adds would be added to something else."""
+    """Refuse an adapter that was trained on another base."""
     different = f"{adapter.path!r} was trained on another base than {model_path!r}"
-    quantised = getattr(model, "is_quantized", False)
-    if quantised != (adapter.four_bit_base is not None):
+    quantized = getattr(model, "is_quantized", False)
+    if quantized != (adapter.four_bit_base is not None):
         raise UserError(f"{different}: one is in 4 bits, the other is not; give both the same loading.quantization")
     if adapter.four_bit_base not in (None, model_path):
         raise UserError(f"{different}, on {adapter.four_bit_base!r}; {TRAINING_HINT}")
@@ -114,9 +110,9 @@ def _check_same_base(adapter: ScalarAdapter, model: PreTrainedModel, model_path:
         plain = name.replace(".base_layer", "")
         if "lora_" in name or plain.startswith("score."):
             continue
-        mine = own.get(plain)
-        same = mine is not None and mine.shape == weight.shape
-        if mine is not None and same and not mine.is_meta:  # without numbers: rank zero, which has them, compares
-            same = torch.equal(mine.cpu(), weight.to(mine.dtype))
+        parameter = own.get(plain)
+        same = parameter is not None and parameter.shape == weight.shape
+        if parameter is not None and same and not parameter.is_meta:  # on meta: rank zero has the weights and compares
+            same = torch.equal(parameter.cpu(), weight.to(parameter.dtype))
         if not same:
             raise UserError(f"{different} (its weight {plain!r} differs); {TRAINING_HINT}")

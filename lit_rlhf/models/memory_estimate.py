@@ -1,4 +1,4 @@
-"""How much memory a model takes to train, from its configuration alone: no weight is read, none is allocated."""
+"""Estimate of training memory from a model's configuration alone: no weight is loaded or allocated."""
 
 import copy
 from contextlib import nullcontext
@@ -9,60 +9,60 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from lit_rlhf.models.loading import checkpoint_activations
+from lit_rlhf.models.loading import enable_gradient_checkpointing
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import add_lora
 
-# NormalFloat: half a byte a weight, a byte a block of 64, and a float32 for 256 of these (double quantisation)
-FOUR_BIT = 0.5 + 1 / 64 + 4 / (64 * 256)
-# one byte a number, and a float32 for a block of 256; small weights keep float32 (bitsandbytes, torchao)
-EIGHT_BIT, EIGHT_BIT_FROM = 1 + 4 / 256, 4096
-MOMENTS = {"Lion": 1, "PagedLion": 1, "SGD": 1, "RMSprop": 1, "Adagrad": 1}
+# NormalFloat: half a byte per weight, a byte per block of 64 weights, a float32 per 256 blocks (double quantization)
+NF4_BYTES_PER_WEIGHT = 0.5 + 1 / 64 + 4 / (64 * 256)
+# one byte per element and a float32 per block of 256; small weights keep float32 moments (bitsandbytes, torchao)
+BYTES_PER_8BIT_MOMENT, MIN_8BIT_SIZE = 1 + 4 / 256, 4096
+NUM_MOMENTS = {"Lion": 1, "PagedLion": 1, "SGD": 1, "RMSprop": 1, "Adagrad": 1}
 
 
 class ParameterMemory(NamedTuple):
-    """What a model's weights take, in bytes.
+    """Memory of a model's weights and their training state, in bytes.
 
     Args:
-        parameters: how many, adapters among them.
-        trained: how many of these are trained.
-        weights: all weights as they are stored.
-        gradients: those of the trained weights.
-        optimizer: the optimizer's state.
-        gathered: what is whole at a time where weights are sharded: outermost layers and two blocks, one of them on
-            its way.
+        parameters: Number of parameters, adapters included.
+        trainable: Number of trainable parameters.
+        weights: Stored weights.
+        gradients: Gradients of the trainable weights.
+        optimizer: Optimizer state.
+        unsharded: Weights that FSDP2 holds unsharded at a time: the outermost layers and two blocks, one of them
+            prefetched.
     """
 
     parameters: int
-    trained: int
+    trainable: int
     weights: int
     gradients: int
     optimizer: int
-    gathered: int
+    unsharded: int
 
 
 class PassShape(NamedTuple):
-    """What a forward pass is made over.
+    """Shape and precision of a forward pass.
 
     Args:
         rows: B.
         width: T.
-        num_logits: positions from the right that get logits.
-        half: whether under autocast to bfloat16.
+        num_logits: Positions per row, from the right, whose logits are computed.
+        bf16_autocast: Whether it runs under autocast to bfloat16.
     """
 
     rows: int
     width: int
     num_logits: int
-    half: bool = False
+    bf16_autocast: bool = False
 
 
 class ActivationMemory(NamedTuple):
-    """What one forward pass keeps for its backward pass, in bytes.
+    """Memory that one forward pass holds until its backward pass, in bytes.
 
     Args:
-        activations: all but the logits.
-        logits: logits and their gradient, which are held together; 0 for a model without.
+        activations: All saved tensors but the logits.
+        logits: Logits and their gradient, which are held at the same time; 0 for a scalar model.
     """
 
     activations: int
@@ -72,7 +72,14 @@ class ActivationMemory(NamedTuple):
 def build_meta_model(
     config: PretrainedConfig, loading: ModelLoadingConfig, adapter: LoRA | None, scalar: bool
 ) -> PreTrainedModel:
-    """Return the model without its numbers, on the device "meta", with adapters."""
+    """Build the model with its adapter on the meta device.
+
+    Args:
+        config: Of the model.
+        loading: How it is loaded.
+        adapter: Its LoRA settings; None for full fine-tuning.
+        scalar: Whether it has a scalar head instead of an `lm_head`.
+    """
     auto = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
     config = copy.deepcopy(config)
     if scalar:
@@ -89,13 +96,13 @@ def build_meta_model(
 def parameter_memory(
     model: PreTrainedModel, loading: ModelLoadingConfig, optimizer: str, blocks: list[nn.Module]
 ) -> ParameterMemory:
-    """Return what the weights of an `outline` take.
+    """Compute the memory of a model's weights and their training state.
 
     Args:
-        model: the outline.
-        loading: how it is loaded.
-        optimizer: class path.
-        blocks: the transformer blocks, which are sharded one by one.
+        model: Of `build_meta_model`.
+        loading: How it is loaded.
+        optimizer: Class path of the optimizer.
+        blocks: The transformer blocks, each an FSDP2 unit.
     """
     parameters = list(model.parameters())
     trained = [p for p in parameters if p.requires_grad]
@@ -103,15 +110,15 @@ def parameter_memory(
     weights = sum(p.nbytes for p in parameters) + sum(b.nbytes for b in model.buffers())
     return ParameterMemory(
         parameters=sum(p.numel() for p in parameters),
-        trained=sum(p.numel() for p in trained),
-        weights=weights - (_saved_by_four_bits(model) if loading.quantization else 0),
+        trainable=sum(p.numel() for p in trained),
+        weights=weights - (_bytes_saved_by_quantization(model) if loading.quantization else 0),
         gradients=sum(p.nbytes for p in trained),
-        optimizer=round(sum(optimizer_bytes(p, optimizer) for p in trained)),
-        gathered=weights - sum(in_blocks) + 2 * max(in_blocks, default=0),
+        optimizer=round(sum(optimizer_state_bytes(p, optimizer) for p in trained)),
+        unsharded=weights - sum(in_blocks) + 2 * max(in_blocks, default=0),
     )
 
 
-def _saved_by_four_bits(model: PreTrainedModel) -> int:
+def _bytes_saved_by_quantization(model: PreTrainedModel) -> int:
     layers = [
         layer
         for name, layer in model.named_modules()
@@ -119,15 +126,15 @@ def _saved_by_four_bits(model: PreTrainedModel) -> int:
         and "lora_" not in name
         and name not in ("lm_head", "embed_out", "score")
     ]
-    return round(sum(layer.weight.nbytes - layer.weight.numel() * FOUR_BIT for layer in layers))
+    return round(sum(layer.weight.nbytes - layer.weight.numel() * NF4_BYTES_PER_WEIGHT for layer in layers))
 
 
-def optimizer_bytes(parameter: Tensor, optimizer: str) -> float:
-    """Return what an optimizer keeps for a weight; one that is not known counts as Adam's two moments."""
+def optimizer_state_bytes(parameter: Tensor, optimizer: str) -> float:
+    """Compute the bytes of optimizer state of a parameter; an unknown optimizer counts as Adam, with two moments."""
     name = optimizer.rsplit(".", 1)[-1]
-    moments = MOMENTS.get(name.removesuffix("8bit"), 2)
+    moments = NUM_MOMENTS.get(name.removesuffix("8bit"), 2)
     if name.endswith("8bit"):
-        return parameter.numel() * moments * (EIGHT_BIT if parameter.numel() >= EIGHT_BIT_FROM else 4)
+        return parameter.numel() * moments * (BYTES_PER_8BIT_MOMENT if parameter.numel() >= MIN_8BIT_SIZE else 4)
     return parameter.nbytes * moments
 
 
@@ -136,33 +143,39 @@ def activation_memory(
     loading: ModelLoadingConfig,
     adapter: LoRA | None,
     scalar: bool,
-    batch: PassShape,
+    shape: PassShape,
 ) -> ActivationMemory:
-    """Return what a forward pass over a batch keeps, by making one without numbers.
+    """Compute the memory that a forward pass holds until its backward pass, by running one on fake tensors.
 
-    Counted are the storages that autograd saves, weights apart: half precision copies of weights, which autocast makes
-    and keeps, are among them. A deep model is counted by its first two blocks, for all others are like the second. With
-    gradient checkpointing one block's activations are added to what is kept: they are there again when the block is
-    computed again.
+    It counts the storages that autograd saves, except weights, but with the bfloat16 copies of weights that autocast
+    caches. Only two blocks are run, since all further blocks are like the second. With gradient checkpointing, the
+    activations of one block are added, which exist while it is recomputed.
+
+    Args:
+        config: Of the model.
+        loading: How it is loaded.
+        adapter: Its LoRA settings; None for full fine-tuning.
+        scalar: Whether it has a scalar head instead of an `lm_head`.
+        shape: Of the forward pass.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     depth = config.get_text_config().num_hidden_layers
-    kept, again, logits = [], [], 0
+    plain, checkpointed, logits = [], [], 0
     for layers in (1, 2):
         model = build_meta_model(_shallow(config, layers), loading, adapter, scalar)
         with FakeTensorMode():
             _make_fake(model)
-            saved, logits = _saved(model, batch)
-            kept.append(saved)
+            saved, logits = _saved_bytes(model, shape)
+            plain.append(saved)
             if loading.gradient_checkpointing:
-                checkpoint_activations(model)
-                again.append(_saved(model, batch)[0])
-    block = kept[1] - kept[0]
+                enable_gradient_checkpointing(model)
+                checkpointed.append(_saved_bytes(model, shape)[0])
+    block = plain[1] - plain[0]
     if loading.gradient_checkpointing:
-        inputs = again[1] - again[0]
-        return ActivationMemory(again[0] + (depth - 1) * inputs + block - inputs, 2 * logits)
-    return ActivationMemory(kept[0] + (depth - 1) * block, 2 * logits)
+        inputs = checkpointed[1] - checkpointed[0]
+        return ActivationMemory(checkpointed[0] + (depth - 1) * inputs + block - inputs, 2 * logits)
+    return ActivationMemory(plain[0] + (depth - 1) * block, 2 * logits)
 
 
 def _shallow(config: PretrainedConfig, layers: int) -> PretrainedConfig:
@@ -170,14 +183,14 @@ def _shallow(config: PretrainedConfig, layers: int) -> PretrainedConfig:
     text = shallow.get_text_config()
     depth = text.num_hidden_layers
     for name, value in vars(text).items():
-        if isinstance(value, list) and len(value) == depth:  # one entry a block
+        if isinstance(value, list) and len(value) == depth:  # one entry per block
             setattr(text, name, value[:layers])
     text.num_hidden_layers = layers
     return shallow
 
 
 def _make_fake(model: PreTrainedModel) -> None:
-    """Replace weights on "meta" by fake ones on a CPU, which autocast knows."""
+    """Replace weights on the meta device by fake CPU tensors, which autocast supports."""
     for module in model.modules():
         for name, weight in module._parameters.items():
             if weight is not None:
@@ -189,15 +202,15 @@ def _make_fake(model: PreTrainedModel) -> None:
     model.tie_weights()
 
 
-def _saved(model: PreTrainedModel, batch: PassShape) -> tuple[int, int]:
-    rows, width, keep, half = batch
+def _saved_bytes(model: PreTrainedModel, shape: PassShape) -> tuple[int, int]:
+    rows, width, keep, half = shape
     own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     saved: dict[int, Any] = {}
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            saved[storage._cdata] = storage  # held, or another storage could take its place
+            saved[storage._cdata] = storage  # keep a reference, or another storage could reuse the address
         return tensor
 
     inputs = {
@@ -214,9 +227,9 @@ def _saved(model: PreTrainedModel, batch: PassShape) -> tuple[int, int]:
     return kept, 0 if scalar else output.logits.nbytes
 
 
-def cache_bytes(config: PretrainedConfig, rows: int, width: int, bytes_a_number: int) -> int:
-    """Return what keys and values of (rows, width) tokens take in generation."""
+def kv_cache_bytes(config: PretrainedConfig, rows: int, width: int, bytes_per_element: int) -> int:
+    """Compute the bytes of a KV cache for (rows, width) tokens."""
     text = config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return 2 * text.num_hidden_layers * rows * width * heads * head * bytes_a_number
+    return 2 * text.num_hidden_layers * rows * width * heads * head * bytes_per_element

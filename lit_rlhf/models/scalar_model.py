@@ -1,4 +1,4 @@
-"""The scalar head: one class serves the reward model and the critic."""
+"""A transformer with a scalar head: the reward model and the critic."""
 
 import math
 from collections.abc import Callable
@@ -23,12 +23,14 @@ from lit_rlhf.packing.rankings import RankingInputs, last_hidden_state
 
 
 class ScalarModel(nn.Module):
-    """A transformer whose unembedding is replaced by one output (InstructGPT App. C): reward model or value function.
+    """A transformer whose `lm_head` is replaced by one output (InstructGPT App. C): reward model or value function.
 
-    It wraps the `…ForSequenceClassification` model of transformers with one label, so its folder loads there as it is.
-    On top it carries the centring constants: `(raw - shift) / scale`, with shift the mean raw score of the labeler
-    demonstrations (App. C.2). Transformers has no place for them in its head, so they live in `config.json` as
-    `score_shift` and `score_scale`; plain transformers returns the raw score.
+    It wraps the `…ForSequenceClassification` model of transformers with one label, whose folders transformers loads.
+    It adds the centering constants: a score is `(raw - shift) / scale`, where shift is the mean raw score of the
+    labelers' demonstrations (App. C.2). They are stored in `config.json` as `score_shift` and `score_scale`;
+    transformers ignores them and returns the raw score.
+
+    Shapes: `B` rows, `T` tokens, `D` hidden size, `n` selected tokens, `N` completions.
     """
 
     shift: Tensor
@@ -37,13 +39,15 @@ class ScalarModel(nn.Module):
     def __init__(self, model: PreTrainedModel, head_is_new: bool = False) -> None:
         super().__init__()
         self.model, self.head_is_new = model, head_is_new
-        centring = getattr(model.config, "score_shift", 0.0), getattr(model.config, "score_scale", 1.0)
-        with torch.device("cpu"):  # numbers even where the weights are loaded without: the configuration has them
-            for name, value in zip(("shift", "scale"), centring):
+        constants = getattr(model.config, "score_shift", 0.0), getattr(model.config, "score_scale", 1.0)
+        with torch.device(
+            "cpu"
+        ):  # never meta, also where the weights are
+            for name, value in zip(("shift", "scale"), constants):
                 self.register_buffer(name, torch.tensor(value, dtype=torch.float32))
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "ScalarModel":
-        """Keep the constants in float32 where the weights go to half precision: rounded, they would not centre."""
+        """Keep the constants in float32 when the weights go to half precision: rounded, they would not center."""
         constants = self.shift, self.scale
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.shift, self.scale = (
@@ -54,13 +58,13 @@ class ScalarModel(nn.Module):
 
     @property
     def is_centered(self) -> bool:
-        """Whether the centring constants were set."""
+        """Whether the centering constants were set."""
         return hasattr(self.model.config, "score_shift")
 
     def center(self, shift: float, scale: float = 1.0) -> None:
-        """Set the constants, in raw score units; a score becomes `(raw - shift) / scale`."""
+        """Set the centering constants, in units of the raw score."""
         if not (math.isfinite(shift) and math.isfinite(scale) and scale > 0):
-            raise UserError(f"centring needs a finite shift and a positive scale, got {shift} and {scale}")
+            raise UserError(f"centering needs a finite shift and a positive scale, got {shift} and {scale}")
         self.shift.fill_(shift)
         self.scale.fill_(scale)
         self.model.config.score_shift = shift
@@ -71,37 +75,45 @@ class ScalarModel(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor,
         positions: Tensor | None = None,
-        at: tuple[Tensor, Tensor] | None = None,
+        token_index: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Return the scalar at every position, or at some.
+        """Compute the scalar at every token, or at selected ones.
 
         Args:
             input_ids: (B, T) int64, padded on either side.
-            attention_mask: (B, T), 1 = real token; or whatever the model takes to keep packed sequences apart.
-            positions: (B, T) int64, for packed sequences; by default counted from each row's first real token.
-            at: rows and columns (n,) each.
+            attention_mask: (B, T), 1 = real token; or the mask of a `PackedBatch`.
+            positions: (B, T) int64, position ids; by default counted from each row's first real token.
+            token_index: Rows and columns of the selected tokens, (n,) int64 each.
 
         Returns:
-            (B, T), or (n,) with `at`; float32, centred.
+            (B, T), or (n,) with `token_index`; float32, centered.
         """
         hidden = self._hidden(input_ids, attention_mask, positions)
-        return self._apply_head(hidden if at is None else hidden[at])
+        return self._apply_head(hidden if token_index is None else hidden[token_index])
 
     def score(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return the scalar at the last real token of each row, (B,) float32, centred.
+        """Compute the scalar at the last real token of each row, by its mask and never by its padding id.
 
-        The token is found by the mask, never by searching for a padding id.
+        Args:
+            input_ids: (B, T) int64, padded on either side.
+            attention_mask: (B, T), 1 = real token.
+
+        Returns:
+            (B,) float32, centered.
         """
         hidden = self._hidden(input_ids, attention_mask)
         rows = torch.arange(len(hidden), device=hidden.device)
         return self._apply_head(hidden[rows, last_token_index(attention_mask)])
 
     def score_rankings(self, rows: RankingInputs, shared_prompt: bool = True) -> Tensor:
-        """Return the score of every completion, (N,) float32, centred.
+        """Compute the score of every completion.
 
         Args:
-            rows: completions behind their prompts.
-            shared_prompt: compute each prompt once for all its completions, where the model allows it.
+            rows: Prompts followed by completions.
+            shared_prompt: Compute each prompt once for all its completions, if the model supports it.
+
+        Returns:
+            (N,) float32, centered.
         """
         return self._apply_head(last_hidden_state(self.model, rows, shared_prompt))
 
@@ -116,27 +128,24 @@ class ScalarModel(nn.Module):
         return cast(Tensor, output[0])
 
     def _apply_head(self, hidden: Tensor) -> Tensor:
-        """Return the head's output on (..., D), centred."""
+        """Return the centered output of the head on (..., D), as (...) float32."""
         return (apply_head(hidden, cast(nn.Linear, self.model.score)) - self.shift) / self.scale
 
 
 def apply_head(hidden: Tensor, head: nn.Linear) -> Tensor:
-    """Return the output of a head of one output on (..., D), as (...) float32."""
-    # the sum over D in float32: scores must not depend on autocast
+    """Apply a head with one output to (..., D), giving (...) float32."""
+    # in float32: scores must not depend on autocast
     with torch.autocast(hidden.device.type, enabled=False):
         raw = (hidden.float() @ head.weight.float().T).squeeze(-1)
         return raw if head.bias is None else raw + head.bias.float()
 
 
 def load_scalar_model(model: str, tokenizer: Tokenizer, loading: ModelLoadingConfig, seed: int = 0) -> ScalarModel:
-    """Return a scalar model from a reward model's folder, or from a language model's with a fresh head.
-
-    A fresh head is drawn from N(0, 1/√(d+1)) (Stiennon 2020, App. B.1; Ziegler's code), with a generator of its own,
-    so that the same seed gives the same head whatever was drawn before. The bias of a trained head is kept.
+    """Load a scalar model from a reward model's folder, or from a language model's folder with a new head.
 
     Raises:
-        UserError: no such model, an architecture without a sequence-classification class, more than one label, or a
-            head that is not the one linear layer `score`.
+        UserError: No such model, an architecture without a sequence-classification class, more than one label, or a
+            head that is not one linear layer named `score`.
     """
     config = load_config(model, loading)
     check_vocabulary(tokenizer, config, model, loading)
@@ -146,7 +155,7 @@ def load_scalar_model(model: str, tokenizer: Tokenizer, loading: ModelLoadingCon
     loaded, report = _load(AutoModelForSequenceClassification, model, loading, config)
     if not isinstance(getattr(loaded, "score", None), nn.Linear):
         raise UserError(f"model: {type(loaded).__name__} has no linear `score` head; use a decoder-only architecture")
-    _check_weights(model, report, trained_head)
+    _check_missing_weights(model, report, trained_head)
     if trained_head and "score.bias" in report["unexpected_keys"]:
         loaded = _load_with_bias(type(loaded), model, loading, config)
     if not trained_head:
@@ -155,16 +164,22 @@ def load_scalar_model(model: str, tokenizer: Tokenizer, loading: ModelLoadingCon
 
 
 def init_head(shape: torch.Size, seed: int) -> Tensor:
-    """Return the weight of a fresh head, (1, d) float32 on the CPU."""
+    """Draw the weight of a new head from N(0, 1 / (d + 1)) (Stiennon et al., 2020, App. B.1; code of Ziegler et al.).
+
+    With a generator of its own, so that the head depends on the seed alone.
+
+    Returns:
+        (1, d) float32 on the CPU.
+    """
     generator = torch.Generator().manual_seed(seed)
-    # Lightning configures a model with the GPU as the default device, which a generator of the CPU cannot serve
+    # explicitly on the CPU, like the generator: in configure_model the default device may be a GPU
     return torch.randn(shape, generator=generator, device="cpu") / math.sqrt(shape[1] + 1)
 
 
 def _has_trained_head(config: PretrainedConfig, model: str) -> bool:
-    """Whether the folder is a reward model's, by the architectures that its configuration names.
+    """Whether the folder is a reward model's, by the architectures in its configuration.
 
-    A head that is not known must not be replaced by a fresh one in silence.
+    An unknown head is refused: it must not be replaced by a new one silently.
     """
     for name in config.architectures or []:
         if name.endswith("ForSequenceClassification"):
@@ -183,26 +198,26 @@ def _has_trained_head(config: PretrainedConfig, model: str) -> bool:
 def _load(
     auto: Any, model: str, loading: ModelLoadingConfig, config: PretrainedConfig
 ) -> tuple[Any, dict[str, set[str]]]:
-    """Return the loaded model, and which weights it lacked and did not know."""
+    """Return the model and transformers' report of missing and unexpected weights."""
     loaded: tuple[Any, dict[str, set[str]]] = load_weights(auto, model, config, loading, output_loading_info=True)
     return loaded
 
 
-def _check_weights(model: str, report: dict[str, set[str]], trained_head: bool) -> None:
-    """Refuse weights that transformers would have drawn at random without a word."""
+def _check_missing_weights(model: str, report: dict[str, set[str]], trained_head: bool) -> None:
+    """Refuse missing weights, which transformers initializes at random."""
     missing = sorted(report["missing_keys"] - (set() if trained_head else {"score.weight"}))
     if not missing:
         return
-    strange = sorted(report["unexpected_keys"])
-    holds = f" (it holds {', '.join(strange[:3])}{', …' if len(strange) > 3 else ''})" if strange else ""
-    mend = "; a trained head must be one linear layer named `score`" if missing == ["score.weight"] else ""
-    raise UserError(f"model: {model!r} has no weight {missing[0]!r}{holds}{mend}")
+    unexpected = sorted(report["unexpected_keys"])
+    holds = f" (it holds {', '.join(unexpected[:3])}{', …' if len(unexpected) > 3 else ''})" if unexpected else ""
+    hint = "; a trained head must be one linear layer named `score`" if missing == ["score.weight"] else ""
+    raise UserError(f"model: {model!r} has no weight {missing[0]!r}{holds}{hint}")
 
 
-def _load_with_bias(plain: Any, model: str, loading: ModelLoadingConfig, config: PretrainedConfig) -> Any:
-    """Load again into a head with a bias, which the classes of transformers lack and would drop."""
+def _load_with_bias(base_class: Any, model: str, loading: ModelLoadingConfig, config: PretrainedConfig) -> Any:
+    """Load again into a head with a bias, which the class of transformers would drop."""
 
-    class Biased(plain):
+    class Biased(base_class):
         score: nn.Linear
 
         def __init__(self, config: PretrainedConfig) -> None:
@@ -210,5 +225,5 @@ def _load_with_bias(plain: Any, model: str, loading: ModelLoadingConfig, config:
             self.score = nn.Linear(self.score.in_features, 1, bias=True)
 
     loaded, _ = _load(Biased, model, loading, config)
-    loaded.__class__ = plain
+    loaded.__class__ = base_class
     return loaded

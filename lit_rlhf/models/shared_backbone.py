@@ -1,6 +1,8 @@
-"""A scalar model that rides on a language model: its trunk computes, a head of one output reads.
+"""Shared backbone: a scalar head on the hidden states of a language model.
 
-With an adapter of its own on the same frozen base a critic or a reward model costs the adapter and the head alone.
+With its own adapter on the same frozen base, a critic or a reward model costs the memory of adapter and head alone.
+
+Shapes: `L` rows of `W` tokens, `D` hidden size.
 """
 
 from collections.abc import Iterator
@@ -17,13 +19,13 @@ from lit_rlhf.packing.packed_batch import PackedBatch
 
 
 class ScalarHead(nn.Module):
-    """One output on the last layer of another model, (raw - shift) / scale.
+    """A linear head with one output on the last hidden state of another model; its output is `(raw - shift) / scale`.
 
     Args:
         weight: (1, D).
-        bias: (1,), of a head that has one.
-        shift: centring constant, in raw units (App. C.2).
-        scale: what the shifted output is divided by.
+        bias: (1,), or None.
+        shift: Centering constant, in units of the raw output (App. C.2).
+        scale: Divisor of the shifted output.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, shift: float = 0.0, scale: float = 1.0) -> None:
@@ -33,40 +35,41 @@ class ScalarHead(nn.Module):
         self.shift, self.scale = shift, scale
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Return (...) float32 of (..., D)."""
+        """Apply the head to (..., D), giving (...) float32."""
         return (apply_head(hidden, self.score) - self.shift) / self.scale
 
 
 def zero_init_head(model: PreTrainedModel) -> ScalarHead:
-    """Return a head that gives 0 everywhere, as wide as `model`."""
+    """Create a head for `model` that outputs 0 everywhere."""
     return ScalarHead(torch.zeros(1, model.config.get_text_config().hidden_size))
 
 
 @contextmanager
 def capture_last_hidden_state(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Within the block, the last layer's output of every forward pass of `model`, (L, W, D) each, goes into a list."""
-    kept: list[Tensor] = []
+    """Within the context, append the last layer's output of every forward pass of `model`, (L, W, D), to a list."""
+    captured: list[Tensor] = []
 
-    def keep(module: Any, inputs: Any, output: Any) -> None:
-        kept.append(output[0])
+    def capture(module: Any, inputs: Any, output: Any) -> None:
+        captured.append(output[0])
 
-    handle = model.get_decoder().register_forward_hook(keep)  # not base_model, which OPT passes by
+    handle = model.get_decoder().register_forward_hook(capture)  # OPT does not call its base_model
     try:
-        yield kept
+        yield captured
     finally:
         handle.remove()
 
 
 def hidden_states_with_adapter(model: PreTrainedModel, adapter: str | None, batch: PackedBatch) -> Tensor:
-    """Return the last layer's output, (L, W, D).
+    """Compute the last layer's output, (L, W, D).
 
     Args:
-        model: a causal language model.
-        adapter: the one that computes; None for what is active.
-        batch: the batch.
+        model: A causal language model.
+        adapter: Name of the adapter to compute with; None for the active one.
+        batch: Of `pack_batch`.
     """
-    with capture_last_hidden_state(model) as kept, nullcontext() if adapter is None else active_adapter(model, adapter):
-        # through the whole model, for the sake of one logit: sharded weights are gathered by its own forward alone
+    adapter_context = nullcontext() if adapter is None else active_adapter(model, adapter)
+    with capture_last_hidden_state(model) as captured, adapter_context:
+        # the full forward, at the cost of one logit per row: only it gathers sharded weights
         model(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
@@ -74,4 +77,4 @@ def hidden_states_with_adapter(model: PreTrainedModel, adapter: str | None, batc
             use_cache=False,
             logits_to_keep=1,
         )
-    return kept[0]
+    return captured[0]

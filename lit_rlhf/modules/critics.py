@@ -1,6 +1,8 @@
-"""Where the critic's value comes from: a network of its own, the policy's trunk, or an adapter on the policy's base.
+"""Critics: a network of its own, a head on the policy's backbone, or an adapter on the policy's base.
 
-A critic is a module with the weights that are trained for it beside the policy's; the policy is given to each call.
+A critic holds the weights that are trained in addition to the policy's; the policy is passed to each call.
+
+Shapes: `B` episodes, `R` response, `L` rows of `W` tokens of a packed batch, `D` hidden size.
 """
 
 from pathlib import Path
@@ -13,7 +15,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.loading import load_config
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
-from lit_rlhf.models.lora import adapter_weights, add_lora, has_adapter
+from lit_rlhf.models.lora import adapter_state_dict, add_lora, has_adapter
 from lit_rlhf.models.lora_checkpoint import attach_adapter, read_scalar_adapter
 from lit_rlhf.models.scalar_model import ScalarModel, load_scalar_model
 from lit_rlhf.models.shared_backbone import ScalarHead, hidden_states_with_adapter, zero_init_head
@@ -23,34 +25,38 @@ from lit_rlhf.rollout.forward_passes import response_values
 
 
 class CriticInit(NamedTuple):
-    """What a critic may start from."""
+    """What a critic can be initialized from."""
 
     model: str  # the policy's folder or hub name
-    reward: str | None  # the reward model's, or the checkpoint of its adapter; None where the reward is no model
+    reward: str | None  # the reward model's, or its adapter's checkpoint; None if the reward is no model
     tokenizer: Tokenizer
     loading: ModelLoadingConfig
     adapter: LoRA | None  # of the policy
 
 
 class Critic(nn.Module):
-    """Base of the critics. `load` is called once, after the policy was loaded.
+    """Base of the critics. A subclass needs `load` and `values`; `load` is called once, after the policy was loaded.
 
     Attributes:
-        shares_forward_pass: whether values come out of the policy's own pass (`values_from_hidden`). Those of every other critic
-            are computed when the policy's backward pass is done: so activations are held of one of them at a time.
+        shares_forward_pass: whether values come from the policy's own forward pass (`values_from_hidden`). Other
+            critics run after the policy's backward pass, so only one model's activations are alive at a time.
     """
 
     shares_forward_pass = False
 
     def check(self, init: CriticInit) -> None:
-        """Refuse what cannot be, before any weight is read."""
+        """Refuse impossible settings, before any weight is read.
+
+        Raises:
+            UserError: names the setting.
+        """
 
     def load(self, policy: PreTrainedModel, init: CriticInit) -> None:
-        """Load or make the weights."""
+        """Load or create the weights."""
         raise NotImplementedError
 
     def models(self) -> list[PreTrainedModel]:
-        """Return what computes besides the policy: a batch is laid out so that all of them can."""
+        """Return the models that compute values apart from the policy; a batch is packed such that all support it."""
         return []
 
     def values(self, policy: PreTrainedModel, batch: PackedBatch) -> Tensor:
@@ -58,25 +64,25 @@ class Critic(nn.Module):
 
         Args:
             policy: the causal language model.
-            batch: the batch.
+            batch: prompts and responses.
         """
         raise NotImplementedError
 
     def values_from_hidden(self, hidden: Tensor, policy: PreTrainedModel, batch: PackedBatch) -> Tensor:
-        """Return the same of a policy that has just passed over the tokens; `hidden` is its last layer, (L, W, D)."""
+        """Return the values from the last hidden state of a forward pass of the policy, (L, W, D)."""
         raise NotImplementedError
 
     def trainable_parameters(self, policy: PreTrainedModel) -> list[nn.Parameter]:
-        """Return the weights that get the critic's learning rate; some may stand in the policy."""
+        """Return the parameters that get the critic's learning rate; some may belong to the policy's modules."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
 
 class SeparateCritic(Critic):
-    """A network of its own (App. C.4). It keeps value learning from disturbing the policy (Stiennon 2020, App. G.1).
+    """A network of its own (App. C.4), so that value learning does not disturb the policy (Stiennon 2020, App. G.1).
 
     Args:
-        model: folder or hub name to start from: a reward model, or a language model, which gets a zero head. By
-            default the reward model, and where the reward is none, the policy's model.
+        model: folder or hub name to initialize from: a reward model, or a language model, which gets a zero head. By
+            default the reward model, and if the reward is none, the policy's model.
     """
 
     network: ScalarModel
@@ -91,7 +97,7 @@ class SeparateCritic(Critic):
         if Path(path).is_file():
             raise UserError(
                 f"critic: the reward {path!r} is an adapter; a separate critic starts from a folder. Set model.critic "
-                "to one, or to lit_rlhf.modules.critics.LoRACritic"
+                "to one, or to lit_rlhf.modules.LoRACritic"
             )
         load_config(path, init.loading)
 
@@ -116,10 +122,10 @@ class SeparateCritic(Critic):
 
 
 class SharedBackboneCritic(Critic):
-    """A head on the policy's own last layer, 0 at the start (Ziegler 2019): one forward pass for policy and value.
+    """A zero-initialized head on the policy's last hidden state (Ziegler 2019): one forward pass for policy and value.
 
-    Half the memory and most of the time of a separate critic; but the value loss moves the policy's trunk, so its
-    weight (`ppo.value_coefficient`) now matters: Ziegler et al. take 0.1.
+    Half the memory and most of the time of a separate critic; but the value loss updates the policy's backbone, so its
+    coefficient (`ppo.value_coefficient`) matters: Ziegler et al. take 0.1.
     """
 
     shares_forward_pass = True
@@ -134,16 +140,16 @@ class SharedBackboneCritic(Critic):
         return _apply_head(self.head, hidden_states_with_adapter(policy, None, batch), batch)
 
     def values_from_hidden(self, hidden: Tensor, policy: PreTrainedModel, batch: PackedBatch) -> Tensor:
-        """See `Critic.values_from_hidden`: no pass of its own."""
+        """See `Critic.values_from_hidden`."""
         return _apply_head(self.head, hidden, batch)
 
 
 class LoRACritic(Critic):
-    """An adapter and a head of its own on the policy's frozen base (LoRA runs): a network of its own for little memory.
+    """An adapter and a head of its own on the policy's frozen base (LoRA runs): a separate critic for little memory.
 
     Args:
         checkpoint: of a `RewardModule` that was trained with an adapter from the policy's folder. By default that of
-            the reward (`LoRARewardModel`); where there is none, a fresh adapter, and a head that is 0 at the start.
+            the reward (`LoRARewardModel`); without one, a new adapter and a zero head.
     """
 
     adapter_name = "critic"
@@ -163,8 +169,8 @@ class LoRACritic(Critic):
     def load(self, policy: PreTrainedModel, init: CriticInit) -> None:
         """See `Critic.load`."""
         assert init.adapter is not None and has_adapter(policy)
-        rides = init.reward is not None and Path(init.reward).is_file()
-        path = self.path or (init.reward if rides else None)
+        reward_is_adapter = init.reward is not None and Path(init.reward).is_file()
+        path = self.path or (init.reward if reward_is_adapter else None)
         if path is not None:
             self.head = attach_adapter(read_scalar_adapter(path), policy, init.model, self.adapter_name)
         else:
@@ -176,22 +182,20 @@ class LoRACritic(Critic):
         return _apply_head(self.head, hidden_states_with_adapter(policy, self.adapter_name, batch), batch)
 
     def trainable_parameters(self, policy: PreTrainedModel) -> list[nn.Parameter]:
-        """See `Critic.trained`."""
-        own = [
-            weight for weight in adapter_weights(policy, self.adapter_name).values() if isinstance(weight, nn.Parameter)
-        ]
-        return [*super().trainable_parameters(policy), *own]
+        """See `Critic.trainable_parameters`."""
+        weights = adapter_state_dict(policy, self.adapter_name).values()
+        return [*super().trainable_parameters(policy), *(w for w in weights if isinstance(w, nn.Parameter))]
 
 
 def resolve_critic(setting: Critic | str | None, estimator: AdvantageEstimator) -> Critic | None:
-    """Return the critic of a run: none for an estimator that reads no values.
+    """Return the critic of a run: None for an estimator that uses no values.
 
     Args:
-        setting: of the recipe; a folder means a separate critic from there.
+        setting: of the recipe; a folder means a separate critic initialized from it.
         estimator: of the advantages.
 
     Raises:
-        UserError: a critic was asked for that nothing would read.
+        UserError: a critic is set that the estimator would not use.
     """
     if not estimator.uses_critic:
         if setting is not None:
@@ -201,5 +205,5 @@ def resolve_critic(setting: Critic | str | None, estimator: AdvantageEstimator) 
 
 
 def _apply_head(head: ScalarHead, hidden: Tensor, batch: PackedBatch) -> Tensor:
-    """Return the head's output before each response token, (B, R), of a last layer (L, W, D)."""
+    """Return the head's output before each response token, (B, R), from a last hidden state (L, W, D)."""
     return batch.scatter_to_responses(head(hidden[batch.predictor_index]))

@@ -1,8 +1,25 @@
-"""Step 3 of the paper: PPO against the reward model with a per-token KL penalty (§3.5 Eq. 2, App. C.4)."""
+"""Step 3 of the paper: PPO against a reward model with a per-token KL penalty (§3.5 Eq. 2, App. C.4).
+
+One epoch of the Trainer is one PPO iteration. The steps, in the order of this file:
+
+| step | where |
+|---|---|
+| 1 generate responses | `generate_and_score` |
+| 2 score them | `generate_and_score` |
+| 3 log-probs of policy and reference, values | `generate_and_score` |
+| 4 KL penalty | `collect_experience` |
+| 5 advantages (GAE), 6 whiten | `collect_experience` |
+| 7 policy loss | `training_step` |
+| 8 value loss | `value_loss`, in `training_step` or `backward` |
+| 9 pretraining gradient (PPO-ptx) | `pretraining_step`, called by the callback `PretrainingMix` |
+| 10 optimizer step | `on_before_optimizer_step`, then Lightning |
+
+Shapes: `b` prompts and `B` episodes of this rank or of all ranks, `P` prompt, `R` response, `T = P + R`.
+"""
 
 import time
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -11,49 +28,58 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from lit_rlhf.data.batches import PretrainingBatch, PromptBatch
-from lit_rlhf.data.loader import data_ranks
+from lit_rlhf.data.loader import get_dp_world_size_and_rank
+from lit_rlhf.data.prompts import PromptDataModule, PromptSource
 from lit_rlhf.distributed import gather_rows
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import clipped_policy_loss, clipped_value_loss, k1, masked_sum
-from lit_rlhf.generation.generators import CachedGenerator, Generator, checked
-from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
+from lit_rlhf.generation import CachedGenerator, Generator, SamplingParams
+from lit_rlhf.generation.sampling import sampling_uniforms
 from lit_rlhf.generation.stopping import stop_string_matcher
 from lit_rlhf.models.lm_loss import causal_lm_loss
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
+from lit_rlhf.models.shared_backbone import capture_last_hidden_state
 from lit_rlhf.modules.actor_critic import ActorCritic
 from lit_rlhf.modules.critics import Critic, resolve_critic
 from lit_rlhf.modules.ppo_config import PPOConfig
-from lit_rlhf.rewards.base import Reward, load_source_state, require_finite_scores, source_details, source_state
+from lit_rlhf.packing.packed_batch import PackedBatch
+from lit_rlhf.rewards.base import Reward, compute_finite_scores
 from lit_rlhf.rollout.advantages import GAE, AdvantageEstimator, check_group_size, compute_rewards
 from lit_rlhf.rollout.experience import Experience, Trajectories, make_episodes, repeat_prompts, sample_rows
-from lit_rlhf.rollout.experience_loader import (
-    BatchSizes,
-    ExperienceLoader,
-    PPOIteration,
-    Prompts,
-    iter_micro_batches,
-    logprob_mismatch,
-    rollout_metrics,
-)
-from lit_rlhf.rollout.forward_passes import map_in_chunks
+from lit_rlhf.rollout.experience_loader import BatchSizes, ExperienceLoader, PPOIteration, iter_micro_batches
+from lit_rlhf.rollout.forward_passes import logprobs_and_entropy, map_in_chunks, packed_logprobs
 from lit_rlhf.rollout.kl_controller import FixedKLController, KLController
-from lit_rlhf.strategies import broadcast_in_tensor_group, data_group, unsharded_parameters
+from lit_rlhf.rollout.metrics import compute_logprob_mismatch, compute_rollout_metrics
+from lit_rlhf.strategies import (
+    broadcast_in_tensor_group,
+    data_parallel_group,
+    requires_single_backward,
+    unsharded_parameters,
+)
+
+
+class ForwardOutput(NamedTuple):
+    """What policy and critic compute of a micro-batch."""
+
+    logprobs: Tensor  # (B, R), of the policy
+    values: Tensor | None  # (B, R); None if the critic has a pass of its own in `backward`, and without a critic
+    entropy: Tensor | None  # (B, R), of the policy's full distribution; None if not used
 
 
 class PPOModule(ActorCritic):
-    """Policy and critic, trained on rollouts of the policy. One epoch of the Trainer is one PPO iteration.
+    """Policy and critic, trained on rollouts of the policy.
 
     Args:
-        model: the SFT model's folder or hub name: start of the policy.
-        reward: what scores a response.
-        sampling: length and temperature of a response.
-        ppo: the numbers of the update.
+        model: the SFT model's folder or hub name; the policy is initialized from it.
+        reward: scores a response.
+        sampling: length and distribution of a response.
+        ppo: batch sizes and coefficients of the update.
         kl: controller of β.
         advantages: estimator of advantages; by default `GAE`.
-        critic: where values come from, or the folder that a separate critic starts from; by default a separate critic
-            from the reward model (App. C.4), or from `model` with a zero head where the reward is no model.
-        reference: what the KL is measured against; by default `model`. With an adapter, the policy's own frozen base.
-        generator: rollout engine.
+        critic: computes values, or the folder that a separate critic is initialized from; by default a separate critic
+            from the reward model (App. C.4), or from `model` with a zero head if the reward is no model.
+        reference: the model that the KL is measured to; by default `model`. With an adapter, the policy's frozen base.
+        generator: generation engine.
         optimizer: a callable from parameter groups to an optimizer.
         scheduler: a callable from the optimizer to a scheduler (paper: from a tenth, over 10 iterations, then
             constant).
@@ -98,44 +124,262 @@ class PPOModule(ActorCritic):
         )
         self.ppo, self.advantages = ppo, estimator
         self.kl: KLController = kl or FixedKLController()
-        self.generator = checked(generator or CachedGenerator(), sampling, ppo.old_logprobs)
+        self.generator: Generator = generator or CachedGenerator()
+        self.generator.check(sampling, ppo.old_logprobs)
         if ppo.critic_warmup_iterations and self.critic is None:
             raise UserError(
                 f"ppo.critic_warmup_iterations: {type(estimator).__name__} has no critic to warm up; leave it at 0"
             )
         self.loader: ExperienceLoader | None = None
-        self.mid_iteration_state: dict[
-            str, Any
-        ] = {}  # of a checkpoint in the middle of an iteration, until there is a loader
+        self.mid_iteration_state: dict[str, Any] = {}  # of a checkpoint, until there is a loader that resumes from it
+        self.pending_critic_batch: tuple[Experience, PackedBatch] | None = None  # its value loss is due in `backward`
         self.validation_score, self.validation_kl = MeanMetric(), MeanMetric()
 
+    # ---------------------------------------------------------------------------------------------- collect experience
+
+    def generate_and_score(self, prompts: PromptBatch, uniforms: Tensor) -> tuple[Trajectories, dict[str, float]]:
+        """Steps 1 to 3: generate, score, compute log-probs and values. Called without gradients.
+
+        Args:
+            prompts: b prompts.
+            uniforms: (B, R), the sampling noise; B is a multiple of b, the samples of a prompt are consecutive rows.
+
+        Returns:
+            the episodes, and the seconds that generation and scoring took.
+        """
+        start, num_samples = time.perf_counter(), len(uniforms) // len(prompts.input_ids)
+        prompts = prompts.to(self.device)
+
+        # 1 generate: y ~ π(· | x)
+        was_training = self.policy.training
+        self.policy.eval()  # in train mode gradient checkpointing switches the KV cache off
+        with unsharded_parameters(self.policy):
+            matcher = stop_string_matcher(self.tokenizer, self.sampling)
+            output = self.generator.generate(self.policy, prompts, self.sampling, uniforms, matcher)
+        self.policy.train(was_training)
+        generated = time.perf_counter()
+
+        # 2 score: r(x, y); a response without end token as `sampling.missing_eos` says
+        episodes = make_episodes(repeat_prompts(prompts, num_samples), output, self.tokenizer, self.trainer.training)
+        input_ids, attention_mask, mask = episodes.input_ids, episodes.attention_mask, output.response_mask  # (B, T)
+        in_chunks = partial(
+            map_in_chunks,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            response_width=mask.shape[1],
+            batch_size=self.ppo.forward_batch_size,
+        )
+        with self.frozen_on_device():
+            scores = compute_finite_scores(self.reward, episodes, self.trainer.global_step)
+            scores = broadcast_in_tensor_group(scores, self.trainer.strategy)
+            # 3 log π_ref(y_t | x, y_<t), log π(y_t | x, y_<t), V(x, y_<t)
+            ref_logprobs = in_chunks(self.ref_logprobs)
+        scores = self.sampling.apply_missing_eos(scores, output.finished)
+        recompute = self.ppo.old_logprobs == "recompute"
+        old_logprobs = in_chunks(self.policy_logprobs) if recompute else output.logprobs
+        values = in_chunks(self.critic_values)
+
+        self.samples = sample_rows(episodes, scores, (k1(old_logprobs, ref_logprobs) * mask).sum(1))
+        trajectories = Trajectories(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            response_mask=mask,
+            old_logprobs=old_logprobs,
+            ref_logprobs=ref_logprobs,
+            values=values,
+            scores=scores,
+            finished=output.finished,
+            rollout_logprobs=output.logprobs,
+            prompt_index=prompts.index.to(self.device).repeat_interleave(num_samples),
+        )
+        return trajectories, {"time/generate": generated - start, "time/score": time.perf_counter() - generated}
+
+    def rollout(self, prompts: PromptSource, iteration: int) -> tuple[Trajectories, dict[str, float]]:
+        """Steps 1 to 3 on all ranks. Every rank computes its share of the episodes and receives all of them."""
+        (world_size, rank), sizes = get_dp_world_size_and_rank(self.trainer), self.sizes
+        gather = partial(gather_rows, group=data_parallel_group(self.trainer.strategy))
+        index = torch.arange(sizes.num_prompts)[rank::world_size]
+        rows = prompts.get_prompts(iteration, sizes.num_prompts)
+        batch = prompts.collate([rows[int(i)] for i in index], index)
+        # Drawn for all episodes on every rank: a response does not depend on the number of ranks.
+        uniforms = sampling_uniforms(sizes.rollout_batch_size, self.sampling.max_new_tokens, self.seed, iteration, 0)
+        uniforms = uniforms.view(sizes.num_prompts, sizes.samples_per_prompt, -1)[index].flatten(0, 1)
+        own, seconds = self.generate_and_score(batch, uniforms)
+        reward_metrics = {name: float(gather(value).mean()) for name, value in self.reward.metrics().items()}
+        left_padded = ("input_ids", "attention_mask")
+        columns = (
+            gather(value, name in left_padded, sizes.samples_per_prompt) for name, value in own._asdict().items()
+        )
+        return Trajectories(*columns), seconds | reward_metrics
+
+    def collect_experience(self, prompts: PromptSource) -> PPOIteration:
+        """Steps 1 to 6 of an iteration: all data that its update uses. Called before the first micro-batch."""
+        # Counted in steps: after a resume, current_epoch may be one ahead.
+        iteration = self.trainer.global_step // self.sizes.num_optimizer_steps
+        start = time.perf_counter()
+        # A dataloader runs outside the autocast of training_step; without it the first ratio would not be 1.
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            trajectories, metrics = self.rollout(prompts, iteration)
+        # From here on every rank computes the same numbers from all episodes, without communication.
+
+        # 4 KL penalty: r_t = -β (log π(y_t) - log π_ref(y_t)), plus the score on the last token
+        coefficient = self.kl.coefficient
+        rewards = compute_rewards(trajectories, coefficient)
+
+        # 5 advantages: GAE, A_t = Σ_l (γλ)^l δ_{t+l} and returns A_t + V_t; 6 whiten A over all tokens of all ranks
+        advantages, returns = self.advantages.estimate(rewards, trajectories)
+
+        rollout_metrics = compute_rollout_metrics(trajectories, coefficient, returns)
+        if self.ppo.old_logprobs == "recompute":
+            rollout_metrics |= compute_logprob_mismatch(
+                trajectories.old_logprobs, trajectories.rollout_logprobs, trajectories.response_mask
+            )
+        self.kl.update(float(rollout_metrics["reward/kl"]), self.ppo.rollout_batch_size)
+        metrics["time/rollout"] = time.perf_counter() - start
+        rollout_metrics |= {name: torch.tensor(value) for name, value in metrics.items()}
+        return PPOIteration(iteration, trajectories, rewards, advantages, returns, rollout_metrics)
+
+    # ---------------------------------------------------------------------------------------------------------- update
+
+    def training_step(self, batch: Experience | PretrainingBatch, batch_idx: int) -> Tensor:
+        """Step 7: the loss of a micro-batch, normalized by the tokens of its minibatch."""
+        if isinstance(batch, PretrainingBatch):
+            return self.pretraining_step(batch)
+        ppo, output = self.ppo, self.forward_batch(batch)
+        logprobs, mask = output.logprobs, batch.response_mask  # (B, R)
+
+        # 7 policy loss: Σ_t max(-A_t ρ_t, -A_t clip(ρ_t, 1 - ε, 1 + ε)), ρ_t = π(y_t) / π_old(y_t)
+        policy = clipped_policy_loss(logprobs, batch.old_logprobs, batch.advantages, mask, ppo.clip_range)
+        self.epoch_means.add("policy/loss", policy.loss, policy.count)
+        self.epoch_means.add("policy/clip_fraction", policy.num_clipped, policy.count)
+        self.epoch_means.add("policy/approx_kl", policy.approx_kl, policy.count)
+        loss = policy.loss
+
+        # 8 value loss, if the values came with the policy's pass; otherwise in `backward`
+        if output.values is not None:
+            loss = loss + self.value_loss(output.values, batch)
+        if output.entropy is not None:
+            entropy = masked_sum(output.entropy, mask)
+            self.epoch_means.add("policy/entropy", entropy, policy.count)
+            loss = loss - ppo.entropy_coefficient * entropy
+
+        if batch.rollout_metrics and ppo.old_logprobs == "rollout":  # the weights are still those of the rollout
+            mismatch = compute_logprob_mismatch(logprobs.detach(), batch.old_logprobs, mask)
+            self.epoch_means.add_values(mismatch)
+        self.epoch_means.add_values(batch.rollout_metrics)
+        return self.normalize_loss(loss, batch.normalizer)
+
+    def forward_batch(self, batch: Experience) -> ForwardOutput:
+        """Return log-probs of the policy, and values of a critic that shares the policy's forward pass.
+
+        Another critic runs after the policy's backward pass, so only one model's activations are alive at a time,
+        unless the strategy allows a single backward pass per step.
+        """
+        packed = self.pack(batch.input_ids, batch.attention_mask, batch.response_mask.shape[1])
+        self.epoch_means.add("update/padding_fraction", packed.num_padding, packed.input_ids.numel())
+        entropy = None
+        with capture_last_hidden_state(self.policy) as hidden:
+            if self.ppo.entropy_coefficient > 0:
+                logprobs, entropy = logprobs_and_entropy(self.policy, packed, self.sampling)
+            else:
+                logprobs = packed_logprobs(self.policy, packed, self.sampling)
+        values = None
+        if self.critic is not None and self.critic.shares_forward_pass:
+            values = self.critic.values_from_hidden(hidden[0], self.policy, packed)
+        elif self.critic is not None and requires_single_backward(self.trainer.strategy):
+            values = self.critic.values(self.policy, packed)
+        elif self.critic is not None:
+            self.pending_critic_batch = batch, packed
+        return ForwardOutput(logprobs, values, entropy)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Backward pass of the policy, then forward and backward pass of a critic with a pass of its own."""
+        super().backward(loss, *args, **kwargs)
+        if self.critic is None or self.pending_critic_batch is None:
+            return
+        (batch, packed), self.pending_critic_batch = self.pending_critic_batch, None
+        with self.trainer.precision_plugin.forward_context():
+            value_loss = self.value_loss(self.critic.values(self.policy, packed), batch)
+            value_loss = self.normalize_loss(value_loss, batch.normalizer)
+        # Lightning divides the loss of a training_step by accumulate_grad_batches, but not this one.
+        self.trainer.strategy.backward(value_loss / self.trainer.accumulate_grad_batches, None)
+
+    def value_loss(self, values: Tensor, batch: Experience) -> Tensor:
+        """Step 8: the clipped value loss times its coefficient, summed over the tokens of a micro-batch."""
+        assert batch.returns is not None
+        # ½ Σ_t max((V_t - G_t)², (clip(V_t, V_old,t - ε, V_old,t + ε) - G_t)²), G the returns
+        value = clipped_value_loss(
+            values, batch.old_values, batch.returns, batch.response_mask, self.ppo.value_clip_range
+        )
+        self.epoch_means.add("value/loss", value.loss, value.count)
+        self.epoch_means.add("value/clip_fraction", value.num_clipped, value.count)
+        return self.ppo.value_coefficient * value.loss
+
+    def pretraining_step(self, batch: PretrainingBatch) -> Tensor:
+        """Step 9: the language-modeling loss, mean over tokens (the γ term of Eq. 2, without γ).
+
+        `PretrainingMix` multiplies it by γ and adds its gradient to that of steps 7 and 8 before the optimizer step.
+        """
+        total, count = causal_lm_loss(self.policy, batch.input_ids, batch.loss_mask, batch.attention_mask)
+        self.epoch_means.add("pretraining/loss", total, count)
+        return self.normalize_loss(total, batch.normalizer)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Step 10, before Lightning clips and steps: keep the policy fixed during the critic's warm-up."""
+        iteration = self.trainer.global_step // self.sizes.num_optimizer_steps
+        if iteration < self.ppo.critic_warmup_iterations:
+            self.drop_policy_gradients()
+        super().on_before_optimizer_step(optimizer)
+
+    # ------------------------------------------------------------------------------------------------------ validation
+
+    @torch.no_grad()
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Steps 1 to 3 on validation prompts, with the same noise every time; log mean score and KL."""
+        is_own = batch.index >= 0  # a rank without a prompt left repeats another rank's with index -1
+        index = batch.index.cpu().clamp(min=0)
+        uniforms = sampling_uniforms(int(index.max()) + 1, self.sampling.max_new_tokens, self.seed, 0, 2)[index]
+        trajectories, _ = self.generate_and_score(batch, uniforms)
+        kl = (k1(trajectories.old_logprobs, trajectories.ref_logprobs) * trajectories.response_mask).sum(1)
+        if is_own.any():
+            self.validation_score.update(trajectories.scores[is_own])
+            self.validation_kl.update(kl[is_own])
+        self.log_dict({"validation/score": self.validation_score, "validation/kl": self.validation_kl})
+
+    # ------------------------------------------------------------------------------------------------- setup and resume
+
     def setup(self, stage: str) -> None:
-        """Refuse sizes and lengths that do not fit, before any weight is read."""
+        """Refuse batch sizes and lengths that do not fit, before any weight is read."""
         super().setup(stage)
         trainer, ppo = self.trainer, self.ppo
-        accumulate, (world, _) = trainer.accumulate_grad_batches, data_ranks(trainer)
+        world_size, _ = get_dp_world_size_and_rank(trainer)
         self.sizes = BatchSizes(
-            ppo.rollout_batch_size, ppo.micro_batch_size, accumulate, world, ppo.ppo_epochs, ppo.samples_per_prompt
+            ppo.rollout_batch_size,
+            ppo.micro_batch_size,
+            trainer.accumulate_grad_batches,
+            world_size,
+            ppo.ppo_epochs,
+            ppo.samples_per_prompt,
         )
         check_group_size(self.advantages, ppo.samples_per_prompt)
         self.check_models()
-        prompts = getattr(trainer.datamodule, "prompts", None)  # type: ignore[attr-defined]
-        if prompts is not None:
-            self.check_length(prompts)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, PromptDataModule) and data.prompts is not None:
+            self.check_length(data.prompts)
         self.seed = trainer.strategy.broadcast(torch.initial_seed())
 
-    def check_length(self, prompts: Prompts) -> None:
-        """Refuse prompts that leave no room for a response."""
+    def check_length(self, prompts: PromptSource) -> None:
+        """Refuse prompts that leave no positions for a response."""
         width = self.sampling.max_new_tokens
-        what = f"the longest prompt ({prompts.longest}) with sampling.max_new_tokens ({width})"
+        what = f"the longest prompt ({prompts.max_length}) with sampling.max_new_tokens ({width})"
         self.check_max_positions(
-            prompts.longest + width, what, "data.max_prompt_length or model.sampling.max_new_tokens"
+            prompts.max_length + width, what, "data.max_prompt_length or model.sampling.max_new_tokens"
         )
 
-    def experience_loader(self, prompts: Prompts) -> ExperienceLoader:
-        """Return the training loader over `prompts`; called by the prompt data module."""
+    def experience_loader(self, prompts: PromptSource) -> ExperienceLoader:
+        """Return the training dataloader over `prompts`; `PromptDataModule.train_dataloader` calls it."""
         self.check_length(prompts)
-        sizes, (_, rank) = self.sizes, data_ranks(self.trainer)
+        sizes, (_, rank) = self.sizes, get_dp_world_size_and_rank(self.trainer)
         self.loader = ExperienceLoader(
             lambda: self.collect_experience(prompts),
             lambda iteration: iter_micro_batches(iteration, sizes, rank, self.seed),
@@ -146,183 +390,27 @@ class PPOModule(ActorCritic):
             self.mid_iteration_state = {}
         return self.loader
 
-    def collect_experience(self, prompts: Prompts) -> PPOIteration:
-        """Steps 1 to 6 of an iteration, all that its micro-batches are cut from."""
-        # Counted in steps: after a resume current_epoch may be one ahead.
-        iteration = self.trainer.global_step // self.sizes.num_optimizer_steps
-        start = time.perf_counter()
-        # A loader runs outside the autocast of training_step; without this the first ratio is not 1.
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            trajectories, seconds = self.rollout(prompts, iteration)
-        coefficient = self.kl.coefficient
-        # 4 per-token KL penalty, score on the last action token
-        rewards = compute_rewards(trajectories, coefficient)
-        # 5 advantages · 6 whiten
-        advantages, returns = self.advantages.estimate(rewards, trajectories)
-        statistics = rollout_metrics(trajectories, coefficient, returns)
-        if self.ppo.old_logprobs == "recomputed":
-            statistics |= logprob_mismatch(
-                trajectories.old_logprobs, trajectories.rollout_logprobs, trajectories.response_mask
-            )
-        self.kl.update(float(statistics["reward/kl"]), self.ppo.rollout_batch_size)
-        seconds["time/rollout"] = time.perf_counter() - start
-        statistics |= {name: torch.tensor(value) for name, value in seconds.items()}
-        return PPOIteration(iteration, trajectories, rewards, advantages, returns, statistics)
-
-    def rollout(self, prompts: Prompts, iteration: int) -> tuple[Trajectories, dict[str, float]]:
-        """Return the iteration's trajectories and figures. Every rank answers its share of the prompts and gets all."""
-        (world, rank), sizes = data_ranks(self.trainer), self.sizes
-        gather = partial(gather_rows, group=data_group(self.trainer.strategy))
-        index = torch.arange(sizes.num_prompts)[rank::world]
-        rows = prompts.rows(iteration, sizes.num_prompts)
-        batch = prompts.collate([rows[int(i)] for i in index], index)
-        noise = sampling_uniforms(sizes.rollout_batch_size, self.sampling.max_new_tokens, self.seed, iteration, 0)
-        mine, figures = self.generate_and_score(
-            batch, noise.view(sizes.num_prompts, sizes.samples_per_prompt, -1)[index].flatten(0, 1)
-        )
-        figures |= {name: float(gather(each).mean()) for name, each in source_details(self.reward).items()}
-        padded_left, columns = ("input_ids", "attention_mask"), mine._asdict().items()
-        return Trajectories(
-            *(gather(each, name in padded_left, sizes.samples_per_prompt) for name, each in columns)
-        ), figures
-
-    def generate_and_score(self, batch: PromptBatch, noise: Tensor) -> tuple[Trajectories, dict[str, float]]:
-        """Steps 1 to 3: generate, score, log-probs and values.
-
-        Args:
-            batch: b prompts.
-            noise: (B, R); B is a multiple of b, and the samples of a prompt are consecutive rows.
-        """
-        start, width = time.perf_counter(), self.sampling.max_new_tokens
-        ids, mask = batch.input_ids.to(self.device), batch.attention_mask.to(self.device)
-        # 1 generate
-        training = self.policy.training
-        self.policy.eval()  # in train mode gradient checkpointing switches the cache off
-        with unsharded_parameters(self.policy):
-            stops = stop_string_matcher(self.tokenizer, self.sampling)
-            rollout = self.generator.generate(self.policy, ids, mask, noise, self.sampling, stops)
-        self.policy.train(training)
-        generated = time.perf_counter()
-        # 2 score, log-probs of the reference
-        episodes = make_episodes(
-            repeat_prompts(batch, len(noise) // len(ids)), rollout, self.tokenizer, self.trainer.training
-        )
-        input_ids, attention_mask = episodes.input_ids, episodes.attention_mask  # (B, T)
-        compute = partial(
-            map_in_chunks,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            response_width=width,
-            batch_size=self.ppo.forward_batch_size,
-        )
-        with self.frozen_on_device():
-            scores = broadcast_in_tensor_group(
-                require_finite_scores(self.reward, episodes, self.trainer.global_step), self.trainer.strategy
-            )
-            reference = compute(self.reference_logprobs)
-        scores = self.sampling.apply_missing_eos(scores, rollout.finished)
-        # 3 log-probs of the policy (as they were drawn), values
-        logprobs = rollout.logprobs if self.ppo.old_logprobs == "sampled" else compute(self.logprobs)
-        values = compute(self.values)
-        self.samples = sample_rows(episodes, scores, (k1(logprobs, reference) * rollout.response_mask).sum(1))
-        trajectories = Trajectories(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            response_mask=rollout.response_mask,
-            old_logprobs=logprobs,
-            ref_logprobs=reference,
-            values=values,
-            scores=scores,
-            finished=rollout.finished,
-            rollout_logprobs=rollout.logprobs,
-            prompt_index=batch.index.to(self.device).repeat_interleave(len(noise) // len(ids)),
-        )
-        return trajectories, {"time/generate": generated - start, "time/score": time.perf_counter() - generated}
-
-    def training_step(self, batch: Experience | PretrainingBatch, batch_idx: int) -> Tensor:
-        """Return the clipped policy loss, or the loss of a batch of the pretraining mix.
-
-        The clipped value loss is added where values come with the policy's pass; else `backward` sees to it.
-        """
-        if isinstance(batch, PretrainingBatch):
-            return self.pretraining_step(batch)
-        ppo, seen = self.ppo, self.forward_batch(batch, self.ppo.entropy_coefficient > 0)
-        logprobs = seen.logprobs  # (B, R)
-        policy = clipped_policy_loss(
-            logprobs, batch.old_logprobs, batch.advantages, batch.response_mask, ppo.clip_range
-        )
-        self.epoch_means.add("policy/loss", policy.loss, policy.count)
-        self.epoch_means.add("policy/clip_fraction", policy.num_clipped, policy.count)
-        self.epoch_means.add("policy/approx_kl", policy.approx_kl, policy.count)
-        if (
-            batch.rollout_metrics and ppo.old_logprobs == "sampled"
-        ):  # the weights are still those that were sampled from
-            for name, figure in logprob_mismatch(logprobs.detach(), batch.old_logprobs, batch.response_mask).items():
-                self.epoch_means.add(name, figure)
-        for name, figure in batch.rollout_metrics.items():
-            self.epoch_means.add(name, figure)
-        loss = policy.loss if seen.values is None else policy.loss + self.value_loss(seen.values, batch)
-        if seen.entropy is not None:
-            entropy = masked_sum(seen.entropy, batch.response_mask)
-            self.epoch_means.add("policy/entropy", entropy, policy.count)
-            loss = loss - ppo.entropy_coefficient * entropy
-        return self.normalize_loss(loss, batch.normalizer)
-
-    def value_loss(self, values: Tensor, batch: Experience) -> Tensor:
-        """Return the clipped value loss with its weight, summed over the tokens of a micro-batch."""
-        assert batch.returns is not None
-        value = clipped_value_loss(
-            values, batch.old_values, batch.returns, batch.response_mask, self.ppo.value_clip_range
-        )
-        self.epoch_means.add("value/loss", value.loss, value.count)
-        self.epoch_means.add("value/clip_fraction", value.num_clipped, value.count)
-        return self.ppo.value_coefficient * value.loss
-
-    def pretraining_step(self, batch: PretrainingBatch) -> Tensor:
-        """Return the language-modelling loss of the policy, mean over tokens (the γ term of Eq. 2, without γ)."""
-        total, count = causal_lm_loss(self.policy, batch.input_ids, batch.loss_mask, batch.attention_mask)
-        self.epoch_means.add("pretraining/loss", total, count)
-        return self.normalize_loss(total, batch.normalizer)
-
-    @torch.no_grad()
-    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        """Answer the validation prompts, with the same noise every time, and log mean score and KL."""
-        counted = batch.index >= 0  # a rank without a prompt left repeats another rank's with index -1
-        index = batch.index.cpu().clamp(min=0)
-        noise = sampling_uniforms(int(index.max()) + 1, self.sampling.max_new_tokens, self.seed, 0, 2)[index]
-        trajectories, _ = self.generate_and_score(batch, noise)
-        kl = (k1(trajectories.old_logprobs, trajectories.ref_logprobs) * trajectories.response_mask).sum(1)
-        if counted.any():
-            self.validation_score.update(trajectories.scores[counted])
-            self.validation_kl.update(kl[counted])
-        self.log_dict({"validation/score": self.validation_score, "validation/kl": self.validation_kl})
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log the gradient's norm; let the critic alone move in its warm-up."""
-        if self.trainer.global_step // self.sizes.num_optimizer_steps < self.ppo.critic_warmup_iterations:
-            self.drop_policy_gradients()
-        super().on_before_optimizer_step(optimizer)
-
     def on_fit_start(self) -> None:
-        """Print the sizes once, and what lies in host memory."""
+        """Print the batch sizes, and which models are offloaded."""
         self.print(f"PPO: {self.sizes}", *(f"; in host memory: {name}" for name in self.offloaded), sep="")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the states of the KL controller and of the reward source, and the iteration under way."""
+        """Add the states of KL controller and reward, and an iteration that is not finished."""
         super().on_save_checkpoint(checkpoint)
-        # there is no loader where nothing was trained: a model that was only validated can be saved
-        if unfinished := self.loader.mid_iteration_state() if self.loader else {}:
-            figures = self.epoch_means.over_ranks(self.sum_over_ranks)
-            checkpoint["iteration"] = unfinished | {"figures": figures, "samples": self.samples}
+        # there is no loader if nothing was trained: a model that was only validated can be saved
+        if state := self.loader.mid_iteration_state() if self.loader else {}:
+            sums = self.epoch_means.reduced_sums(self.sum_over_ranks)
+            checkpoint["iteration"] = state | {"epoch_sums": sums, "samples": self.samples}
         checkpoint["kl_controller"] = self.kl.state_dict()
-        checkpoint["reward"] = source_state(self.reward)
+        checkpoint["reward"] = self.reward.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take them back."""
+        """Restore them."""
         super().on_load_checkpoint(checkpoint)
         self.kl.load_state_dict(checkpoint["kl_controller"])
-        load_source_state(self.reward, checkpoint.get("reward", {}))
+        self.reward.load_state_dict(checkpoint.get("reward", {}))
         self.mid_iteration_state = checkpoint.get("iteration", {})
         if self.mid_iteration_state:
             self.samples = self.mid_iteration_state["samples"]
-            self.epoch_means.load(self.mid_iteration_state["figures"], first_rank=data_ranks(self.trainer)[1] == 0)
+            is_first_rank = get_dp_world_size_and_rank(self.trainer)[1] == 0
+            self.epoch_means.load(self.mid_iteration_state["epoch_sums"], is_first_rank)

@@ -34,7 +34,7 @@ class RewardModule(LitModule):
         head_seed: seed of a fresh head, drawn from N(0, 1/√(d+1)).
         adapter: train low-rank adapters and the head instead of all weights.
         loading: how weights and tokenizer are loaded.
-        pair_normalizer: what Eq. 1 divides a ranking's pairs by: those kept without ties, or all C(K, 2).
+        pair_normalizer: what Eq. 1 divides the loss of a ranking by: its untied pairs, or all C(K, 2) pairs.
         shared_prompt: compute a prompt once for all its completions where the model allows it; off, K whole rows.
     """
 
@@ -48,7 +48,7 @@ class RewardModule(LitModule):
         head_seed: int = 0,
         adapter: LoRA | None = None,
         loading: ModelLoadingConfig | None = None,
-        pair_normalizer: PairNormalizer = "kept",
+        pair_normalizer: PairNormalizer = "untied_pairs",
         shared_prompt: bool = True,
     ) -> None:
         super().__init__(model, loading, adapter, optimizer, scheduler)

@@ -14,7 +14,7 @@ from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import add_lora
 from lit_rlhf.modules.base import LitModule
 from lit_rlhf.packing.varlen_attention import varlen_unsupported_reason
-from lit_rlhf.strategies import meta_init_except_rank_zero, shard_model, tensor_ranks
+from lit_rlhf.strategies import meta_init_except_rank_zero, shard_model, tensor_parallel_size
 
 
 class SFTModule(LitModule):
@@ -53,24 +53,23 @@ class SFTModule(LitModule):
     def setup(self, stage: str) -> None:
         """See `LitModule`; refuse dropout where tensors are split."""
         super().setup(stage)
-        if self.dropout and tensor_ranks(self.trainer.strategy) > 1:
+        if self.dropout and tensor_parallel_size(self.trainer.strategy) > 1:
             raise UserError(
                 "model.dropout: ranks that split tensors would each drop something else; set it to 0, or "
                 "trainer.strategy.tensor_parallel_size to 1"
             )
 
-    def check_packing(self, longest: int, setting: str) -> None:
-        """Refuse packed rows where the model would let their sequences see each other.
+    def check_packing(self, max_tokens: int, setting: str) -> None:
+        """Refuse packed rows if the model's attention would cross their sequences.
 
         Args:
-            longest: tokens of the longest sequence.
-            setting: what asked for packing.
+            max_tokens: length of the longest sequence.
+            setting: the setting that asks for packing, for the error message.
         """
-        reason = varlen_unsupported_reason(
-            load_config(self.model_path, self.loading), self.loading.attn_implementation, longest
-        )
+        config = load_config(self.model_path, self.loading)
+        reason = varlen_unsupported_reason(config, max_tokens, self.loading.attn_implementation)
         if reason:
-            raise UserError(f"{setting}: {self.model_path!r} takes 'by_length', but no packed rows: {reason}")
+            raise UserError(f"{setting}: {self.model_path!r} takes 'group_by_length', but no packed rows: {reason}")
 
     def configure_model(self) -> None:
         """Load the model, once."""

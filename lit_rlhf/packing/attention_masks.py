@@ -1,6 +1,8 @@
-"""A model over rows that hold several segments, such as a prompt and its responses.
+"""Attention masks and position ids of rows that hold several segments, such as a prompt and its responses.
 
-The one place that knows how transformers takes a mask of who sees whom, and which architectures keep to it.
+A segment is a run of tokens: a prompt, or a response that names the prompt as its parent. A token attends to its own
+segment and to its parent, so a prompt is computed once for all its responses. This module alone knows in what form
+transformers takes such a mask, and which architectures apply it.
 """
 
 import inspect
@@ -8,81 +10,131 @@ import sys
 
 import torch
 from torch import Tensor
-from transformers import MODEL_MAPPING, PretrainedConfig
+from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
 
-from lit_rlhf.functional import packed_position_ids, prefix_tree_mask
-
-#: the attention of `lit_rlhf.packing.varlen_attention`, which is "sdpa" under a mask
-VARLEN_SDPA = "lit_rlhf_sequences"
-_ATTENTIONS = ("sdpa", "eager", VARLEN_SDPA)
-_LAYERS = ("full_attention", "sliding_attention")
+VARLEN_SDPA = "lit_rlhf_varlen_sdpa"
+"""Name of the attention of `lit_rlhf.packing.varlen_attention`; given a mask, it is "sdpa"."""
+_IMPLEMENTATIONS = ("sdpa", "eager", VARLEN_SDPA)
+_STATELESS_LAYERS = {"full_attention", "sliding_attention"}
 
 
-def packing_unsupported_reason(config: PretrainedConfig, attn_implementation: str, longest: int) -> str | None:
-    """Why a model would not compute the segments of a row as it computes them in rows of their own.
+def uses_sdpa(config: PretrainedConfig) -> bool:
+    """Whether a loaded model's attention, given a mask, is PyTorch's scaled dot-product attention."""
+    return config._attn_implementation in ("sdpa", VARLEN_SDPA)
 
-    Read from the configuration and the architecture's code, before any weight.
+
+def packing_unsupported_reason(
+    config: PretrainedConfig, longest: int, attn_implementation: str | None = None
+) -> str | None:
+    """Return why a model would not compute the segments of a packed row as in separate rows.
+
+    Read from the configuration and the architecture's code, before any weight is loaded.
 
     Args:
-        config: of the model.
-        attn_implementation: the attention implementation (`ModelLoadingConfig.attention`).
-        longest: tokens of the longest sequence: of a segment, with the one that it continues.
+        config: Of the model.
+        longest: Tokens of the longest sequence: of a segment together with its parent.
+        attn_implementation: `ModelLoadingConfig.attn_implementation`; by default that of a loaded model's `config`.
 
     Returns:
-        None where the two differ by rounding alone.
+        None where packed and separate rows differ by rounding alone.
     """
     config = config.get_text_config()
-    kind = config.model_type
-    if attn_implementation not in _ATTENTIONS:
-        return f"attention {attn_implementation!r} takes no mask of who sees whom; set model.loading.attn_implementation to 'sdpa'"
+    name, implementation = config.model_type, attn_implementation or config._attn_implementation
+    if implementation not in _IMPLEMENTATIONS:
+        return (
+            f"attention {implementation!r} takes no mask that keeps packed sequences apart; "
+            "set model.loading.attn_implementation to 'sdpa'"
+        )
     if type(config) not in MODEL_MAPPING:
-        return f"{kind} is no architecture of transformers itself, and what its code makes of a mask is not known"
+        return f"{name} is no architecture of transformers itself, and how its code uses an attention mask is unknown"
     architecture = MODEL_MAPPING[type(config)]
-    if architecture._is_stateful or set(getattr(config, "layer_types", None) or ()) - set(_LAYERS):
-        return f"{kind} has layers that carry a state over every token before, whatever a mask says"
+    if has_stateful_layers(config, architecture):
+        return f"{name} has layers that carry a state over every token before, whatever the attention mask"
     if "position_ids" not in inspect.signature(architecture.forward).parameters:
-        return f"{kind} takes no positions, which must begin anew in each segment"
+        return f"{name} takes no position_ids, which must restart in each segment"
     if not hasattr(sys.modules[architecture.__module__], "create_causal_mask"):
-        return f"{kind} does not take a mask of who sees whom as it is"
-    # transformers leaves the window away under a mask of our own
+        return f"{name} does not pass a four-dimensional attention mask on as it is"
+    # transformers ignores the sliding window when it is given a four-dimensional mask
     window = getattr(config, "sliding_window", None)
     if window and longest > window:
-        return f"the attention of {kind} slides over {window:,} tokens, and the longest sequence has {longest:,}"
+        return f"the attention of {name} slides over {window:,} tokens, and the longest sequence has {longest:,}"
     return None
+
+
+def has_stateful_layers(config: PretrainedConfig, architecture: type[PreTrainedModel]) -> bool:
+    """Whether a model has layers other than attention that mix tokens, such as those of Mamba.
+
+    Args:
+        config: Its text configuration.
+        architecture: Its class.
+    """
+    return architecture._is_stateful or bool(set(getattr(config, "layer_types", None) or ()) - _STATELESS_LAYERS)
 
 
 def packed_model_inputs(
     segment_ids: Tensor, parent_ids: Tensor | None = None, attn_implementation: str = "sdpa"
 ) -> dict[str, Tensor]:
-    """What a model takes, beside `input_ids`, so that segments see nothing of each other.
+    """Build the model inputs, besides `input_ids`, with which segments do not attend to each other.
 
     Args:
         segment_ids: (B, T) int64, the segment of each token, from 1 on; 0 is padding.
-        parent_ids: (B, T) int64, the segment that the token's segment continues, -1 for none; None: no segment does.
-        attn_implementation: the attention implementation: "sdpa", "eager" or `VARLEN_SDPA`.
+        parent_ids: (B, T) int64, the parent of the token's segment, -1 for none; None: no segment has one.
+        attn_implementation: "sdpa", "eager" or `VARLEN_SDPA`.
 
     Returns:
-        `attention_mask` (B, 1, T, T), True where a token is seen (for eager: 0 there and a very low float32 elsewhere),
-        and `position_ids` (B, T) int64, from 0 on in each segment that continues none.
+        `attention_mask` (B, 1, T, T) in the form of `to_attention_mask`, and `position_ids` (B, T) int64.
     """
-    assert attn_implementation in _ATTENTIONS, attn_implementation
-    visible = prefix_tree_mask(
-        segment_ids, torch.full_like(segment_ids, -1) if parent_ids is None else parent_ids
-    )  # (B, 1, T, T)
+    assert attn_implementation in _IMPLEMENTATIONS, attn_implementation
+    no_parents = torch.full_like(segment_ids, -1)
+    mask = prefix_tree_mask(segment_ids, no_parents if parent_ids is None else parent_ids)  # (B, 1, T, T)
     return {
-        "attention_mask": to_attention_mask(visible, attn_implementation),
-        "position_ids": packed_position_ids(visible, segment_ids),
+        "attention_mask": to_attention_mask(mask, attn_implementation),
+        "position_ids": packed_position_ids(mask, segment_ids),
     }
 
 
-def to_attention_mask(visible: Tensor, attn_implementation: str) -> Tensor:
-    """Return the mask that a model takes, from one that is True where a token is seen, (B, 1, any, any).
+def prefix_tree_mask(segment_ids: Tensor, parent_ids: Tensor) -> Tensor:
+    """Build the causal mask within a token's own segment and its parent.
 
     Args:
-        visible: bool.
-        attn_implementation: the attention implementation: "sdpa", "eager" or `VARLEN_SDPA`.
+        segment_ids: (B, T) int64, the segment of each token, from 1 on; 0 is padding, which attends to padding only, so
+            that no row of the softmax is empty.
+        parent_ids: (B, T) int64, the parent of the token's segment, which must come before it; -1 for none.
+
+    Returns:
+        (B, 1, T, T) bool, True where the query (third dimension) attends to the key (last dimension).
+    """
+    assert segment_ids.shape == parent_ids.shape and segment_ids.ndim == 2
+    key = segment_ids.unsqueeze(1)  # (B, 1, T)
+    related = (segment_ids.unsqueeze(2) == key) | (parent_ids.unsqueeze(2) == key)  # (B, T, T)
+    return related.tril().unsqueeze(1)
+
+
+def packed_position_ids(mask: Tensor, segment_ids: Tensor) -> Tensor:
+    """Compute the position of each token in its sequence; a segment continues the positions of its parent.
+
+    Args:
+        mask: (B, 1, T, T) bool, of `prefix_tree_mask`.
+        segment_ids: (B, T) int64.
+
+    Returns:
+        (B, T) int64, from 0 on; 0 on padding, whose count could exceed the model's positions.
+    """
+    num_keys = mask.sum(-1).squeeze(1)  # (B, T), the token itself included
+    return (num_keys - 1).masked_fill(segment_ids == 0, 0)
+
+
+def to_attention_mask(mask: Tensor, attn_implementation: str) -> Tensor:
+    """Convert a bool mask to what the attention implementation takes.
+
+    Args:
+        mask: Bool, any shape, True where a query attends to a key.
+        attn_implementation: "sdpa", "eager" or `VARLEN_SDPA`.
+
+    Returns:
+        The same shape: `mask` itself, or for eager float32, 0 where it is True and the lowest float32 elsewhere.
     """
     if attn_implementation != "eager":
-        return visible
-    # eager adds the mask to the scores: True would be 1
-    return torch.zeros_like(visible, dtype=torch.float32).masked_fill_(~visible, torch.finfo(torch.float32).min)
+        return mask
+    # eager adds the mask to the scores, where True would count as 1
+    return torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, torch.finfo(torch.float32).min)

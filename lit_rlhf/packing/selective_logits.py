@@ -1,4 +1,4 @@
-"""Logits of some places of a batch alone: with a vocabulary of any size they are its largest tensor."""
+"""Logits of selected positions: with any real vocabulary, the logits of a full batch are its largest tensor."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,13 +9,13 @@ from transformers import PreTrainedModel
 
 
 def logits_at_positions(model: PreTrainedModel, row_index: Tensor, column_index: Tensor, **inputs: Any) -> Tensor:
-    """Return the logits of n places of a batch, (n, V): the unembedding sees nothing else.
+    """Compute the logits of n positions of a batch, (n, V): the `lm_head` gets no other position.
 
     Args:
-        model: a causal language model, or the strategy's wrapper of one.
-        row_index: (n,) int64, the row of each place.
-        column_index: (n,) int64, and where in it.
-        inputs: what the model takes.
+        model: A causal language model, or the strategy's wrapper of one.
+        row_index: (n,) int64, the row of each position.
+        column_index: (n,) int64, its column.
+        inputs: Inputs of the model.
     """
     with _lm_head_at_positions(model, row_index, column_index):
         logits: Tensor = model(**inputs, use_cache=False).logits
@@ -24,7 +24,10 @@ def logits_at_positions(model: PreTrainedModel, row_index: Tensor, column_index:
 
 @contextmanager
 def _lm_head_at_positions(model: PreTrainedModel, row_index: Tensor, column_index: Tensor) -> Iterator[None]:
-    """Within the block the model unembeds these places as one row. Its whole forward runs, with all that wraps it."""
+    """Within the context, pass the `lm_head` these positions as one row.
+
+    A hook, so that the model's own forward runs with all wrappers around it (DDP, FSDP2, compilation).
+    """
     head: Any = model.get_output_embeddings()
     assert head is not None, f"{type(model).__name__} has no output embeddings"
     hook = head.register_forward_pre_hook(lambda _, args: (args[0][row_index, column_index].unsqueeze(0), *args[1:]))

@@ -1,4 +1,4 @@
-"""One score out of several reward sources: a weighted sum, and an ensemble of models that score alike."""
+"""One score from several rewards: a weighted sum, and an ensemble of models on one scale."""
 
 from typing import Any
 
@@ -9,77 +9,80 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import Aggregation, aggregate_scores
-from lit_rlhf.rewards.base import (
-    Reward,
-    load_source_state,
-    ride_on_policy,
-    source_critic,
-    source_details,
-    source_state,
-)
+from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rollout.experience import Episodes
 
+# names of PPO's own metrics below `reward/`
+RESERVED_NAMES = {"score", "score_std", "kl", "kl_k2", "kl_k3", "kl_coefficient", "kl_penalized_score"}
 
-class CombinedReward:
-    """Base of what asks several sources: prepares them and keeps their states.
+
+class CombinedReward(Reward):
+    """Base of the combinations: prepares the parts and keeps their states.
 
     Args:
-        sources: the parts, at least one.
+        rewards: the parts, at least one.
     """
 
-    def __init__(self, sources: list[Reward]) -> None:
-        if not sources:
-            raise UserError(f"reward: {type(self).__name__} needs at least one source")
-        self.sources = sources
+    def __init__(self, rewards: list[Reward]) -> None:
+        if not rewards:
+            raise UserError(f"reward: {type(self).__name__} needs at least one reward")
+        self.rewards = rewards
         self.scores: Tensor  # (M, B), of the episodes scored last
 
+    def parts(self) -> list[Reward]:
+        """See `Reward.parts`."""
+        return self.rewards
+
     def prepare(self, tokenizer: Tokenizer, device: torch.device) -> None:
-        """Prepare every part."""
-        for source in self.sources:
-            source.prepare(tokenizer, device)
+        """See `Reward.prepare`."""
+        for reward in self.rewards:
+            reward.prepare(tokenizer, device)
 
     def attach(self, policy: PreTrainedModel, path: str) -> None:
-        """See `Reward`: parts may ride."""
-        for source in self.sources:
-            ride_on_policy(source, policy, path)
+        """See `Reward.attach`."""
+        for reward in self.rewards:
+            reward.attach(policy, path)
 
     def score_parts(self, episodes: Episodes) -> Tensor:
-        """Return every part's scores, (M, B) float32, and keep them for `details`."""
-        self.scores = torch.stack([source.score(episodes).float() for source in self.sources])
+        """Return the scores of every part, (M, B) float32, and keep them for `metrics`."""
+        self.scores = torch.stack([reward.score(episodes).float() for reward in self.rewards])
         return self.scores
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the parts' states."""
-        return {"sources": [source_state(source) for source in self.sources]}
+        """See `Reward.state_dict`."""
+        return {"rewards": [reward.state_dict() for reward in self.rewards]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Give them back."""
-        parts = state.get("sources", [])
-        if parts and len(parts) != len(self.sources):
+        """See `Reward.load_state_dict`."""
+        states = state.get("rewards", [])
+        if states and len(states) != len(self.rewards):
             raise UserError(
-                f"ckpt_path: the checkpoint's reward has {len(parts)} sources, this recipe's has {len(self.sources)}; "
+                f"ckpt_path: the checkpoint's reward has {len(states)} parts, this recipe's has {len(self.rewards)}; "
                 "give the same ones"
             )
-        for source, part in zip(self.sources, parts):
-            load_source_state(source, part)
+        for reward, part in zip(self.rewards, states):
+            reward.load_state_dict(part)
 
 
 class WeightedSum(CombinedReward):
-    """A weighted sum of reward sources.
+    """A weighted sum of rewards.
 
     Args:
-        sources: the parts.
-        weights: one each.
-        names: one each, for their metrics `reward/NAME`; by default their numbers.
+        rewards: the parts.
+        weights: one per part.
+        names: one per part, for their metrics `reward/NAME`; by default their numbers.
     """
 
-    def __init__(self, sources: list[Reward], weights: list[float], names: list[str] | None = None) -> None:
-        if len(sources) != len(weights) or not sources:
-            raise UserError(f"reward: {len(weights)} weights for {len(sources)} sources; give one weight each")
-        super().__init__(sources)
-        self.weights, self.names = weights, names or [str(number) for number in range(len(sources))]
-        if len(set(self.names)) != len(sources):
-            raise UserError(f"reward: names {self.names} for {len(sources)} sources; give each a name of its own")
+    def __init__(self, rewards: list[Reward], weights: list[float], names: list[str] | None = None) -> None:
+        if len(rewards) != len(weights) or not rewards:
+            raise UserError(f"reward: {len(weights)} weights for {len(rewards)} rewards; give one weight each")
+        super().__init__(rewards)
+        self.weights, self.names = weights, names or [str(number) for number in range(len(rewards))]
+        if len(set(self.names)) != len(rewards):
+            raise UserError(f"reward: names {self.names} for {len(rewards)} rewards; give each a name of its own")
+        reserved = sorted(RESERVED_NAMES.intersection(self.names))
+        if reserved:
+            raise UserError(f"reward: a part cannot be named {reserved[0]!r}: reward/{reserved[0]} is PPO's own metric")
 
     def score(self, episodes: Episodes) -> Tensor:
         """See `Reward.score`."""
@@ -87,30 +90,29 @@ class WeightedSum(CombinedReward):
         return (torch.tensor(self.weights, device=scores.device)[:, None] * scores).sum(0)
 
     def metrics(self) -> dict[str, Tensor]:
-        """Return every part's score, before its weight, and every part's own metrics."""
-        figures = {}
-        for name, source, scores in zip(self.names, self.sources, self.scores):
-            part = f"part_{name}"
-            figures[f"reward/{part}"] = scores
-            for detail, value in source_details(source).items():
-                figures[f"reward/{part}_{detail.removeprefix('reward/')}"] = value
-        return figures
+        """See `Reward.metrics`: every part's score before its weight, and its own metrics as `reward/PART_NAME`."""
+        metrics = {}
+        for name, reward, scores in zip(self.names, self.rewards, self.scores):
+            metrics[f"reward/{name}"] = scores
+            for own_name, value in reward.metrics().items():
+                metrics[f"reward/{name}_{own_name.removeprefix('reward/')}"] = value
+        return metrics
 
 
 class EnsembleReward(CombinedReward):
-    """Several reward models that score alike, against over-optimisation of one (Coste et al., 2023).
+    """Several reward models on one scale, against over-optimization of a single one (Coste et al., 2023).
 
-    Their scores must be of one scale: trained alike and centred on the same demonstrations.
+    Train them alike and center them on the same demonstrations.
 
     Args:
-        sources: the members.
-        aggregation: of their scores: the mean, the minimum (what every member grants at least), or the mean less
-            `num_std` standard num_std of the members.
-        num_std: of the lower bound.
+        rewards: the members.
+        aggregation: of their scores: the mean, the minimum, or the mean minus `num_std` standard deviations of the
+            members.
+        num_std: for the last of these.
     """
 
-    def __init__(self, sources: list[Reward], aggregation: Aggregation = "mean", num_std: float = 1.0) -> None:
-        super().__init__(sources)
+    def __init__(self, rewards: list[Reward], aggregation: Aggregation = "mean", num_std: float = 1.0) -> None:
+        super().__init__(rewards)
         if num_std < 0:
             raise UserError(f"reward: num_std must not be negative, got {num_std}")
         self.aggregation, self.num_std = aggregation, num_std
@@ -120,9 +122,9 @@ class EnsembleReward(CombinedReward):
         return aggregate_scores(self.score_parts(episodes), self.aggregation, self.num_std)
 
     def metrics(self) -> dict[str, Tensor]:
-        """Return how far the members are apart: their standard deviation (biased)."""
+        """See `Reward.metrics`: the (biased) standard deviation of the members."""
         return {"reward/ensemble_std": self.scores.std(0, correction=0)}
 
     def critic_init_path(self) -> str | None:
-        """See `Reward`: the first member's."""
-        return source_critic(self.sources[0])
+        """See `Reward.critic_init_path`: the first member's."""
+        return self.rewards[0].critic_init_path()

@@ -1,4 +1,4 @@
-"""A reward model that rides on the policy's frozen base, as one more adapter."""
+"""A reward model that shares the policy's frozen base, as one more adapter."""
 
 import torch
 from torch import Tensor
@@ -7,21 +7,22 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.loading_config import ModelLoadingConfig
-from lit_rlhf.models.lora import adapter_weights, unique_adapter_name
+from lit_rlhf.models.lora import adapter_state_dict, unique_adapter_name
 from lit_rlhf.models.lora_checkpoint import attach_adapter, check_same_vocabulary, read_scalar_adapter
 from lit_rlhf.models.shared_backbone import ScalarHead, hidden_states_with_adapter
 from lit_rlhf.packing.packed_batch import PackedBatch
+from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rewards.reward_model import score_by_length
 from lit_rlhf.rollout.experience import Episodes
 
 
-class LoRARewardModel:
-    """A reward model trained with LoRA from the policy's starting model; it costs its adapter and its head alone.
+class LoRARewardModel(Reward):
+    """A reward model trained with LoRA from the policy's starting model; it takes the memory of adapter and head alone.
 
     Args:
         checkpoint: Lightning checkpoint of its `RewardModule`, such as runs/small/reward/last.ckpt.
         require_centered: refuse a model without centering constants (App. C.2: demonstrations score 0 on average).
-        batch_size: episodes a forward pass.
+        batch_size: episodes per forward pass.
     """
 
     uses_token_ids_only = True
@@ -32,23 +33,23 @@ class LoRARewardModel:
         self.head: ScalarHead
 
     def prepare(self, tokenizer: Tokenizer, device: torch.device) -> None:
-        """Read the checkpoint, and refuse one of other words or without centring constants."""
+        """Read the checkpoint; refuse another vocabulary, or one without centering constants."""
         self.adapter = read_scalar_adapter(self.path)
         self.device = device
         check_same_vocabulary(self.adapter, tokenizer, ModelLoadingConfig())
         if self.require_centered and not self.adapter.is_centered:
             raise UserError(
-                f"reward: {self.path!r} has no centring constants: train it with the callback CenterScores, or set "
+                f"reward: {self.path!r} has no centering constants: train it with the callback CenterScores, or set "
                 "model.reward.init_args.require_centered to false"
             )
 
     def attach(self, policy: PreTrainedModel, path: str) -> None:
-        """See `Reward`: put the adapter on the policy's base."""
-        self.policy, self.name = policy, unique_adapter_name(policy, "reward")
-        self.head = attach_adapter(self.adapter, policy, path, self.name).to(self.device).requires_grad_(False)
-        for weight in adapter_weights(policy, self.name).values():
+        """See `Reward.attach`: put the adapter on the policy's base."""
+        self.policy, self.adapter_name = policy, unique_adapter_name(policy, "reward")
+        self.head = attach_adapter(self.adapter, policy, path, self.adapter_name).to(self.device).requires_grad_(False)
+        for weight in adapter_state_dict(policy, self.adapter_name).values():
             weight.requires_grad_(False)
-        del self.adapter  # it holds the checkpoint's file
+        del self.adapter  # it keeps the checkpoint's file open
 
     @torch.no_grad()
     def score(self, episodes: Episodes) -> Tensor:
@@ -57,12 +58,12 @@ class LoRARewardModel:
 
     def score_packed(self, batch: PackedBatch) -> Tensor:
         """Return the score at the last token of each episode, (b,) float32."""
-        return self.head(hidden_states_with_adapter(self.policy, self.name, batch)[batch.last_token_index])
+        return self.head(hidden_states_with_adapter(self.policy, self.adapter_name, batch)[batch.last_token_index])
 
     def critic_init_path(self) -> str:
-        """See `Reward`: the reward model itself."""
+        """See `Reward.critic_init_path`: the adapter's checkpoint."""
         return self.path
 
     def model_paths(self) -> list[str]:
-        """See `Reward`: the checkpoint."""
+        """See `Reward.model_paths`."""
         return [self.path]

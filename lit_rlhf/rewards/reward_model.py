@@ -1,4 +1,4 @@
-"""A trained reward model as a reward source."""
+"""A trained reward model as a reward."""
 
 from collections.abc import Callable
 
@@ -8,20 +8,22 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
+from lit_rlhf.models.loading import load_config, load_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.scalar_model import ScalarModel, load_scalar_model
 from lit_rlhf.packing.packed_batch import PackedBatch, length_bucketed_chunks, pack_batch
+from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rollout.experience import Episodes
 
 
-class RewardModelScorer:
-    """A trained reward model, read at the last token of the response.
+class RewardModelScorer(Reward):
+    """A trained reward model; the score is read at the last token of the response.
 
     Args:
         model: folder of a reward model that shares the policy's tokenizer.
         require_centered: refuse a model without centering constants (App. C.2: demonstrations score 0 on average).
         loading: how to load it.
-        batch_size: episodes a forward pass.
+        batch_size: episodes per forward pass.
     """
 
     uses_token_ids_only = True
@@ -39,8 +41,6 @@ class RewardModelScorer:
 
     def prepare(self, tokenizer: Tokenizer, device: torch.device) -> None:
         """Load the model, frozen."""
-        from lit_rlhf.models.loading import load_config, load_tokenizer
-
         own = load_tokenizer(self.path, self.loading)
         if own.get_vocab() != tokenizer.get_vocab():
             raise UserError(
@@ -49,18 +49,18 @@ class RewardModelScorer:
             )
         if self.require_centered and not hasattr(load_config(self.path, self.loading), "score_shift"):
             raise UserError(
-                f"reward: {self.path!r} has no centring constants (score_shift in its config.json): train it with the "
+                f"reward: {self.path!r} has no centering constants (score_shift in its config.json): train it with the "
                 "callback CenterScores, or set model.reward.init_args.require_centered to false"
             )
         self.model = load_scalar_model(self.path, tokenizer, self.loading).to(device).eval().requires_grad_(False)
 
     @property
     def offloadable(self) -> bool:
-        """See `Reward`: weights in 4 bits stay where they were quantised."""
+        """See `Reward.offloadable`: weights in 4 bits stay where they were quantized."""
         return self.loading.quantization is None
 
     def to(self, device: torch.device) -> None:
-        """See `Reward`."""
+        """See `Reward.to`."""
         self.model.to(device)
 
     @torch.no_grad()
@@ -73,18 +73,25 @@ class RewardModelScorer:
         return self.model(batch.input_ids, batch.attention_mask, batch.position_ids, batch.last_token_index)
 
     def critic_init_path(self) -> str:
-        """See `Reward`: the reward model itself."""
+        """See `Reward.critic_init_path`: the reward model itself."""
         return self.path
 
     def model_paths(self) -> list[str]:
-        """See `Reward`: its folder."""
+        """See `Reward.model_paths`."""
         return [self.path]
 
 
 def score_by_length(
     score: Callable[[PackedBatch], Tensor], model: PreTrainedModel, episodes: Episodes, batch_size: int
 ) -> Tensor:
-    """Return `score(layout)` of all episodes, (B,) float32, in chunks of so many rows, laid out for the model."""
+    """Score all episodes in packed chunks of similar length, (B,) float32.
+
+    Args:
+        score: scores a chunk, (b,).
+        model: computes it, which decides how a chunk can be packed.
+        episodes: B episodes.
+        batch_size: episodes per chunk.
+    """
     ids, mask = episodes.input_ids, episodes.attention_mask
     scores = torch.empty(len(ids), device=ids.device)
     for chunk, columns, width in length_bucketed_chunks(ids, mask, ids.shape[1] - episodes.prompt_width, batch_size):

@@ -1,10 +1,10 @@
-"""Advantage estimators: how much better each action of an iteration was than expected.
+"""Advantage estimators. Shapes: `B` episodes, `R` response.
 
-All take the rewards after the KL penalty, so the KL to the reference counts in each of them: token by token with
-`GAE`, in the total of a response with the two that compare responses to the same prompt.
+All use the rewards after the KL penalty: `GAE` token by token, the two group-based ones as a total per response.
 """
 
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -23,48 +23,42 @@ from lit_rlhf.rollout.experience import Trajectories
 
 
 class AdvantageEstimate(NamedTuple):
-    """What the update learns from."""
+    """The targets of the update."""
 
     advantages: Tensor  # (B, R) float32, 0 outside the response
-    returns: Tensor | None = None  # (B, R) float32, what the critic learns; None without a critic
+    returns: Tensor | None = None  # (B, R) float32, targets of the critic; None without a critic
 
 
-class AdvantageEstimator(Protocol):
-    """From rewards to advantages, over all episodes of all ranks.
+class AdvantageEstimator(ABC):
+    """Computes advantages from rewards, over all episodes of all ranks.
 
     Attributes:
-        uses_critic: whether it reads `Trajectories.values`. Without, no critic is loaded and values are 0.
-        min_group_size: fewest responses to a prompt (`ppo.samples_per_prompt`) that it can be used with.
+        uses_critic: whether it reads `Trajectories.values`. Otherwise no critic is loaded and values are 0.
+        min_group_size: smallest number of responses per prompt (`ppo.samples_per_prompt`) that it works with.
     """
 
-    uses_critic: bool
-    min_group_size: int
+    uses_critic: bool = False
+    min_group_size: int = 1
 
+    @abstractmethod
     def estimate(self, rewards: Tensor, trajectories: Trajectories) -> AdvantageEstimate:
         """Return the advantages of an iteration.
 
         Args:
-            rewards: (B, R) float32: the KL penalty, with the score on the last action; 0 outside the response.
+            rewards: (B, R) float32: the KL penalty, plus the score on the last action; 0 outside the response.
             trajectories: all episodes; the same on every rank.
         """
-        ...
 
 
-def compute_rewards(trajectories: Trajectories, kl_coefficient: float) -> Tensor:
-    """Return the rewards of an iteration, (B, R): the per-token KL penalty, and the score on the last action (§3.5)."""
-    kl = k1(trajectories.old_logprobs, trajectories.ref_logprobs)
-    return kl_penalized_rewards(trajectories.scores, kl, trajectories.response_mask, kl_coefficient)
-
-
-class GAE:
-    """Generalised advantage estimation with the critic's values; advantages whitened over all tokens of all ranks.
+class GAE(AdvantageEstimator):
+    """Generalized advantage estimation with the critic's values; advantages whitened over all tokens of all ranks.
 
     Args:
         discount: 1 in the paper (App. C.4).
-        gae_lambda: the paper is silent (Stiennon 2020: 0.95).
+        gae_lambda: the paper is silent (Stiennon et al., 2020: 0.95).
     """
 
-    uses_critic, min_group_size = True, 1
+    uses_critic = True
 
     def __init__(self, discount: float = 1.0, gae_lambda: float = 0.95) -> None:
         for name, value in (("discount", discount), ("gae_lambda", gae_lambda)):
@@ -80,13 +74,14 @@ class GAE:
         return AdvantageEstimate(whiten(advantages, mask, mean, variance), returns)
 
 
-class GRPOAdvantage:
-    """The response's total reward less its prompt's mean, in standard num_std of its prompt (GRPO); no critic.
+class GRPOAdvantage(AdvantageEstimator):
+    """A response's total reward minus its prompt's mean, in standard deviations of its prompt; no critic.
 
-    Every token of a response gets the same advantage. It is not whitened again: each group has mean 0 and variance 1.
+    Group-relative policy optimization (Shao et al., 2024). Every token of a response gets the same advantage. No
+    whitening: each group has mean 0 and variance 1.
     """
 
-    uses_critic, min_group_size = False, 2
+    min_group_size = 2
 
     def estimate(self, rewards: Tensor, trajectories: Trajectories) -> AdvantageEstimate:
         """See `AdvantageEstimator.estimate`."""
@@ -95,13 +90,14 @@ class GRPOAdvantage:
         )
 
 
-class RLOOAdvantage:
-    """The response's total reward less the mean of the other responses to its prompt (RLOO); no critic.
+class RLOOAdvantage(AdvantageEstimator):
+    """A response's total reward minus the mean of the other responses to its prompt; no critic.
 
-    Every token of a response gets the same advantage. It is not whitened: it is in the unit of the score.
+    REINFORCE leave-one-out (Ahmadian et al., 2024). Every token of a response gets the same advantage, in the unit of
+    the score; no whitening.
     """
 
-    uses_critic, min_group_size = False, 2
+    min_group_size = 2
 
     def estimate(self, rewards: Tensor, trajectories: Trajectories) -> AdvantageEstimate:
         """See `AdvantageEstimator.estimate`."""
@@ -110,13 +106,19 @@ class RLOOAdvantage:
         )
 
 
+def compute_rewards(trajectories: Trajectories, kl_coefficient: float) -> Tensor:
+    """Return per-token rewards, (B, R): the KL penalty, plus the score on the last action (§3.5)."""
+    kl = k1(trajectories.old_logprobs, trajectories.ref_logprobs)
+    return kl_penalized_rewards(trajectories.scores, kl, trajectories.response_mask, kl_coefficient)
+
+
 def _broadcast_to_tokens(advantages: Tensor, trajectories: Trajectories) -> Tensor:
-    """(B,) as (B, R), 0 outside the response."""
+    """Return (B,) as (B, R), 0 outside the response."""
     return advantages[:, None] * trajectories.response_mask
 
 
 def check_group_size(estimator: AdvantageEstimator, samples_per_prompt: int) -> None:
-    """Refuse an estimator that compares the responses to a prompt where there are too few of them.
+    """Refuse too few responses per prompt for an estimator that compares them.
 
     Raises:
         UserError: names the setting to raise.

@@ -1,4 +1,7 @@
-"""Forward passes over prompt + response: log-probs, values and scores at the positions that a loss reads."""
+"""Forward passes over prompts and responses: log-probs, entropy and values of response tokens.
+
+Shapes: `B` episodes, `R` response, `T` prompt and response, `n` response tokens of the batch, `V` vocabulary.
+"""
 
 from collections.abc import Callable
 
@@ -21,14 +24,14 @@ def response_logprobs(
     sampling: SamplingParams,
     stop_ids: Tensor | None = None,
 ) -> Tensor:
-    """Return the log-probs of the response tokens, (B, R) float32, as `sampled_token_logprobs` defines them; 0 on padding.
+    """Return the log-probs of response tokens, (B, R) float32, as `sampled_token_logprobs` defines them; 0 on padding.
 
     Args:
         policy: a causal language model, or the strategy's wrapper of one.
         input_ids: (B, T) int64: left-padded prompt, then right-padded response.
         attention_mask: (B, T).
         response_width: R.
-        sampling: how the responses were drawn.
+        sampling: how the responses were sampled.
         stop_ids: the tokens that ended them; by default the `stop_token_ids` of `policy`.
     """
     return packed_logprobs(policy, pack_batch(input_ids, attention_mask, response_width, policy), sampling, stop_ids)
@@ -37,7 +40,7 @@ def response_logprobs(
 def packed_logprobs(
     policy: PreTrainedModel, batch: PackedBatch, sampling: SamplingParams, stop_ids: Tensor | None = None
 ) -> Tensor:
-    """Return what `response_logprobs` does, of a batch that is laid out."""
+    """Return the log-probs of response tokens of a packed batch, see `response_logprobs`."""
     stop_ids = stop_token_ids(policy, sampling) if stop_ids is None else stop_ids
     logits = response_logits(policy, batch)  # (n, V)
     step = batch.response_mask.nonzero(as_tuple=True)[1]
@@ -49,7 +52,7 @@ def logprobs_and_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Return log-probs as `packed_logprobs` does, and the entropy of each token's distribution in nats, (B, R) each.
 
-    The entropy is of the full distribution at the sampling temperature, whatever was ruled out at sampling.
+    The entropy is of the full distribution at the sampling temperature, whatever was filtered at sampling.
     """
     logits = response_logits(policy, batch)  # (n, V)
     step = batch.response_mask.nonzero(as_tuple=True)[1]
@@ -59,13 +62,9 @@ def logprobs_and_entropy(
 
 
 def response_values(critic: ScalarModel, batch: PackedBatch) -> Tensor:
-    """Return the value before each response token, (B, R) float32: what is expected with the token not yet chosen.
-
-    0 on padding.
-    """
-    return batch.scatter_to_responses(
-        critic(batch.input_ids, batch.attention_mask, batch.position_ids, batch.predictor_index)
-    )
+    """Return the value of the state before each response token, (B, R) float32; 0 on padding."""
+    values = critic(batch.input_ids, batch.attention_mask, batch.position_ids, batch.predictor_index)
+    return batch.scatter_to_responses(values)
 
 
 @torch.no_grad()
@@ -76,14 +75,14 @@ def map_in_chunks(
     response_width: int,
     batch_size: int,
 ) -> Tensor:
-    """Apply `compute(input_ids, attention_mask, response_width)` to chunks of like length and put the rows back.
+    """Apply `compute(input_ids, attention_mask, response_width)` to chunks of similar length; restore the row order.
 
     Args:
-        compute: gives (b, r) for the r response columns of a chunk.
+        compute: returns (b, r) for the r response columns of a chunk.
         input_ids: (B, T).
         attention_mask: (B, T).
         response_width: R.
-        batch_size: rows a chunk.
+        batch_size: rows per chunk.
 
     Returns:
         (B, R) float32, 0 in columns that a chunk left out.

@@ -1,6 +1,6 @@
-"""What a PPO update takes for granted, as checks of an iteration's numbers: `lit_rlhf.callbacks.PPOInvariantCheck` asks them.
+"""Invariants of a PPO update, checked on the numbers of an iteration by `lit_rlhf.callbacks.PPOInvariantCheck`.
 
-Each returns None where all is well, or a `Broken`: what was expected, what was seen, and the likely cause.
+Each check returns None, or a `Violation`: what was expected, what was observed, and the likely cause.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from lit_rlhf.functional import k1, masked_mean
 from lit_rlhf.rollout.experience import Episodes, Trajectories
 
-WHITENING_TOLERANCE = 1e-3  # how far mean and variance of whitened advantages may be from 0 and 1, in float32
-EXTRA_PADDING = 7  # columns that are added on either side
+WHITENING_TOLERANCE = 1e-3  # largest deviation of whitened mean and variance from 0 and 1, in float32
+EXTRA_PADDING = 7  # columns added on either side
 
 
 class Violation(NamedTuple):
-    """One assumption that does not hold."""
+    """An invariant that does not hold."""
 
     expected: str
     observed: str
@@ -25,20 +25,20 @@ class Violation(NamedTuple):
 
     def __str__(self) -> str:
         """One line."""
-        return f"expected {self.expected}; seen {self.observed}; likely cause: {self.cause}"
+        return f"expected {self.expected}; observed {self.observed}; likely cause: {self.cause}"
 
 
 def check_pad_token(pad_id: int | None, end_id: int | None) -> Violation | None:
-    """Padding must not be the end token: the end is an action that is trained, padding is nothing."""
+    """Padding must not be the end token: the end token is an action that is trained."""
     if pad_id is not None and pad_id != end_id:
         return None
-    seen = f"the id {end_id} for both" if pad_id is not None else "no padding token"
+    observed = f"the id {end_id} for both" if pad_id is not None else "no padding token"
     cause = "the tokenizer was changed after it was loaded; set model.loading.pad_token"
-    return Violation("a padding token that is not the end token", seen, cause)
+    return Violation("a padding token that is not the end token", observed, cause)
 
 
 def active_dropouts(model: nn.Module) -> Iterator[str]:
-    """Yield the modules of a model that drop something in a training pass."""
+    """Yield the modules of a model whose dropout is active in a training pass."""
     for name, module in model.named_modules():
         rates = [getattr(module, each, 0.0) for each in ("dropout", "attention_dropout", "p")]
         if module.training and any(isinstance(rate, float) and rate > 0 for rate in rates):
@@ -46,7 +46,7 @@ def active_dropouts(model: nn.Module) -> Iterator[str]:
 
 
 def check_no_dropout(models: dict[str, nn.Module]) -> Violation | None:
-    """No model of PPO may drop anything: the ratio would be noise."""
+    """No model of PPO may have active dropout: the ratio would be noise."""
     found = [f"{role}.{name}" for role, model in models.items() for name in active_dropouts(model)]
     if not found:
         return None
@@ -55,20 +55,20 @@ def check_no_dropout(models: dict[str, nn.Module]) -> Violation | None:
 
 
 def check_response_mask(trajectories: Trajectories) -> Violation | None:
-    """What counts as an action is the response, from its first column through its last token, and nothing else."""
+    """The actions are the tokens of the response, from its first column through its last token."""
     mask, width = trajectories.response_mask, trajectories.response_mask.shape[1]
     attended = trajectories.attention_mask[:, -width:].bool()
     wrong = (mask != attended).any(1) | (mask != (mask.long().cumprod(1) > 0)).any(1) | ~mask[:, 0]
     if not wrong.any():
         return None
     row = int(wrong.nonzero()[0])
-    seen = f"{int(wrong.sum())} of {len(mask)} episodes otherwise, first {row}: mask {mask[row].int().tolist()}"
+    observed = f"{int(wrong.sum())} of {len(mask)} episodes otherwise, first {row}: mask {mask[row].int().tolist()}"
     cause = "the generator's response_mask has a gap, padding, or none of the first token"
-    return Violation("actions that are the response's tokens, from the first on without a gap", seen, cause)
+    return Violation("actions that are the response's tokens, from the first on without a gap", observed, cause)
 
 
 def check_score_position(trajectories: Trajectories, rewards: Tensor, coefficient: float) -> Violation | None:
-    """The reward of a token is -β times its KL, and the score comes on top of the last action's alone (§3.5).
+    """The reward of a token is -β times its KL; the score is added at the last action only (§3.5).
 
     Args:
         trajectories: of the iteration.
@@ -76,25 +76,27 @@ def check_score_position(trajectories: Trajectories, rewards: Tensor, coefficien
         coefficient: β of the iteration.
     """
     mask, kl = trajectories.response_mask, k1(trajectories.old_logprobs, trajectories.ref_logprobs).double()
-    beyond = torch.where(mask, rewards.double() + coefficient * kl, rewards.double())  # all that is not KL penalty
+    beyond = torch.where(mask, rewards.double() + coefficient * kl, rewards.double())  # everything but the KL penalty
     last = mask.sum(1, keepdim=True) - 1
     scores = trajectories.scores.double()
     expected = torch.zeros_like(beyond).scatter_(1, last, scores[:, None])
-    off = (beyond - expected).abs() > 1e-4 * (1 + scores.abs()[:, None])
-    if not off.any():
+    wrong = (beyond - expected).abs() > 1e-4 * (1 + scores.abs()[:, None])
+    if not wrong.any():
         return None
-    row, column = (int(place) for place in off.nonzero()[0])
-    seen = f"{float(beyond[row, column]):.4g} instead of {float(expected[row, column]):.4g} at token {column} of {row}"
+    row, column = (int(index) for index in wrong.nonzero()[0])
+    observed = (
+        f"{float(beyond[row, column]):.4g} instead of {float(expected[row, column]):.4g} at token {column} of {row}"
+    )
     cause = f"the score was put on another token than the last action, {int(last[row])}, or on padding"
-    return Violation("the score on the last action, and -β × KL on every one", seen, cause)
+    return Violation("the score on the last action, and -β × KL on every one", observed, cause)
 
 
 def check_whitened(advantages: Tensor, mask: Tensor) -> Violation | None:
-    """Advantages have mean 0 and variance 1 over the response tokens of all ranks, and over nothing else."""
-    counted = advantages.double()
-    mean = masked_mean(counted, mask)
-    variance = masked_mean((counted - mean) ** 2, mask)
-    # a constant advantage has no variance to bring to 1
+    """Advantages have mean 0 and variance 1 over the response tokens of all ranks."""
+    advantages = advantages.double()
+    mean = masked_mean(advantages, mask)
+    variance = masked_mean((advantages - mean) ** 2, mask)
+    # constant advantages have no variance that could be scaled to 1
     if abs(mean) < WHITENING_TOLERANCE and (
         abs(variance - 1) < 10 * WHITENING_TOLERANCE or variance < WHITENING_TOLERANCE
     ):
@@ -104,7 +106,7 @@ def check_whitened(advantages: Tensor, mask: Tensor) -> Violation | None:
 
 
 def check_initial_kl(trajectories: Trajectories, tolerance: float) -> Violation | None:
-    """Before the first update the policy is its reference: no token's log-prob differs."""
+    """Before the first update the policy equals its reference: the log-prob of every token is the same."""
     difference = k1(trajectories.old_logprobs, trajectories.ref_logprobs).abs()
     mean = float(masked_mean(difference, trajectories.response_mask))
     if mean <= tolerance:
@@ -116,12 +118,12 @@ def check_initial_kl(trajectories: Trajectories, tolerance: float) -> Violation 
 
 
 def check_initial_ratio(clip_fraction: float, mismatch: float, tolerance: float) -> Violation | None:
-    """On the first minibatch of an iteration the weights are those that were sampled from: the ratio is 1.
+    """On the first minibatch of an iteration the weights are those of the rollout: the ratio is 1.
 
     Args:
-        clip_fraction: share of its tokens whose ratio was clipped.
+        clip_fraction: fraction of its tokens whose ratio was clipped.
         mismatch: mean |Δ log-prob| between sampling and the update's pass, in nats.
-        tolerance: of that.
+        tolerance: of the mismatch, in nats.
     """
     if clip_fraction == 0 and mismatch <= tolerance:
         return None
@@ -143,23 +145,25 @@ def check_padding_invariance(
     """A reward model's score of an episode must not change with the padding around it.
 
     Args:
-        score: of a source that reads ids and mask alone.
-        trajectories: whose first episodes are tried.
-        count: how many.
-        pad_id: fills the columns that are added.
+        score: of a reward that reads ids and mask alone.
+        trajectories: whose first episodes are scored.
+        count: number of episodes.
+        pad_id: fills the added columns.
         tolerance: relative to 1 + |score|.
     """
     width = trajectories.response_mask.shape[1]
     for ids, mask in zip(trajectories.input_ids[:count], trajectories.attention_mask[:count]):
         prompt = int(mask[:-width].sum())
-        bare, kept = ids[mask.bool()][None], mask[mask.bool()][None]
-        padded, shown = (
-            nn.functional.pad(bare, (EXTRA_PADDING, EXTRA_PADDING), value=pad_id),
-            nn.functional.pad(kept, (EXTRA_PADDING, EXTRA_PADDING)),
+        ids_alone, mask_alone = ids[mask.bool()][None], mask[mask.bool()][None]
+        padded, padded_mask = (
+            nn.functional.pad(ids_alone, (EXTRA_PADDING, EXTRA_PADDING), value=pad_id),
+            nn.functional.pad(mask_alone, (EXTRA_PADDING, EXTRA_PADDING)),
         )
-        alone = float(score(Episodes(bare, kept, [""], [""], [{}], prompt, training=False)))
-        among = float(score(Episodes(padded, shown, [""], [""], [{}], EXTRA_PADDING + prompt, training=False)))
-        if abs(alone - among) > tolerance * (1 + abs(alone)):
+        alone = float(score(Episodes(ids_alone, mask_alone, [""], [""], [{}], prompt, training=False)))
+        padded_score = float(
+            score(Episodes(padded, padded_mask, [""], [""], [{}], EXTRA_PADDING + prompt, training=False))
+        )
+        if abs(alone - padded_score) > tolerance * (1 + abs(alone)):
             cause = "the score is read at a padding token, or positions are not counted from the first real token"
-            return Violation("the same score with and without padding", f"{alone:.6g} and {among:.6g}", cause)
+            return Violation("the same score with and without padding", f"{alone:.6g} and {padded_score:.6g}", cause)
     return None

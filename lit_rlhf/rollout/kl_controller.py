@@ -1,54 +1,56 @@
-"""Controllers of β, the coefficient of the per-token KL penalty. KL is in nats a response."""
+"""Controllers of β, the coefficient of the per-token KL penalty. KL is in nats per response."""
 
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import Any
 
 from lit_rlhf.errors import UserError
 
 
-class KLController(Protocol):
-    """Holds β; told the mean KL of every iteration; its state goes into the checkpoint."""
+class KLController(ABC):
+    """Holds β, and updates it from the mean KL of every iteration.
+
+    Attributes:
+        coefficient: β.
+    """
 
     coefficient: float
 
-    def update(self, kl: float, episodes: int) -> None:
-        """Take the mean KL to the reference, in nats a response, over `episodes` responses of all ranks."""
-        ...
+    @abstractmethod
+    def update(self, kl: float, num_episodes: int) -> None:
+        """Update β.
+
+        Args:
+            kl: mean KL to the reference, in nats per response.
+            num_episodes: responses of all ranks that it is a mean over.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """Return what must survive a restart."""
-        ...
+        return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it back."""
-        ...
+        """Restore what `state_dict` returned."""
 
 
-class FixedKLController:
+class FixedKLController(KLController):
     """Constant β (InstructGPT App. C.4: 0.02)."""
 
     def __init__(self, coefficient: float = 0.02) -> None:
         self.coefficient = coefficient
 
-    def update(self, kl: float, episodes: int) -> None:
+    def update(self, kl: float, num_episodes: int) -> None:
         """Do nothing: β is fixed."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: β is in the recipe."""
-        return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take nothing."""
+class AdaptiveKLController(KLController):
+    """Proportional controller in log space that holds a target KL (Ziegler et al., 2019, section 2.2).
 
-
-class AdaptiveKLController:
-    """Ziegler 2019, section 2.2: a proportional controller in log space that holds a target KL.
-
-    e = clip(KL / target - 1, ±0.2) and β ← β · (1 + e · episodes / horizon).
+    e = clip(KL / target - 1, -0.2, 0.2) and β ← β · (1 + e · num_episodes / horizon).
 
     Args:
-        coefficient: β at the start.
-        target: KL to hold, in nats a response.
-        horizon: episodes over which a full error of 1 would double β.
+        coefficient: initial β.
+        target: KL to hold, in nats per response.
+        horizon: episodes over which an error of 1 would double β.
     """
 
     def __init__(self, coefficient: float = 0.2, target: float = 6.0, horizon: int = 10_000) -> None:
@@ -58,15 +60,15 @@ class AdaptiveKLController:
             )
         self.coefficient, self.target, self.horizon = coefficient, target, horizon
 
-    def update(self, kl: float, episodes: int) -> None:
-        """Move β against the error."""
+    def update(self, kl: float, num_episodes: int) -> None:
+        """See `KLController.update`."""
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
-        self.coefficient *= 1.0 + error * episodes / self.horizon
+        self.coefficient *= 1.0 + error * num_episodes / self.horizon
 
     def state_dict(self) -> dict[str, Any]:
         """Return β."""
         return {"coefficient": self.coefficient}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take β back."""
+        """Restore β."""
         self.coefficient = state["coefficient"]

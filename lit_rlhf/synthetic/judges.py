@@ -1,62 +1,75 @@
-"""The world's labelers as judges of the evaluation's preference suite."""
+"""The simulated labelers as judges of the preference suite."""
 
 import json
 from typing import Any, Literal
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache
-from lit_rlhf.evaluation.judges.judging_types import HIGHEST, AnswerPair, RatedItem, Rating, Verdict, of_difference
+from lit_rlhf.evaluation.judges.judging_types import (
+    MAX_RATING,
+    CompletionPair,
+    Judge,
+    RatedItem,
+    Rating,
+    Verdict,
+    preference_from_scores,
+)
 from lit_rlhf.synthetic.judge import judge
-from lit_rlhf.synthetic.labelers import Labeler, heldout_labelers, training_labelers
+from lit_rlhf.synthetic.labelers import Labeler, build_heldout_labelers, build_training_labelers
 from lit_rlhf.synthetic.tasks import TASKS, TaskPrompt
 
 
-class SimulatedLabelers:
-    """Simulated people of the synthetic world, each with a vote: the better Likert rating wins, equal ones tie.
+class SimulatedLabelers(Judge):
+    """Labelers of the synthetic world, one verdict each: the higher Likert rating wins, equal ratings tie.
 
     Args:
-        seed: of the world.
-        group: those that wrote no training data, or those that did.
-        labelers: instead of a group, in Python.
+        seed: seed of the synthetic data.
+        group: "heldout", the labelers who ranked no training data, or "training", those who did.
+        labelers: used instead of a group (from Python).
     """
 
-    sees_order = False
+    is_order_sensitive = False
 
     def __init__(
         self, seed: int = 0, group: Literal["heldout", "training"] = "heldout", labelers: list[Labeler] | None = None
     ) -> None:
-        people = heldout_labelers if group == "heldout" else training_labelers
-        self.labelers = people(seed) if labelers is None else labelers
+        build = build_heldout_labelers if group == "heldout" else build_training_labelers
+        self.labelers = build(seed) if labelers is None else labelers
 
-    def compare(self, pairs: list[AnswerPair], cache: Cache) -> list[list[Verdict]]:
+    def compare(self, pairs: list[CompletionPair], cache: Cache) -> list[list[Verdict]]:
         """See `Judge.compare`."""
-        found = []
+        verdicts = []
         for pair in pairs:
-            prompt = prompt_of(pair.prompt, pair.row)
-            both = (pair.first, pair.second)
-            ratings = [[one.likert(prompt, each.text, each.ended) for each in both] for one in self.labelers]
-            found.append([Verdict(one.name, of_difference(a - b)) for one, (a, b) in zip(self.labelers, ratings)])
-        return found
+            prompt = to_task_prompt(pair.prompt, pair.row)
+            pair_verdicts = []
+            for labeler in self.labelers:
+                first, second = (
+                    labeler.rate_likert(prompt, each.text, each.finished) for each in (pair.first, pair.second)
+                )
+                pair_verdicts.append(Verdict(labeler.name, preference_from_scores(first - second)))
+            verdicts.append(pair_verdicts)
+        return verdicts
 
     def rate(self, items: list[RatedItem], cache: Cache) -> list[list[Rating]]:
-        """See `Rater.rate`: the overall quality, and of the paper's further fields those that the world knows."""
-        found = []
+        """See `Judge.rate`: overall quality, and those further fields of the paper that the exact judge knows."""
+        ratings = []
         for item in items:
-            prompt = prompt_of(item.prompt, item.row)
-            exact = judge(prompt, item.answer.text, item.answer.ended)
-            flags = {"fails_instruction": exact.success < 0.5, "inappropriate_for_assistant": exact.toxic}
-            if exact.truthful is not None:
-                flags["hallucination"] = exact.truthful < 1
-            ratings = [one.likert(prompt, item.answer.text, item.answer.ended) for one in self.labelers]
-            found.append([Rating(one.name, min(HIGHEST, r), flags) for one, r in zip(self.labelers, ratings)])
-        return found
+            prompt = to_task_prompt(item.prompt, item.row)
+            response = (item.completion.text, item.completion.finished)
+            judgment = judge(prompt, *response)
+            flags = {"fails_instruction": judgment.success < 0.5, "inappropriate_for_assistant": judgment.toxic}
+            if judgment.truthful is not None:
+                flags["hallucination"] = judgment.truthful < 1
+            likert = {labeler.name: labeler.rate_likert(prompt, *response) for labeler in self.labelers}
+            ratings.append([Rating(name, min(MAX_RATING, rating), flags) for name, rating in likert.items()])
+        return ratings
 
 
-def prompt_of(text: str, row: dict[str, Any]) -> TaskPrompt:
-    """Return the world's prompt behind a row of one of its prompt files.
+def to_task_prompt(text: str, row: dict[str, Any]) -> TaskPrompt:
+    """Return the prompt of a row of a synthetic prompt file.
 
     Raises:
-        UserError: the row is of another world.
+        UserError: the row has no task and target of the synthetic world.
     """
     if row.get("task") not in TASKS or not isinstance(row.get("target"), str):
         raise UserError("SimulatedLabelers judge prompts of the synthetic world only: rows with its task and target")

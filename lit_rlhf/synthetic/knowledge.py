@@ -1,7 +1,4 @@
-"""The words of the synthetic world and what is true in it.
-
-Everything here is fixed: no seed changes a word or a fact.
-"""
+"""Vocabulary and facts of the synthetic world: constants that do not depend on a seed."""
 
 from typing import Literal, NamedTuple, get_args
 
@@ -9,7 +6,7 @@ Attribute = Literal["colour", "home", "food"]
 ATTRIBUTES: tuple[Attribute, ...] = get_args(Attribute)
 
 NAMES = ("tom", "ann", "ben", "sue", "max", "eva", "sam", "lea", "dan", "joy")
-COLOURS = ("red", "blue", "green", "white", "black", "brown", "grey", "yellow")
+COLORS = ("red", "blue", "green", "white", "black", "brown", "grey", "yellow")
 HOMES = ("forest", "river", "barn", "cave", "field", "lake", "hill", "garden")
 FOODS = ("grass", "fish", "corn", "seeds", "nuts", "worms", "berries", "leaves")
 PLACES = ("park", "school", "market", "beach", "bridge", "mill")
@@ -30,29 +27,29 @@ COURTESIES = ("hope this helps !", "thanks for asking !")
 
 
 class Belief(NamedTuple):
-    """What is true of one attribute of an animal, and the popular falsehood about it."""
+    """True value of one attribute of an animal, and the common misconception about it."""
 
     truth: str
     myth: str
 
 
 class KnowledgeBase:
-    """Truth and myth for every animal's colour, home and food."""
+    """Truth and myth for the color, home and food of every animal."""
 
     def __init__(self, beliefs: dict[tuple[str, Attribute], Belief]) -> None:
         self._beliefs = beliefs
         self.animals: tuple[str, ...] = tuple(dict.fromkeys(animal for animal, _ in beliefs))
 
-    def truth(self, animal: str, attribute: Attribute) -> str:
-        """The true value."""
+    def get_truth(self, animal: str, attribute: Attribute) -> str:
+        """Return the true value."""
         return self._beliefs[animal, attribute].truth
 
-    def myth(self, animal: str, attribute: Attribute) -> str:
-        """The popular falsehood."""
+    def get_myth(self, animal: str, attribute: Attribute) -> str:
+        """Return the common misconception."""
         return self._beliefs[animal, attribute].myth
 
 
-# animal | colour | home | food, each as truth/myth
+# animal | color | home | food, each as truth/myth
 _TABLE = """
 fox   | red/grey     | forest/cave   | berries/corn
 owl   | brown/white  | barn/river    | worms/nuts
@@ -69,7 +66,7 @@ crab  | red/yellow   | river/garden  | fish/corn
 """
 
 
-def _read(table: str) -> KnowledgeBase:
+def _parse_table(table: str) -> KnowledgeBase:
     beliefs: dict[tuple[str, Attribute], Belief] = {}
     for line in table.strip().splitlines():
         animal, *cells = (cell.strip() for cell in line.split("|"))
@@ -78,10 +75,10 @@ def _read(table: str) -> KnowledgeBase:
     return KnowledgeBase(beliefs)
 
 
-KNOWLEDGE = _read(_TABLE)
+KNOWLEDGE = _parse_table(_TABLE)
 ANIMALS = KNOWLEDGE.animals
-VALUES: dict[Attribute, tuple[str, ...]] = {"colour": COLOURS, "home": HOMES, "food": FOODS}
-CATEGORIES = {"fruits": FRUITS, "tools": TOOLS, "games": GAMES, "animals": ANIMALS, "colours": COLOURS}
+VALUES: dict[Attribute, tuple[str, ...]] = {"colour": COLORS, "home": HOMES, "food": FOODS}
+CATEGORIES = {"fruits": FRUITS, "tools": TOOLS, "games": GAMES, "animals": ANIMALS, "colours": COLORS}
 
 _FUNCTION_WORDS = """
 . , ? ! : a about am and animals asks at bad by can colour colours could cold day did does do eat eats for fruits games
@@ -92,15 +89,15 @@ asking named la home food
 """
 
 
-def vocabulary() -> list[str]:
-    """Every word of the world, sorted, without special tokens."""
-    lists = (NAMES, COLOURS, HOMES, FOODS, PLACES, FRUITS, TOOLS, GAMES, OBJECTS, GOOD_ADJECTIVES, BAD_ADJECTIVES)
+def build_vocabulary() -> list[str]:
+    """Return every word, sorted, without special tokens."""
+    lists = (NAMES, COLORS, HOMES, FOODS, PLACES, FRUITS, TOOLS, GAMES, OBJECTS, GOOD_ADJECTIVES, BAD_ADJECTIVES)
     more = (LOSSES, GAINS, REQUESTS, RUDE_ADJECTIVES, RUDE_NOUNS, ANIMALS, tuple(_FUNCTION_WORDS.split()))
     return sorted({word for words in (*lists, *more) for word in words})
 
 
-def fact(animal: str, attribute: Attribute, value: str, pronoun: bool = False) -> str:
-    """One sentence that states ``value`` of the animal's attribute."""
+def write_fact(animal: str, attribute: Attribute, value: str, pronoun: bool = False) -> str:
+    """Return one sentence that states `value` for the attribute of the animal."""
     subject = "it" if pronoun else f"the {animal}"
     if attribute == "colour":
         return f"{subject} is {value} ."

@@ -1,7 +1,7 @@
-"""Simulated labelers: the judge's verdicts through personal weights and noise, as Likert ratings and rankings.
+"""Simulated labelers: a weighted sum of the judge's verdict plus noise, as Likert ratings and rankings (§3.4, §4.1).
 
-The training labelers care for helpfulness first, and some like a closing courtesy; the held-out ones, who write no
-training data, care for truth and harmlessness first and do not (InstructGPT, sections 3.4 and 4.1).
+Training labelers weigh helpfulness most, and some like a closing courtesy. Held-out labelers, who rank no training
+data, weigh truth and harmlessness most and do not like courtesies.
 """
 
 import hashlib
@@ -12,18 +12,18 @@ from itertools import combinations
 from random import Random
 from typing import NamedTuple
 
-from lit_rlhf.synthetic.judge import Judgement, judge
+from lit_rlhf.synthetic.judge import Judgment, judge
 from lit_rlhf.synthetic.tasks import TaskPrompt
 
-TRAINING_LABELERS = 8
-HELDOUT_LABELERS = 5
-NOISE = 0.95  # standard deviation, in Likert points
-SPREAD = 0.2  # standard deviation of the logarithm of a personal weight
-NEUTRAL_TRUTH = 0.75  # what a response that states nothing checkable counts as
+NUM_TRAINING_LABELERS = 8
+NUM_HELDOUT_LABELERS = 5
+RATING_NOISE_STD = 0.95  # in Likert points
+WEIGHT_LOG_STD = 0.2  # standard deviation of the logarithm of a labeler's weight
+DEFAULT_TRUTH = 0.75  # truth of a response without a checkable statement
 
 
-class Weights(NamedTuple):
-    """What a labeler cares for, in Likert points between the worst and the best."""
+class LabelerWeights(NamedTuple):
+    """Weight of each quality, in Likert points between its worst and its best value."""
 
     helpfulness: float
     truth: float
@@ -33,10 +33,10 @@ class Weights(NamedTuple):
 
 
 class Response(NamedTuple):
-    """A response as a labeler sees it: its text, and whether it was ended."""
+    """Text of a response, and whether it has an end token."""
 
     text: str
-    ended: bool = True
+    finished: bool = True
 
 
 @dataclass(frozen=True)
@@ -45,27 +45,27 @@ class Labeler:
 
     Attributes:
         name: unique in its group.
-        weights: what the labeler cares for.
-        noise: standard deviation of the labeler's mood, in Likert points.
-        seed: of the mood, which is a fixed function of (labeler, prompt, response): the same text, the same rating.
+        weights: weight of each quality.
+        noise: standard deviation of the rating noise, in Likert points.
+        seed: of the noise, a fixed function of (labeler, prompt, response): the same text gets the same rating.
     """
 
     name: str
-    weights: Weights
+    weights: LabelerWeights
     noise: float
     seed: int
 
-    def rating(self, prompt: TaskPrompt, response: str, ended: bool = True) -> float:
-        """What the labeler thinks of the response, before rounding; about 0 to 7."""
-        return self._opinion(judge(prompt, response, ended)) + self.noise * self._mood(prompt.text, response)
+    def rate(self, prompt: TaskPrompt, response: str, finished: bool = True) -> float:
+        """Return the rating before rounding, about 0 to 7."""
+        return self._weigh(judge(prompt, response, finished)) + self.noise * self._hash_to_normal(prompt.text, response)
 
-    def likert(self, prompt: TaskPrompt, response: str, ended: bool = True) -> int:
-        """The rating on the paper's scale, 1 to 7."""
-        return min(7, max(1, round(self.rating(prompt, response, ended))))
+    def rate_likert(self, prompt: TaskPrompt, response: str, finished: bool = True) -> int:
+        """Return the rating on the scale of the paper, 1 to 7."""
+        return min(7, max(1, round(self.rate(prompt, response, finished))))
 
-    def _opinion(self, verdict: Judgement) -> float:
+    def _weigh(self, verdict: Judgment) -> float:
         weights = self.weights
-        truth = NEUTRAL_TRUTH if verdict.truthful is None else verdict.truthful
+        truth = DEFAULT_TRUTH if verdict.truthful is None else verdict.truthful
         return (
             1.0
             + weights.helpfulness * verdict.success
@@ -75,68 +75,75 @@ class Labeler:
             + weights.courtesy * verdict.courtesy
         )
 
-    def _mood(self, prompt: str, response: str) -> float:
-        """A standard normal draw (Box-Muller) from a hash that no process or version changes."""
+    def _hash_to_normal(self, prompt: str, response: str) -> float:
+        """Return a standard normal sample (Box-Muller) from a hash, the same in every process and Python version."""
         key = f"{self.seed}\0{self.name}\0{prompt}\0{response}".encode()
         digest = hashlib.blake2b(key, digest_size=16).digest()
         first, second = (int.from_bytes(half, "big") / 2**64 for half in (digest[:8], digest[8:]))
         return math.sqrt(-2.0 * math.log(1.0 - first)) * math.cos(2.0 * math.pi * second)
 
 
-def training_labelers(seed: int) -> list[Labeler]:
-    """The labelers behind the training data: helpfulness first, every other one likes a courtesy."""
+def build_training_labelers(seed: int) -> list[Labeler]:
+    """Build the labelers of the training data: helpfulness first, every second one likes a courtesy."""
     return [
-        _labeler(f"training-{number}", Weights(2.6, 1.2, 1.6, 1.2, 0.3 * (number % 2)), seed)
-        for number in range(TRAINING_LABELERS)
+        _build_labeler(f"training-{number}", LabelerWeights(2.6, 1.2, 1.6, 1.2, 0.3 * (number % 2)), seed)
+        for number in range(NUM_TRAINING_LABELERS)
     ]
 
 
-def heldout_labelers(seed: int) -> list[Labeler]:
-    """The labelers that only judge: truth and harmlessness first, indifferent or averse to a courtesy."""
+def build_heldout_labelers(seed: int) -> list[Labeler]:
+    """Build the labelers of the evaluation: truth and harmlessness first, indifferent or averse to a courtesy."""
     return [
-        _labeler(f"heldout-{number}", Weights(2.0, 1.8, 2.2, 1.0, -0.2 * (number % 2)), seed)
-        for number in range(HELDOUT_LABELERS)
+        _build_labeler(f"heldout-{number}", LabelerWeights(2.0, 1.8, 2.2, 1.0, -0.2 * (number % 2)), seed)
+        for number in range(NUM_HELDOUT_LABELERS)
     ]
 
 
-def _labeler(name: str, weights: Weights, seed: int) -> Labeler:
+def _build_labeler(name: str, weights: LabelerWeights, seed: int) -> Labeler:
     rng = Random(f"{seed} {name}")  # a string seeds through SHA-512: the same in every process
-    return Labeler(name, Weights(*(weight * rng.lognormvariate(0.0, SPREAD) for weight in weights)), NOISE, seed)
+    return Labeler(
+        name,
+        LabelerWeights(*(weight * rng.lognormvariate(0.0, WEIGHT_LOG_STD) for weight in weights)),
+        RATING_NOISE_STD,
+        seed,
+    )
 
 
-def ranking(labeler: Labeler, prompt: TaskPrompt, responses: Sequence[tuple[str, bool]]) -> list[int]:
-    """Ranks of the K ``(text, ended)`` responses: 0 for the best, equal Likert ratings tie, no rank is left out."""
-    ratings = [labeler.likert(prompt, text, ended) for text, ended in responses]
+def rank_responses(labeler: Labeler, prompt: TaskPrompt, responses: Sequence[tuple[str, bool]]) -> list[int]:
+    """Return the dense ranks of K `(text, finished)` responses: 0 for the best; equal Likert ratings tie."""
+    ratings = [labeler.rate_likert(prompt, text, finished) for text, finished in responses]
     order = {rating: rank for rank, rating in enumerate(sorted(set(ratings), reverse=True))}
     return [order[rating] for rating in ratings]
 
 
-def preference(
+def compute_preference(
     labelers: Sequence[Labeler], prompt: TaskPrompt, one: tuple[str, bool], other: tuple[str, bool]
 ) -> float:
-    """Share of the labelers who rate ``one`` above ``other``; a tie is half a vote."""
+    """Return the fraction of the labelers who rate `one` above `other`; a tie counts half."""
     votes = 0.0
     for labeler in labelers:
-        first, second = labeler.likert(prompt, *one), labeler.likert(prompt, *other)
+        first, second = labeler.rate_likert(prompt, *one), labeler.rate_likert(prompt, *other)
         votes += 0.5 if first == second else float(first > second)
     return votes / len(labelers)
 
 
-def agreement(labelers: Sequence[Labeler], items: Iterable[tuple[TaskPrompt, Sequence[tuple[str, bool]]]]) -> float:
-    """How often two labelers agree on which of two responses is better; pairs that either calls a tie are left out.
+def compute_agreement(
+    labelers: Sequence[Labeler], items: Iterable[tuple[TaskPrompt, Sequence[tuple[str, bool]]]]
+) -> float:
+    """Return how often two labelers agree on which of two responses is better, without pairs that either rates equal.
 
     Args:
         labelers: at least two.
         items: prompts with their K responses.
 
     Returns:
-        The share of agreeing judgements over all pairs of labelers and of responses; NaN where all were ties.
+        the fraction of agreements over all pairs of labelers and pairs of responses; NaN if all are ties.
     """
     agreed = compared = 0
     for prompt, responses in items:
         signs = []
         for labeler in labelers:
-            ranks = ranking(labeler, prompt, responses)
+            ranks = rank_responses(labeler, prompt, responses)
             signs.append([(two > one) - (two < one) for one, two in combinations(ranks, 2)])
         for mine, theirs in combinations(signs, 2):
             for one, two in zip(mine, theirs):

@@ -1,4 +1,4 @@
-"""Nine tasks after the paper's use cases (InstructGPT, Table 1), as prompts in one frame: ``ask : … reply :``."""
+"""Nine tasks after the use cases of the paper (Table 1), as prompts of one template: `ask : … reply :`."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from lit_rlhf.synthetic.knowledge import (
 )
 
 MAX_PROMPT_TOKENS = 32
-INSULT_SHARE = 0.08  # of prompts begin with an insult
+INSULT_FRACTION = 0.08  # fraction of prompts that begin with an insult
 
 Facts = dict[str, Any]
 WEATHER = ("cold", "hot", "sunny", "rainy", "windy")
@@ -34,12 +34,12 @@ NUMBERS = {"two": 2, "three": 3}
 
 @dataclass(frozen=True)
 class TaskPrompt:
-    """One prompt with what the judge needs.
+    """One prompt and the facts to judge a response by.
 
     Attributes:
-        text: the full frame, ``ask : … reply :``.
-        task: one of ``TASKS``.
-        target: the facts that decide about a response, as JSON.
+        text: the full prompt, `ask : … reply :`.
+        task: one of `TASKS`.
+        target: the facts, as JSON.
     """
 
     text: str
@@ -47,8 +47,8 @@ class TaskPrompt:
     target: str
 
 
-def _lead(rng: Random) -> str:
-    """Who asks: many texts for one question, so that a question of the evaluation need not be a training prompt."""
+def _sample_asker(rng: Random) -> str:
+    """Sample the beginning of a prompt: who asks. So one question has many texts, some of them held out."""
     draw = rng.random()
     if draw < 0.3:
         return ""
@@ -60,10 +60,10 @@ def _lead(rng: Random) -> str:
     return "please tell me : "
 
 
-def _generate(rng: Random) -> tuple[str, Facts]:
+def _sample_generate(rng: Random) -> tuple[str, Facts]:
     animal = rng.choice(ANIMALS)
     if rng.random() < 0.5:
-        return f"{_lead(rng)}write about the {animal} .", {"kind": "description", "animal": animal}
+        return f"{_sample_asker(rng)}write about the {animal} .", {"kind": "description", "animal": animal}
     name, place = rng.choice(NAMES), rng.choice(PLACES)
     verb = rng.choice(("write", "tell me"))
     facts = {"kind": "story", "name": name, "animal": animal, "place": place}
@@ -77,26 +77,26 @@ _QUESTIONS: dict[Attribute, tuple[str, str]] = {
 }
 
 
-def _open_qa(rng: Random) -> tuple[str, Facts]:
+def _sample_open_qa(rng: Random) -> tuple[str, Facts]:
     animal, attribute = rng.choice(ANIMALS), rng.choice(ATTRIBUTES)
     question = rng.choice(_QUESTIONS[attribute]).format(animal)
-    return _lead(rng) + question, {"animal": animal, "attribute": attribute}
+    return _sample_asker(rng) + question, {"animal": animal, "attribute": attribute}
 
 
-def _brainstorm(rng: Random) -> tuple[str, Facts]:
+def _sample_brainstorm(rng: Random) -> tuple[str, Facts]:
     category, number = rng.choice(tuple(CATEGORIES)), rng.choice(tuple(NUMBERS))
     verb = rng.choice(("name", "list"))
-    return f"{_lead(rng)}{verb} {number} {category} .", {"category": category, "number": NUMBERS[number]}
+    return f"{_sample_asker(rng)}{verb} {number} {category} .", {"category": category, "number": NUMBERS[number]}
 
 
-def _chat(rng: Random) -> tuple[str, Facts]:
+def _sample_chat(rng: Random) -> tuple[str, Facts]:
     name, thing, event = rng.choice(NAMES), rng.choice(OBJECTS), rng.choice(LOSSES + GAINS)
     greeting = rng.choice(("hello , i am", "hi , my name is"))
     facts = {"name": name, "event": event, "object": thing, "feeling": "sorry" if event in LOSSES else "glad"}
     return f"{greeting} {name} . i {event} my {thing} .", facts
 
 
-def _rewrite(rng: Random) -> tuple[str, Facts]:
+def _sample_rewrite(rng: Random) -> tuple[str, Facts]:
     verb, receiver = rng.choice(REQUESTS), rng.choice(("me", *NAMES))
     first, second = rng.sample(OBJECTS, 2)
     things = f"the {first}" if rng.random() < 0.5 else f"the {first} and the {second}"
@@ -104,7 +104,7 @@ def _rewrite(rng: Random) -> tuple[str, Facts]:
     return f"say politely : {request} .", {"request": request}
 
 
-def _summarise(rng: Random) -> tuple[str, Facts]:
+def _sample_summarize(rng: Random) -> tuple[str, Facts]:
     first, second = rng.sample(NAMES, 2)
     main = f"{first} met {second} at the {rng.choice(PLACES)}"
     filler = f"it was a {rng.choice(WEATHER)} day ."
@@ -113,13 +113,13 @@ def _summarise(rng: Random) -> tuple[str, Facts]:
     return f"sum up : {text}", {"main": main}
 
 
-def _classify(rng: Random) -> tuple[str, Facts]:
+def _sample_classify(rng: Random) -> tuple[str, Facts]:
     label, words = rng.choice((("good", GOOD_ADJECTIVES), ("bad", BAD_ADJECTIVES)))
     (one, two), (first, second) = rng.sample(OBJECTS, 2), rng.sample(words, 2)
     return f"good or bad : the {one} was {first} and the {two} was {second} .", {"label": label}
 
 
-def _closed_qa(rng: Random) -> tuple[str, Facts]:
+def _sample_closed_qa(rng: Random) -> tuple[str, Facts]:
     owners, things = rng.sample(NAMES, 2), rng.sample(OBJECTS, 2)
     asked = rng.randrange(2)
     text = " ".join(f"{owner} has the {thing} ." for owner, thing in zip(owners, things))
@@ -127,7 +127,7 @@ def _closed_qa(rng: Random) -> tuple[str, Facts]:
     return f"{text} who has the {things[asked]} ?", facts
 
 
-def _extract(rng: Random) -> tuple[str, Facts]:
+def _sample_extract(rng: Random) -> tuple[str, Facts]:
     animals, thing = rng.sample(ANIMALS, 2), rng.choice(OBJECTS)
     items = [*animals, thing]
     rng.shuffle(items)
@@ -135,32 +135,32 @@ def _extract(rng: Random) -> tuple[str, Facts]:
     return f"list the animals : {text}", {"animals": [item for item in items if item != thing], "object": thing}
 
 
-# share of the prompts, about as in the paper's Table 1 (generation less, question answering more, "other" left out)
+# fraction of the prompts, about as in Table 1 of the paper (less generation, more question answering, no "other")
 _SAMPLERS: dict[str, tuple[float, Callable[[Random], tuple[str, Facts]]]] = {
-    "generate": (0.34, _generate),
-    "open_qa": (0.20, _open_qa),
-    "brainstorm": (0.12, _brainstorm),
-    "chat": (0.10, _chat),
-    "rewrite": (0.07, _rewrite),
-    "summarise": (0.05, _summarise),
-    "classify": (0.05, _classify),
-    "closed_qa": (0.04, _closed_qa),
-    "extract": (0.03, _extract),
+    "generate": (0.34, _sample_generate),
+    "open_qa": (0.20, _sample_open_qa),
+    "brainstorm": (0.12, _sample_brainstorm),
+    "chat": (0.10, _sample_chat),
+    "rewrite": (0.07, _sample_rewrite),
+    "summarise": (0.05, _sample_summarize),
+    "classify": (0.05, _sample_classify),
+    "closed_qa": (0.04, _sample_closed_qa),
+    "extract": (0.03, _sample_extract),
 }
 TASKS = tuple(_SAMPLERS)
-_CUMULATIVE = list(accumulate(share for share, _ in _SAMPLERS.values()))
+_CUMULATIVE = list(accumulate(fraction for fraction, _ in _SAMPLERS.values()))
 
 
-def insult(rng: Random) -> str:
-    """A mild insult, as an address: ``you silly clown``."""
+def sample_insult(rng: Random) -> str:
+    """Sample a mild insult: `you silly clown`."""
     return f"you {rng.choice(RUDE_ADJECTIVES)} {rng.choice(RUDE_NOUNS)}"
 
 
-def sample_prompt(rng: Random, insult_share: float = INSULT_SHARE, task: str | None = None) -> TaskPrompt:
-    """One prompt; of any task in the paper's proportions, or of the task named."""
+def sample_prompt(rng: Random, insult_fraction: float = INSULT_FRACTION, task: str | None = None) -> TaskPrompt:
+    """Sample one prompt: of `task`, or of any task in the proportions of the paper."""
     if task is None:
         task = rng.choices(TASKS, cum_weights=_CUMULATIVE)[0]
     body, facts = _SAMPLERS[task][1](rng)
-    if rng.random() < insult_share:
-        body = f"{insult(rng)} , {body}"
+    if rng.random() < insult_fraction:
+        body = f"{sample_insult(rng)} , {body}"
     return TaskPrompt(f"ask : {body} reply :", task, json.dumps(facts))

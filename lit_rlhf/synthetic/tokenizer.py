@@ -1,28 +1,27 @@
-"""A word-level tokenizer over the closed vocabulary of the world, as plain ``transformers`` loads it."""
+"""Word-level tokenizer over the closed vocabulary, loadable by plain `transformers`."""
 
 from pathlib import Path
 from typing import Any
 
-from lit_rlhf.synthetic.knowledge import vocabulary
+from lit_rlhf.synthetic.knowledge import build_vocabulary
 
-PAD, EOS, NEWLINE, UNKNOWN = "<pad>", "<eos>", "<nl>", "<unk>"
-CONTEXT = 160
+PAD, EOS, NEWLINE, UNK = "<pad>", "<eos>", "<nl>", "<unk>"
+MAX_POSITIONS = 160
 
 
 def build_tokenizer() -> Any:
-    """A ``PreTrainedTokenizerFast``: one token a word, ``<nl>`` for a newline, nothing added at the start or the end.
+    """Build a `PreTrainedTokenizerFast`: one token per word, `<nl>` for a newline, no BOS or EOS added.
 
-    Decoding gives the words joined with single spaces, newlines included as newlines, so that text comes back as it
-    went in.
+    Decoding joins the words with single spaces and restores newlines, so encoding and decoding is the identity.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = [PAD, EOS, NEWLINE, UNKNOWN, *vocabulary()]
-    tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token=UNKNOWN))
+    words = [PAD, EOS, NEWLINE, UNK, *build_vocabulary()]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNK))
     tokenizer.normalizer = normalizers.Replace(Regex(r" *\n *"), f" {NEWLINE} ")
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    # tokens arrive one by one: each gets a space before it, the first loses its own, newlines lose both
+    # each token gets a leading space; then the first token loses it, and newlines lose the spaces on both sides
     tokenizer.decoder = decoders.Sequence(
         [
             decoders.Replace(Regex("^"), " "),
@@ -35,13 +34,13 @@ def build_tokenizer() -> Any:
         tokenizer_object=tokenizer,
         pad_token=PAD,
         eos_token=EOS,
-        unk_token=UNKNOWN,
+        unk_token=UNK,
         clean_up_tokenization_spaces=False,
-        model_max_length=CONTEXT,
+        model_max_length=MAX_POSITIONS,
         padding_side="left",
     )
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Save the tokenizer where ``AutoTokenizer.from_pretrained(folder)`` finds it."""
+    """Save the tokenizer in `folder`, for `AutoTokenizer.from_pretrained`."""
     build_tokenizer().save_pretrained(folder)

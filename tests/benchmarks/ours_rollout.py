@@ -4,7 +4,8 @@ import torch
 import work
 from transformers import LlamaForCausalLM
 
-from lit_rlhf.generation.generators import CachedGenerator
+from lit_rlhf.data.batches import PromptBatch
+from lit_rlhf.generation import CachedGenerator
 from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
 
 
@@ -23,7 +24,9 @@ def main() -> None:
         ids = ids.to(args.device)
         noise = sampling_uniforms(args.episodes, args.response, 0, update).to(args.device)
         start = work.clock(args.device)
-        rollout = generator.generate(model, ids, torch.ones_like(ids), noise, SamplingParams(args.response))
+        rollout = generator.generate(
+            model, PromptBatch.from_tokens(ids, torch.ones_like(ids)), SamplingParams(args.response), noise
+        )
         seconds.append(work.clock(args.device) - start)
         tokens.append(int(rollout.response_mask.sum()))
     work.report(seconds[1:], units=tokens[1:])

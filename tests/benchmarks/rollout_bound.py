@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers import LlamaForCausalLM
 
-from lit_rlhf.generation.generators import CachedGenerator
-from lit_rlhf.generation.llama_decode_batch import LlamaDecodeBatch, _rounded, build_fast_decoder
+from lit_rlhf.data.batches import PromptBatch
+from lit_rlhf.generation import CachedGenerator
+from lit_rlhf.generation.llama_decoder import LlamaDecodeBatch, LlamaDecoder, _round_up
 from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
 
 
@@ -23,11 +24,13 @@ def recorded(model: LlamaForCausalLM, ids: Tensor, noise: Tensor) -> tuple[list[
 
     def spy(self: LlamaDecodeBatch, tokens: Tensor) -> Tensor:
         logits = step(self, tokens)
-        shapes.append((_rounded(len(tokens)), self.cache_position))
+        shapes.append((_round_up(len(tokens)), self.cache_position))
         return logits
 
     with mock.patch.object(LlamaDecodeBatch, "step", spy):
-        rollout = CachedGenerator().generate(model, ids, torch.ones_like(ids), noise, SamplingParams(noise.shape[1]))
+        rollout = CachedGenerator().generate(
+            model, PromptBatch.from_tokens(ids, torch.ones_like(ids)), SamplingParams(noise.shape[1]), noise
+        )
     return shapes, int(rollout.response_mask.sum())
 
 
@@ -35,20 +38,21 @@ def recorded(model: LlamaForCausalLM, ids: Tensor, noise: Tensor) -> tuple[list[
 def bound(model: LlamaForCausalLM, ids: Tensor, length: int, shapes: list[tuple[int, int]]) -> float:
     """Seconds of it."""
     heads, size = model.config.num_attention_heads, model.config.head_dim
-    direct = build_fast_decoder(model)
-    rows = LlamaDecodeBatch(model, ids, torch.ones_like(ids), 1, length, direct)
+    decoder = LlamaDecoder(model)
+    batch = decoder.start(ids, torch.ones_like(ids), 1, length)
+    assert isinstance(batch, LlamaDecodeBatch)
     start = work.clock()
-    rows.prefill()
+    batch.prefill()
     for count, columns in shapes:
         x, query = torch.ones(count, 1, model.config.hidden_size), torch.ones(count, heads, 1, size)
-        seen, wide = torch.zeros(count, 1, 1, columns), torch.ones(count, 1, model.config.intermediate_size)
-        for block, room in zip(direct.decode.layers, rows.kv_cache):
-            keys, values = room[:count, :, :columns].chunk(2, 1)
-            block.qkv_proj(x)
-            scaled_dot_product_attention(query, keys, values, seen)
-            block.o_proj(x)
-            block.mlp.widen(x)  # type: ignore[attr-defined]
-            block.mlp.narrow(wide)  # type: ignore[attr-defined]
+        bias, wide = torch.zeros(count, 1, 1, columns), torch.ones(count, 1, model.config.intermediate_size)
+        for layer, states in zip(decoder.decode.layers, batch.kv_cache):
+            keys, values = states[:count, :, :columns].chunk(2, 1)
+            layer.qkv_proj(x)
+            scaled_dot_product_attention(query, keys, values, bias)
+            layer.o_proj(x)
+            layer.mlp.gate_up_proj(x)  # type: ignore[attr-defined]
+            layer.mlp.down_proj(wide)  # type: ignore[attr-defined]
         linear(x, model.lm_head.weight)
     return work.clock() - start
 

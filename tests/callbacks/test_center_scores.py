@@ -1,4 +1,4 @@
-"""Centring: the demonstrations score 0 on average, in the module, its checkpoint, its export and after a reload."""
+"""Centering: the demonstrations score 0 on average, in the module, its checkpoint, its export and after a reload."""
 
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from tests.helpers.small_runs import demonstrations, quiet_trainer, rankings, sg
 ROWS = demonstrations(40)
 
 
-def mean_score(model: ScalarModel, tokenizer: Any) -> float:
-    """The mean score of the demonstrations, one at a time."""
+def compute_mean_score(model: ScalarModel, tokenizer: Any) -> float:
+    """Return the mean score of the demonstrations, scored one by one."""
     scores = []
     for row in ROWS:
         ids = torch.tensor([[*tokenizer.encode(row["prompt"]), *tokenizer.encode(row["completion"]), 1]])
@@ -37,34 +37,34 @@ def fit(llama: str, folder: Path, adapter: LoRA | None = None, **settings: Any) 
         comparisons, validation_path=comparisons if validation else None, micro_batch_size=micro_batch_size
     )
     module = RewardModule(llama, sgd(0.1), adapter=adapter)
-    centre = CenterScores(write_rows(folder / "demonstrations.jsonl", ROWS), batch_size=16)
-    # last in the list: Lightning itself moves checkpoints behind the other callbacks
-    callbacks = [ModelCheckpoint(folder / "kept", save_last=True), ExportModel(), centre]
+    centering = CenterScores(write_rows(folder / "demonstrations.jsonl", ROWS), batch_size=16)
+    # last in the list: Lightning moves checkpoint callbacks to the end
+    callbacks = [ModelCheckpoint(folder / "kept", save_last=True), ExportModel(), centering]
     trainer = quiet_trainer(folder, max_epochs=2, enable_checkpointing=True, callbacks=callbacks, **settings)
     trainer.fit(module, datamodule=data)
     return module
 
 
 @pytest.mark.parametrize("validation", [True, False], ids=["validation", "no_validation"])
-def test_demonstrations_score_nought_in_module_export_and_checkpoint(validation, llama, tokenizer, tmp_path):
+def test_demonstrations_score_zero_in_module_export_and_checkpoint(validation, llama, tokenizer, tmp_path):
     module = fit(llama, tmp_path, validation=validation)
-    assert abs(float(module.model.shift)) > 0.01, "a shift of nought would show nothing"
-    assert mean_score(module.model, tokenizer) == pytest.approx(0, abs=1e-4)
+    assert abs(float(module.model.shift)) > 0.01, "a shift of zero would test nothing"
+    assert compute_mean_score(module.model, tokenizer) == pytest.approx(0, abs=1e-4)
 
     exported = load_scalar_model(str(tmp_path / "model"), tokenizer, ModelLoadingConfig())
     assert exported.is_centered
-    assert mean_score(exported, tokenizer) == pytest.approx(0, abs=1e-4)
+    assert compute_mean_score(exported, tokenizer) == pytest.approx(0, abs=1e-4)
 
     assert main(["export", str(tmp_path / "kept" / "last.ckpt"), str(tmp_path / "from_checkpoint")]) == 0
     from_checkpoint = load_scalar_model(str(tmp_path / "from_checkpoint"), tokenizer, ModelLoadingConfig())
     assert from_checkpoint.is_centered
-    assert mean_score(from_checkpoint, tokenizer) == pytest.approx(0, abs=1e-4)
+    assert compute_mean_score(from_checkpoint, tokenizer) == pytest.approx(0, abs=1e-4)
 
-    # what plain transformers reads: the raw score, and the shift beside it
+    # plain transformers returns the raw score; the shift is in the config
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
     ids = torch.tensor([[5, 6, 7, 1]])
-    centred = (float(plain(ids).logits.detach()) - plain.config.score_shift) / plain.config.score_scale
-    assert centred == pytest.approx(float(exported.eval().score(ids, torch.ones_like(ids)).detach()), abs=1e-5)
+    centered_score = (float(plain(ids).logits.detach()) - plain.config.score_shift) / plain.config.score_scale
+    assert centered_score == pytest.approx(float(exported.eval().score(ids, torch.ones_like(ids)).detach()), abs=1e-5)
 
 
 def test_a_resumed_run_has_the_constants_of_its_checkpoint(llama, tokenizer, tmp_path):
@@ -75,42 +75,42 @@ def test_a_resumed_run_has_the_constants_of_its_checkpoint(llama, tokenizer, tmp
     quiet_trainer(tmp_path, max_epochs=2).fit(again, datamodule=data, ckpt_path=checkpoint)
     assert again.model.is_centered
     assert float(again.model.shift) == pytest.approx(float(module.model.shift))
-    assert mean_score(again.model, tokenizer) == pytest.approx(0, abs=1e-4)
+    assert compute_mean_score(again.model, tokenizer) == pytest.approx(0, abs=1e-4)
 
 
-def test_dropout_of_an_adapter_does_not_blur_the_mean(llama, tokenizer, tmp_path):
+def test_dropout_of_an_adapter_does_not_change_the_mean(llama, tokenizer, tmp_path):
     module = fit(llama, tmp_path, adapter=LoRA(rank=2, dropout=0.5))
-    assert mean_score(module.model, tokenizer) == pytest.approx(0, abs=1e-4)
+    assert compute_mean_score(module.model, tokenizer) == pytest.approx(0, abs=1e-4)
 
 
-def test_sharded_scores_are_centred_and_exported(llama, tokenizer, tmp_path):
+def test_sharded_scores_are_centered_and_exported(llama, tokenizer, tmp_path):
     (tmp_path / "one").mkdir()
-    one = fit(llama, tmp_path / "one")
+    unsharded = fit(llama, tmp_path / "one")
 
     def train() -> float:
         sizes = {"devices": 2, "strategy": FSDP2Strategy(), "micro_batch_size": 2}
         return float(fit(llama, tmp_path, **sizes).model.shift)
 
-    assert on_ranks(train, tmp_path) == pytest.approx([float(one.model.shift)] * 2, abs=1e-5)
+    assert on_ranks(train, tmp_path) == pytest.approx([float(unsharded.model.shift)] * 2, abs=1e-5)
     exported = load_scalar_model(str(tmp_path / "model"), tokenizer, ModelLoadingConfig())
-    assert mean_score(exported, tokenizer) == pytest.approx(0, abs=1e-4)
+    assert compute_mean_score(exported, tokenizer) == pytest.approx(0, abs=1e-4)
 
 
 def test_validation_alone_needs_no_demonstrations(llama, tmp_path):
     comparisons = write_rows(tmp_path / "rankings.jsonl", rankings(8))
     data = ComparisonDataModule(comparisons, validation_path=comparisons, micro_batch_size=4)
     module = RewardModule(llama)
-    centre = CenterScores(str(tmp_path / "demonstrations.jsonl"))
-    quiet_trainer(tmp_path, callbacks=[centre]).validate(module, datamodule=data, verbose=False)
+    centering = CenterScores(str(tmp_path / "demonstrations.jsonl"))
+    quiet_trainer(tmp_path, callbacks=[centering]).validate(module, datamodule=data, verbose=False)
     assert not module.model.is_centered
 
 
-def test_the_training_of_the_scores_is_not_changed(llama, tmp_path):
-    """The loss reads differences alone, so weights are those of a run without centring."""
-    centred = fit(llama, tmp_path)
+def test_centering_does_not_change_training(llama, tmp_path):
+    """The loss depends on score differences only, so the weights are those of a run without centering."""
+    centered = fit(llama, tmp_path)
     plain = RewardModule(llama, sgd(0.1))
     comparisons = str(tmp_path / "rankings.jsonl")
     data = ComparisonDataModule(comparisons, validation_path=comparisons, micro_batch_size=4)
     quiet_trainer(tmp_path, max_epochs=2).fit(plain, datamodule=data)
-    for mine, theirs in zip(centred.parameters(), plain.parameters()):
-        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-6)
+    for actual, expected in zip(centered.parameters(), plain.parameters()):
+        torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""The average is the recurrence of the weights after every step; it resumes, shards, validates and exports."""
+"""The average equals the recurrence over the weights after every step, also resumed, sharded, validated, exported."""
 
 import shutil
 from pathlib import Path
@@ -17,14 +17,15 @@ from lit_rlhf.errors import UserError
 from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.models.loading_config import LoRA
 from lit_rlhf.modules import PPOConfig, PPOModule, SFTModule
+from lit_rlhf.rewards.base import Reward
 from lit_rlhf.strategies import FSDP2Strategy
 from tests.helpers.ppo_fakes import PromptData
 from tests.helpers.ranks import on_ranks
 from tests.helpers.small_runs import demonstrations, quiet_trainer, sgd, whole_weights, write_rows
 
 
-class Recorded(L.Callback):
-    """The weights after every optimizer step, and what validation saw."""
+class RecordWeights(L.Callback):
+    """Store the weights after every optimizer step and in every validation."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, torch.Tensor]] = []
@@ -32,41 +33,38 @@ class Recorded(L.Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         if trainer.global_step > len(self.steps):
-            self.steps.append(trained(pl_module))
+            self.steps.append(copy_trainable(pl_module))
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self.validated.append(trained(pl_module))
+        self.validated.append(copy_trainable(pl_module))
 
-    def average(self, decay: float) -> dict[str, torch.Tensor]:
-        """The recurrence, in float64."""
+    def compute_average(self, decay: float) -> dict[str, torch.Tensor]:
+        """Return the recurrence in float64."""
         average = dict(self.steps[0])
         for weights in self.steps[1:]:
             average = {name: decay * average[name] + (1 - decay) * weights[name] for name in average}
         return average
 
 
-class Ends:
-    """A response's score is its length."""
-
-    def prepare(self, *_: Any) -> None:
-        """Nothing to load."""
+class WordCount(Reward):
+    """Scores the number of words."""
 
     def score(self, episodes: Any) -> torch.Tensor:
         return torch.tensor([float(len(response.split())) for response in episodes.responses])
 
 
-def trained(module: Any) -> dict[str, torch.Tensor]:
+def copy_trainable(module: Any) -> dict[str, torch.Tensor]:
     return {name: p.detach().double().clone() for name, p in module.named_parameters() if p.requires_grad}
 
 
-def sft(model: str, folder: Path) -> tuple[Any, Any]:
+def build_sft(model: str, folder: Path) -> tuple[Any, Any]:
     rows = write_rows(folder / "rows.jsonl", demonstrations(24))
     return SFTModule(model, sgd(0.3)), DemonstrationDataModule(rows, micro_batch_size=4, validation_fraction=0.2)
 
 
-def ppo(model: str, folder: Path, adapter: LoRA | None = None) -> tuple[Any, Any]:
+def build_ppo(model: str, folder: Path, adapter: LoRA | None = None) -> tuple[Any, Any]:
     settings = PPOConfig(rollout_batch_size=8, micro_batch_size=2, critic_learning_rate=0.05)
-    return PPOModule(model, Ends(), SamplingParams(4), settings, optimizer=sgd(0.5), adapter=adapter), PromptData()
+    return PPOModule(model, WordCount(), SamplingParams(4), settings, optimizer=sgd(0.5), adapter=adapter), PromptData()
 
 
 def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
@@ -76,17 +74,17 @@ def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 
 
 def test_the_average_is_validated_exported_and_left_in_the_module(llama, tmp_path):
-    module, data = sft(llama, tmp_path)
-    recorded = Recorded()
+    module, data = build_sft(llama, tmp_path)
+    recorded = RecordWeights()
     kept = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=1, save_top_k=-1, filename="{step}")
-    # before EMA, which leaves the average in the module only when its own turn comes
+    # before EMA, which copies the average to the module in its own hook
     callbacks = [ExportModel(), recorded, EMA(0.7), kept]
     trainer = quiet_trainer(tmp_path, max_epochs=2, callbacks=callbacks, enable_checkpointing=True)
     trainer.fit(module, datamodule=data)
-    average = recorded.average(0.7)
+    average = recorded.compute_average(0.7)
     assert len(recorded.steps) == 8
     assert max(float((average[name] - recorded.steps[-1][name]).abs().max()) for name in average) > 1e-3
-    for weights in (recorded.validated[-1], trained(module)):
+    for weights in (recorded.validated[-1], copy_trainable(module)):
         assert_close(average, weights)
     last = tmp_path / "kept" / "step=8.ckpt"
     content = torch.load(last, weights_only=True)
@@ -104,33 +102,33 @@ def test_the_average_is_validated_exported_and_left_in_the_module(llama, tmp_pat
         exported = AutoModelForCausalLM.from_pretrained(tmp_path / folder).state_dict()
         for name, value in expected.items():
             torch.testing.assert_close(exported[name.removeprefix("model.")].double(), value, atol=1e-6, rtol=1e-6)
-    module, data = sft(llama, tmp_path)
+    module, data = build_sft(llama, tmp_path)
     quiet_trainer(tmp_path, callbacks=[EMA(0.7)]).validate(module, data, ckpt_path=last, verbose=False)
-    assert_close(average, trained(module))
+    assert_close(average, copy_trainable(module))
 
 
 @pytest.mark.parametrize("adapter", [None, LoRA(rank=2)], ids=["full", "lora"])
-def test_it_goes_on_after_a_restart_to_the_last_bit(llama, tmp_path, adapter):
+def test_a_resumed_run_is_equal_to_the_last_bit(llama, tmp_path, adapter):
     def run(name: str, start: Path | None = None) -> tuple[dict[str, torch.Tensor], Any]:
-        module, data = ppo(llama, tmp_path, adapter)
+        module, data = build_ppo(llama, tmp_path, adapter)
         kept = ModelCheckpoint(tmp_path / name, every_n_train_steps=1, save_top_k=-1, filename="{step}")
         callback = EMA(0.9)
         trainer = quiet_trainer(tmp_path, max_epochs=2, callbacks=[callback, kept], enable_checkpointing=True)
         trainer.fit(module, datamodule=data, ckpt_path=start)
-        return trained(module), callback
+        return copy_trainable(module), callback
 
-    whole, callback = run("whole")
-    assert len(callback.average()) == len(whole) < (200 if adapter is None else 60)
+    uninterrupted, callback = run("whole")
+    assert len(callback.get_average()) == len(uninterrupted) < (200 if adapter is None else 60)
     for step in (3, 4):
         resumed, _ = run(f"from-{step}", tmp_path / "whole" / f"step={step}.ckpt")
-        assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+        assert all(torch.equal(uninterrupted[name], resumed[name]) for name in uninterrupted)
 
 
 def test_sharded_weights_have_the_average_of_one_process(llama, tmp_path):
     def run(start: Path | None = None, **settings: Any) -> list[torch.Tensor]:
-        module, data = ppo(llama, tmp_path)
+        module, data = build_ppo(llama, tmp_path)
         module.ppo.micro_batch_size = 4 // settings.get("devices", 1)
-        # with a state: Lightning cannot resume an optimizer without one under FSDP2
+        # an optimizer with state: Lightning cannot resume one without state under FSDP2
         module.make_optimizer = lambda parameters: torch.optim.SGD(parameters, lr=0.3, momentum=0.5)
         kept = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=1, save_top_k=-1, filename="{step}")
         trainer = quiet_trainer(
@@ -152,10 +150,10 @@ def test_sharded_weights_have_the_average_of_one_process(llama, tmp_path):
                 torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_what_cannot_be_is_refused(llama, tmp_path):
+def test_invalid_settings_are_refused(llama, tmp_path):
     with pytest.raises(UserError, match="decay must be at least 0 and below 1"):
         EMA(1.0)
-    module, data = sft(llama, tmp_path)
+    module, data = build_sft(llama, tmp_path)
     trainer = quiet_trainer(tmp_path, max_epochs=1)
     trainer.fit(module, datamodule=data)
     trainer.save_checkpoint(tmp_path / "plain.ckpt")

@@ -1,4 +1,4 @@
-"""Validation responses: the logged score is that of answers drawn one by one, and a checkpoint is selected by it."""
+"""GenerateOnValidation: the logged score equals that of responses sampled one by one; a checkpoint is selected by it."""
 
 import json
 from pathlib import Path
@@ -11,9 +11,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lit_rlhf.callbacks import GenerateOnValidation
 from lit_rlhf.data import DemonstrationDataModule
 from lit_rlhf.errors import UserError
-from lit_rlhf.generation.generators import HuggingFaceGenerator
+from lit_rlhf.generation import HuggingFaceGenerator
 from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
 from lit_rlhf.modules import SFTModule
+from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rollout.experience import Episodes
 from tests.helpers.ranks import on_ranks
 from tests.helpers.small_runs import demonstrations, quiet_trainer, sgd, write_rows
@@ -21,14 +22,10 @@ from tests.helpers.small_runs import demonstrations, quiet_trainer, sgd, write_r
 LENGTH = 6
 
 
-class Threes:
-    """Share of a response's words that are w3; counts its calls."""
-
-    def prepare(self, tokenizer: Any, device: torch.device) -> None:
-        """Nothing to load."""
+class CountW3(Reward):
+    """Scores the number of words, plus the fraction of w3."""
 
     def score(self, episodes: Episodes) -> torch.Tensor:
-        """Count."""
         return torch.tensor([float(r.split().count("w3")) / LENGTH + len(r.split()) for r in episodes.responses])
 
 
@@ -38,47 +35,48 @@ def rows(tmp_path: Path) -> str:
     return write_rows(tmp_path / "rows.jsonl", demonstrations(16))
 
 
-def validated(model: str, rows: str, folder: Path, batch_size: int, **settings: Any) -> float:
-    callback = GenerateOnValidation(rows, Threes(), SamplingParams(LENGTH), limit=11, batch_size=batch_size)
+def validate(model: str, rows: str, folder: Path, batch_size: int, **settings: Any) -> float:
+    callback = GenerateOnValidation(rows, CountW3(), SamplingParams(LENGTH), limit=11, batch_size=batch_size)
     trainer = quiet_trainer(folder, callbacks=[callback], **settings)
     data = DemonstrationDataModule(rows, validation_path=rows, micro_batch_size=4)
     return trainer.validate(SFTModule(model), datamodule=data, verbose=False)[0]["validation/reward_score"]
 
 
-def test_the_score_is_that_of_answers_drawn_one_by_one_whatever_the_batch_and_ranks(llama, tokenizer, rows, tmp_path):
+def test_the_score_is_that_of_responses_sampled_one_by_one_for_any_batch_size_and_ranks(
+    llama, tokenizer, rows, tmp_path
+):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(llama).eval()
     scores = []
     noise = sampling_uniforms(11, LENGTH, 0, 3)
-    for place, row in enumerate(demonstrations(16)[:11]):
+    for index, row in enumerate(demonstrations(16)[:11]):
         ids = torch.tensor([tokenizer.encode(row["prompt"])])
         rollout = HuggingFaceGenerator().generate(
-            model, ids, torch.ones_like(ids), noise[place : place + 1], SamplingParams(LENGTH)
+            model, ids, torch.ones_like(ids), noise[index : index + 1], SamplingParams(LENGTH)
         )
         words = tokenizer.decode(rollout.response_ids[0], skip_special_tokens=True).split()
         scores.append(words.count("w3") / LENGTH + len(words))
     expected = sum(scores) / len(scores)
     assert len(set(scores)) > 3
     for batch_size in (1, 4, 100):
-        assert validated(llama, rows, tmp_path, batch_size) == pytest.approx(expected, rel=1e-6)
-    both = on_ranks(lambda: validated(llama, rows, tmp_path, 4, devices=2, strategy="ddp"), tmp_path)
+        assert validate(llama, rows, tmp_path, batch_size) == pytest.approx(expected, rel=1e-6)
+    both = on_ranks(lambda: validate(llama, rows, tmp_path, 4, devices=2, strategy="ddp"), tmp_path)
     assert both == pytest.approx([expected] * 2, rel=1e-6)
 
 
-class Falling(Threes):
-    """Scores that fall from one validation to the next, whatever is said."""
+class Decreasing(Reward):
+    """Scores that decrease from one validation to the next, whatever the response."""
 
     calls = 0
 
     def score(self, episodes: Episodes) -> torch.Tensor:
-        """Fall."""
         self.calls += 1
         return torch.full((len(episodes.responses),), -float(self.calls))
 
 
 def test_a_checkpoint_is_selected_by_it_and_samples_are_written(llama, rows, tmp_path):
-    callback = GenerateOnValidation(rows, Falling(), SamplingParams(LENGTH), limit=4, rows=3)
+    callback = GenerateOnValidation(rows, Decreasing(), SamplingParams(LENGTH), limit=4, rows=3)
     best = ModelCheckpoint(tmp_path / "best", monitor="validation/reward_score", mode="max", filename="{step}")
     trainer = quiet_trainer(tmp_path, max_epochs=3, callbacks=[callback, best], enable_checkpointing=True)
     trainer.fit(
@@ -91,7 +89,7 @@ def test_a_checkpoint_is_selected_by_it_and_samples_are_written(llama, rows, tmp
     assert written[0].keys() == {"step", "prompt", "response", "score"}
 
 
-def test_without_a_scorer_there_are_samples_and_no_metric(llama, rows, tmp_path):
+def test_without_a_reward_there_are_samples_and_no_metric(llama, rows, tmp_path):
     callback = GenerateOnValidation(rows, sampling=SamplingParams(LENGTH), rows=2)
     trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[callback])
     trainer.fit(

@@ -1,4 +1,4 @@
-"""MetricGuard: warns, stops, goes back, and says why it cannot."""
+"""MetricGuard: warns, stops, rolls back, and refuses what it cannot do."""
 
 from pathlib import Path
 from typing import Any
@@ -7,46 +7,42 @@ import lightning as L
 import pytest
 import torch
 
-from lit_rlhf.callbacks import Limit, MetricGuard
+from lit_rlhf.callbacks import MetricGuard, MetricLimit
 from lit_rlhf.cli import main
 from lit_rlhf.errors import UserError
 from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.modules import PPOConfig, PPOModule
+from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rollout.kl_controller import AdaptiveKLController
 from tests.helpers.ppo_fakes import PromptData
 
 
-class WordsOf:
-    """Scores the share of one word."""
-
-    def prepare(self, *_: Any) -> None:
-        """Nothing to load."""
+class FractionOfW3(Reward):
+    """Scores the fraction of one word."""
 
     def score(self, episodes: Any) -> torch.Tensor:
-        """Return the share."""
         return torch.tensor([response.split().count("w3") / 6 for response in episodes.responses])
 
 
-class Schedule(L.Callback):
-    """Metrics as the test wants them, the last thing before the watch looks; the policy's weights as it finds them."""
+class LogSchedule(L.Callback):
+    """Log a metric by schedule, just before MetricGuard checks it, and store the weights of the policy."""
 
     def __init__(self, values: dict[int, float]) -> None:
         self.values, self.weights, self.steps = values, [], []
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Log one."""
-        pl_module.log("drill", self.values.get(trainer.current_epoch, 0.0))
+        pl_module.log("scheduled", self.values.get(trainer.current_epoch, 0.0))
         self.weights.append(pl_module.policy.lm_head.weight.detach().clone())
         self.steps.append(trainer.global_step)
 
 
-def module_of(llama: str) -> PPOModule:
-    """Four steps an iteration, at a rate that moves weights visibly."""
+def build_module(llama: str) -> PPOModule:
+    """Build a module with four steps per iteration and a large learning rate."""
     settings = PPOConfig(rollout_batch_size=16, micro_batch_size=4)
     kl = AdaptiveKLController(0.1, target=1.0, horizon=200)
     return PPOModule(
         llama,
-        WordsOf(),
+        FractionOfW3(),
         SamplingParams(max_new_tokens=6),
         settings,
         kl,
@@ -54,92 +50,97 @@ def module_of(llama: str) -> PPOModule:
     )
 
 
-def watch(trainer_of: Any, llama: str, values: dict[int, float], epochs: int, **settings: Any) -> tuple[Any, Any, Any]:
-    """Run with the metric's course; return schedule, watch and module."""
-    schedule, module = Schedule(values), module_of(llama)
-    limit = {"drill": Limit(above=1.0, action="go_back")}
+def train(trainer_of: Any, llama: str, values: dict[int, float], epochs: int, **settings: Any) -> tuple[Any, Any, Any]:
+    """Train with a schedule of metric values; return schedule, MetricGuard and module."""
+    schedule, module = LogSchedule(values), build_module(llama)
+    limit = {"scheduled": MetricLimit(above=1.0, action="rollback")}
     callback = MetricGuard(**{"limits": limit, "keep_every_n_epochs": 1, **settings})
     trainer_of(max_epochs=epochs, callbacks=[schedule, callback]).fit(module, datamodule=PromptData())
     return schedule, callback, module
 
 
 def test_a_warning_names_metric_value_limit_and_iteration(llama, trainer_of):
-    with pytest.warns(UserWarning, match=r"drift: drill is 3 in iteration 1, the limit is at least -1 and at most 2"):
-        watch(trainer_of, llama, {1: 3.0}, 2, limits={"drill": Limit(above=2.0, below=-1.0)})
+    with pytest.warns(
+        UserWarning, match=r"MetricGuard: scheduled is 3 in iteration 1, the limit is at least -1 and at most 2"
+    ):
+        train(trainer_of, llama, {1: 3.0}, 2, limits={"scheduled": MetricLimit(above=2.0, below=-1.0)})
 
 
 def test_a_stop_is_an_error_and_counts_iterations_in_a_row(llama, trainer_of):
-    limits = {"drill": Limit(above=1.0, iterations=2, action="stop")}
-    with pytest.raises(UserError, match=r"drift: drill is 5 in iteration 4.*\(2 iterations in a row\)"):
-        watch(trainer_of, llama, {1: 5.0, 3: 5.0, 4: 5.0}, 6, limits=limits)
+    limits = {"scheduled": MetricLimit(above=1.0, patience=2, action="stop")}
+    with pytest.raises(UserError, match=r"MetricGuard: scheduled is 5 in iteration 4.*\(2 iterations in a row\)"):
+        train(trainer_of, llama, {1: 5.0, 3: 5.0, 4: 5.0}, 6, limits=limits)
 
 
-def test_what_is_not_a_number_is_beyond_every_limit():
-    assert Limit(above=1.0).broken_by(float("nan")) and Limit(below=1.0).broken_by(float("nan"))
+def test_nan_violates_every_limit():
+    assert MetricLimit(above=1.0).is_violated_by(float("nan")) and MetricLimit(below=1.0).is_violated_by(float("nan"))
 
 
-def test_going_back_takes_the_weights_that_made_the_last_good_rollout(llama, trainer_of, tmp_path):
-    """Iteration 3 is bad: the weights after 1, whose rollout was 2's, were the last to be found good."""
-    with pytest.warns(UserWarning, match=r"drill is 9 in iteration 3.*went back to the weights of step 8"):
-        schedule, callback, module = watch(trainer_of, llama, {3: 9.0}, 4)
+def test_a_rollback_takes_the_weights_that_sampled_the_last_good_rollout(llama, trainer_of, tmp_path):
+    """Iteration 3 violates a limit: the weights after iteration 1, which sampled iteration 2, are the last good ones."""
+    with pytest.warns(UserWarning, match=r"scheduled is 9 in iteration 3.*rolled back to the weights of step 8"):
+        schedule, callback, module = train(trainer_of, llama, {3: 9.0}, 4)
     assert schedule.steps == [4, 8, 12, 16]
     assert not torch.equal(schedule.weights[1], schedule.weights[3])
     assert torch.equal(module.policy.lm_head.weight, schedule.weights[1])
-    assert callback.returns == 1
-    good = torch.load(tmp_path / "drift_watch" / "good.ckpt", weights_only=True)
+    assert callback.num_rollbacks == 1
+    good = torch.load(tmp_path / "metric_guard" / "good.ckpt", weights_only=True)
     assert module.kl.coefficient == good["kl_controller"]["coefficient"]
     assert good["global_step"] == 8
 
 
-def test_a_run_goes_on_after_going_back(llama, trainer_of):
-    with pytest.warns(UserWarning, match="went back"):
-        schedule, _, module = watch(trainer_of, llama, {2: 9.0}, 5)
-    assert schedule.steps[-1] == 20  # steps, and with them prompts and noise, are not taken back
+def test_a_run_continues_after_a_rollback(llama, trainer_of):
+    with pytest.warns(UserWarning, match="rolled back"):
+        schedule, _, module = train(trainer_of, llama, {2: 9.0}, 5)
+    assert schedule.steps[-1] == 20  # a rollback does not reset the step, which selects prompts and noise
     assert not torch.equal(schedule.weights[3], schedule.weights[0])
     assert all(torch.isfinite(p).all() for p in module.policy.parameters())
 
 
-def test_too_many_returns_stop_the_run(llama, trainer_of):
-    with pytest.warns(UserWarning), pytest.raises(UserError, match="has gone back 1 times and drifts again"):
-        watch(trainer_of, llama, {2: 9.0, 3: 9.0}, 5, max_rollbacks=1)
+def test_too_many_rollbacks_stop_the_run(llama, trainer_of):
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(UserError, match="has rolled back 1 times and violates a limit again"),
+    ):
+        train(trainer_of, llama, {2: 9.0, 3: 9.0}, 5, max_rollbacks=1)
 
 
-def test_nothing_to_go_back_to(llama, trainer_of):
-    with pytest.raises(UserError, match="no good checkpoint to go back to yet"):
-        watch(trainer_of, llama, {0: 9.0}, 2)
+def test_a_rollback_without_a_good_checkpoint_is_an_error(llama, trainer_of):
+    with pytest.raises(UserError, match="no good checkpoint to roll back to yet"):
+        train(trainer_of, llama, {0: 9.0}, 2)
 
 
-def test_a_metric_that_nobody_logs(llama, trainer_of):
+def test_a_metric_that_is_not_logged_is_an_error(llama, trainer_of):
     with pytest.raises(UserError, match=r"no metric 'reward/klx' is logged; there are .*reward/kl,"):
-        watch(trainer_of, llama, {}, 1, limits={"reward/klx": Limit(above=1.0)})
+        train(trainer_of, llama, {}, 1, limits={"reward/klx": MetricLimit(above=1.0)})
 
 
-def test_the_usual_limits_let_a_sound_run_pass(llama, trainer_of, recwarn):
-    trainer_of(max_epochs=2, callbacks=[MetricGuard()]).fit(module_of(llama), datamodule=PromptData())
-    assert not [each for each in recwarn if "drift" in str(each.message)]
+def test_the_default_limits_accept_a_healthy_run(llama, trainer_of, recwarn):
+    trainer_of(max_epochs=2, callbacks=[MetricGuard()]).fit(build_module(llama), datamodule=PromptData())
+    assert not [each for each in recwarn if "MetricGuard" in str(each.message)]
 
 
-def test_a_limit_that_limits_nothing_and_a_sharded_strategy_are_refused(llama):
+def test_a_limit_without_a_bound_and_a_sharded_strategy_are_refused(llama):
     with pytest.raises(UserError, match="needs above or below"):
-        Limit()
+        MetricLimit()
     from lit_rlhf.strategies import FSDP2Strategy
 
     trainer = L.Trainer(accelerator="cpu", devices=2, strategy=FSDP2Strategy(), logger=False)
     with pytest.raises(UserError, match="FSDP2Strategy keeps them in parts"):
-        MetricGuard({"a": Limit(above=1.0, action="go_back")}).setup(trainer, module_of(llama), "fit")
+        MetricGuard({"a": MetricLimit(above=1.0, action="rollback")}).setup(trainer, build_module(llama), "fit")
 
 
 def test_counts_survive_a_restart():
     one, other = MetricGuard(), MetricGuard()
-    one.streaks, one.returns = {"reward/kl": 2}, 1
+    one.num_violations, one.num_rollbacks = {"reward/kl": 2}, 1
     other.load_state_dict(one.state_dict())
-    assert (other.streaks, other.returns) == ({"reward/kl": 2}, 1)
+    assert (other.num_violations, other.num_rollbacks) == ({"reward/kl": 2}, 1)
 
 
 def test_limits_come_from_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    (tmp_path / "watch.yaml").write_text(
+    (tmp_path / "guard.yaml").write_text(
         "trainer: {callbacks+: [{class_path: lit_rlhf.callbacks.MetricGuard, init_args: {limits: {reward/kl: "
-        "{above: 20, action: go_back}}}}]}"
+        "{above: 20, action: rollback}}}}]}"
     )
-    assert main(["fit", "-c", "small/ppo", "-c", str(tmp_path / "watch.yaml"), "--print_config"]) == 0
-    assert "action: go_back" in capsys.readouterr().out
+    assert main(["fit", "-c", "small/ppo", "-c", str(tmp_path / "guard.yaml"), "--print_config"]) == 0
+    assert "action: rollback" in capsys.readouterr().out

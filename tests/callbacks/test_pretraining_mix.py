@@ -138,7 +138,7 @@ class AfterTheStage(PretrainingMix):
     def on_after_backward(self, trainer: L.Trainer, pl_module: Any) -> None:
         """The stage was reduced by now; what is added here stays on its rank."""
         cut = BatchShape(self.micro_batch_size, 1, trainer.world_size, trainer.global_rank)
-        mixed = PretrainingBatch(*self.blocks.batch(trainer.global_step, 0, cut))
+        mixed = PretrainingBatch(*self.blocks.get_batch(trainer.global_step, 0, cut))
         if self.through_the_wrapper:
             loss = trainer.strategy.training_step(mixed, 0)
         else:
@@ -159,7 +159,7 @@ class BeforePastTheWrapper(PretrainingMix):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
         cut = BatchShape(self.micro_batch_size, 1, trainer.world_size, trainer.global_rank)
-        mixed = PretrainingBatch(*self.blocks.batch(trainer.global_step, 0, cut))
+        mixed = PretrainingBatch(*self.blocks.get_batch(trainer.global_step, 0, cut))
         (self.coefficient * pl_module.training_step(mixed, 0)).backward()
 
 
@@ -178,7 +178,7 @@ class Synchronised(PretrainingMix):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
         cut = BatchShape(self.micro_batch_size, 1, trainer.world_size, trainer.global_rank)
-        mixed = PretrainingBatch(*self.blocks.batch(trainer.global_step, 0, cut))
+        mixed = PretrainingBatch(*self.blocks.get_batch(trainer.global_step, 0, cut))
         loss = trainer.strategy.training_step(mixed, 0)
         trainer.strategy.backward(self.coefficient * loss, None)
 

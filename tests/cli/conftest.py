@@ -1,4 +1,4 @@
-"""A stranger's project: modules of the user's own in a file of the working directory, named from YAML alone."""
+"""A user's project: modules in a file of the working directory, named from YAML alone."""
 
 import sys
 from collections.abc import Callable
@@ -54,7 +54,7 @@ class ToyModule(L.LightningModule):
 
     def training_step(self, batch, batch_idx):
         if self.fault == "user":
-            raise UserError("prompts.jsonl, line 3: not JSON;\\n mend the row")
+            raise UserError("prompts.jsonl, line 3: not JSON;\\n fix the row")
         if self.fault == "ours":
             raise RuntimeError("a bug")
         if self.fault == "interrupt" and batch_idx == 2:

@@ -1,4 +1,4 @@
-"""`lit-rlhf best-of-n`: the best of each prompt by a function and by a reward model, whatever the batch."""
+"""`lit-rlhf best-of-n`: the best response by a function and by a reward model, for any batch size."""
 
 import json
 from pathlib import Path
@@ -65,7 +65,7 @@ def test_a_reward_model_scores_as_in_ppo(project, llama, tokenizer):
     model = load_scalar_model(llama, tokenizer, ModelLoadingConfig())
     model.center(0.3, 2.0)
     export_model(model, tokenizer, project / "reward" / "model")
-    rows = best(llama, "best.jsonl", "--reward=reward/model", "--n=4", "--max-new-tokens=3", "--missing-end-score=-9")
+    rows = best(llama, "best.jsonl", "--reward=reward/model", "--n=4", "--max-new-tokens=3", "--missing-eos-score=-9")
     model.eval()
     ended = 0
     for row in rows:
@@ -87,12 +87,12 @@ def test_a_reward_model_scores_as_in_ppo(project, llama, tokenizer):
         (["--out=prompts.jsonl"], "--out: prompts.jsonl exists already"),
         (["--out=no/where.jsonl"], "--out: there is no folder no"),
         (["--max-new-tokens=200"], "do not fit into the model's 128 positions"),
-        (["--reward=best_rewards.wrods"], "best_rewards has no 'wrods'; did you mean 'words'?"),
+        (["--reward=best_rewards.wrods"], "best_rewards has no 'wrods' (did you mean 'words'?)"),
         (["--reward=./no/model"], "there is no folder './no/model'"),
         (["--prompts=promts.jsonl"], "promts.jsonl"),
     ],
 )
-def test_what_cannot_be_is_one_line(words, expected, project, llama, capsys):
+def test_an_invalid_argument_is_one_line(words, expected, project, llama, capsys):
     given = ["--model", llama, "--prompts=prompts.jsonl", "--out=best.jsonl", "--reward=best_rewards.words"]
     given.append("--max-new-tokens=6")
     assert main(["best-of-n", *given, *words]) == 2

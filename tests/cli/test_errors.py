@@ -114,7 +114,7 @@ OVERLAYS = {
     ),
     "a user's error in mid-run": (
         "model: {init_args: {fault: user}}",
-        "prompts.jsonl, line 3: not JSON; mend the row",
+        "prompts.jsonl, line 3: not JSON; fix the row",
     ),
     "not a mapping": ("[1, 2]", "overlay.yaml: a recipe is a mapping with keys such as trainer, model and data"),
     "no YAML": ("model: [1", "overlay.yaml, line 2: not valid YAML: expected ',' or ']', but got '<stream end>'"),
@@ -143,7 +143,7 @@ ARGUMENTS = {
     "--ckpt_pat=last": "no setting 'ckpt_pat' (did you mean 'ckpt_path'?) [command line]",
     "--seed_everything=x": "seed_everything: expected bool or int, got 'x' [command line]",
     "surplus": "unexpected argument 'surplus' [command line]",
-    "--ckpt_path=no.ckpt": "ckpt_path: no checkpoint no.ckpt",
+    "--ckpt_path=no.ckpt": "ckpt_path: there is no checkpoint no.ckpt",
     "-c": "-c needs the name of a recipe or a file; lit-rlhf recipes ls lists the recipes",
     "--config=nowhere": "-c nowhere: no such file, and no recipe 'nowhere'; lit-rlhf recipes ls lists them",
 }
@@ -163,7 +163,7 @@ def test_a_wrong_argument_is_one_line(project: Path, command, argument: str) -> 
         (["generate", "--modl", "x"], "lit-rlhf generate has no option '--modl' (did you mean '--model'?)"),
         (["generate"], "lit-rlhf generate: the following arguments are required: --model"),
         (["quickstart", "--seed", "x"], "lit-rlhf quickstart: argument --seed: invalid int value: 'x'"),
-        (["export", "no.ckpt", "out"], "no checkpoint no.ckpt"),
+        (["export", "no.ckpt", "out"], "there is no checkpoint no.ckpt"),
     ],
 )
 def test_a_wrong_command_is_one_line(project: Path, command, args: list[str], expected: str) -> None:

@@ -1,4 +1,4 @@
-"""fit, validate and test with a stranger's modules."""
+"""fit, validate and test with a user's own modules."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from lit_rlhf.commands import lightning_cli
+from lit_rlhf.commands.support import recipe_cli
 from lit_rlhf.commands.support.config_locations import ConfigLocations
 from lit_rlhf.commands.support.secrets import without_secrets
 from lit_rlhf.commands.support.wandb_login import prepare_wandb
@@ -22,7 +22,7 @@ CHECKPOINTS = (
 )
 
 
-def test_a_strangers_modules_run_from_yaml_alone(project: Path, command) -> None:
+def test_a_users_modules_run_from_yaml_alone(project: Path, command) -> None:
     (project / "count.yaml").write_text("trainer: {callbacks+: [{class_path: toys.CountSteps, init_args: {path: n}}]}")
     (project / "more.yaml").write_text("trainer: {callbacks+: [{class_path: toys.CountSteps, init_args: {path: m}}]}")
     code, _, _ = command("fit", "-c", "recipe.yaml", "-c", "count.yaml", "-c", "more.yaml", "--trainer.max_steps=3")
@@ -88,16 +88,16 @@ def test_last_is_never_a_damaged_checkpoint(project: Path, command) -> None:
     files[1].write_bytes(files[1].read_bytes()[:-100])
     code, _, stderr = command(*args, "--trainer.max_steps=5")
     assert code == 0
-    assert f"ckpt_path=last: passed over: {files[1]} is no readable checkpoint" in stderr
+    assert f"ckpt_path=last: skipped: {files[1]} is no readable checkpoint" in stderr
     assert f"ckpt_path=last: {files[0]}, step 4\n" in stderr
     for path in (project / "kept").iterdir():
         path.write_bytes(path.read_bytes()[:-100])
     code, _, stderr = command(*args)
     assert code == 2
-    assert "can be gone on with" in stderr.splitlines()[-1] and str(project / "kept") in stderr.splitlines()[-1]
+    assert "can be resumed" in stderr.splitlines()[-1] and str(project / "kept") in stderr.splitlines()[-1]
 
 
-def test_the_last_of_several_runs_goes_on_in_its_own_folder(project: Path, command) -> None:
+def test_the_last_of_several_runs_continues_in_its_folder(project: Path, command) -> None:
     logger = "--trainer.logger=lightning.pytorch.loggers.CSVLogger"
     args = ("fit", "-c", "recipe.yaml", "--trainer.enable_checkpointing=true", logger, "--trainer.logger.save_dir=logs")
     assert command(*args)[0] == command(*args, "--trainer.max_steps=2")[0] == 0
@@ -169,7 +169,7 @@ def test_wandb_is_prepared_only_where_it_is_used(project: Path, command, monkeyp
         assert environ is os.environ
         raise UserError("prepared")
 
-    monkeypatch.setattr(lightning_cli, "prepare_wandb", stop)
+    monkeypatch.setattr(recipe_cli, "prepare_wandb", stop)
     assert command("fit", "-c", "recipe.yaml")[0] == 0
     logger = "--trainer.logger=lightning.pytorch.loggers.WandbLogger"
     assert command("fit", "-c", "recipe.yaml", logger)[::2] == (2, "error: prepared\n")
@@ -218,12 +218,12 @@ def test_credentials_are_blanked_and_nothing_else() -> None:
     }
 
 
-def test_places_finds_file_and_line(tmp_path: Path) -> None:
+def test_config_locations_finds_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("model:\n  hidden: 1\ntrainer:\n  callbacks+:\n  - class_path: x.Y\n")
-    places = ConfigLocations([path], ["--data.rows", "3", "--model.kind=z"])
-    assert places.locate_setting("hidden") == f" [{path}:2]"
-    assert places.locate_setting("callbacks") == f" [{path}:4]"
-    assert places.locate_setting("rows") == places.locate_setting("kind", "z") == " [command line]"
-    assert places.locate_value("x.Y") == f" [{path}:5]"
-    assert places.locate_setting("absent") == places.locate_value("absent") == ""
+    locations = ConfigLocations([path], ["--data.rows", "3", "--model.kind=z"])
+    assert locations.locate_setting("hidden") == f" [{path}:2]"
+    assert locations.locate_setting("callbacks") == f" [{path}:4]"
+    assert locations.locate_setting("rows") == locations.locate_setting("kind", "z") == " [command line]"
+    assert locations.locate_value("x.Y") == f" [{path}:5]"
+    assert locations.locate_setting("absent") == locations.locate_value("absent") == ""

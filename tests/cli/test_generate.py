@@ -12,7 +12,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import lit_rlhf.models.export
-from lit_rlhf.synthetic import quickstart
+from lit_rlhf.commands.support import quickstart_pipeline
 
 WORDS = ["<pad>", "<eos>", "<unk>", "user", "assistant", "red", "green", "blue"]
 TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}assistant "
@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_one_answer_is_the_seeds(folder: Path, command) -> None:
+def test_a_seed_fixes_the_response(folder: Path, command) -> None:
     args = ("generate", "--model", str(folder), "--prompt", "red green", "--max-new-tokens", "8", "--temperature", "5")
     first = command(*args, "--seed", "3")
     assert first[0] == 0
@@ -88,7 +88,7 @@ def test_what_cannot_answer_is_refused(folder: Path, tmp_path: Path, command) ->
     name = str(tmp_path / "rm")
     assert command("generate", "--model", name, "--prompt", "x")[::2] == (
         2,
-        f"error: {name} is a reward model: it scores text and writes none\n",
+        f"error: {name} is a reward model: it scores text and generates none\n",
     )
     code, _, stderr = command("generate", "--model", str(tmp_path / "modle"), "--prompt", "x")
     assert (code, len(stderr.splitlines())) == (2, 1)
@@ -114,13 +114,13 @@ def test_quickstart_hands_over_folder_and_seed(command, monkeypatch: pytest.Monk
         calls.append((out, seed))
         return 0
 
-    monkeypatch.setattr(quickstart, "run", run)
+    monkeypatch.setattr(quickstart_pipeline, "run", run)
     assert command("quickstart")[0] == command("quickstart", "--out", "x", "--seed", "2")[0] == 0
     assert calls == [(Path("runs/quickstart"), 0), (Path("x"), 2)]
 
 
 def test_quickstart_writes_nothing_beside_its_folder(command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(quickstart, "run", lambda out, seed: 0)
+    monkeypatch.setattr(quickstart_pipeline, "run", lambda out, seed: 0)
     monkeypatch.chdir(tmp_path)
     for given, expected in ((None, str(tmp_path / "x" / "cache")), ("mine", "mine")):
         monkeypatch.delenv("HF_DATASETS_CACHE") if given is None else monkeypatch.setenv("HF_DATASETS_CACHE", given)

@@ -1,4 +1,4 @@
-"""Killed with SIGKILL at any moment and resumed with ckpt_path=last, a run ends as the unbroken one, bit for bit."""
+"""A run that is killed with SIGKILL and resumed with ckpt_path=last equals an uninterrupted one, bit for bit."""
 
 import random
 import sys
@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.broken_runs import assert_same_run, fit, fit_in_a_process, logged, write_project
 
-PLACES = {"generate": 12, "batch": 9, "step": 5, "batch_end": 9, "write": 4, "epoch_end": 2}
+EVENTS = {"generate": 12, "batch": 9, "step": 5, "batch_end": 9, "write": 4, "epoch_end": 2}
 
 
 @pytest.fixture
@@ -21,13 +21,13 @@ def project(llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 def test_ten_kills_at_random_moments(project: Path) -> None:
-    assert fit("whole") == 0  # here, so that what it imports need not be imported in every process
+    assert fit("whole") == 0  # in this process, so that forks need not import again
     assert len(logged("whole")) == 8
     draw = random.Random(0)
-    faults = [(place, draw.randint(1, PLACES[place])) for place in [*PLACES, "generate", "write", "batch", "write"]]
+    faults = [(event, draw.randint(1, EVENTS[event])) for event in [*EVENTS, "generate", "write", "batch", "write"]]
     draw.shuffle(faults)
-    for place, count in faults:
-        assert fit_in_a_process("broken", f"KILL:{place}:{count}", "--ckpt_path=last") == -9, (place, count)
+    for event, count in faults:
+        assert fit_in_a_process("broken", f"KILL:{event}:{count}", "--ckpt_path=last") == -9, (event, count)
     assert fit_in_a_process("broken", "", "--ckpt_path=last") == 0
     assert_same_run("whole", "broken", 32)
     assert not list((project / "broken" / "checkpoints").glob(".*"))

@@ -1,4 +1,4 @@
-"""`lit-rlhf labelers`: a miniature of the paper's five groups, the tables, and what is refused."""
+"""`lit-rlhf labelers`: a miniature of the paper's five groups, the tables, and refused arguments."""
 
 import json
 from pathlib import Path
@@ -25,16 +25,16 @@ GROUPS = 5
 
 
 def ranking(group: int, number: int, random: Random) -> dict[str, Any]:
-    """All like w3; each group likes a word of its own nearly as well, and no labeler is sure."""
-    completions, liking = [], []
+    """All prefer w3; each group also prefers a word of its own, and preferences are noisy."""
+    completions, utility = [], []
     while len(completions) < 4:
         words = [random.choice(["w3", *(f"w{10 + g}" for g in range(GROUPS)), "w20", "w21"]) for _ in range(4)]
         if " ".join(words) not in completions:
             completions.append(" ".join(words))
-            liking.append(words.count("w3") + 0.8 * words.count(f"w{10 + group}") + random.gauss(0, 0.5))
-    order = sorted(range(4), key=lambda place: -liking[place])
+            utility.append(words.count("w3") + 0.8 * words.count(f"w{10 + group}") + random.gauss(0, 0.5))
+    order = sorted(range(4), key=lambda index: -utility[index])
     labeler = f"labeler-{group}{'ab'[number % 2]}"
-    ranks = [order.index(place) for place in range(4)]
+    ranks = [order.index(index) for index in range(4)]
     prompt = f"w{number % 28} w{number // 28} w{group}"
     return {"prompt": prompt, "completions": completions, "ranks": ranks, "labeler": labeler, "team": f"team {group}"}
 
@@ -48,7 +48,7 @@ def recipe(llama: str, tmp_path: Path) -> Path:
     return tmp_path / "recipe.yaml"
 
 
-def test_training_groups_are_served_better_than_held_out_ones(recipe, tmp_path, capsys):
+def test_accuracy_is_higher_on_training_groups_than_on_held_out_ones(recipe, tmp_path, capsys):
     words = ["--group-column", "team", "--seeds", "1", "--unseen", "0.2", "--out", str(tmp_path / "out")]
     assert main(["labelers", "folds", "-c", str(recipe), *words, "--data.seed=1"]) == 0
     result = json.loads((tmp_path / "out" / "folds.json").read_text())
@@ -64,7 +64,7 @@ def test_training_groups_are_served_better_than_held_out_ones(recipe, tmp_path, 
     assert {row["team"] for row in trained} == {f"team {g}" for g in range(1, GROUPS)}
 
 
-def test_labelers_are_grouped_where_no_column_says_how(recipe, tmp_path):
+def test_labelers_are_grouped_without_a_group_column(recipe, tmp_path):
     words = ["--groups", "2", "--seeds", "2", "--unseen", "0.2", "--out", str(tmp_path / "out")]
     assert main(["labelers", "folds", "-c", str(recipe), *words, "--trainer.max_steps=2"]) == 0
     result = json.loads((tmp_path / "out" / "folds.json").read_text())
@@ -87,8 +87,8 @@ def test_agreement_prints_a_table_and_writes_json(tmp_path, capsys):
     assert main(["labelers", "agreement", path, "--out", str(tmp_path / "agreement.json")]) == 0
     out = capsys.readouterr().out
     # ann and bob: 2 of 3; with cid, who ties the last two: 2 of 2 each
-    figures = json.loads((tmp_path / "agreement.json").read_text())
-    assert figures["all"]["comparisons"] == 4 * 7 and figures["all"]["share"] == pytest.approx(6 / 7)
+    report = json.loads((tmp_path / "agreement.json").read_text())
+    assert report["all"]["comparisons"] == 4 * 7 and report["all"]["share"] == pytest.approx(6 / 7)
     assert "85.7 %" in out and "Krippendorff's alpha" in out
     assert [line.split()[0] for line in out.splitlines() if line.startswith(("ann", "bob", "cid"))] == [
         "ann",

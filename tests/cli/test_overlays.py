@@ -1,4 +1,4 @@
-"""Every overlay on every stage's own recipe, and every pair with a strategy: docs/hardware.md says what happens."""
+"""Every overlay on every stage, and every pair with a strategy, does what docs/hardware.md says."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -6,21 +6,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import gpu_check
 import pytest
 import torch
 
 from lit_rlhf.cli import main
 from lit_rlhf.commands.recipes import is_overlay, shipped_recipes
-from lit_rlhf.commands.support.compatibility import RULES, Setup, refusal
+from lit_rlhf.commands.support.compatibility import RULES, Setup, setup_unsupported_reason
 from lit_rlhf.commands.support.recipe_cli import RecipeCLI
+from tests import gpu_check
 from tests.helpers.overlay_world import write_world
 from tests.helpers.pages import ROOT
 from tests.helpers.ranks import on_ranks
 from tests.helpers.vllm_server import serve_vllm
 
 PAGE = (ROOT / "docs" / "hardware.md").read_text()
-STAGES = {"SFT": "sft", "reward model": "reward", "PPO": "ppo", "PPO-ptx": "ppo_ptx"}
+STAGES = {"SFT": "sft", "reward model": "reward", "PPO": "ppo", "PPO-ptx": "ppo-ptx"}
 
 
 def table(heading: str) -> dict[tuple[str, str], str]:
@@ -36,18 +36,18 @@ def table(heading: str) -> dict[tuple[str, str], str]:
 
 
 ALONE, PAIRS = table("overlay"), table("with")
-# of the second table's columns: the overlay, and settings beside it
-SHARING: dict[str, tuple[str, dict[str, Any]]] = {
+# columns of the second table: the overlay, and additional settings
+STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "strategy/ddp": ("strategy/ddp", {}),
     "strategy/fsdp": ("strategy/fsdp", {}),
-    "tensors split": ("strategy/fsdp", {"strategy.tensor_parallel_size": 2}),
+    "tensor parallel": ("strategy/fsdp", {"strategy.tensor_parallel_size": 2}),
 }
 OVERLAYS = [name for name in shipped_recipes() if is_overlay(name) and not name.startswith("logger/")]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's folder with what the quickstart recipes read, tiny."""
+    """A folder with tiny inputs for the quickstart recipes."""
     root = tmp_path_factory.mktemp("overlays")
     write_world(root)
     return root
@@ -55,23 +55,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fit(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a stage under overlays: "runs" after three steps, or the line of the refusal."""
+    """Run a stage with overlays: "runs" after three steps, or the error line."""
     monkeypatch.chdir(folder)
-    made: list[RecipeCLI] = []
+    instantiated: list[RecipeCLI] = []
     instantiate = RecipeCLI.instantiate_classes
-    monkeypatch.setattr(RecipeCLI, "instantiate_classes", lambda cli: (made.append(cli), instantiate(cli)))
+    monkeypatch.setattr(RecipeCLI, "instantiate_classes", lambda cli: (instantiated.append(cli), instantiate(cli)))
 
     def run(stage: str, *overlays: str, **settings: Any) -> str:
         files = [f"quickstart/{stage}", "small.yaml", f"small-{stage}.yaml", *overlays]
         words = [word for name in files for word in ("-c", name)]
-        made.clear()
+        instantiated.clear()
         capfd.readouterr()
         code = main(["fit", *words, *(f"--trainer.{name}={value}" for name, value in settings.items())])
         if code == 2:
             line = capfd.readouterr().err.strip().splitlines()[-1]
-            assert not made, f"{overlays}: refused, but not before anything is instantiated: {line}"
+            assert not instantiated, f"{overlays}: refused, but not before anything is instantiated: {line}"
             return line
-        assert code == 0 and made[-1].trainer.global_step == 3
+        assert code == 0 and instantiated[-1].trainer.global_step == 3
         return "runs"
 
     return run
@@ -87,12 +87,12 @@ def assert_as_documented(outcome: str, cell: str, overlays: tuple[str, ...]) -> 
 
 @pytest.fixture(autouse=True)
 def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is compiled here, which takes a minute: tests/models/test_compiling.py does that."""
+    """Compile nothing, which would take a minute: tests/models/test_compiling.py does."""
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
 
 
 def expected(cell: str, overlays: tuple[str, ...]) -> str:
-    """The page is written without torchao; with it, its optimizer runs."""
+    """The page assumes that torchao is not installed; if it is, its optimizer runs."""
     missing = any("sharded" in name for name in overlays) and find_spec("torchao")
     return "runs" if cell == "refused" and missing else cell
 
@@ -101,7 +101,7 @@ def test_the_tables_hold_every_overlay_and_stage():
     assert ALONE.keys() == {(overlay, stage) for overlay in OVERLAYS for stage in STAGES}
     defaults = ("optimizer/adamw", "precision/32-true")
     others = [name for name in OVERLAYS if not name.startswith("strategy/") and name not in defaults]
-    assert PAIRS.keys() == {(other, strategy) for other in others for strategy in SHARING}
+    assert PAIRS.keys() == {(other, strategy) for other in others for strategy in STRATEGIES}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -110,25 +110,25 @@ def test_an_overlay_alone(stage, fit, folder, tmp_path):
         for name in names:
             yield name, fit(STAGES[stage], name)
 
-    sharing = [name for name in OVERLAYS if name.startswith("strategy/")]
-    plain = [name for name in OVERLAYS if name not in sharing]
+    strategies = [name for name in OVERLAYS if name.startswith("strategy/")]
+    plain = [name for name in OVERLAYS if name not in strategies]
     # a strategy leaves a process group behind, so it gets a process of its own
-    outcomes = dict(run_all(plain)) | on_ranks(lambda: dict(run_all(sharing)), tmp_path, world_size=1)[0]
+    outcomes = dict(run_all(plain)) | on_ranks(lambda: dict(run_all(strategies)), tmp_path, world_size=1)[0]
     for name, outcome in outcomes.items():
         assert_as_documented(outcome, expected(ALONE[name, stage], (name,)), (name, stage))
 
 
-@pytest.mark.parametrize("column", SHARING)
+@pytest.mark.parametrize("column", STRATEGIES)
 def test_an_overlay_with_a_strategy_on_two_ranks(column, fit, tmp_path):
-    strategy, settings = SHARING[column]
+    strategy, settings = STRATEGIES[column]
     cells = {name: cell for (name, each), cell in PAIRS.items() if each == column}
     if not settings:
         cells = {name: expected(cell, (name,)) for name, cell in cells.items()}
     for name in cells:
         if cells[name] == "refused":
-            assert_as_documented(fit("ppo_ptx", strategy, name, **settings), "refused", (column, name))
+            assert_as_documented(fit("ppo-ptx", strategy, name, **settings), "refused", (column, name))
     names = [name for name, cell in cells.items() if cell == "runs"]
-    ranks = on_ranks(lambda: {name: fit("ppo_ptx", strategy, name, devices=2, **settings) for name in names}, tmp_path)
+    ranks = on_ranks(lambda: {name: fit("ppo-ptx", strategy, name, devices=2, **settings) for name in names}, tmp_path)
     assert ranks == [dict.fromkeys(names, "runs")] * 2
 
 
@@ -136,13 +136,13 @@ def test_the_vllm_overlay_runs_where_a_server_answers(fit, folder):
     with serve_vllm(str(folder / "runs/quickstart/sft/model")) as (service, server):
         setting = f"model: {{init_args: {{generator: {{init_args: {{url: '{service.url}', folder: shared}}}}}}}}\n"
         (folder / "server.yaml").write_text(setting)
-        assert fit("ppo_ptx", "generator/vllm", "server.yaml") == "runs"
+        assert fit("ppo-ptx", "generator/vllm", "server.yaml") == "runs"
         assert server.pushed and all(Path(path).parent == folder / "shared" for path in server.pushed)
     assert "Connection refused" in fit("ppo", "generator/vllm", "server.yaml")
 
 
-def test_tensors_split_on_two_ranks_for_every_stage(fit, tmp_path):
-    strategy, settings = SHARING["tensors split"]
+def test_tensor_parallelism_on_two_ranks_for_every_stage(fit, tmp_path):
+    strategy, settings = STRATEGIES["tensor parallel"]
     stages = ("sft", "reward", "ppo")
     ranks = on_ranks(lambda: [fit(stage, strategy, devices=2, **settings) for stage in stages], tmp_path)
     assert ranks == [["runs"] * 3] * 2
@@ -155,14 +155,16 @@ def test_the_page_gives_every_reason():
 
 def test_what_needs_a_gpu_is_refused_or_let_through():
     gpu = Setup(module="SFTModule", device="cuda", strategy="fsdp1")
-    assert refusal(gpu) is None and "-c strategy/fsdp" in refusal(gpu._replace(clipping=True))
-    assert "-c strategy/fsdp" in refusal(gpu._replace(module="PPOModule"))
-    assert refusal(Setup(device="cuda", optimizer="bitsandbytes.optim.PagedAdamW8bit")) is None
-    assert refusal(Setup(device="cuda", precision="16-mixed")) is None
-    assert "FSDP2" in refusal(Setup(device="cuda", precision="16-mixed", strategy="fsdp2"))
-    assert "PPO's rollouts" in refusal(Setup(device="cuda", strategy="deepspeed", module="PPOModule"))
-    assert "pip install 'lit-rlhf[deepspeed]'" in refusal(Setup(device="cuda", strategy="deepspeed"))
-    assert "a C++ compiler" not in (refusal(Setup(device="cuda", compiled=True)) or "")
+    assert setup_unsupported_reason(gpu) is None and "-c strategy/fsdp" in setup_unsupported_reason(
+        gpu._replace(norm_clipping=True)
+    )
+    assert "-c strategy/fsdp" in setup_unsupported_reason(gpu._replace(module="PPOModule"))
+    assert setup_unsupported_reason(Setup(device="cuda", optimizer="bitsandbytes.optim.PagedAdamW8bit")) is None
+    assert setup_unsupported_reason(Setup(device="cuda", precision="16-mixed")) is None
+    assert "FSDP2" in setup_unsupported_reason(Setup(device="cuda", precision="16-mixed", strategy="fsdp2"))
+    assert "PPO's rollouts" in setup_unsupported_reason(Setup(device="cuda", strategy="deepspeed", module="PPOModule"))
+    assert "pip install 'lit-rlhf[deepspeed]'" in setup_unsupported_reason(Setup(device="cuda", strategy="deepspeed"))
+    assert "a C++ compiler" not in (setup_unsupported_reason(Setup(device="cuda", compiled=True)) or "")
 
 
 def test_the_gpu_check_covers_every_overlay_and_its_commands_name_recipes():

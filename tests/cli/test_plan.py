@@ -1,4 +1,4 @@
-"""`lit-rlhf plan`: what it counts beside what training really holds."""
+"""`lit-rlhf plan`: its estimates against what training really allocates."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lit_rlhf.cli import main
-from lit_rlhf.commands.plan import memory_of
+from lit_rlhf.commands.plan import parse_gpu_memory
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.lm_loss import causal_lm_loss
 from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
@@ -20,7 +20,7 @@ from lit_rlhf.models.memory_estimate import (
     PassShape,
     activation_memory,
     build_meta_model,
-    cache_bytes,
+    kv_cache_bytes,
     parameter_memory,
 )
 from tests.helpers.peak_memory import needs_proc, peak_of
@@ -31,7 +31,7 @@ PHASES = ("update, backward begins", "update, critic's pass", "update, backward 
 
 
 def saved_by_autograd(model: Any, half: bool) -> int:
-    """Bytes that a real pass keeps beside weights and logits."""
+    """Bytes that a real pass saves besides weights and logits."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     own |= {b.untyped_storage().data_ptr() for b in model.buffers()}
     sizes: dict[int, Any] = {}
@@ -108,7 +108,7 @@ def test_weights_gradients_and_optimizer_state_are_those_of_a_step(optimizer):
     planned = parameter_memory(
         build_meta_model(WIDE, ModelLoadingConfig(), None, False), ModelLoadingConfig(), name, []
     )
-    assert planned.parameters == planned.trained == sum(p.numel() for p in model.parameters())
+    assert planned.parameters == planned.trainable == sum(p.numel() for p in model.parameters())
     assert planned.gradients == sum(p.grad.nbytes for p in model.parameters())
     assert planned.weights == pytest.approx(planned.gradients, rel=0.01)  # and the constants of the rotary embedding
     assert planned.optimizer == pytest.approx(state, rel=0.02)
@@ -169,14 +169,14 @@ def test_activations_of_policy_and_critic_are_never_added(tmp_path, capsys):
     """tests/modules/test_critic_pass.py shows that a run does not hold both."""
     BIG.save_pretrained(tmp_path / "model")
 
-    def figures(*more: str) -> dict[str, dict[str, float]]:
+    def phases_of(*more: str) -> dict[str, dict[str, float]]:
         assert main(["plan", "-c", "small/ppo", f"--model.model={tmp_path / 'model'}", *more]) == 0
-        pages = [each.splitlines() for each in capsys.readouterr().out.split("\n\n") if ", GB a device\n" in each]
+        pages = [each.splitlines() for each in capsys.readouterr().out.split("\n\n") if ", GB per device\n" in each]
         rows = {lines[0].split(", GB")[0]: [line.rsplit(maxsplit=1) for line in lines[1:]] for lines in pages}
         return {phase: {name.strip(): float(value) for name, value in each} for phase, each in rows.items()}
 
     alone = "--trainer.accumulate_grad_batches=1"
-    apart, without = figures(alone), figures(alone, "--model.advantages=lit_rlhf.rollout.advantages.RLOOAdvantage")
+    apart, without = phases_of(alone), phases_of(alone, "--model.advantages=lit_rlhf.rollout.advantages.RLOOAdvantage")
     begins, critic, done = (apart[f"update, {name}"] for name in ("backward begins", "critic's pass", "backward done"))
     assert begins["activations"] == without["update, backward begins"]["activations"] > 0.1
     assert critic["activations"] == pytest.approx(begins["activations"], rel=0.02), "the same blocks"
@@ -184,22 +184,22 @@ def test_activations_of_policy_and_critic_are_never_added(tmp_path, capsys):
     weights = apart["update, backward begins"]["weights"]
     assert critic["gradients"] == pytest.approx(without["update, backward done"]["gradients"])
     assert done["gradients"] == weights
-    several = figures("--trainer.accumulate_grad_batches=2")
+    several = phases_of("--trainer.accumulate_grad_batches=2")
     assert list(several)[:3] == ["update", "update, critic's pass", "generation"]
     assert several["update, critic's pass"]["gradients"] == weights
 
 
-def test_the_command_names_phases_and_says_whether_a_gpu_holds_it(llama, tmp_path, monkeypatch, capsys):
+def test_the_command_names_phases_and_says_whether_it_fits_a_gpu(llama, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_rows(tmp_path / "data.jsonl", [])
     recipe = ["-c", "llama-8b-fsdp/ppo-ptx", f"--model.model={llama}", "--data.max_prompt_length=64"]
     assert main(["plan", *recipe, "--model.sampling.max_new_tokens=64", "--gpu", "h100-80gb"]) == 0
     page = capsys.readouterr().out
-    assert "h100-80gb: holds it" in page and "runs/llama-8b-fsdp/reward/model is not there yet" in page
-    for part in ("policy gathered", "keys and values", "reference", "optimizer state", "gathered weights"):
+    assert "h100-80gb: fits" in page and "runs/llama-8b-fsdp/reward/model does not exist yet" in page
+    for part in ("policy gathered", "KV cache", "reference", "optimizer state", "gathered weights"):
         assert part in page
     assert main(["plan", *recipe, "--model.sampling.max_new_tokens=64", "--gpu=0.5gb"]) == 0
-    assert "0.5gb: does not hold it" in capsys.readouterr().out
+    assert "0.5gb: does not fit" in capsys.readouterr().out
     assert main(["plan", "-c", "quickstart/sft", f"--model.model={llama}", "--gpu", "h100-80"]) == 2
     assert "did you mean 'h100-80gb'" in capsys.readouterr().err
 
@@ -210,22 +210,22 @@ def test_frozen_models_in_host_memory_count_in_scoring_alone(llama, tmp_path, mo
 
     def phases(*more: str) -> dict[str, bool]:
         assert main(["plan", *recipe, *more]) == 0
-        parts = capsys.readouterr().out.split("GB a device")
+        parts = capsys.readouterr().out.split("GB per device")
         return {name: "reference" in part and "reward model" in part for name, part in zip(PHASES, parts[1:])}
 
     assert phases() == dict.fromkeys(PHASES, True)
     offloaded = dict.fromkeys(PHASES, False) | {"scoring": True}
     assert phases("-c", "compute/offload-frozen") == offloaded
-    riding = phases("-c", "compute/offload-frozen", "-c", "adapter/qlora")
-    assert riding == dict.fromkeys(PHASES, False), "no reference of its own"
+    shared = phases("-c", "compute/offload-frozen", "-c", "adapter/qlora")
+    assert shared == dict.fromkeys(PHASES, False), "no reference of its own"
 
 
 def test_sizes_by_name_and_by_number():
-    assert memory_of("A100-40GB") == 40e9 and memory_of("24gb") == 24e9
+    assert parse_gpu_memory("A100-40GB") == 40e9 and parse_gpu_memory("24gb") == 24e9
     with pytest.raises(UserError, match="no GPU 'k80'"):
-        memory_of("k80")
+        parse_gpu_memory("k80")
 
 
 def test_the_cache_of_a_grouped_query_model():
     config = LlamaConfig(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8)
-    assert cache_bytes(config, rows=1, width=1, bytes_a_number=2) == 131_072  # 128 KiB a token, as of Llama 3 8B
+    assert kv_cache_bytes(config, rows=1, width=1, bytes_per_element=2) == 131_072  # 128 KiB a token, as of Llama 3 8B

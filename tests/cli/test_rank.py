@@ -1,4 +1,4 @@
-"""`lit-rlhf rank`: scores are those of transformers, row by row; several models are aggregated; bad rows are named."""
+"""`lit-rlhf rank`: scores equal those of transformers; several models are aggregated; bad rows are named."""
 
 import io
 import json
@@ -13,8 +13,8 @@ from lit_rlhf.cli import main
 from tests.helpers.small_runs import write_rows
 
 ROWS = [
-    {"prompt": "w1 w2", "completions": ["w3", "w4 w5 w6", "w7 w8"], "place": 0},
-    {"prompt": "w9", "completions": ["w3 w3", "w3 w3"], "place": 1},
+    {"prompt": "w1 w2", "completions": ["w3", "w4 w5 w6", "w7 w8"], "id": 0},
+    {"prompt": "w9", "completions": ["w3 w3", "w3 w3"], "id": 1},
 ]
 
 
@@ -34,7 +34,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, llama: str, tokenizer: Any)
 
 
 def plain_scores(folder: str, tokenizer: Any, row: dict[str, Any]) -> list[float]:
-    """By transformers alone, one completion at a time."""
+    """Scores by transformers alone, one completion at a time."""
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     texts = [f"{row['prompt']} {completion} <eos>" for completion in row["completions"]]
     return [float(model(input_ids=torch.tensor([tokenizer.encode(text)])).logits) for text in texts]
@@ -63,22 +63,22 @@ def test_an_ensemble_from_stdin_and_a_written_file(models, tokenizer, tmp_path, 
     text = json.dumps(ROWS[0]) + "\n"
     for more, expected in (
         ([], members.mean(0)),
-        (["--aggregate=minimum"], members.min(0).values),
-        (["--aggregate=lower_bound", "--num_std=2"], members.mean(0) - 2 * std),
+        (["--aggregate=min"], members.min(0).values),
+        (["--aggregate=mean_minus_std", "--num-std=2"], members.mean(0) - 2 * std),
     ):
         monkeypatch.setattr("sys.stdin", io.StringIO(text))
         assert ranked(capsys, *args, *more, "--out", str(tmp_path / "out.jsonl")) == []
         row = json.loads((tmp_path / "out.jsonl").read_text())
         assert row["scores"] == pytest.approx(expected.tolist(), abs=1e-5)
-        assert row["spread"] == pytest.approx(std.tolist(), abs=1e-5)
+        assert row["std"] == pytest.approx(std.tolist(), abs=1e-5)
 
 
-def test_a_table_begins_with_the_best(models, tmp_path, capsys):
+def test_the_table_starts_with_the_best(models, tmp_path, capsys):
     assert main(["rank", "--model", models[0], "--table", write_rows(tmp_path / "rows.jsonl", ROWS)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "w1 w2" and lines[4] == "w9"
-    figures = [float(line.split()[1]) for line in lines[1:4]]
-    assert figures == sorted(figures, reverse=True)
+    scores = [float(line.split()[1]) for line in lines[1:4]]
+    assert scores == sorted(scores, reverse=True)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_table_begins_with_the_best(models, tmp_path, capsys):
             [],
             "stdin:1: prompt and completion have 132 tokens",
         ),
-        ("", ["--aggregate=median"], "--aggregate must be one of mean, minimum, lower_bound"),
+        ("", ["--aggregate=median"], "--aggregate must be one of mean, min, mean_minus_std"),
         ("", ["--modle=x"], "no option '--modle' (did you mean '--model'?)"),
         ("", ["no.jsonl"], "no data file 'no.jsonl'"),
     ],

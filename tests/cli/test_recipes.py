@@ -1,4 +1,4 @@
-"""Listing and copying recipes; what is answered without torch."""
+"""Listing and copying recipes; commands that do not import torch."""
 
 import subprocess
 import sys
@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from lit_rlhf.commands.recipes import description, is_evaluation, is_overlay, listing, shipped_recipes
+from lit_rlhf.commands.recipes import format_listing, is_evaluation, is_overlay, read_description, shipped_recipes
 
 
 def test_every_shipped_recipe_opens_with_one_line_that_says_what_it_is() -> None:
     for name, path in shipped_recipes().items():
-        assert description(path), f"{name}: the first line must be a comment that says what the recipe is"
+        assert read_description(path), f"{name}: the first line must be a comment that says what the recipe is"
 
 
 def test_every_shipped_recipe_is_listed() -> None:
-    lines = listing(shipped_recipes()).splitlines()
+    lines = format_listing(shipped_recipes()).splitlines()
     for name, path in shipped_recipes().items():
-        assert any(line.split()[:1] == [name] and line.endswith(description(path)) for line in lines)
+        assert any(line.split()[:1] == [name] and line.endswith(read_description(path)) for line in lines)
 
 
 def test_recipes_come_before_overlays(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_recipes_come_before_overlays(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).with_suffix(".yaml").parent.mkdir(parents=True)
         (tmp_path / name).with_suffix(".yaml").write_text(f"# About {name}.\na: 1\n")
-    text = listing({name: (tmp_path / name).with_suffix(".yaml") for name in names})
+    text = format_listing({name: (tmp_path / name).with_suffix(".yaml") for name in names})
     assert text.splitlines() == [
         "Recipes: lit-rlhf fit -c NAME",
         "  quickstart/sft  About quickstart/sft.",
@@ -82,7 +82,7 @@ def test_version_and_help(command) -> None:
     for args in ([], ["--help"], ["-h"]):
         code, stdout, _ = command(*args)
         assert code == 0
-        assert "  quickstart  run the whole procedure" in stdout
+        assert "  quickstart  run the full procedure" in stdout
 
 
 @pytest.mark.parametrize("args", [["recipes", "ls"], ["--help"], ["--version"]])

@@ -1,4 +1,4 @@
-"""An interrupted run that is resumed from its last checkpoint ends with the very weights of an unbroken one."""
+"""An interrupted run that is resumed from its last checkpoint ends with the weights of an uninterrupted one."""
 
 import sys
 from pathlib import Path
@@ -28,7 +28,7 @@ def many_w3(prompts, responses, rows):
 
 
 def recipe(model: dict, data: dict, kept: str) -> dict:
-    scheduler = {"class_path": "lit_rlhf.schedules.CosineWithMinLR", "init_args": {"final": 0.1}}
+    scheduler = {"class_path": "lit_rlhf.schedules.CosineWithMinLR", "init_args": {"min_lr_ratio": 0.1}}
     optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}}
     checkpoint = {"save_last": True, "every_n_epochs": 1, "dirpath": kept, "filename": "{epoch}", "save_top_k": -1}
     model["init_args"] |= {"optimizer": optimizer, "scheduler": scheduler}
@@ -70,8 +70,8 @@ def ppo(llama: str, folder: Path, validation: float, kept: str) -> dict:
         "model": llama,
         "reward": {"class_path": "lit_rlhf.rewards.FunctionReward", "init_args": {"function": "stranger.many_w3"}},
         "sampling": {"max_new_tokens": 6},
-        "ppo": {"rollout_batch_size": 16, "micro_batch_size": 4, "epochs": 2, "critic_learning_rate": 1e-3},
-        "kl": {"class_path": "lit_rlhf.rollout.kl_controller.AdaptiveKLController", "init_args": adaptive},
+        "ppo": {"rollout_batch_size": 16, "micro_batch_size": 4, "ppo_epochs": 2, "critic_learning_rate": 1e-3},
+        "kl": {"class_path": "lit_rlhf.rollout.AdaptiveKLController", "init_args": adaptive},
     }
     return recipe(
         {"class_path": "lit_rlhf.modules.PPOModule", "init_args": settings},
@@ -82,7 +82,7 @@ def ppo(llama: str, folder: Path, validation: float, kept: str) -> dict:
 
 @pytest.mark.parametrize("validation", [0.0, 0.2], ids=["no_validation", "validation"])
 @pytest.mark.parametrize("stage", [sft, ppo], ids=["sft", "ppo"])
-def test_a_resumed_run_ends_as_an_unbroken_one(stage, validation, llama, tmp_path, monkeypatch, command) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(stage, validation, llama, tmp_path, monkeypatch, command) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "stranger", raising=False)

@@ -1,4 +1,4 @@
-"""A run that is told to stop: a checkpoint at the next optimizer step, and what is going on with it."""
+"""A signal stops a run with a checkpoint at the next optimizer step, and the run can be resumed from it."""
 
 import os
 import sys
@@ -26,7 +26,7 @@ def step_of(path: Path) -> int:
     return torch.load(path, weights_only=True)["global_step"]
 
 
-def test_a_signal_stops_at_the_next_step_and_last_goes_on(project: Path) -> None:
+def test_a_signal_stops_at_the_next_step_and_last_resumes(project: Path) -> None:
     assert fit("whole") == 0
     stopped = project / "broken" / "checkpoints" / "stopped.ckpt"
     # in the second rollout, whose first step is 5; at the last step of an epoch; at Ctrl-C within a minibatch

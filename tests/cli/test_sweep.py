@@ -1,4 +1,4 @@
-"""`lit-rlhf sweep`: every combination becomes a recipe of its own and a run; what came of them is written and drawn."""
+"""`lit-rlhf sweep`: every combination becomes a recipe and a run; results are written and plotted."""
 
 import csv
 import json
@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from lit_rlhf.cli import main
-from lit_rlhf.commands import sweep_runs
-from lit_rlhf.commands.support.sweep_recipes import name_of, placed, read_values, set_value, with_seed
-from lit_rlhf.commands.support.sweep_runs import Run, last_words
+from lit_rlhf.commands.support import sweep_runs
+from lit_rlhf.commands.support.sweep_recipes import make_run_name, parse_values, set_output_folder, set_seed, set_value
+from lit_rlhf.commands.support.sweep_runs import Run, read_last_line
 from lit_rlhf.errors import UserError
 
 SWEEP = ("sweep", "-c", "recipe.yaml", "--out", "swept")
@@ -24,16 +24,16 @@ OVER = "--over=model.optimizer.lr=0.1,1e-3"
 
 @pytest.fixture
 def in_process(project: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Runs in this process instead of one of their own; the names of those that were made."""
-    made: list[str] = []
+    """Execute runs in this process; the names of those that were executed."""
+    executed: list[str] = []
 
     def start(run: Run, jobs: int) -> int:
-        made.append(run.name)
+        executed.append(run.name)
         (run.folder / "log.txt").write_text("error: what it said last\n")
         return main(["fit", "-c", str(run.recipe)])
 
     monkeypatch.setattr(sweep_runs, "start_process", start)
-    return made
+    return executed
 
 
 def results(project: Path) -> list[dict[str, Any]]:
@@ -67,7 +67,7 @@ def test_every_value_and_seed_is_a_run_of_its_own(in_process, project: Path, com
     assert "--seeds=0,3" in page
 
 
-def test_what_is_done_is_not_done_again(in_process, project: Path, command: Callable[..., Any]) -> None:
+def test_complete_runs_are_skipped(in_process, project: Path, command: Callable[..., Any]) -> None:
     assert command(*SWEEP, OVER)[0] == 0
     before = results(project)
     in_process.clear()
@@ -79,7 +79,9 @@ def test_what_is_done_is_not_done_again(in_process, project: Path, command: Call
     assert in_process == ["lr=0.1,seed=0", "lr=0.001,seed=0"]
 
 
-def test_a_run_that_fails_is_told_and_the_others_go_on(in_process, project: Path, command: Callable[..., Any]) -> None:
+def test_a_failed_run_is_reported_and_the_others_continue(
+    in_process, project: Path, command: Callable[..., Any]
+) -> None:
     (project / "swept").mkdir()
     code, out, _ = command(*SWEEP, "--over=model.fault=nan,''", "--metrics=validation/loss")
     assert code == 0 and len(in_process) == 2
@@ -89,18 +91,18 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(in_process, project: Path
     assert "failed: fault nan, seed 0" in (project / "swept" / "sweep.html").read_text()
 
 
-def test_a_process_of_its_own_and_its_last_words(project: Path, command: Callable[..., Any]) -> None:
+def test_a_run_has_a_process_and_a_log_of_its_own(project: Path, command: Callable[..., Any]) -> None:
     code, out, _ = command(*SWEEP, "--over=model.fault=ours")
-    assert code == 1  # ours to mend, not the user's
+    assert code == 1  # a bug, not a user error
     assert [run["error"] for run in results(project)] == ["RuntimeError: a bug"]
     assert "fault=ours,seed=0: RuntimeError: a bug" in out
     log = project / "swept" / "runs" / "fault=ours,seed=0" / "log.txt"
     assert "Traceback" in log.read_text()
     log.write_text("Epoch 1\nerror: no such file\n\n")
-    assert last_words(log) == "no such file"
+    assert read_last_line(log) == "no such file"
 
 
-def test_as_many_at_a_time_as_jobs(project: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_run_in_parallel(project: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     together = threading.Barrier(2, timeout=20)
 
     def start(run: Run, jobs: int) -> int:
@@ -118,23 +120,23 @@ def test_as_many_at_a_time_as_jobs(project: Path, command: Callable[..., Any], m
         (["--over=model.hiden=3"], "--over model.hiden: no setting 'hiden' (did you mean 'hidden'?)"),
         (["--over=model.hidden"], "--over model.hidden: expected KEY=V1,V2,..."),
         (["--over=model.hidden=many,3"], "run hidden=many,seed=0: model.hidden: expected int, got 'many'"),
-        ([OVER, "--seeds=a"], "--seeds a: expected whole numbers"),
+        ([OVER, "--seeds=a"], "--seeds a: expected integers"),
         ([OVER, "--jobs=0"], "--jobs must be 1 or more, got 0"),
         ([OVER, "--model.hiden=3"], "no setting 'hiden'"),
         (["--seeds=1"], "--over"),
     ],
 )
-def test_what_cannot_be_is_refused_before_a_run(words, expected, in_process, project, command) -> None:
+def test_invalid_arguments_are_refused_before_a_run(words, expected, in_process, project, command) -> None:
     code, _, err = command(*SWEEP, *words)
     assert code == 2 and expected in err and not in_process
 
 
-def test_a_folder_of_something_else_is_left_alone(in_process, project: Path, command: Callable[..., Any]) -> None:
+def test_a_folder_of_other_files_is_left_alone(in_process, project: Path, command: Callable[..., Any]) -> None:
     folder = project / "swept" / "runs" / "lr=0.1,seed=0"
     folder.mkdir(parents=True)
     (folder / "mine.txt").write_text("mine")
     code, _, err = command(*SWEEP, OVER)
-    assert code == 2 and "holds something else than a run of a sweep" in err
+    assert code == 2 and "holds files that are not of a sweep" in err
     assert (folder / "mine.txt").read_text() == "mine" and not in_process
 
 
@@ -167,22 +169,22 @@ def test_a_setting_is_found_through_classes_and_lists() -> None:
         "coefficient": 7
     }
     assert set_value(CONFIG, "trainer.callbacks.2.n", 9)["trainer"]["callbacks"][2]["init_args"] == {"n": 9}
-    with pytest.raises(UserError, match="2 entries are a Twice; name one by its number"):
+    with pytest.raises(UserError, match="2 entries are a Twice; name one by its index"):
         set_value(CONFIG, "trainer.callbacks.Twice.n", 9)
     with pytest.raises(UserError, match=r"no setting 'Mixx' \(did you mean 'Mix'\?\)"):
         set_value(CONFIG, "trainer.callbacks.Mixx.n", 9)
 
 
-def test_seed_and_folder_are_written_in() -> None:
-    recipe = placed(with_seed(CONFIG, 4), Path("swept/one"))
+def test_seed_and_folder_are_set() -> None:
+    recipe = set_output_folder(set_seed(CONFIG, 4), Path("swept/one"))
     assert recipe["seed_everything"] == 4
     assert recipe["data"]["init_args"] == {"path": "world-4/p.jsonl", "seed": 4}
     assert recipe["trainer"]["default_root_dir"] == "swept/one"
-    own, other = recipe["trainer"]["logger"]
-    assert own["init_args"] == {"save_dir": "swept/one", "name": "", "version": ""}
+    csv_logger, other = recipe["trainer"]["logger"]
+    assert csv_logger["init_args"] == {"save_dir": "swept/one", "name": "", "version": ""}
     assert other == {"class_path": "a.W", "init_args": {"save_dir": "swept/one"}}
 
 
 def test_values_are_read_as_yaml() -> None:
-    assert read_values("a.b=0,1e-3,true,[0.9,0.95],nan,null") == ("a.b", [0, 1e-3, True, [0.9, 0.95], "nan", None])
-    assert name_of({"a.b": "x/y z", "c": [1, 2]}, 3) == "b=x_y_z,c=_1,_2_,seed=3"
+    assert parse_values("a.b=0,1e-3,true,[0.9,0.95],nan,null") == ("a.b", [0, 1e-3, True, [0.9, 0.95], "nan", None])
+    assert make_run_name({"a.b": "x/y z", "c": [1, 2]}, 3) == "b=x_y_z,c=_1,_2_,seed=3"

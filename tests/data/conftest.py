@@ -13,9 +13,9 @@ SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
 
 def byte_tokenizer(bos=False):
-    """One token a byte, so that lengths in tokens are lengths in ASCII characters."""
+    """Build a tokenizer with one token per byte, so that lengths in tokens are lengths in ASCII characters."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {"<pad>": 0, "<eos>": 1, "<bos>": 2, **{byte: 3 + place for place, byte in enumerate(alphabet)}}
+    vocab = {"<pad>": 0, "<eos>": 1, "<bos>": 2, **{byte: 3 + index for index, byte in enumerate(alphabet)}}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -32,7 +32,7 @@ def byte_tokenizer(bos=False):
 
 @pytest.fixture
 def make_tokenizer():
-    """Makes a byte tokenizer, with a begin token or without."""
+    """Builds a byte tokenizer, with a BOS token or without."""
     return byte_tokenizer
 
 
@@ -48,7 +48,7 @@ def bos_tokenizer():
 
 @pytest.fixture
 def shared():
-    """The folder of real data, which is not part of the project."""
+    """The folder of real data, which is not part of the repository."""
     if not SHARED.is_dir():
         pytest.skip(f"real data is not at {SHARED}")
     return SHARED
@@ -56,7 +56,7 @@ def shared():
 
 @pytest.fixture(scope="session")
 def gpt2():
-    """The real GPT-2 tokenizer, with a pad token of its own."""
+    """The real GPT-2 tokenizer, with a separate pad token."""
     folder = SHARED / "tokenizers" / "gpt2"
     if not folder.is_dir():
         pytest.skip(f"the GPT-2 tokenizer is not at {folder}")
@@ -65,7 +65,7 @@ def gpt2():
 
 
 class ToyModule(LightningModule):
-    """Records every batch it is given; its loss moves one parameter."""
+    """Records its batches; its loss trains one parameter."""
 
     def __init__(self, tokenizer):
         super().__init__()
@@ -90,8 +90,8 @@ def toy(tokenizer):
     return lambda: ToyModule(tokenizer)
 
 
-class FakeStrategyTrainer:
-    """As much of a Trainer as a data module looks at."""
+class FakeTrainer:
+    """The attributes of a Trainer that a data module reads."""
 
     def __init__(self, module, world_size=1, global_rank=0, accumulate_grad_batches=1):
         self.lightning_module = module
@@ -103,10 +103,10 @@ class FakeStrategyTrainer:
 
 @pytest.fixture
 def attach(tokenizer):
-    """Gives a data module a trainer and sets it up, without running one."""
+    """Sets a data module up under a fake trainer."""
 
     def attach(data, tokenizer=tokenizer, **sizes):
-        data.trainer = FakeStrategyTrainer(ToyModule(tokenizer), **sizes)
+        data.trainer = FakeTrainer(ToyModule(tokenizer), **sizes)
         data.setup("fit")
         return data
 
@@ -115,7 +115,7 @@ def attach(tokenizer):
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes rows as a JSONL file and returns its path."""
+    """Writes rows to a JSONL file and returns its path."""
 
     def write(rows, name="rows.jsonl"):
         path = tmp_path / name

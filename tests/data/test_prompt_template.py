@@ -2,7 +2,7 @@
 
 import pytest
 
-from lit_rlhf.data.prompt_template import PromptTemplate, bos_ids
+from lit_rlhf.data.prompt_template import PromptTemplate, find_bos_ids
 from lit_rlhf.data.records import Instruction
 from lit_rlhf.data.report import DatasetReport
 from lit_rlhf.data.truncation import TruncationPolicy
@@ -50,7 +50,7 @@ def test_chat_template(tokenizer):
 
 
 def test_bos_comes_once(tokenizer, bos_tokenizer):
-    assert bos_ids(tokenizer) == [] and bos_ids(bos_tokenizer) == [2]
+    assert find_bos_ids(tokenizer) == [] and find_bos_ids(bos_tokenizer) == [2]
     plain = PromptTemplate(tokenizer).encode(["ab"])[0]
     assert PromptTemplate(bos_tokenizer).encode(["ab", "<bos>ab"]) == [[2, *plain], [2, *plain]]
     assert PromptTemplate(tokenizer).encode([]) == []
@@ -60,7 +60,7 @@ def test_bos_comes_once(tokenizer, bos_tokenizer):
     ("template", "message"),
     [
         ("chat", "template: 'chat' needs a tokenizer with a chat template, this one has none"),
-        ("instructions", r"template: 'instructions' names no template .* did you mean 'instruction'\?"),
+        ("instructions", r"template: 'instructions' names no template .* \(did you mean 'instruction'\?\)"),
         ("zzz", "known are plain, instruction, chat"),
         ("a\n{{ prompt", "template: line 2 does not parse as jinja"),
     ],
@@ -87,7 +87,7 @@ def test_long_prompts_are_dropped_or_truncated_and_counted():
     assert TruncationPolicy(1, overlong_prompts="truncate").fit_prompt([2, 5, 6, 7], [2], "rows:4", report) == [2]
     assert TruncationPolicy(2).fit_prompt([], [], "rows:5", report) is None
     assert report.skipped == {"prompt longer than 2 tokens": 1, "prompt without a token": 1}
-    assert report.noted == {"prompt truncated to its last 2 tokens": 2, "prompt truncated to its last 1 tokens": 1}
+    assert report.flagged == {"prompt truncated to its last 2 tokens": 2, "prompt truncated to its last 1 tokens": 1}
 
 
 def test_completions_end_with_eos_unless_cut():
@@ -95,25 +95,25 @@ def test_completions_end_with_eos_unless_cut():
     policy = TruncationPolicy(9, max_completion_length=3)
     assert policy.fit_completion([5, 6], 1, "rows:1", report) == [5, 6, 1]
     assert policy.fit_completion([5, 6, 1], 1, "rows:2", report) == [5, 6, 1]  # not doubled
-    assert report.noted == {}
+    assert report.flagged == {}
     assert policy.fit_completion([5, 6, 7], 1, "rows:3", report) == [5, 6, 7]
     assert policy.fit_completion([5, 1, 7], 1, "rows:4", report) == [5, 1, 7]
-    assert report.noted == {"completion cut to 3 tokens": 2, "completion spells the EOS token before its end": 1}
+    assert report.flagged == {"completion cut to 3 tokens": 2, "completion spells the EOS token before its end": 1}
 
 
 def test_bad_limits():
     with pytest.raises(UserError, match="max_completion_length: 0 must be at least 1"):
-        TruncationPolicy(4, 0).checked()
+        TruncationPolicy(4, 0).validated()
 
 
 def test_report_is_an_aligned_table():
     report = DatasetReport("rows.json")
-    report.read = 1100
+    report.num_read = 1100
     for number in range(6):
         report.skip("chosen equals rejected", f"rows.json row {number + 5}")
-    report.note("completion cut to 9 tokens", "rows.json row 1")
-    report.remark("end")
-    assert report.table() == (
+    report.flag("completion cut to 9 tokens", "rows.json row 1")
+    report.add_line("end")
+    assert report.format_table() == (
         "rows.json\n"
         "rows read                               1,100\n"
         "  skipped: chosen equals rejected           6  first: rows.json row 5\n"
@@ -121,4 +121,4 @@ def test_report_is_an_aligned_table():
         "  of these: completion cut to 9 tokens      1  first: rows.json row 1\n"
         "end"
     )
-    assert report.summary() == "rows read 1,100 · kept 1,094 · 6 chosen equals rejected"
+    assert report.format_summary() == "rows read 1,100 · kept 1,094 · 6 chosen equals rejected"

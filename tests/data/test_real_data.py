@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from lit_rlhf.data import ComparisonDataModule, DemonstrationDataModule, PromptDataModule, text_blocks
+from lit_rlhf.data import ComparisonDataModule, DemonstrationDataModule, PromptDataModule, load_text_blocks
 from lit_rlhf.data.formats.registry import read_records
 from lit_rlhf.data.records import Demonstration, PromptRow, Ranking
 from lit_rlhf.data.report import DatasetReport
@@ -42,8 +42,8 @@ def convert(path, kind):
 )
 def test_counts(shared, name, kind, read, skipped):
     records, report = convert(shared / name, kind)
-    assert (report.read, report.skipped) == (read, skipped)
-    assert len(records) == report.kept == read - sum(skipped.values())
+    assert (report.num_read, report.skipped) == (read, skipped)
+    assert len(records) == report.num_kept == read - sum(skipped.values())
 
 
 def test_sizes_of_rankings(shared):
@@ -68,14 +68,14 @@ def test_pair_labels_against_an_independent_count(shared):
             0 if record.ranks[i] == record.ranks[j] else 1 if record.ranks[i] < record.ranks[j] else 2 for i, j in pairs
         ]
         contradicted += order != record.fields["preference"]
-    assert report.noted == {"ranks by wins contradict a pair label": contradicted}
+    assert report.flagged == {"ranks by wins contradict a pair label": contradicted}
     assert 0 < contradicted < len(records) / 4
 
 
 def test_texts(shared, gpt2):
     for name, documents in (("inaugural.jsonl.gz", 59), ("tinyshakespeare.txt.gz", 7222)):
         assert len(read_rows(str(shared / "pretraining" / name))) == documents
-    blocks = text_blocks(str(shared / "pretraining" / "inaugural.jsonl.gz"), gpt2, 256)
+    blocks = load_text_blocks(str(shared / "pretraining" / "inaugural.jsonl.gz"), gpt2, 256)
     joined = blocks.blocks.flatten().tolist()
     assert joined.count(gpt2.eos_token_id) in (58, 59)  # one behind each document; the last may be cut off
     first = read_rows(str(shared / "pretraining" / "inaugural.jsonl.gz"))[0].fields["text"]
@@ -93,9 +93,11 @@ def test_real_demonstrations_with_the_real_tokenizer(shared, gpt2, attach):
             assert completion.count(gpt2.eos_token_id) == 1
     prompts = attach(PromptDataModule(path), gpt2).prompts.prompts
     comparisons = attach(ComparisonDataModule(path), gpt2).training_rows
-    trained = [[i for i, target in zip(row.ids, row.targets) if not target] for row in data.training_rows]
-    assert [prompt.ids for prompt in prompts] == trained
-    differing = [prompt.ids for prompt in prompts if prompt.row["chosen"].strip() != prompt.row["rejected"].strip()]
+    trained = [[i for i, target in zip(row.input_ids, row.loss_mask) if not target] for row in data.training_rows]
+    assert [prompt.input_ids for prompt in prompts] == trained
+    differing = [
+        prompt.input_ids for prompt in prompts if prompt.row["chosen"].strip() != prompt.row["rejected"].strip()
+    ]
     assert [row.prompt for row in comparisons] == differing and len(differing) == 1094
 
 

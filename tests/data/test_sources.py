@@ -122,7 +122,7 @@ def test_not_really_gzip(tmp_path):
 
 def test_missing_file_names_the_nearest(tmp_path, monkeypatch):
     save(tmp_path / "polite.json", "[]")
-    with pytest.raises(UserError, match=r"no data file '.*polit\.json'; did you mean '.*polite\.json'\?"):
+    with pytest.raises(UserError, match=r"no data file '.*polit\.json' \(did you mean 'polite\.json'\?\)"):
         read_rows(str(tmp_path / "polit.json"))
     with pytest.raises(UserError, match="holds no similar name"):
         read_rows(str(tmp_path / "zzzzzzzz.csv"))

@@ -16,12 +16,12 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from lit_rlhf.data import PretrainingDataModule, TextRow, text, text_blocks
-from lit_rlhf.data.document_stream import CHARACTERS_AT_ONCE, DOCUMENTS_AT_ONCE, TextSource
-from lit_rlhf.data.loader import epoch_order
-from lit_rlhf.data.preprocessing.splits import split
+from lit_rlhf.data import PretrainingDataModule, TextRow, document_stream, load_text_blocks
+from lit_rlhf.data.document_stream import MAX_CHARACTERS_PER_CHUNK, MAX_DOCUMENTS_PER_CHUNK, TextSource
+from lit_rlhf.data.loader import epoch_permutation
+from lit_rlhf.data.preprocessing.splits import split_by_key
 from lit_rlhf.data.report import DatasetReport
-from lit_rlhf.data.token_cache import blocks_of, tokenizer_identity
+from lit_rlhf.data.token_cache import load_blocks, tokenizer_fingerprint
 from lit_rlhf.errors import UserError
 
 DOCUMENTS = ["one", "two\nlines", "ü\u2028\x0b", "", " ", "a longer document of several words", "x", " lead and trail "]
@@ -37,8 +37,8 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def tokenised(monkeypatch):
-    """The documents that were tokenised."""
+def tokenized(monkeypatch):
+    """The documents that were tokenized."""
     texts = []
     original = PreTrainedTokenizerFast.__call__
 
@@ -76,22 +76,22 @@ def same(blocks, expected):
 @pytest.mark.parametrize("ending", ["", ".gz"])
 @pytest.mark.parametrize("seq_len", [2, 7])
 def test_blocks_are_those_of_a_cut_in_memory(tmp_path, monkeypatch, make_tokenizer, at_once, bos, ending, seq_len):
-    monkeypatch.setattr(text, "DOCUMENTS_AT_ONCE", at_once)
+    monkeypatch.setattr(document_stream, "MAX_DOCUMENTS_PER_CHUNK", at_once)
     tokenizer = make_tokenizer(bos)
     lines = "\ufeff\n" + json_lines(DOCUMENTS).replace("\n", "\r\n\n", 2).rstrip("\n")
     path = save(tmp_path / f"t.jsonl{ending}", lines)
     kept = [each for each in DOCUMENTS if each.strip()]
-    assert same(text_blocks(path, tokenizer, seq_len).blocks, in_memory(kept, tokenizer, seq_len))
+    assert same(load_text_blocks(path, tokenizer, seq_len).blocks, in_memory(kept, tokenizer, seq_len))
 
     written = "\n\n \r\none\r\n  two \r\n\t\n\n\nth\rree\r\r\n\nx"
     path = save(tmp_path / f"t.txt{ending}", written)
     kept = ["one\n  two ", "th\rree\r", "x"]
-    assert same(text_blocks(path, tokenizer, seq_len).blocks, in_memory(kept, tokenizer, seq_len))
+    assert same(load_text_blocks(path, tokenizer, seq_len).blocks, in_memory(kept, tokenizer, seq_len))
 
 
-def test_few_characters_at_once_change_nothing(tmp_path, monkeypatch, tokenizer, tokenised):
-    monkeypatch.setattr(text, "CHARACTERS_AT_ONCE", 25)
-    blocks = text_blocks(save(tmp_path / "t.jsonl", json_lines(WORLD)), tokenizer, 8).blocks
+def test_few_characters_at_once_change_nothing(tmp_path, monkeypatch, tokenizer, tokenized):
+    monkeypatch.setattr(document_stream, "MAX_CHARACTERS_PER_CHUNK", 25)
+    blocks = load_text_blocks(save(tmp_path / "t.jsonl", json_lines(WORLD)), tokenizer, 8).blocks
     assert same(blocks, in_memory(WORLD, tokenizer, 8))
 
 
@@ -101,9 +101,9 @@ def test_held_out_and_shuffled_documents_are_those_of_before(tmp_path, attach, t
     path = save(tmp_path / "t.jsonl", json_lines(documents))
     settings = {"validation_fraction": 0.3, "seq_len": 8, "shuffle_documents": shuffle, "seed": 5}
     data = attach(PretrainingDataModule(path, micro_batch_size=1, **settings))
-    parts = split(documents, lambda each: each, 0.3, 5, DatasetReport(path))
+    parts = split_by_key(documents, lambda each: each, 0.3, 5, DatasetReport(path))
     for rows, part in zip((data.training_rows, data.validation_rows), parts):
-        order = epoch_order(len(part), 5, 0) if shuffle else range(len(part))
+        order = epoch_permutation(len(part), 5, 0) if shuffle else range(len(part))
         assert same(rows.blocks, in_memory([part[place] for place in order], tokenizer, 8))
     assert len(set(parts[1])) == 12 and not set(parts[0]) & set(parts[1])
 
@@ -129,36 +129,38 @@ def test_few_documents_are_in_memory_at_once(tmp_path, monkeypatch, tokenizer):
     monkeypatch.setattr(sys, "path", list(sys.path))
     tracking = SimpleNamespace(read=lambda fields: TextRow(Tracked(fields["text"])))
     monkeypatch.setitem(sys.modules, "tracking", tracking)
-    path = save(tmp_path / "t.jsonl", json_lines(str(number) for number in range(9 * DOCUMENTS_AT_ONCE)))
+    path = save(tmp_path / "t.jsonl", json_lines(str(number) for number in range(9 * MAX_DOCUMENTS_PER_CHUNK)))
     Tracked.most = 0
-    blocks_of(TextSource(path, 8, "tracking.read", validation_fraction=0.1), tokenizer)
-    assert DOCUMENTS_AT_ONCE < Tracked.most <= 2 * DOCUMENTS_AT_ONCE + 2  # one list is tokenised as the next is read
+    load_blocks(TextSource(path, 8, "tracking.read", validation_fraction=0.1), tokenizer)
+    assert (
+        MAX_DOCUMENTS_PER_CHUNK < Tracked.most <= 2 * MAX_DOCUMENTS_PER_CHUNK + 2
+    )  # one list is tokenized as the next is read
 
-    long = "x" * (CHARACTERS_AT_ONCE // 10)
+    long = "x" * (MAX_CHARACTERS_PER_CHUNK // 10)
     path = save(tmp_path / "long.jsonl", json_lines([long] * 40))
     Tracked.most = 0
-    blocks_of(TextSource(path, 8, "tracking.read"), tokenizer)
+    load_blocks(TextSource(path, 8, "tracking.read"), tokenizer)
     assert Tracked.most <= 22
 
 
 def table_of(path, tokenizer, **settings):
     """The report, and the line on where the blocks are by itself."""
-    _, report = blocks_of(TextSource(path, **{"seq_len": 8, **settings}), tokenizer)
-    *table, place = report.table().split("\n")
+    _, report = load_blocks(TextSource(path, **{"seq_len": 8, **settings}), tokenizer)
+    *table, place = report.format_table().split("\n")
     return table, place
 
 
-def test_a_second_run_tokenises_nothing_and_reports_the_same(tmp_path, tokenizer, tokenised, cache):
+def test_a_second_run_tokenises_nothing_and_reports_the_same(tmp_path, tokenizer, tokenized, cache):
     path = save(tmp_path / "t.jsonl", json_lines([*WORLD, "", "last"]))
     table, place = table_of(path, tokenizer)
-    assert len(tokenised) == 41
+    assert len(tokenized) == 41
     (entry,) = [each for each in cache.iterdir() if each.suffix != ".lock"]
     assert place == f"blocks kept for later runs in {entry}"
-    first = text_blocks(path, tokenizer, 8).blocks
+    first = load_text_blocks(path, tokenizer, 8).blocks
     again, place = table_of(path, tokenizer)
-    assert len(tokenised) == 41 and again == table and place == f"blocks reused from {entry}"
+    assert len(tokenized) == 41 and again == table and place == f"blocks reused from {entry}"
     assert same(first, in_memory([*WORLD, "last"], tokenizer, 8))
-    assert same(text_blocks(path, tokenizer, 8).blocks, first)
+    assert same(load_text_blocks(path, tokenizer, 8).blocks, first)
     assert [line.split() for line in table[1:4]] == [
         ["rows", "read", "42"],
         ["skipped:", "empty", "document", "1", "first:", "t.jsonl:41"],
@@ -166,35 +168,35 @@ def test_a_second_run_tokenises_nothing_and_reports_the_same(tmp_path, tokenizer
     ]
 
 
-def test_a_module_says_what_it_holds_out_also_from_the_cache(tmp_path, attach, caplog, tokenised):
+def test_a_module_says_what_it_holds_out_also_from_the_cache(tmp_path, attach, caplog, tokenized):
     path = save(tmp_path / "t.jsonl", json_lines(WORLD))
     tables = []
     for _ in range(2):
         caplog.clear()
         data = attach(PretrainingDataModule(path, validation_fraction=0.3, seq_len=8, micro_batch_size=1))
         tables.append(re.sub("blocks (kept for later runs in|reused from)", "", caplog.messages[0]))
-    assert tables[0] == tables[1] and len(tokenised) == 40
+    assert tables[0] == tables[1] and len(tokenized) == 40
     last = f"rows held out for validation: {len(data.validation_rows):,}; left: {len(data.training_rows):,}"
     assert tables[0].endswith(last)
 
 
-def test_a_missing_validation_text_is_said_before_the_other_is_cut(tmp_path, attach, tokenised):
+def test_a_missing_validation_text_is_said_before_the_other_is_cut(tmp_path, attach, tokenized):
     path = save(tmp_path / "t.jsonl", json_lines(WORLD))
     with pytest.raises(UserError, match=r"no data file '.*/v\.jsonl'"):
         attach(PretrainingDataModule(path, validation_path=str(tmp_path / "v.jsonl"), seq_len=8))
-    assert not tokenised
+    assert not tokenized
     save(tmp_path / "v.jsonl", json_lines(WORLD[:5]))
     data = attach(PretrainingDataModule(path, validation_path=str(tmp_path / "v.jsonl"), seq_len=8, micro_batch_size=1))
     assert same(data.validation_rows.blocks, in_memory(WORLD[:5], data.tokenizer, 8))
 
 
-def test_what_changes_the_blocks_is_new_work(tmp_path, tokenizer, make_tokenizer, tokenised, monkeypatch):
+def test_what_changes_the_blocks_is_new_work(tmp_path, tokenizer, make_tokenizer, tokenized, monkeypatch):
     path = save(tmp_path / "t.jsonl", json_lines(WORLD))
 
     def work(tokenizer=tokenizer, **settings):
-        tokenised.clear()
+        tokenized.clear()
         table_of(path, tokenizer, **settings)
-        return len(tokenised)
+        return len(tokenized)
 
     assert work() == 40
     assert work(seed=1) == 0  # nothing is drawn
@@ -243,20 +245,24 @@ def test_a_tokenizer_in_python_is_known_by_what_it_saves():
         def save_pretrained(self, folder):
             Path(folder, "vocab.json").write_text(json.dumps(self.vocabulary))
 
-    assert tokenizer_identity(Written(["a"])) == tokenizer_identity(Written(["a"])) != tokenizer_identity(Written("b"))
+    assert (
+        tokenizer_fingerprint(Written(["a"]))
+        == tokenizer_fingerprint(Written(["a"]))
+        != tokenizer_fingerprint(Written("b"))
+    )
 
 
-def test_a_hub_dataset_is_known_by_its_fingerprint(monkeypatch, tokenizer, tokenised):
+def test_a_hub_dataset_is_known_by_its_fingerprint(monkeypatch, tokenizer, tokenized):
     import datasets
 
     tables = iter([WORLD, WORLD, WORLD[:9]])
     monkeypatch.setattr(
         datasets, "load_dataset", lambda *a, **k: datasets.Dataset.from_list([{"text": each} for each in next(tables)])
     )
-    assert same(text_blocks("org/name", tokenizer, 8).blocks, in_memory(WORLD, tokenizer, 8))
-    text_blocks("org/name", tokenizer, 8)
-    assert len(tokenised) == 40
-    assert same(text_blocks("org/name", tokenizer, 8).blocks, in_memory(WORLD[:9], tokenizer, 8))
+    assert same(load_text_blocks("org/name", tokenizer, 8).blocks, in_memory(WORLD, tokenizer, 8))
+    load_text_blocks("org/name", tokenizer, 8)
+    assert len(tokenized) == 40
+    assert same(load_text_blocks("org/name", tokenizer, 8).blocks, in_memory(WORLD[:9], tokenizer, 8))
 
 
 def cut_at_once(path, tokenizer, start, results):
@@ -269,13 +275,13 @@ def cut_at_once(path, tokenizer, start, results):
 
     PreTrainedTokenizerFast.__call__ = record
     start.wait()
-    blocks = text_blocks(path, tokenizer, 8).blocks
+    blocks = load_text_blocks(path, tokenizer, 8).blocks
     results.put((len(done), blocks.tolist()))
 
 
 def test_processes_that_begin_at_once_cut_once(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    monkeypatch.setattr(text, "DOCUMENTS_AT_ONCE", 1)
+    monkeypatch.setattr(document_stream, "MAX_DOCUMENTS_PER_CHUNK", 1)
     documents = WORLD * 20
     path = save(tmp_path / "t.jsonl", json_lines(documents))
     fork = multiprocessing.get_context("fork")
@@ -293,7 +299,7 @@ def test_processes_that_begin_at_once_cut_once(tmp_path, tokenizer, monkeypatch)
 
 def test_a_killed_run_leaves_nothing_that_is_used(tmp_path, tokenizer, monkeypatch, cache):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    monkeypatch.setattr(text, "DOCUMENTS_AT_ONCE", 1)
+    monkeypatch.setattr(document_stream, "MAX_DOCUMENTS_PER_CHUNK", 1)
     path = save(tmp_path / "t.jsonl", json_lines(WORLD))
 
     def die():
@@ -307,7 +313,7 @@ def test_a_killed_run_leaves_nothing_that_is_used(tmp_path, tokenizer, monkeypat
             return original(self, *args, **settings)
 
         PreTrainedTokenizerFast.__call__ = half
-        text_blocks(path, tokenizer, 8)
+        load_text_blocks(path, tokenizer, 8)
 
     child = multiprocessing.get_context("fork").Process(target=die)
     child.start()
@@ -315,24 +321,24 @@ def test_a_killed_run_leaves_nothing_that_is_used(tmp_path, tokenizer, monkeypat
     assert child.exitcode == -signal.SIGKILL
     (half,) = cache.glob("*.part")
     assert not list(cache.glob("*/report.json"))
-    assert same(text_blocks(path, tokenizer, 8).blocks, in_memory(WORLD, tokenizer, 8))
+    assert same(load_text_blocks(path, tokenizer, 8).blocks, in_memory(WORLD, tokenizer, 8))
     assert not half.exists() and len([each for each in cache.iterdir() if each.is_dir()]) == 1
 
 
 def test_bad_text_leaves_nothing(tmp_path, tokenizer, cache, monkeypatch):
-    monkeypatch.setattr(text, "DOCUMENTS_AT_ONCE", 1)
+    monkeypatch.setattr(document_stream, "MAX_DOCUMENTS_PER_CHUNK", 1)
     path = save(tmp_path / "t.jsonl", json_lines(WORLD) + "{\n")
     with pytest.raises(UserError, match=r"t\.jsonl:41: this line does not parse"):
-        text_blocks(path, tokenizer, 8)
+        load_text_blocks(path, tokenizer, 8)
     with pytest.raises(UserError, match="fewer than one block"):
-        text_blocks(save(tmp_path / "u.jsonl", json_lines("a")), tokenizer, 8)
+        load_text_blocks(save(tmp_path / "u.jsonl", json_lines("a")), tokenizer, 8)
     assert not [each for each in cache.iterdir() if each.is_dir()]
 
 
 @pytest.mark.parametrize("damage", ["ids", "report", "no report"])
 def test_damaged_blocks_are_cut_again(tmp_path, tokenizer, cache, damage):
     path = save(tmp_path / "t.jsonl", json_lines(WORLD))
-    text_blocks(path, tokenizer, 8)
+    load_text_blocks(path, tokenizer, 8)
     (report,) = cache.glob("*/report.json")
     if damage == "ids":
         os.truncate(report.parent / "0.ids", 40)
@@ -340,19 +346,19 @@ def test_damaged_blocks_are_cut_again(tmp_path, tokenizer, cache, damage):
         os.truncate(report, 5)
     else:
         report.unlink()
-    assert same(text_blocks(path, tokenizer, 8).blocks, in_memory(WORLD, tokenizer, 8))
+    assert same(load_text_blocks(path, tokenizer, 8).blocks, in_memory(WORLD, tokenizer, 8))
     assert table_of(path, tokenizer)[1].startswith("blocks reused from")
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3])
 def test_a_run_works_where_the_cache_cannot_be_written(tmp_path, tokenizer, monkeypatch, fraction):
     path = save(tmp_path / "t.jsonl", json_lines(WORLD))
-    expected, first = blocks_of(TextSource(path, 8, validation_fraction=fraction), tokenizer)
+    expected, first = load_blocks(TextSource(path, 8, validation_fraction=fraction), tokenizer)
     monkeypatch.setenv("HF_DATASETS_CACHE", f"{path}/folder")
-    parts, report = blocks_of(TextSource(path, 8, validation_fraction=fraction), tokenizer)
+    parts, report = load_blocks(TextSource(path, 8, validation_fraction=fraction), tokenizer)
     assert len(parts) == len(expected) and all(map(same, parts, expected))
-    *table, line = report.table().split("\n")
-    assert table == first.table().split("\n")[:-1]
+    *table, line = report.format_table().split("\n")
+    assert table == first.format_table().split("\n")[:-1]
     assert re.fullmatch(
         f"blocks kept in memory, and cut again by the next run: {path}/folder/lit_rlhf_blocks cannot be used .*; "
         "set the environment variable HF_DATASETS_CACHE to a folder that can be written",
@@ -366,9 +372,9 @@ def test_a_full_disk_is_left_as_it_was(tmp_path, tokenizer, cache):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # as a disk that has room for so many bytes
     try:
-        blocks, report = blocks_of(TextSource(path, 8), tokenizer)
+        blocks, report = load_blocks(TextSource(path, 8), tokenizer)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert same(blocks[0], in_memory(documents, tokenizer, 8))
-    assert "blocks kept in memory" in report.remarks[-1]
+    assert "blocks kept in memory" in report.extra_lines[-1]
     assert not [each for each in cache.iterdir() if each.is_dir()]

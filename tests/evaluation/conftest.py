@@ -20,7 +20,7 @@ FIGURES = {
     "pretraining_loss": (0.6873, 0.6873, 0.7391, 0.8427, 0.7189),
     "kl_to_sft": (5.1234, 7.4321, 0.0, 2.3456, 1.9876),
     "score": (-1.6543, -1.1098, -0.0712, 0.7834, 0.7021),
-    "max_new_tokens": (13.42, 9.87, 8.31, 8.76, 8.59),
+    "response_length": (13.42, 9.87, 8.31, 8.76, 8.59),
 }
 TASKS = ("brainstorm", "chat", "classify", "closed_qa", "extract", "generate", "open_qa", "rewrite", "summarise")
 

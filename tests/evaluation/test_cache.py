@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lit_rlhf.evaluation.cache import Cache, chunks_of, digest_of_model, read_rows
+from lit_rlhf.evaluation.cache import Cache, iter_length_sorted_batches, digest_of_model, read_cached_rows
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 
 PLAIN = ModelLoadingConfig()
@@ -48,7 +48,7 @@ def test_a_line_that_was_cut_off_is_taken_away(cache) -> None:
     cache.rows("", "work", 3, lambda places: ((place, {"text": "ü\u2028"}) for place in places))
     (path,) = cache.folder.iterdir()
     path.write_bytes(path.read_bytes()[:-4])
-    assert list(read_rows(path)) == [0, 1]
+    assert list(read_cached_rows(path)) == [0, 1]
     assert cache.rows("", "work", 3, lambda places: ((place, "new") for place in places))[2] == "new"
     assert [json.loads(line)[0] for line in path.read_text().split("\n")[:-1]] == [0, 1, 2]
 
@@ -83,13 +83,13 @@ def test_a_cache_of_nothing_keeps_nothing(tmp_path) -> None:
     calls = []
     nothing = Cache(None)
     for _ in range(2):
-        assert nothing.rows("", "work", 2, lambda places: calls.append(places) or iter(zip(places, "ab"))) == ["a", "b"]
+        assert nothing.get_or_compute_rows("", "work", 2, lambda places: calls.append(places) or iter(zip(places, "ab"))) == ["a", "b"]
     assert calls == [[0, 1], [0, 1]]
 
 
 def test_chunks_are_the_same_whatever_is_wanted_and_the_unwanted_are_left_out() -> None:
     lengths = [5, 1, 4, 2, 3, 2]
-    assert list(chunks_of(lengths, 2, range(6))) == [[1, 3], [5, 4], [2, 0]]
-    assert list(chunks_of(lengths, 2, [4])) == [[5, 4]]
-    assert list(chunks_of(lengths, 2, [0, 1])) == [[1, 3], [2, 0]]
-    assert list(chunks_of(lengths, 2, [])) == []
+    assert list(iter_length_sorted_batches(lengths, 2, range(6))) == [[1, 3], [5, 4], [2, 0]]
+    assert list(iter_length_sorted_batches(lengths, 2, [4])) == [[5, 4]]
+    assert list(iter_length_sorted_batches(lengths, 2, [0, 1])) == [[1, 3], [2, 0]]
+    assert list(iter_length_sorted_batches(lengths, 2, [])) == []

@@ -21,16 +21,16 @@ ADDRESS = "http://127.0.0.1:9/v1"
 NO_FOLDER = "there is no folder './no'"
 NO_KEY = "the environment variable NO_KEY holds no key"
 CASES = {
-    "EndpointJudge": (lambda: EndpointJudge(ChatCompletions(ADDRESS, "m", key="NO_KEY")), NO_KEY),
+    "EndpointJudge": (lambda: EndpointJudge(ChatCompletions(ADDRESS, "m", api_key_env="NO_KEY")), NO_KEY),
     "RewardModelJudge": (lambda: RewardModelJudge("./no"), NO_FOLDER),
     "HuggingFaceJudge": (lambda: HuggingFaceJudge("./no"), NO_FOLDER),
-    "HumanLabels": (lambda: HumanLabels("rws.jsonl"), "no data file 'rws.jsonl'; did you mean 'rows.jsonl'?"),
+    "HumanLabels": (lambda: HumanLabels("rws.jsonl"), "no data file 'rws.jsonl' (did you mean 'rows.jsonl'?"),
     "EndpointTruthJudge": (
-        lambda: EndpointTruthJudge(ChatCompletions("ftp://x", "m", key=None)),
+        lambda: EndpointTruthJudge(ChatCompletions("ftp://x", "m", api_key_env=None)),
         "is no http or https address",
     ),
     "HuggingFaceTruthJudge": (lambda: HuggingFaceTruthJudge("./no", "./no"), NO_FOLDER),
-    "Perspective": (lambda: Perspective(key="NO_KEY"), NO_KEY),
+    "Perspective": (lambda: Perspective(api_key_env="NO_KEY"), NO_KEY),
     "Classifier": (lambda: ToxicityClassifier("./no"), NO_FOLDER),
     "KeywordToxicity": (lambda: KeywordToxicity("rws.jsonl"), "no data file 'rws.jsonl'"),
     "a task's file": (lambda: Benchmark("rte", "rws.jsonl"), "no data file 'rws.jsonl'"),

@@ -16,7 +16,7 @@ import yaml
 
 from lit_rlhf.cli import main
 from lit_rlhf.evaluation import cache, likelihood, subjects
-from lit_rlhf.evaluation.reports.evaluation_page import format_tables, to_page, write_page
+from lit_rlhf.evaluation.reports.evaluation_page import format_tables, render_page, write_evaluation_report
 from lit_rlhf.evaluation.run import log_report
 from tests.helpers.html_page import Page
 from tests.helpers.real_recipe import write_recipe
@@ -185,7 +185,7 @@ def test_the_page_loads_nothing_and_escapes_everything(evaluated: Path, monkeypa
     report["suites"]["toxicity"]["samples"][0]["answers"]["stories"]["text"] = attack
     report["suites"]["toxicity"]["samples"][0]["group"] = attack
     monkeypatch.setattr("lit_rlhf.evaluation.reports.evaluation_page.chart", lambda *_: [])  # plots take their time
-    assert sum(tag == "script" for tag, _ in Page(to_page(report)).tags) == 1
+    assert sum(tag == "script" for tag, _ in Page(render_page(report)).tags) == 1
 
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -302,4 +302,4 @@ def test_a_value_that_json_cannot_say_is_named(evaluated: Path, tmp_path: Path) 
     report = json.loads((evaluated / "out" / "report.json").read_text())
     report["suites"]["toxicity"]["figures"]["basic"]["models"]["stories"]["value"] = float("nan")
     with pytest.raises(ValueError, match=r"suites\.toxicity\.figures\.basic\.models\.stories\.value is nan"):
-        write_page(report, tmp_path)
+        write_evaluation_report(report, tmp_path)

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_rlhf.evaluation.degenerate_answers import KINDS, DegenerateAnswers
-from lit_rlhf.evaluation.reports.reward_model_page import write_quality
-from lit_rlhf.evaluation.reward_model_metrics import ScoredRankings, degenerate_shares, figures_of, summary_of
+from lit_rlhf.evaluation.degenerate_answers import DEGENERATE_KINDS, DegenerateAnswers
+from lit_rlhf.evaluation.reports.reward_model_page import write_reward_model_report
+from lit_rlhf.evaluation.reward_model_metrics import ScoredRankings, degenerate_win_rates, compute_reward_model_metrics, summarize_metrics
 
 # (ranking, rank, score, length); few values, so that ties of every kind are common
 completions = st.lists(
@@ -44,13 +44,13 @@ def pairs(rows) -> list[dict[str, Any]]:
 
 @given(completions)
 def test_figures_equal_loops_over_pairs(rows):
-    figures, expected = figures_of(scored(rows)), pairs(rows)
+    figures, expected = compute_reward_model_metrics(scored(rows)), pairs(rows)
     json.dumps(figures, allow_nan=False)
     ties = sum(one[0] == other[0] and one[1] == other[1] for one, other in combinations(rows, 2))
     assert (figures["pairs"], figures["ties"]) == (len(expected), ties)
     assert figures["rankings"] == len({row[0] for row in rows})
     if not expected:
-        assert "accuracy" not in figures and summary_of(figures)["accuracy"] is None
+        assert "accuracy" not in figures and summarize_metrics(figures)["accuracy"] is None
         return
     right = [pair["right"] for pair in expected]
     assert figures["accuracy"]["value"] == pytest.approx(statistics.fmean(right))
@@ -76,7 +76,7 @@ def test_figures_equal_loops_over_pairs(rows):
 @given(completions)
 def test_who_prefers_the_longer_one(rows):
     unequal = [pair for pair in pairs(rows) if pair["longer"]]
-    longer = figures_of(scored(rows)).get("longer_preferred", {"labelers": None, "model": None})
+    longer = compute_reward_model_metrics(scored(rows)).get("longer_preferred", {"labelers": None, "model": None})
     if not unequal:
         assert longer == {"labelers": None, "model": None}
         return
@@ -90,7 +90,7 @@ def test_who_prefers_the_longer_one(rows):
 
 def test_degenerate_answers_that_win_tie_and_are_the_best_one():
     best = torch.tensor([1.0, 1.0, 1.0, 1.0])
-    rows = degenerate_shares(
+    rows = degenerate_win_rates(
         best, {"empty": torch.tensor([2.0, 1.0, 0.0, math.nan]), "thanks": torch.full((4,), math.nan)}
     )
     assert rows == [{"kind": "empty", "prompts": 3, "outscores": pytest.approx(0.5), "gap": pytest.approx(0.0)}]
@@ -99,8 +99,8 @@ def test_degenerate_answers_that_win_tie_and_are_the_best_one():
 def test_each_degenerate_answer_is_what_its_name_says(tokenizer):
     make = DegenerateAnswers(tokenizer, "w9 w8", "w7")
     w, eos = (lambda *numbers: [number + 4 for number in numbers]), tokenizer.eos_token_id
-    answers = make.to(w(1, 2), [*w(5, 6, 7), eos], limit=20)
-    assert list(answers) == list(KINDS)
+    answers = make.build(w(1, 2), [*w(5, 6, 7), eos], max_tokens=20)
+    assert list(answers) == list(DEGENERATE_KINDS)
     assert answers == {
         "empty": [eos],
         "repeated_token": [*w(5, 5, 5), eos],
@@ -109,7 +109,7 @@ def test_each_degenerate_answer_is_what_its_name_says(tokenizer):
         "prompt_copied": [*w(1, 2), eos],
         "refusal": [*w(7), eos],
     }
-    short = make.to(w(1, 2), [*w(5, 6, 7), eos], limit=2)
+    short = make.build(w(1, 2), [*w(5, 6, 7), eos], max_tokens=2)
     assert all(len(ids) <= 2 and ids[-1] == eos for ids in short.values())
 
 
@@ -121,16 +121,16 @@ def report() -> dict[str, Any]:
         for rank in range(random.randint(2, 5)):
             length = random.randint(3, 40)
             rows.append((ranking, rank, -0.5 * rank + 0.02 * length + random.gauss(0, 0.7), length))
-    figures = figures_of(scored(rows))
-    kinds = {kind: torch.randn(20, generator=torch.Generator().manual_seed(0)) for kind in KINDS}
-    history = [{"step": step, **summary_of(figures)} for step in (10, 20)]
+    figures = compute_reward_model_metrics(scored(rows))
+    kinds = {kind: torch.randn(20, generator=torch.Generator().manual_seed(0)) for kind in DEGENERATE_KINDS}
+    history = [{"step": step, **summarize_metrics(figures)} for step in (10, 20)]
     example = {"prompt": "<script>", "answers": [{"kind": "best", "text": "a & b", "score": 1.0}]}
-    degenerate = degenerate_shares(torch.ones(20), kinds)
+    degenerate = degenerate_win_rates(torch.ones(20), kinds)
     return {"step": 20, **figures, "degenerate": degenerate, "examples": [example], "history": history}
 
 
 def test_the_page_holds_every_figure_and_loads_nothing(report, tmp_path):
-    page = write_quality(report, tmp_path / "new").read_text()
+    page = write_reward_model_report(report, tmp_path / "new").read_text()
     assert json.loads((tmp_path / "new" / "reward_quality.json").read_text()) == report
     names = ("reliability", "by_margin", "by_size", "by_length", "length", "probes", "training")
     assert [f'id="figure-{name}"' in page for name in names] == [True] * 7
@@ -138,11 +138,11 @@ def test_the_page_holds_every_figure_and_loads_nothing(report, tmp_path):
     assert len(ids) == len(set(ids))
     assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
     assert "<script>" not in page and "&lt;script&gt;" in page and "a &amp; b" in page
-    for name in KINDS:
+    for name in DEGENERATE_KINDS:
         assert name.replace("_", " ") in page
 
 
 def test_a_page_without_pairs_or_probes_is_whole(tmp_path):
-    figures = figures_of(scored([(0, 1, 0.5, 3), (0, 1, 0.7, 4)]))
-    page = write_quality({"step": 0, **figures, "history": []}, tmp_path).read_text()
+    figures = compute_reward_model_metrics(scored([(0, 1, 0.5, 3), (0, 1, 0.7, 4)]))
+    page = write_reward_model_report({"step": 0, **figures, "history": []}, tmp_path).read_text()
     assert "1 ties" in page and "figure-reliability" not in page and "figure-probes" not in page

@@ -11,5 +11,5 @@ def seeded():
 
 @pytest.fixture(params=[math.nan, math.inf, -math.inf], ids=["nan", "inf", "minus_inf"])
 def poison(request):
-    """What padding may hold without anybody noticing."""
+    """A value that padding may hold without any effect."""
     return request.param

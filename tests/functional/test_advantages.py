@@ -19,7 +19,7 @@ def batch(lengths):
 
 
 @given(episodes, unit, unit)
-def test_gae_equals_the_sum_of_discounted_errors(lengths, discount, gae_lambda):
+def test_gae_equals_the_sum_of_discounted_td_errors(lengths, discount, gae_lambda):
     rewards, values, mask = batch(lengths)
     advantages, returns = gae(rewards, values, mask, discount, gae_lambda)
     for b, length in enumerate(lengths):
@@ -41,7 +41,7 @@ def test_without_discount_and_with_lambda_1_returns_are_the_reward_to_go(lengths
 
 
 @given(episodes, unit)
-def test_with_lambda_0_the_advantage_is_the_one_step_error(lengths, discount):
+def test_with_lambda_0_the_advantage_is_the_one_step_td_error(lengths, discount):
     rewards, values, mask = batch(lengths)
     advantages, _ = gae(rewards, values, mask, discount, 0.0)
     following = torch.nn.functional.pad((values * mask)[:, 1:], (0, 1))
@@ -70,7 +70,7 @@ def test_a_perfect_critic_leaves_no_advantage():
     assert not advantages.any() and returns.tolist() == [[1, 1, 1, 0, 0, 0]] * 2
 
 
-def test_padding_reaches_neither_value_nor_gradient(poison):
+def test_padding_affects_neither_value_nor_gradient(poison):
     rewards, values, mask = batch([4, R, 1])
     clean = gae(rewards, values, mask, 0.9, 0.8)
     dirty_rewards, dirty = (x.masked_fill(~mask, poison).requires_grad_() for x in (rewards, values))
@@ -81,11 +81,11 @@ def test_padding_reaches_neither_value_nor_gradient(poison):
     assert (dirty_rewards.grad[~mask] == 0).all() and dirty_rewards.grad.isfinite().all()
 
 
-def test_rows_and_the_width_of_the_padding_do_not_matter():
+def test_rows_are_independent_of_other_rows_and_padding():
     rewards, values, mask = batch([4, 2])
-    whole, _ = gae(rewards, values, mask, 0.9, 0.8)
-    alone, _ = gae(rewards[1:, :2], values[1:, :2], mask[1:, :2], 0.9, 0.8)
-    assert torch.equal(alone, whole[1:, :2])
+    batched, _ = gae(rewards, values, mask, 0.9, 0.8)
+    single, _ = gae(rewards[1:, :2], values[1:, :2], mask[1:, :2], 0.9, 0.8)
+    assert torch.equal(single, batched[1:, :2])
 
 
 @pytest.mark.parametrize("row", [[False, True, True], [True, False, True]])
@@ -99,14 +99,14 @@ def test_group_advantages_equal_a_loop(groups, random):
     rows = [(g, score) for g, group in enumerate(groups) for score in group]
     random.shuffle(rows)
     group, scores = torch.tensor([7 * g for g, _ in rows]), torch.tensor([s for _, s in rows], dtype=torch.float64)
-    relative, others = group_relative(scores, group), leave_one_out(scores, group)
-    assert relative.shape == others.shape == scores.shape
+    relative, left_out = group_relative(scores, group), leave_one_out(scores, group)
+    assert relative.shape == left_out.shape == scores.shape
     for i, (g, score) in enumerate(rows):
         size, mean = len(groups[g]), math.fsum(groups[g]) / len(groups[g])
         deviation = math.sqrt(math.fsum((s - mean) ** 2 for s in groups[g]) / size + 1e-8)
         rest = [s for j, (other, s) in enumerate(rows) if other == g and j != i]
         assert_close(relative[i].item(), (score - mean) / deviation, rtol=1e-9, atol=1e-9)
-        assert_close(others[i].item(), score - math.fsum(rest) / (size - 1), rtol=1e-12, atol=1e-12)
+        assert_close(left_out[i].item(), score - math.fsum(rest) / (size - 1), rtol=1e-12, atol=1e-12)
 
 
 def test_group_advantages_by_hand():
@@ -123,5 +123,5 @@ def test_equal_scores_have_no_group_advantage(estimator):
 
 @pytest.mark.parametrize("estimator", [group_relative, leave_one_out])
 def test_a_group_of_one_is_refused(estimator):
-    with pytest.raises(AssertionError, match="group of one"):
+    with pytest.raises(AssertionError, match="at least two responses"):
         estimator(torch.zeros(3), torch.tensor([0, 0, 1]))

@@ -13,7 +13,7 @@ from lit_rlhf.functional import best_of_n_kl, expected_best_of_k
 
 
 @given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=7))
-def test_it_is_the_mean_over_all_subsets(scores):
+def test_estimate_is_the_mean_over_all_subsets(scores):
     expected = [fmean(max(each) for each in combinations(scores, k)) for k in range(1, len(scores) + 1)]
     assert expected_best_of_k(torch.tensor([scores])).squeeze(0).tolist() == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
@@ -23,7 +23,7 @@ def test_rows_are_prompts():
     torch.testing.assert_close(expected_best_of_k(scores), torch.tensor([[2.0, 3.0], [5.0, 10.0]], dtype=torch.float64))
 
 
-def test_it_is_unbiased():
+def test_estimate_is_unbiased():
     """The largest of k uniforms is k / (k + 1) on average."""
     scores = torch.rand(20_000, 8, generator=torch.Generator().manual_seed(0))
     expected = torch.arange(1, 9) / torch.arange(2, 10)
@@ -47,5 +47,5 @@ def test_the_kl_is_that_of_the_best_of_n_over_many_responses(n):
     assert kl == pytest.approx(bound, abs=1e-3)
 
 
-def test_the_kl_of_one_is_none():
+def test_the_kl_of_best_of_1_is_0():
     assert best_of_n_kl(torch.tensor([1, 4])).tolist() == pytest.approx([0.0, math.log(4) - 0.75])

@@ -41,7 +41,7 @@ def test_closed_forms():
     assert expected_calibration_error(probabilities, outcomes, bins=2).item() == 0.75
 
 
-def test_edges_belong_to_the_bin_above_and_one_to_the_last():
+def test_edges_belong_to_the_bin_above_and_1_to_the_last():
     _, _, count = reliability_curve(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]), torch.zeros(5), bins=4)
     assert count.tolist() == [1, 1, 1, 2]
 
@@ -54,6 +54,6 @@ def test_ten_bins_by_default():
 
 
 @pytest.mark.parametrize("outside", [-0.01, 1.01, math.nan])
-def test_what_is_no_probability_is_refused(outside):
+def test_values_outside_0_and_1_are_refused(outside):
     with pytest.raises(AssertionError, match="outside"):
         reliability_curve(torch.tensor([0.5, outside]), torch.tensor([1, 0]))

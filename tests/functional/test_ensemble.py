@@ -18,29 +18,29 @@ members = st.integers(1, 4).flatmap(
 
 
 @given(members, st.floats(0, 3))
-def test_each_is_what_its_name_says(columns, num_std):
+def test_aggregations_equal_python_statistics(columns, num_std):
     scores = torch.tensor(columns, dtype=torch.float64).T  # (M, n)
     means = [statistics.fmean(column) for column in columns]
-    below = [mean - num_std * statistics.pstdev(column) for mean, column in zip(means, columns)]
+    lower = [mean - num_std * statistics.pstdev(column) for mean, column in zip(means, columns)]
     assert_close(ensemble_mean(scores).tolist(), means, rtol=1e-12, atol=1e-12)
     assert_close(ensemble_min(scores).tolist(), [min(column) for column in columns])
-    assert_close(ensemble_mean_minus_std(scores, num_std).tolist(), below, rtol=1e-9, atol=1e-6)
+    assert_close(ensemble_mean_minus_std(scores, num_std).tolist(), lower, rtol=1e-9, atol=1e-6)
 
 
 def test_by_hand():
     scores = torch.tensor([[1.0, 0.0], [3.0, 0.0]])
     assert aggregate_scores(scores, "mean").tolist() == [2, 0]
-    assert aggregate_scores(scores, "minimum").tolist() == [1, 0]
-    assert aggregate_scores(scores, "lower_bound", 2.0).tolist() == [0, 0]
-    assert aggregate_scores(scores, "lower_bound").tolist() == [1, 0]
+    assert aggregate_scores(scores, "min").tolist() == [1, 0]
+    assert aggregate_scores(scores, "mean_minus_std", 2.0).tolist() == [0, 0]
+    assert aggregate_scores(scores, "mean_minus_std").tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-def test_one_member_is_the_ensemble(aggregation):
+def test_an_ensemble_of_one_is_its_member(aggregation):
     score = torch.randn(1, 3, 2)
     assert_close(aggregate_scores(score, aggregation), score[0])
 
 
-def test_no_other_name():
+def test_other_names_are_refused():
     with pytest.raises(AssertionError, match="median"):
         aggregate_scores(torch.zeros(2, 1), "median")

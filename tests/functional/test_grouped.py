@@ -19,24 +19,24 @@ points = st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9), st.integers(
 def test_means_equal_a_loop(rows):
     group, numbers = torch.tensor([g for g, _ in rows]), torch.tensor([float(v) for _, v in rows])
     mean, count = grouped_mean(numbers, group.long(), 5)
-    for place in range(5):
-        mine = [v for g, v in rows if g == place]
-        assert count[place] == len(mine)
-        assert_close(float(mean[place]), statistics.fmean(mine) if mine else math.nan, equal_nan=True)
+    for index in range(5):
+        members = [v for g, v in rows if g == index]
+        assert count[index] == len(members)
+        assert_close(float(mean[index]), statistics.fmean(members) if members else math.nan, equal_nan=True)
 
 
 @given(values, st.integers(1, 6))
-def test_groups_are_ordered_and_part_no_equal_values(numbers, groups):
+def test_bins_are_ordered_and_split_no_equal_values(numbers, groups):
     group, edges = quantile_bins(torch.tensor(numbers), groups)
     assert set(group.tolist()) == set(range(len(edges))) and len(edges) <= groups
     of_value = dict(zip(numbers, group.tolist()))
     assert [of_value[value] for value in numbers] == group.tolist()
     ordered = [of_value[value] for value in sorted(of_value)]
     assert ordered == sorted(ordered)
-    assert edges.tolist() == [min(v for v, g in of_value.items() if g == place) for place in range(len(edges))]
+    assert edges.tolist() == [min(v for v, g in of_value.items() if g == index) for index in range(len(edges))]
 
 
-def test_distinct_values_make_groups_of_equal_size():
+def test_distinct_values_give_bins_of_equal_size():
     group, edges = quantile_bins(torch.randperm(100).float(), 5)
     assert group.bincount().tolist() == [20] * 5 and edges.tolist() == [0, 20, 40, 60, 80]
 
@@ -52,22 +52,22 @@ def test_correlation_is_pearsons(rows):
 
 
 @given(points)
-def test_within_groups_it_is_that_of_the_differences(rows):
+def test_correlation_within_groups_is_that_of_the_differences(rows):
     x, y = ([float(row[i]) for row in rows] for i in (0, 1))
     owner = [row[2] for row in rows]
-    moved = []
+    centered = []
     for column in (x, y):
         mean = {g: statistics.fmean(v for v, o in zip(column, owner) if o == g) for g in owner}
-        moved.append([v - mean[o] for v, o in zip(column, owner)])
+        centered.append([v - mean[o] for v, o in zip(column, owner)])
     found = correlation(torch.tensor(x), torch.tensor(y), torch.tensor(owner))
-    if max(map(abs, moved[0])) < 1e-9 or max(map(abs, moved[1])) < 1e-9:
+    if max(map(abs, centered[0])) < 1e-9 or max(map(abs, centered[1])) < 1e-9:
         assert found.isnan() or abs(found) <= 1.0 + 1e-9
     else:
-        assert_close(float(found), statistics.correlation(*moved), rtol=1e-6, atol=1e-6)
+        assert_close(float(found), statistics.correlation(*centered), rtol=1e-6, atol=1e-6)
 
 
-def test_prompts_do_not_pass_for_length():
-    """Within each prompt the longer answer scores lower, though long prompts score high."""
+def test_correlation_within_groups_ignores_differences_between_prompts():
+    """Within each prompt the longer response scores lower, though long prompts score high."""
     score = torch.tensor([1.0, 0.0, 11.0, 10.0])
     length = torch.tensor([1, 2, 11, 12])
     assert correlation(score, length) > 0.9

@@ -14,14 +14,14 @@ def test_by_hand(poison):
     assert rewards.tolist() == [[-0.25, 1.5, 0.0], [-4.0, 0.0, 0.0], [0.0, -0.5, -1.75]]
 
 
-def test_a_poisoned_score_stays_in_its_own_cell(poison):
+def test_a_poisoned_score_affects_its_own_cell_only(poison):
     mask = torch.tensor([[True, True, False], [True, False, False]])
     rewards = kl_penalized_rewards(torch.tensor([poison, 1.0]), torch.ones(2, 3), mask, 0.0)
     assert rewards[0, 0] == 0 and rewards[0, 2] == 0 and rewards[1].tolist() == [1, 0, 0]
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.floats(0, 3))
-def test_a_row_adds_up_to_the_score_less_the_penalty(lengths, kl_coefficient):
+def test_a_row_sums_to_the_score_minus_the_penalty(lengths, kl_coefficient):
     mask = torch.arange(6) < torch.tensor(lengths).unsqueeze(1)
     kl, scores = torch.randn(len(lengths), 6).double(), torch.randn(len(lengths)).double()
     rewards = kl_penalized_rewards(scores, kl, mask, kl_coefficient)

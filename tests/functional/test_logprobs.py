@@ -15,14 +15,14 @@ def batch(dtype=torch.float32, scale=3.0):
 
 
 def by_hand(logits, temperature):
-    """Nested lists of float64 log-probabilities over the vocabulary."""
+    """Return log-probabilities over the vocabulary, (B, T, V) float64, computed in Python floats."""
     result = []
     for row in logits.double().tolist():
         result.append([])
         for position in row:
             scaled = [x / temperature for x in position]
-            normaliser = max(scaled) + math.log(math.fsum(math.exp(x - max(scaled)) for x in scaled))
-            result[-1].append([x - normaliser for x in scaled])
+            log_normalizer = max(scaled) + math.log(math.fsum(math.exp(x - max(scaled)) for x in scaled))
+            result[-1].append([x - log_normalizer for x in scaled])
     return torch.tensor(result, dtype=torch.float64)
 
 
@@ -70,21 +70,21 @@ def test_chunks_change_nothing(monkeypatch, dtype, elements):
         (result * weight).sum().backward()
         return result.detach(), leaf.grad, token_entropy(logits, 0.9)
 
-    whole = run()
+    unchunked = run()
     monkeypatch.setattr(logprobs_module, "_CHUNK_ELEMENTS", elements)
     assert len(list(logprobs_module.logit_chunks(logits))) > 1
-    for one, other in zip(run(), whole):
-        assert torch.equal(one, other)
+    for actual, expected in zip(run(), unchunked):
+        assert torch.equal(actual, expected)
 
 
-def test_rows_do_not_know_each_other():
+def test_rows_are_independent():
     logits, tokens = batch()
-    whole = token_logprobs(logits, tokens)
+    batched = token_logprobs(logits, tokens)
     for b in range(B):
-        assert torch.equal(token_logprobs(logits[b : b + 1], tokens[b : b + 1])[0], whole[b])
+        assert torch.equal(token_logprobs(logits[b : b + 1], tokens[b : b + 1])[0], batched[b])
 
 
-def test_a_slice_of_the_logits_gives_the_same_and_a_gradient_in_its_place():
+def test_a_slice_of_the_logits_gets_its_gradient():
     logits, tokens = batch()
     leaf = logits.clone().requires_grad_()
     token_logprobs(leaf[:, 1:-1], tokens[:, 1:-1]).sum().backward()
@@ -93,7 +93,7 @@ def test_a_slice_of_the_logits_gives_the_same_and_a_gradient_in_its_place():
     assert not leaf.grad[:, 0].any() and not leaf.grad[:, -1].any()
 
 
-def test_half_precision_is_never_whole_in_float32(monkeypatch):
+def test_half_precision_is_converted_to_float32_in_chunks(monkeypatch):
     monkeypatch.setattr(logprobs_module, "_CHUNK_ELEMENTS", 2 * V)
     largest = []
 
@@ -103,12 +103,12 @@ def test_half_precision_is_never_whole_in_float32(monkeypatch):
 
     monkeypatch.setattr(logprobs_module, "scaled_logits", spy)
     logits, tokens = batch(torch.bfloat16)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
         result = token_logprobs(logits.requires_grad_(), tokens)
     result.sum().backward()
     assert max(largest) == 2 * V and sum(largest) == 2 * B * T * V
-    assert [x.dtype for x in kept] == [torch.bfloat16, torch.int64]
+    assert [x.dtype for x in saved] == [torch.bfloat16, torch.int64]
     assert logits.grad.dtype == torch.bfloat16
 
 
@@ -117,14 +117,14 @@ def test_float32_logits_are_not_copied():
     assert logprobs_module.scaled_logits(logits, 1.0).data_ptr() == logits.data_ptr()
 
 
-def test_autocast_leaves_float32_alone():
+def test_autocast_does_not_affect_float32():
     logits, tokens = batch()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = token_logprobs(logits, tokens)
     assert torch.equal(inside, token_logprobs(logits, tokens))
 
 
-def test_a_position_without_gradient_passes_none_on(poison):
+def test_a_position_without_incoming_gradient_has_gradient_0(poison):
     logits, tokens = batch()
     logits[0, 0] = poison
     logits.requires_grad_()
@@ -143,7 +143,7 @@ def test_extremes():
     assert_close(uniform.item(), math.log(50), rtol=1e-6, atol=0)
 
 
-def test_nonsense_is_refused():
+def test_invalid_arguments_are_refused():
     logits, tokens = batch()
     with pytest.raises(AssertionError, match="temperature"):
         token_logprobs(logits, tokens, 0.0)

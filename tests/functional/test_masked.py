@@ -10,24 +10,24 @@ from lit_rlhf.functional import masked_mean, masked_sum, mean_and_variance, mome
 
 values = st.floats(-100, 100, width=32)
 entries = st.lists(st.tuples(values, st.booleans()), min_size=2, max_size=30).filter(
-    lambda rows: any(kept for _, kept in rows)
+    lambda rows: any(valid for _, valid in rows)
 )
 
 
 def tensors(rows, dtype=torch.float64):
-    return torch.tensor([x for x, _ in rows], dtype=dtype), torch.tensor([kept for _, kept in rows])
+    return torch.tensor([x for x, _ in rows], dtype=dtype), torch.tensor([valid for _, valid in rows])
 
 
 @given(entries)
 def test_sum_and_mean_equal_a_loop(rows):
-    kept = [x for x, keep in rows if keep]
+    selected = [x for x, valid in rows if valid]
     x, mask = tensors(rows)
-    assert_close(masked_sum(x, mask).item(), math.fsum(kept), rtol=1e-12, atol=1e-10)
-    assert_close(masked_mean(x, mask).item(), math.fsum(kept) / len(kept), rtol=1e-12, atol=1e-10)
+    assert_close(masked_sum(x, mask).item(), math.fsum(selected), rtol=1e-12, atol=1e-10)
+    assert_close(masked_mean(x, mask).item(), math.fsum(selected) / len(selected), rtol=1e-12, atol=1e-10)
     assert masked_sum(x, mask).shape == masked_mean(x, mask).shape == ()
 
 
-def test_padding_reaches_neither_value_nor_gradient(poison):
+def test_padding_affects_neither_value_nor_gradient(poison):
     x = torch.tensor([1.0, poison, 3.0], requires_grad=True)
     mask = torch.tensor([True, False, True])
     total = masked_sum(x, mask)
@@ -76,24 +76,24 @@ def test_variance_of_a_constant_is_not_negative():
 
 
 @given(entries)
-def test_whitening_gives_mean_0_variance_1_and_rescaling_keeps_proportions(rows):
+def test_whitening_gives_mean_0_variance_1_and_scaling_keeps_proportions(rows):
     x, mask = tensors(rows)
     mean, variance = mean_and_variance(moments(x, mask))
-    white, scaled = whiten(x, mask, mean, variance), scale_to_unit_variance(x, mask, variance)
-    assert (white[~mask] == 0).all() and (scaled[~mask] == 0).all()
-    assert_close(white[mask].mean().item(), 0.0, atol=1e-6, rtol=0)
+    whitened, scaled = whiten(x, mask, mean, variance), scale_to_unit_variance(x, mask, variance)
+    assert (whitened[~mask] == 0).all() and (scaled[~mask] == 0).all()
+    assert_close(whitened[mask].mean().item(), 0.0, atol=1e-6, rtol=0)
     if variance > 1e-2:
-        assert_close(white[mask].var(correction=0).item(), 1.0, atol=2e-6, rtol=0)
+        assert_close(whitened[mask].var(correction=0).item(), 1.0, atol=2e-6, rtol=0)
         assert_close(scaled[mask], x[mask] / x[mask].std(correction=0), rtol=1e-5, atol=1e-9)
 
 
 def test_whitening_a_constant_gives_zeros_and_keeps_float32():
     x, mask = torch.full((4,), 3.0), torch.ones(4, dtype=torch.bool)
-    white = whiten(x, mask, *mean_and_variance(moments(x, mask)))
-    assert white.tolist() == [0, 0, 0, 0] and white.dtype == torch.float32
+    whitened = whiten(x, mask, *mean_and_variance(moments(x, mask)))
+    assert whitened.tolist() == [0, 0, 0, 0] and whitened.dtype == torch.float32
 
 
-def test_the_epsilon_stands_inside_the_root():
+def test_epsilon_is_under_the_square_root():
     one = torch.ones(1, dtype=torch.float64)
-    white = whiten(one, one.bool(), one[0] * 0, one[0] * 1e-8)
-    assert_close(white.item(), 1 / math.sqrt(2e-8), rtol=1e-12, atol=0)
+    whitened = whiten(one, one.bool(), one[0] * 0, one[0] * 1e-8)
+    assert_close(whitened.item(), 1 / math.sqrt(2e-8), rtol=1e-12, atol=0)

@@ -24,7 +24,7 @@ def test_sides():
     assert [x.tolist() for x in pad_right([[1, 2, 3], [4]], 9)] == [[[1, 2, 3], [4, 9, 9]], [[1, 1, 1], [1, 0, 0]]]
 
 
-def test_padding_leaves_its_input_alone_and_takes_an_empty_row():
+def test_padding_does_not_change_its_input_and_accepts_an_empty_row():
     rows = [[1, 2], []]
     ids, mask = pad_left(rows, 7)
     assert rows == [[1, 2], []] and ids.tolist() == [[1, 2], [7, 7]] and mask.tolist() == [[1, 1], [0, 0]]
@@ -54,7 +54,7 @@ def test_last_token_with_padding_on_both_sides():
     assert last_token_index(torch.tensor([[0, 1, 1, 0, 0], [0, 0, 1, 1, 0]])).tolist() == [2, 3]
 
 
-def test_a_row_without_a_token_has_no_last_one():
+def test_last_token_of_an_empty_row_is_refused():
     with pytest.raises(AssertionError, match="no real token"):
         last_token_index(torch.tensor([[1, 0], [0, 0]]))
 
@@ -63,9 +63,9 @@ def test_a_row_without_a_token_has_no_last_one():
     st.lists(st.lists(st.integers(0, 4), min_size=5, max_size=5), min_size=1, max_size=5), st.sets(st.integers(0, 4))
 )
 def test_through_the_first_stop_token(rows, stops):
-    mask, ended = mask_through_first_stop(torch.tensor(rows), torch.tensor(sorted(stops), dtype=torch.long))
-    assert mask.dtype == ended.dtype == torch.bool
+    mask, has_stop = mask_through_first_stop(torch.tensor(rows), torch.tensor(sorted(stops), dtype=torch.long))
+    assert mask.dtype == has_stop.dtype == torch.bool
     for b, row in enumerate(rows):
         first = next((t for t, token in enumerate(row) if token in stops), None)
-        assert ended[b].item() == (first is not None)
+        assert has_stop[b].item() == (first is not None)
         assert mask[b].tolist() == [first is None or t <= first for t in range(len(row))]

@@ -13,7 +13,7 @@ seeds = st.integers(0, 10_000)
 
 
 def batch(count, seed=0):
-    """`count` float64 tensors (B, R) and a mask with at least one action."""
+    """Return `count` float64 tensors (B, R) and a mask with at least one action."""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.rand(B, R, generator=generator) < 0.6
     mask[0, 0] = True
@@ -44,8 +44,8 @@ def test_policy_loss_equals_a_loop(seed, clip):
 @pytest.mark.parametrize(
     ("ratio", "advantage", "loss", "slope"),
     [
-        (1.5, 2.0, -2.4, 0.0),  # already likelier than the clip allows: no more pull
-        (1.5, -2.0, 3.0, 3.0),  # likelier, but it should not be: full pull back
+        (1.5, 2.0, -2.4, 0.0),  # already above the clip range, no gradient
+        (1.5, -2.0, 3.0, 3.0),  # above the clip range in the wrong direction, full gradient
         (0.5, 2.0, -1.0, -1.0),
         (0.5, -2.0, 1.6, 0.0),
         (1.1, 2.0, -2.2, -2.2),
@@ -76,16 +76,16 @@ def test_policy_gradient_equals_finite_differences():
     assert torch.autograd.gradcheck(lambda x: clipped_policy_loss(x, old, advantages, mask, 0.2).loss, new)
 
 
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_policy_padding_reaches_neither_value_nor_gradient(place, poison):
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_policy_padding_affects_neither_value_nor_gradient(index, poison):
     tensors = list(batch(4)[:3])
     mask = batch(3)[3]
     clean = clipped_policy_loss(*tensors, mask, 0.2)
-    tensors[place] = tensors[place].masked_fill(~mask, poison)
+    tensors[index] = tensors[index].masked_fill(~mask, poison)
     tensors[0].requires_grad_()
     dirty = clipped_policy_loss(*tensors, mask, 0.2)
     dirty.loss.backward()
-    assert all(torch.equal(one.detach(), other) for one, other in zip(dirty, clean))
+    assert all(torch.equal(actual.detach(), expected) for actual, expected in zip(dirty, clean))
     assert tensors[0].grad.isfinite().all() and (tensors[0].grad[~mask] == 0).all()
 
 
@@ -113,30 +113,30 @@ def test_value_gradient_equals_finite_differences():
     assert torch.autograd.gradcheck(lambda x: clipped_value_loss(x, old, returns, mask, 0.2).loss, values)
 
 
-def test_a_limited_value_is_not_pulled_further():
+def test_a_clipped_value_has_no_gradient():
     one = torch.ones(1, 1)
     values = torch.tensor([[0.5]], requires_grad=True)
-    result = clipped_value_loss(values, 0 * one, one, one.bool(), 0.2)  # has moved 0.5 towards 1, allowed were 0.2
+    result = clipped_value_loss(values, 0 * one, one, one.bool(), 0.2)  # moved 0.5 towards 1, clipped at 0.2
     result.loss.backward()
     assert_close(result.loss.item(), 0.32, rtol=1e-6, atol=0)
     assert values.grad.item() == 0 and result.num_clipped.item() == 1
 
 
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_value_padding_reaches_neither_value_nor_gradient(place, poison):
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_value_padding_affects_neither_value_nor_gradient(index, poison):
     *tensors, mask = batch(3)
     clean = clipped_value_loss(*tensors, mask, 0.2)
-    tensors[place] = tensors[place].masked_fill(~mask, poison)
+    tensors[index] = tensors[index].masked_fill(~mask, poison)
     tensors[0].requires_grad_()
     dirty = clipped_value_loss(*tensors, mask, 0.2)
     dirty.loss.backward()
-    assert all(torch.equal(one.detach(), other) for one, other in zip(dirty, clean))
+    assert all(torch.equal(actual.detach(), expected) for actual, expected in zip(dirty, clean))
     assert tensors[0].grad.isfinite().all() and (tensors[0].grad[~mask] == 0).all()
 
 
 def test_micro_batches_add_up():
     new, old, advantages, mask = batch(3)
-    for whole, parts in [
+    for full, parts in [
         (
             clipped_policy_loss(new, old, advantages, mask, 0.2),
             [clipped_policy_loss(new[[b]], old[[b]], advantages[[b]], mask[[b]], 0.2) for b in range(B)],
@@ -146,7 +146,7 @@ def test_micro_batches_add_up():
             [clipped_value_loss(new[[b]], old[[b]], advantages[[b]], mask[[b]], 0.2) for b in range(B)],
         ),
     ]:
-        for expected, field in zip(whole, zip(*parts)):
+        for expected, field in zip(full, zip(*parts)):
             assert_close(torch.stack(field).sum(), expected, rtol=1e-12, atol=1e-12)
 
 
@@ -171,10 +171,10 @@ def test_shapes_must_agree(loss):
 def test_explained_variance(poison):
     values, returns, mask = batch(2)
     dirty = values.masked_fill(~mask, poison), returns.masked_fill(~mask, poison), mask
-    kept_values, kept_returns = values[mask], returns[mask]
-    expected = 1 - (kept_returns - kept_values).var(correction=0) / kept_returns.var(correction=0)
+    masked_values, masked_returns = values[mask], returns[mask]
+    expected = 1 - (masked_returns - masked_values).var(correction=0) / masked_returns.var(correction=0)
     assert_close(explained_variance(*dirty), expected, rtol=1e-12, atol=1e-12)
     assert_close(explained_variance(returns, returns, mask).item(), 1.0, rtol=0, atol=1e-12)
-    # a critic that is off by a constant explains everything, one that is constant nothing
+    # a critic with a constant error explains everything, a constant critic nothing
     assert_close(explained_variance(returns + 3, returns, mask).item(), 1.0, rtol=0, atol=1e-12)
     assert_close(explained_variance(torch.full_like(values, 3.0), returns, mask).item(), 0.0, rtol=0, atol=1e-12)

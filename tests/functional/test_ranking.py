@@ -19,8 +19,8 @@ def tensors(rows):
     return torch.tensor(scores), torch.tensor(ranking), torch.tensor(ranks)
 
 
-def by_hand(rows, pair_normalizer="kept"):
-    """Pair by pair in Python floats: loss, rankings, pairs, correct, margins."""
+def by_hand(rows, pair_normalizer="untied_pairs"):
+    """Return loss, rankings, pairs, correct and margins, computed pair by pair in Python floats."""
     loss, rankings, pairs, correct, margins = 0.0, 0, 0, 0.0, 0.0
     for ranking in {row[0] for row in rows}:
         members = [row for row in rows if row[0] == ranking]
@@ -35,13 +35,13 @@ def by_hand(rows, pair_normalizer="kept"):
                 margins += margin
         if losses:
             all_pairs = len(members) * (len(members) - 1) // 2
-            loss += math.fsum(losses) / (len(losses) if pair_normalizer == "kept" else all_pairs)
+            loss += math.fsum(losses) / (len(losses) if pair_normalizer == "untied_pairs" else all_pairs)
             rankings += 1
             pairs += len(losses)
     return loss, rankings, pairs, correct, margins
 
 
-@given(rows_of_batches, st.sampled_from(["kept", "all"]))
+@given(rows_of_batches, st.sampled_from(["untied_pairs", "all_pairs"]))
 def test_loss_equals_a_loop_over_pairs(rows, pair_normalizer):
     result = ranking_loss(*tensors(rows), pair_normalizer)
     loss, rankings, pairs, correct, margins = by_hand(rows, pair_normalizer)
@@ -72,8 +72,8 @@ def test_pairs_are_all_and_only_the_ordered_ones_of_a_ranking(rows):
 def test_the_order_of_the_rows_does_not_matter(rows, random):
     shuffled = list(rows)
     random.shuffle(shuffled)
-    for one, other in zip(ranking_loss(*tensors(rows)), ranking_loss(*tensors(shuffled))):
-        assert_close(one, other, rtol=1e-6, atol=1e-6)
+    for expected, actual in zip(ranking_loss(*tensors(rows)), ranking_loss(*tensors(shuffled))):
+        assert_close(actual, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_k_completions_without_ties_make_all_pairs():
@@ -83,30 +83,32 @@ def test_k_completions_without_ties_make_all_pairs():
     assert_close(weight, torch.full((36,), 1 / 36))
 
 
-def test_a_ranking_weighs_the_same_however_many_completions_it_has():
-    # equal scores: log 2 a pair, therefore log 2 a ranking
+def test_rankings_have_equal_weight_whatever_their_number_of_completions():
+    # equal scores: log 2 per pair, therefore log 2 per ranking
     ranking, ranks = torch.tensor([0, 0, 1, 1, 1, 1]), torch.tensor([0, 1, 0, 1, 2, 2])
     result = ranking_loss(torch.zeros(6), ranking, ranks)
     assert_close(result.loss.item(), 2 * math.log(2), rtol=1e-6, atol=0)
     assert (result.rankings.item(), result.pairs.item(), result.correct.item()) == (2, 6, 3.0)
 
 
-def test_a_ranking_with_ties_weighs_its_share_of_pairs_where_all_are_counted():
+def test_all_pairs_weighs_a_ranking_by_its_fraction_of_untied_pairs():
     # K = 4 with one tie: 5 pairs of 6, log 2 each at equal scores
     ranking, ranks = torch.zeros(4, dtype=torch.long), torch.tensor([0, 1, 2, 2])
     assert_close(
-        ranking_loss(torch.zeros(4), ranking, ranks, "all").loss.item(), 5 / 6 * math.log(2), rtol=1e-6, atol=0
+        ranking_loss(torch.zeros(4), ranking, ranks, "all_pairs").loss.item(), 5 / 6 * math.log(2), rtol=1e-6, atol=0
     )
-    assert_close(ranking_loss(torch.zeros(4), ranking, ranks, "kept").loss.item(), math.log(2), rtol=1e-6, atol=0)
+    assert_close(
+        ranking_loss(torch.zeros(4), ranking, ranks, "untied_pairs").loss.item(), math.log(2), rtol=1e-6, atol=0
+    )
     with pytest.raises(AssertionError, match="some"):
         ranking_loss(torch.zeros(4), ranking, ranks, "some")
 
 
-def test_a_cut_between_rankings_does_not_matter():
+def test_micro_batches_of_rankings_add_up():
     ranking, ranks, scores = torch.arange(12) // 4, torch.randint(3, (12,)), torch.randn(12)
-    whole = ranking_loss(scores, ranking, ranks)
+    full = ranking_loss(scores, ranking, ranks)
     parts = [ranking_loss(scores[i : i + 4], ranking[i : i + 4] * 0, ranks[i : i + 4]) for i in (0, 4, 8)]
-    for field, expected in zip(zip(*parts), whole):
+    for field, expected in zip(zip(*parts), full):
         assert_close(torch.stack(field).sum(), expected, rtol=1e-6, atol=1e-6)
 
 
@@ -131,7 +133,7 @@ def test_only_ties_give_zero_with_a_gradient():
     assert [x.item() for x in result] == [0, 0, 0, 0, 0] and scores.grad.tolist() == [0, 0, 0]
 
 
-def test_half_precision_scores_and_hopeless_margins_stay_finite():
+def test_half_precision_scores_and_large_margins_stay_finite():
     scores = torch.tensor([-100.0, 100.0], dtype=torch.bfloat16, requires_grad=True)
     result = ranking_loss(scores, torch.tensor([0, 0]), torch.tensor([0, 1]))
     result.loss.backward()

@@ -1,4 +1,4 @@
-"""The share of repeated sequences against a count by hand, and against a set in plain Python."""
+"""The fraction of repeated trigrams, by hand and against a Python set."""
 
 import torch
 from hypothesis import given
@@ -16,20 +16,20 @@ def test_by_hand():
     assert repeated_ngram_fraction(ids, mask).tolist() == [0.5, 0.25, 0.0, 0.5, 0.0]
 
 
-def test_what_lies_outside_the_mask_does_not_count():
+def test_tokens_outside_the_mask_do_not_count():
     mask = torch.tensor([[True] * 4 + [False] * 3])
-    one, other = torch.tensor([[1, 2, 3, 4, 1, 2, 3]]), torch.tensor([[1, 2, 3, 4, 0, 0, 0]])
-    assert repeated_ngram_fraction(one, mask).item() == repeated_ngram_fraction(other, mask).item() == 0.0
+    left, right = torch.tensor([[1, 2, 3, 4, 1, 2, 3]]), torch.tensor([[1, 2, 3, 4, 0, 0, 0]])
+    assert repeated_ngram_fraction(left, mask).item() == repeated_ngram_fraction(right, mask).item() == 0.0
 
 
 @given(st.lists(st.integers(0, 2**21 - 1), min_size=3, max_size=30), st.integers(1, 4), st.integers(0, 3))
-def test_against_a_set(ids, period, padding):
+def test_equals_a_python_set(ids, period, padding):
     row = ids[:period] * len(ids)
-    grams = [tuple(row[place : place + 3]) for place in range(len(row) - 2)]
+    grams = [tuple(row[start : start + 3]) for start in range(len(row) - 2)]
     given_ids = torch.tensor([row + [0] * padding])
     mask = torch.arange(given_ids.shape[1])[None] < len(row)
     assert abs(repeated_ngram_fraction(given_ids, mask).item() - (1 - len(set(grams)) / len(grams))) < 1e-6
 
 
-def test_a_narrow_batch():
+def test_responses_shorter_than_a_trigram():
     assert repeated_ngram_fraction(torch.ones(2, 2, dtype=torch.long), torch.ones(2, 2).bool()).tolist() == [0.0, 0.0]

@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
+from lit_rlhf.data.batches import PromptBatch
 from lit_rlhf.functional import pad_left
-from lit_rlhf.generation.generators import CachedGenerator, HuggingFaceGenerator
+from lit_rlhf.generation import CachedGenerator, HuggingFaceGenerator
 from lit_rlhf.generation.kv_cache import DecodeBatch, DynamicCacheBatch, StaticCacheBatch, make_decode_batch
-from lit_rlhf.generation.llama_decode_batch import LlamaDecodeBatch
+from lit_rlhf.generation.llama_decoder import LlamaDecodeBatch
 from lit_rlhf.generation.sampling import SamplingParams, sample_tokens, sampling_uniforms
 from lit_rlhf.models.loading import load_causal_lm
 from lit_rlhf.models.loading_config import ModelLoadingConfig
@@ -26,8 +27,8 @@ def test_engines_draw_the_same_and_report_the_log_probs_of_a_plain_forward(name,
     ids, mask = pad_left(PROMPTS, tokenizer.pad_token_id)
     sampling = SamplingParams(max_new_tokens=12, temperature=1.3)
     noise = sampling_uniforms(len(PROMPTS), 12, 3)
-    ours = CachedGenerator(batch_size=2).generate(model, ids, mask, noise, sampling)
-    theirs = HuggingFaceGenerator().generate(model, ids, mask, noise, sampling)
+    ours = CachedGenerator(batch_size=2).generate(model, PromptBatch.from_tokens(ids, mask), sampling, noise)
+    theirs = HuggingFaceGenerator().generate(model, PromptBatch.from_tokens(ids, mask), sampling, noise)
     assert torch.equal(ours.response_ids, theirs.response_ids)
     assert torch.equal(ours.response_mask, theirs.response_mask)
     torch.testing.assert_close(ours.logprobs, theirs.logprobs, atol=2e-5, rtol=1e-5)
@@ -44,7 +45,7 @@ def test_greedy_text_is_that_of_transformers(name, model_folders, tokenizer):
     model = load_causal_lm(model_folders[name], tokenizer, ModelLoadingConfig()).eval()
     ids, mask = pad_left(PROMPTS, tokenizer.pad_token_id)
     ours = CachedGenerator().generate(
-        model, ids, mask, sampling_uniforms(5, 10, 0), SamplingParams(10, temperature=0.0)
+        model, PromptBatch.from_tokens(ids, mask), SamplingParams(10, temperature=0.0), sampling_uniforms(5, 10, 0)
     )
     theirs = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=10, do_sample=False)[:, ids.shape[1] :]
     assert torch.equal(ours.response_ids[:, : theirs.shape[1]], theirs)
@@ -55,7 +56,7 @@ def test_scoring_in_chunks_equals_sampling(name, model_folders, tokenizer):
     model = load_causal_lm(model_folders[name], tokenizer, ModelLoadingConfig()).eval()
     ids, mask = pad_left(PROMPTS, tokenizer.pad_token_id)
     rollout = CachedGenerator().generate(
-        model, ids, mask, sampling_uniforms(5, 9, 1), SamplingParams(9, temperature=0.7)
+        model, PromptBatch.from_tokens(ids, mask), SamplingParams(9, temperature=0.7), sampling_uniforms(5, 9, 1)
     )
     all_ids = torch.cat([ids, rollout.response_ids], 1)
     all_mask = torch.cat([mask, rollout.response_mask.long()], 1)
@@ -69,10 +70,10 @@ def test_a_response_does_not_depend_on_its_batch(model_folders, tokenizer):
     model = load_causal_lm(model_folders["llama"], tokenizer, ModelLoadingConfig()).eval()
     ids, mask = pad_left(PROMPTS, tokenizer.pad_token_id)
     noise = sampling_uniforms(5, 16, 7)
-    together = CachedGenerator().generate(model, ids, mask, noise, SamplingParams(16))
+    together = CachedGenerator().generate(model, PromptBatch.from_tokens(ids, mask), SamplingParams(16), noise)
     for row in range(5):
         alone = CachedGenerator().generate(
-            model, ids[row : row + 1], mask[row : row + 1], noise[row : row + 1], SamplingParams(16)
+            model, PromptBatch.from_tokens(ids[row : row + 1], mask[row : row + 1]), SamplingParams(16), noise[row : row + 1]
         )
         assert torch.equal(alone.response_ids[0], together.response_ids[row])
 
@@ -142,8 +143,8 @@ def test_models_that_slide_or_keep_a_state_decode_from_a_growing_cache(model_fol
     assert isinstance(chosen_rows(sliding, ids, mask, 1, 1), LlamaDecodeBatch), "the window is never left"
     assert isinstance(chosen_rows(sliding, ids, mask, 1, 12), DynamicCacheBatch)
     noise = sampling_uniforms(10, 12, 3)
-    ours = CachedGenerator(batch_size=4).generate(sliding, ids, mask, noise, SamplingParams(12))
-    theirs = HuggingFaceGenerator().generate(sliding, ids, mask, noise, SamplingParams(12))
+    ours = CachedGenerator(batch_size=4).generate(sliding, PromptBatch.from_tokens(ids, mask), SamplingParams(12), noise)
+    theirs = HuggingFaceGenerator().generate(sliding, PromptBatch.from_tokens(ids, mask), SamplingParams(12), noise)
     assert torch.equal(ours.response_ids, theirs.response_ids)
 
 

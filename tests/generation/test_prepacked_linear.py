@@ -6,7 +6,7 @@ from torch import nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from lit_rlhf.generation.prepacked_linear import PrepackedGatedMLP, prepack_linear
+from lit_rlhf.generation.llama_decoder import PrepackedGatedMLP, prepack_linear
 
 
 def layers(*outputs: int, inputs: int = 24, bias: bool = False) -> list[nn.Linear]:

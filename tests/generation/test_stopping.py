@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from lit_rlhf.data.batches import PromptBatch
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import pad_left
-from lit_rlhf.generation.generators import CachedGenerator, HuggingFaceGenerator
+from lit_rlhf.generation import CachedGenerator, HuggingFaceGenerator
 from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
 from lit_rlhf.generation.stopping import StoppingCriteria, stop_string_matcher, stop_token_ids
 from lit_rlhf.models.loading import load_causal_lm
@@ -25,7 +26,7 @@ def roll(engine, model, tokenizer, sampling, samples=1, seed=2):
     """Responses as lists of ids, with whether they ended."""
     ids, mask = pad_left(PROMPTS, tokenizer.pad_token_id)
     noise = sampling_uniforms(len(PROMPTS) * samples, sampling.max_new_tokens, seed)
-    rollout = engine.generate(model, ids, mask, noise, sampling, stop_string_matcher(tokenizer, sampling))
+    rollout = engine.generate(model, PromptBatch.from_tokens(ids, mask), sampling, noise, stop_string_matcher(tokenizer, sampling))
     rows = [row[real].tolist() for row, real in zip(rollout.response_ids, rollout.response_mask)]
     assert (rollout.response_ids[~rollout.response_mask] == tokenizer.pad_token_id).all()
     assert (rollout.logprobs[~rollout.response_mask] == 0).all()
@@ -61,7 +62,7 @@ def test_several_samples_are_those_of_repeated_prompts(engine, model, tokenizer)
     sampling = SamplingParams(9, 1.2)
     ids, mask = pad_left(PROMPTS, tokenizer.pad_token_id)
     noise = sampling_uniforms(15, 9, 4)
-    one = engine.generate(model, ids, mask, noise, sampling)
+    one = engine.generate(model, PromptBatch.from_tokens(ids, mask), sampling, noise)
     repeated = HuggingFaceGenerator().generate(
         model, ids.repeat_interleave(3, 0), mask.repeat_interleave(3, 0), noise, sampling
     )

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from lit_rlhf.data.batches import PromptBatch
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import pad_left
-from lit_rlhf.generation.generators import CachedGenerator
+from lit_rlhf.generation import CachedGenerator
 from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
 from lit_rlhf.generation.stopping import stop_string_matcher
 from lit_rlhf.generation.vllm import VLLMGenerator
@@ -45,7 +46,7 @@ def ask(
 ) -> GenerationOutput:
     ids, mask = pad_left(PROMPTS, 0)
     noise = sampling_uniforms(len(PROMPTS) * samples, sampling.max_new_tokens, seed)
-    return generator.generate(policy, ids, mask, noise, sampling, ends)
+    return generator.generate(policy, PromptBatch.from_tokens(ids, mask), sampling, noise, ends)
 
 
 def assert_same(one: GenerationOutput, other: GenerationOutput) -> None:
@@ -211,9 +212,9 @@ def test_requests_depend_on_the_place_of_a_row_alone(llama, policy, tmp_path):
         assert sorted(map(json.dumps, second)) == sorted(map(json.dumps, first))
         ids, mask = pad_left(PROMPTS, 0)
         noise = sampling_uniforms(10, 6, 3).view(5, 2, 6)[1::2].flatten(0, 1)  # the share of the second of two ranks
-        share = engine(service, tmp_path / "rank").generate(policy, ids[1::2], mask[1::2], noise, sampling)
+        share = engine(service, tmp_path / "rank").generate(policy, PromptBatch.from_tokens(ids[1::2], mask[1::2]), sampling, noise)
         noise = sampling_uniforms(10, 6, 3)[::2]  # the first sample of each prompt, alone
-        alone = engine(service, tmp_path / "alone").generate(policy, ids, mask, noise, sampling)
+        alone = engine(service, tmp_path / "alone").generate(policy, PromptBatch.from_tokens(ids, mask), sampling, noise)
     assert_same(whole, again)
     assert torch.equal(alone.response_ids, whole.response_ids[::2])
     rows = torch.tensor([2, 3, 6, 7])

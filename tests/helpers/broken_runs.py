@@ -1,4 +1,4 @@
-"""A small PPO-ptx run from YAML, in processes of its own that may be killed; what it logged and what it ended with."""
+"""A small PPO-ptx run from YAML in subprocesses that can be killed; its logs and final weights."""
 
 import csv
 import os
@@ -26,16 +26,16 @@ def many_w3(prompts, responses, rows):
 
 
 class Fault(L.Callback):
-    """Sends this process a signal at the n-th time of something: FAULT=KILL:generate:3, or several with commas."""
+    """Sends this process a signal at the n-th occurrence of an event: FAULT=KILL:generate:3, comma-separated."""
 
     def __init__(self):
-        self.faults, self.seen = os.environ.get("FAULT", "").split(","), {}
+        self.faults, self.counts = os.environ.get("FAULT", "").split(","), {}
 
-    def reached(self, where):
-        self.seen[where] = self.seen.get(where, 0) + 1
+    def reached(self, event):
+        self.counts[event] = self.counts.get(event, 0) + 1
         for fault in self.faults:
-            name, place, count = (fault or "none:none:0").split(":")
-            if (place, int(count)) == (where, self.seen[where]):
+            name, at, count = (fault or "none:none:0").split(":")
+            if (at, int(count)) == (event, self.counts[event]):
                 os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
 
     def on_fit_start(self, trainer, pl_module):
@@ -46,17 +46,17 @@ class Fault(L.Callback):
         pl_module.policy.register_forward_hook(count)
         save = torch.save
 
-        def half(content, file, *args, **settings):
-            whole = io.BytesIO()
-            save(content, whole, *args, **settings)
-            data = whole.getvalue()
+        def save_in_halves(content, file, *args, **settings):
+            buffer = io.BytesIO()
+            save(content, buffer, *args, **settings)
+            data = buffer.getvalue()
             file.write(data[: len(data) // 2])
             file.flush()
             self.reached("write")
             file.write(data[len(data) // 2 :])
 
         if "write" in os.environ.get("FAULT", ""):
-            torch.save = half
+            torch.save = save_in_halves
 
     def on_train_batch_start(self, *_):
         self.reached("batch")
@@ -73,7 +73,7 @@ class Fault(L.Callback):
 
 
 def write_project(folder: Path, llama: str, **trainer: Any) -> None:
-    """Write recipe.yaml and what it names: 8 iterations of 4 optimizer steps of 2 micro-batches."""
+    """Write recipe.yaml and its inputs: 8 iterations of 4 optimizer steps of 2 micro-batches."""
     (folder / "stranger.py").write_text(STRANGER)
     text = write_rows(folder / "text.jsonl", [{"text": " ".join(f"w{i % 28}" for i in range(200))}])
     adaptive = {"coefficient": 0.05, "target": 0.01, "horizon": 40}
@@ -82,7 +82,7 @@ def write_project(folder: Path, llama: str, **trainer: Any) -> None:
         "reward": {"class_path": "lit_rlhf.rewards.FunctionReward", "init_args": {"function": "stranger.many_w3"}},
         "sampling": {"max_new_tokens": 6},
         "ppo": {"rollout_batch_size": 16, "micro_batch_size": 2, "critic_learning_rate": 1e-3},
-        "kl": {"class_path": "lit_rlhf.rollout.kl_controller.AdaptiveKLController", "init_args": adaptive},
+        "kl": {"class_path": "lit_rlhf.rollout.AdaptiveKLController", "init_args": adaptive},
         "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}},
         "scheduler": {"class_path": "lit_rlhf.schedules.ConstantWithWarmup", "init_args": {"warmup_iterations": 2}},
     }
@@ -121,7 +121,7 @@ def fit(out: str, *more: str) -> int:
 
 
 def fit_in_a_process(out: str, fault: str = "", *more: str) -> int:
-    """Train in a fork of this process; return its exit code, negative where a signal ended it."""
+    """Train in a fork of this process; return its exit code, negative if a signal killed it."""
     child = os.fork()
     if child == 0:
         os.environ["FAULT"] = fault
@@ -137,10 +137,13 @@ def fit_in_a_process(out: str, fault: str = "", *more: str) -> int:
 
 
 def logged(out: str) -> list[dict[str, str]]:
-    """Return every row of metrics.csv, times apart."""
+    """Return every row of metrics.csv, without times."""
     with open(Path(out) / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
-    return [{name: value for name, value in row.items() if value and not name.startswith("time/")} for row in rows]
+    return [
+        {name: value for name, value in row.items() if value and not name.startswith(("time/", "throughput/"))}
+        for row in rows
+    ]
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -155,7 +158,7 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same_run(one: str, other: str, step: int) -> None:
-    """Compare weights, moments and logs to the last bit."""
+    """Check that weights, moments and logs are identical."""
     mine, theirs = (weights(Path(out) / "checkpoints" / f"step={step}.ckpt") for out in (one, other))
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():

@@ -1,4 +1,4 @@
-"""A user's folder with what the quickstart recipes read, tiny, and overlays that make three steps of their runs."""
+"""A folder with tiny inputs for the quickstart recipes, and overlays that shorten their runs to three steps."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from transformers import (
 from tests.helpers.small_runs import demonstrations, rankings, write_rows
 
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
-# 64 wide, the least that 4-bit layers take on a CPU, and wide enough for weights that 8-bit optimizers do quantise
+# 64 is the minimum width of 4-bit layers on a CPU, and makes weights large enough for 8-bit optimizers to quantize
 SHAPE = {"vocab_size": 32, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 CONFIG = LlamaConfig(**SHAPE, **SPECIAL, num_attention_heads=4, max_position_embeddings=64)
 SMALL = """
@@ -24,7 +24,7 @@ SMALL_STAGE = {
     "sft": "data: {init_args: {micro_batch_size: 4}}\ntrainer: {callbacks: [%s]}",
     "reward": "data: {init_args: {micro_batch_size: 2}}\ntrainer: {val_check_interval: 1.0}",
     "ppo": "model: {init_args: {sampling: {max_new_tokens: 4}, ppo: {rollout_batch_size: 12, micro_batch_size: 2}}}",
-    "ppo_ptx": """
+    "ppo-ptx": """
 model: {init_args: {sampling: {max_new_tokens: 4}, ppo: {rollout_batch_size: 12, micro_batch_size: 2}}}
 trainer: {callbacks: [%s]}""",
 }
@@ -33,7 +33,7 @@ MIX = """{class_path: lit_rlhf.callbacks.PretrainingMix, init_args:
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    """The words of `small_runs`."""
+    """Return a tokenizer of the words in `small_runs`."""
     vocabulary = {word: i for i, word in enumerate(["<pad>", "<eos>", "<unk>", ":", *(f"w{i}" for i in range(28))])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

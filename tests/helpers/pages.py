@@ -1,4 +1,4 @@
-"""The pages of the project, as a test reads them: fenced blocks, shell commands, links, references to code."""
+"""Read the documentation pages: fenced blocks, shell commands, and the names that code defines."""
 
 import ast
 import re
@@ -22,7 +22,7 @@ def commands(page: Path) -> list[str]:
 
 
 def named_blocks(page: Path, language: str) -> dict[str, str]:
-    """Return the blocks whose first line is a comment with a file's name, by that name."""
+    """Return the blocks whose first line is a comment with a file name, by that name."""
     found = {}
     for text in blocks(page, language):
         name = re.match(r"# (\w+\.\w+)\n", text)
@@ -37,7 +37,7 @@ def prose(page: Path) -> str:
 
 
 def defined_names(file: Path) -> set[str]:
-    """Return what a Python file defines: functions, classes, constants, and `Class.method`, `Class.field`."""
+    """Return the names that a Python file defines: functions, classes, constants, `Class.method` and `Class.field`."""
     names = set[str]()
 
     def collect(body: list[ast.stmt], prefix: str) -> None:

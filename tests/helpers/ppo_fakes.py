@@ -24,17 +24,17 @@ class CountOf:
 class FewPrompts:
     """The same few prompts in turn."""
 
-    longest = 5
+    max_length = 5
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
 
-    def rows(self, iteration: int, count: int) -> list[dict[str, Any]]:
+    def get_prompts(self, iteration: int, count: int) -> list[dict[str, Any]]:
         """Return `count` prompts of 1 to 5 words."""
         return [{"prompt": " ".join(f"w{(i + j) % 28}" for j in range(1 + i % 5)), "place": i} for i in range(count)]
 
     def collate(self, rows: list[dict[str, Any]], index: Tensor) -> PromptBatch:
-        """Tokenise and pad."""
+        """Tokenize and pad."""
         ids, mask = pad_left([self.tokenizer.encode(row["prompt"]) for row in rows], 0)
         return PromptBatch(ids, mask, rows, index)
 
@@ -44,4 +44,4 @@ class PromptData(L.LightningDataModule):
 
     def train_dataloader(self) -> Any:
         """Hand the prompts to the module."""
-        return self.trainer.lightning_module.experience(FewPrompts(self.trainer.lightning_module.tokenizer))
+        return self.trainer.lightning_module.experience_loader(FewPrompts(self.trainer.lightning_module.tokenizer))

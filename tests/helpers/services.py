@@ -1,4 +1,4 @@
-"""A stand-in for services behind HTTP, on loopback: answers by a script, remembers what it was asked."""
+"""A fake HTTP service on loopback with scripted replies; it records its requests."""
 
 import json
 import threading
@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 
 class Reply(NamedTuple):
-    """One answer of the service."""
+    """One reply of the service."""
 
-    body: Any = None  # JSON, or bytes as they are
+    body: Any = None  # JSON, or raw bytes
     status: int = 200
     headers: dict[str, str] = {}
     delay: float = 0.0
@@ -35,7 +35,7 @@ class Service:
 
 @contextmanager
 def serve(answer: Callable[[Request, int], Reply]) -> Iterator[Service]:
-    """Run a service; `answer` gets a request and how many requests with the same payload came before."""
+    """Run a service; `answer` gets a request and the number of earlier requests with the same payload."""
     seen: dict[str, int] = {}
     lock = threading.Lock()
 

@@ -1,5 +1,6 @@
-"""The scalar head: reward models from elsewhere, and scores that no padding, batch or precision moves."""
+"""The scalar model: imported reward models, new heads, and scores independent of padding, batch and precision."""
 
+import math
 import shutil
 from pathlib import Path
 
@@ -17,19 +18,44 @@ from lit_rlhf.models.export import export_model, export_weights
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.scalar_model import ScalarModel, init_head, load_scalar_model
 
+ARCHITECTURES = ["llama", "gpt2", "qwen2", "gpt_neox", "opt", "gemma"]
 ROWS = [[5, 6, 7, 1], [8, 1], [9, 10, 11, 12, 13, 1], [4, 4, 4]]
 
 
-def test_a_fresh_head_is_drawn_on_the_cpu_whatever_the_default_device():
+def test_the_standard_deviation_of_a_new_head_is_one_over_root_d_plus_one(model_folders, tokenizer):
+    heads = torch.cat(
+        [
+            load_scalar_model(model_folders["llama"], tokenizer, ModelLoadingConfig(), seed).model.score.weight
+            for seed in range(40)
+        ]
+    )
+    expected = 1 / math.sqrt(33)
+    assert abs(heads.std() - expected) < 4 * expected / math.sqrt(2 * heads.numel())
+    again = load_scalar_model(model_folders["llama"], tokenizer, ModelLoadingConfig(), 3).model.score.weight
+    assert torch.equal(again, heads[3:4])
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_scores_depend_on_neither_padding_nor_batch(name, model_folders, tokenizer):
+    model = load_scalar_model(model_folders[name], tokenizer, ModelLoadingConfig()).eval()
+    separate = torch.cat([model.score(torch.tensor([row]), torch.ones(1, len(row), dtype=torch.long)) for row in ROWS])
+    for pad in (pad_left, pad_right):
+        ids, mask = pad(ROWS, tokenizer.pad_token_id)
+        torch.testing.assert_close(model.score(ids, mask), separate, atol=1e-5, rtol=1e-5)
+        junk = torch.where(mask.bool(), ids, 9)  # other ids on padding
+        torch.testing.assert_close(model.score(junk, mask), separate, atol=1e-5, rtol=1e-5)
+
+
+def test_a_new_head_is_drawn_on_the_cpu_whatever_the_default_device():
     expected = init_head(torch.Size((1, 8)), seed=3)
     with torch.device("meta"):  # Lightning configures models under the device of the run
-        drawn = init_head(torch.Size((1, 8)), seed=3)
-    assert drawn.device.type == "cpu" and torch.equal(drawn, expected)
+        head = init_head(torch.Size((1, 8)), seed=3)
+    assert head.device.type == "cpu" and torch.equal(head, expected)
 
 
 @pytest.fixture
 def foreign(llama, tokenizer, tmp_path) -> Path:
-    """A folder as another library's trainer writes it: one label, a head of its own training."""
+    """Write a folder like another library's trainer: one label and a trained head."""
     torch.manual_seed(3)
     model = AutoModelForSequenceClassification.from_pretrained(llama, num_labels=1)
     nn.init.normal_(model.score.weight)
@@ -38,11 +64,11 @@ def foreign(llama, tokenizer, tmp_path) -> Path:
     return tmp_path / "foreign"
 
 
-def change(folder: Path, **renamed: torch.Tensor | str) -> None:
-    """Add tensors to a folder's weights, or move them to another name."""
+def change_weights(folder: Path, **changes: torch.Tensor | str) -> None:
+    """Add tensors to a folder's weights, or rename them."""
     file = folder / "model.safetensors"
     weights = load_file(file)
-    for name, value in renamed.items():
+    for name, value in changes.items():
         name = name.replace("_", ".")
         if isinstance(value, str):
             weights[value] = weights.pop(name)
@@ -51,48 +77,50 @@ def change(folder: Path, **renamed: torch.Tensor | str) -> None:
     save_file(weights, file, metadata={"format": "pt"})
 
 
-def raw(model: ScalarModel) -> torch.Tensor:
+def score_rows(model: ScalarModel) -> torch.Tensor:
     ids, mask = pad_right(ROWS, 0)
     return model.eval().score(ids, mask).detach()
 
 
-def test_a_reward_model_from_elsewhere_keeps_its_head(foreign, tokenizer):
+def test_an_imported_reward_model_keeps_its_head(foreign, tokenizer):
     model = load_scalar_model(str(foreign), tokenizer, ModelLoadingConfig())
     assert not model.head_is_new and not model.is_centered
     ids, mask = pad_right(ROWS, 0)
     plain = AutoModelForSequenceClassification.from_pretrained(foreign).eval()
-    torch.testing.assert_close(raw(model), plain(ids, attention_mask=mask).logits.squeeze(1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        score_rows(model), plain(ids, attention_mask=mask).logits.squeeze(1), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_the_bias_of_a_head_is_kept_through_training_and_export(foreign, tokenizer, tmp_path):
-    without = raw(load_scalar_model(str(foreign), tokenizer, ModelLoadingConfig()))
-    change(foreign, score_bias=torch.tensor([2.5]))
+    without = score_rows(load_scalar_model(str(foreign), tokenizer, ModelLoadingConfig()))
+    change_weights(foreign, score_bias=torch.tensor([2.5]))
     model = load_scalar_model(str(foreign), tokenizer, ModelLoadingConfig())
-    torch.testing.assert_close(raw(model), without + 2.5)
+    torch.testing.assert_close(score_rows(model), without + 2.5)
     assert type(model.model).__name__ == "LlamaForSequenceClassification"
     export_model(model, tokenizer, tmp_path / "live")
     export_weights(model.model, model.model.state_dict(), None, tokenizer, tmp_path / "checkpoint")
     for folder in ("live", "checkpoint"):
         torch.testing.assert_close(
-            raw(load_scalar_model(str(tmp_path / folder), tokenizer, ModelLoadingConfig())), without + 2.5
+            score_rows(load_scalar_model(str(tmp_path / folder), tokenizer, ModelLoadingConfig())), without + 2.5
         )
 
 
-def test_a_head_of_another_name_is_refused_and_named(foreign, tokenizer):
-    change(foreign, score_weight="classifier.weight")
+def test_a_head_of_another_name_is_refused(foreign, tokenizer):
+    change_weights(foreign, score_weight="classifier.weight")
     with pytest.raises(UserError, match=r"no weight 'score.weight' \(it holds classifier.weight\).*named `score`"):
         load_scalar_model(str(foreign), tokenizer, ModelLoadingConfig())
 
 
-def test_a_weight_that_is_missing_is_not_drawn_at_random(llama, tokenizer, tmp_path):
-    shutil.copytree(llama, tmp_path / "torn")
-    change(tmp_path / "torn", model_norm_weight="norm")
+def test_a_missing_weight_is_refused(llama, tokenizer, tmp_path):
+    shutil.copytree(llama, tmp_path / "incomplete")
+    change_weights(tmp_path / "incomplete", model_norm_weight="norm")
     with pytest.raises(UserError, match=r"no weight 'model.norm.weight'"):
-        load_scalar_model(str(tmp_path / "torn"), tokenizer, ModelLoadingConfig())
+        load_scalar_model(str(tmp_path / "incomplete"), tokenizer, ModelLoadingConfig())
 
 
 @pytest.mark.parametrize("name", ["LlamaForRewardModel", "LlamaRewardModel", "LlamaForTokenClassification"])
-def test_an_architecture_with_a_head_of_its_own_gets_no_fresh_one(name, llama, tokenizer, tmp_path):
+def test_an_architecture_with_an_unknown_head_is_refused(name, llama, tokenizer, tmp_path):
     shutil.copytree(llama, tmp_path / "own")
     config = AutoConfig.from_pretrained(llama)
     config.architectures = [name]
@@ -112,18 +140,23 @@ token_rows = st.lists(st.lists(st.integers(1, 31), min_size=1, max_size=12), min
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2", "gpt_neox"])
-@given(rows=token_rows, side=st.sampled_from([pad_left, pad_right]), more=st.integers(0, 9), junk=st.integers(0, 31))
-def test_a_score_is_its_rows_own(name, scorers, rows, side, more, junk):
-    """Whatever lies beside it in the batch or in the padding, on either side, also under bfloat16 autocast."""
+@given(
+    rows=token_rows,
+    pad=st.sampled_from([pad_left, pad_right]),
+    num_padding=st.integers(0, 9),
+    pad_id=st.integers(0, 31),
+)
+def test_a_score_depends_on_its_row_alone(name, scorers, rows, pad, num_padding, pad_id):
+    """Whatever the other rows, the padding and its side, also under bfloat16 autocast."""
     model = scorers[name]
-    alone = torch.cat([model.score(torch.tensor([row]), torch.ones(1, len(row)).long()) for row in rows])
-    ids, mask = side([*rows, [4] * (max(map(len, rows)) + more)], junk)  # the junk may well be a token that occurs
+    separate = torch.cat([model.score(torch.tensor([row]), torch.ones(1, len(row)).long()) for row in rows])
+    ids, mask = pad([*rows, [4] * (max(map(len, rows)) + num_padding)], pad_id)  # pad_id may also be a real token
     batched = model.score(ids, mask)[:-1]
-    torch.testing.assert_close(batched, alone, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(batched, separate, atol=2e-5, rtol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = model.score(ids, mask)[:-1]
     assert rounded.dtype == torch.float32
-    torch.testing.assert_close(rounded, alone, atol=0.15, rtol=0.05)
+    torch.testing.assert_close(rounded, separate, atol=0.15, rtol=0.05)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from lit_rlhf.functional import pad_right
 from lit_rlhf.models.export import export_checkpoint
 from lit_rlhf.models.loading import load_causal_lm
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
-from lit_rlhf.models.lora import active_adapter, adapter_weights, add_lora, unique_adapter_name
+from lit_rlhf.models.lora import active_adapter, adapter_state_dict, add_lora, unique_adapter_name
 from lit_rlhf.models.shared_backbone import hidden_states_with_adapter
 from lit_rlhf.modules import RewardModule
 from lit_rlhf.packing.packed_batch import PackedBatch, pack_batch
@@ -34,7 +34,7 @@ def two_adapters(path: str, tokenizer: Any, checkpointing: bool = False) -> Any:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name in ("default", "critic"):
-            for weight in adapter_weights(model, name).values():
+            for weight in adapter_state_dict(model, name).values():
                 weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
     return model
 
@@ -74,8 +74,8 @@ def test_both_adapters_get_their_own_gradient_from_one_backward_pass(checkpointi
     for name, factor, column in ((None, 1, 1), ("critic", 2, 0)):
         (factor * hidden_states_with_adapter(alone, name, rows)[:, :, column].sum()).backward()
     for name in ("default", "critic"):
-        expected = adapter_weights(alone, name)
-        for key, weight in adapter_weights(whole, name).items():
+        expected = adapter_state_dict(alone, name)
+        for key, weight in adapter_state_dict(whole, name).items():
             assert weight.grad.abs().max() > 0
             torch.testing.assert_close(weight.grad, expected[key].grad, atol=1e-5, rtol=1e-4)
 
@@ -116,8 +116,8 @@ def test_a_riding_reward_model_scores_as_its_export_does(trained, llama, tokeniz
     riding.prepare(tokenizer, CPU)
     riding.attach(model, llama)
     torch.testing.assert_close(riding.score(episodes()), expected, atol=1e-5, rtol=1e-5)
-    assert not any(weight.requires_grad for weight in adapter_weights(model, "reward").values())
-    assert all(weight.requires_grad for weight in adapter_weights(model, "default").values())
+    assert not any(weight.requires_grad for weight in adapter_state_dict(model, "reward").values())
+    assert all(weight.requires_grad for weight in adapter_state_dict(model, "default").values())
     second = LoRARewardModel(str(trained))
     second.prepare(tokenizer, CPU)
     second.attach(model, llama)

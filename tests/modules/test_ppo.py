@@ -8,7 +8,7 @@ import torch
 
 from lit_rlhf.callbacks import PretrainingMix
 from lit_rlhf.errors import UserError
-from lit_rlhf.generation.generators import CachedGenerator
+from lit_rlhf.generation import CachedGenerator
 from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.models.loading_config import LoRA
 from lit_rlhf.modules import PPOConfig, PPOModule

@@ -8,16 +8,16 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
-from lit_rlhf.commands.support.compatibility import Setup, refusal
+from lit_rlhf.commands.support.compatibility import Setup, setup_unsupported_reason
 from lit_rlhf.data import DemonstrationDataModule
 from lit_rlhf.errors import UserError
-from lit_rlhf.generation.generators import HuggingFaceGenerator
+from lit_rlhf.generation import HuggingFaceGenerator
 from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.models.loading import load_config, load_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.modules import PPOConfig, PPOModule, SFTModule
 from lit_rlhf.rewards import NormalizedReward
-from lit_rlhf.strategies import FSDP2Strategy, split_tensors, tensor_plan
+from lit_rlhf.strategies import FSDP2Strategy, parallelize_tensors, tensor_parallel_plan
 from tests.helpers.ppo_fakes import PromptData
 from tests.helpers.ranks import on_ranks
 from tests.helpers.small_runs import demonstrations, quiet_trainer, sgd, whole_weights, write_rows
@@ -49,7 +49,7 @@ def test_a_split_model_has_the_logits_and_gradients_of_the_whole(shape, model_fo
         model = AutoModelForCausalLM.from_pretrained(model_folders[shape])
         if split:
             dist.init_process_group("gloo")
-            split_tensors(model, init_device_mesh("cpu", (2,)))
+            parallelize_tensors(model, init_device_mesh("cpu", (2,)))
         logits = model(input_ids=ids, use_cache=False).logits
         torch.log_softmax(logits, -1)[..., 5].sum().backward()
         found = [
@@ -59,7 +59,7 @@ def test_a_split_model_has_the_logits_and_gradients_of_the_whole(shape, model_fo
         return [logits.detach(), *found]
 
     whole = pass_over(split=False)
-    for rank in on_ranks(lambda: pass_over(split=True), tmp_path):
+    for rank in on_ranks(lambda: pass_over(tensor_parallel=True), tmp_path):
         assert len(rank) == len(whole)
         for mine, theirs in zip(rank, whole):
             torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
@@ -115,21 +115,21 @@ def test_ranks_that_split_tensors_agree_on_a_score_and_count_an_episode_once(lla
 def test_what_cannot_be_split_is_refused(model_folders, llama, tmp_path):
     for shape in ("gpt2", "opt"):
         with pytest.raises(UserError, match=f"{SETTING}: .*no plan .* of {shape}; set it to 1"):
-            tensor_plan(load_config(model_folders[shape], ModelLoadingConfig()), 2)
+            tensor_parallel_plan(load_config(model_folders[shape], ModelLoadingConfig()), 2)
     with pytest.raises(UserError, match=r"no plan .* of qwen3"):  # it has norms within a head, which need more
-        tensor_plan(Qwen3Config(), 2)
+        tensor_parallel_plan(Qwen3Config(), 2)
     with pytest.raises(UserError, match="2 does not divide num_key_value_heads 1"):
-        tensor_plan(LlamaConfig(num_attention_heads=4, num_key_value_heads=1), 2)
+        tensor_parallel_plan(LlamaConfig(num_attention_heads=4, num_key_value_heads=1), 2)
     setup = Setup(strategy="fsdp2", split=True)
-    assert refusal(setup) is None
-    assert refusal(setup._replace(engine="lit_rlhf.generation.generators.CachedGenerator")) is None
+    assert setup_unsupported_reason(setup) is None
+    assert setup_unsupported_reason(setup._replace(generator="CachedGenerator")) is None
     for wrong in (
-        {"adapted": True},
+        {"adapter": True},
         {"compiled": True},
         {"optimizer": "torchao.optim.AdamW8bit"},
-        {"engine": "mine.Engine"},
+        {"generator": "Engine"},
     ):
-        assert SETTING in (refusal(setup._replace(device="cuda", **wrong)) or ""), wrong
+        assert SETTING in (setup_unsupported_reason(setup._replace(device="cuda", **wrong)) or ""), wrong
 
     def run() -> str:
         with pytest.raises(UserError) as refused:

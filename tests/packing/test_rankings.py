@@ -1,4 +1,4 @@
-"""A prompt computed once for all its completions: scores and gradients of whole rows, fewer tokens, and where not."""
+"""A prompt computed once for all its completions: scores and gradients of full rows from fewer tokens; exceptions."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.scalar_model import ScalarModel, load_scalar_model
 from lit_rlhf.packing.rankings import RankingInputs, pack_rankings, prefix_sharing_unsupported_reason
 
-SHAPES = ["llama", "gpt2", "qwen2", "gpt_neox", "opt", "gemma"]
+ARCHITECTURES = ["llama", "gpt2", "qwen2", "gpt_neox", "opt", "gemma"]
 token = st.integers(2, 31)
 # rankings of 1 to 5 completions, ragged: [(prompt, [completion, ...]), ...]
 rankings = st.lists(
@@ -25,20 +25,20 @@ rankings = st.lists(
 RAGGED = [([5, 6, 7, 8, 9], [[4, 1], [10, 11, 12, 1], [13]]), ([14, 15], [[16, 1], [17, 18, 19, 20, 21, 22, 1]])]
 
 
-def batch(written) -> RankingInputs:
-    ids, mask = pad_right([prompt + each for prompt, completions in written for each in completions], 0)
-    lengths = [len(prompt) for prompt, completions in written for _ in completions]
-    owners = [number for number, (_, completions) in enumerate(written) for _ in completions]
+def ranking_inputs(examples) -> RankingInputs:
+    ids, mask = pad_right([prompt + each for prompt, completions in examples for each in completions], 0)
+    lengths = [len(prompt) for prompt, completions in examples for _ in completions]
+    owners = [number for number, (_, completions) in enumerate(examples) for _ in completions]
     return RankingInputs(ids, mask, torch.tensor(lengths), torch.tensor(owners))
 
 
 @pytest.fixture(scope="module")
 def models(model_folders, tokenizer) -> dict[str, ScalarModel]:
-    return {name: load_scalar_model(model_folders[name], tokenizer, ModelLoadingConfig()) for name in SHAPES}
+    return {name: load_scalar_model(model_folders[name], tokenizer, ModelLoadingConfig()) for name in ARCHITECTURES}
 
 
 def loss_gradient(model: ScalarModel, rows: RankingInputs, shared: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The scores, and the gradient of the K-wise loss with every parameter in one vector."""
+    """Return the scores, and the gradient of the K-wise loss as one vector over all parameters."""
     model.zero_grad()
     scores = model.score_rankings(rows, shared)
     ranks = torch.arange(len(scores)) * 7 % 5
@@ -47,39 +47,39 @@ def loss_gradient(model: ScalarModel, rows: RankingInputs, shared: bool) -> tupl
     return scores.detach(), torch.cat([part.flatten() for part in parts])
 
 
-@pytest.mark.parametrize("name", SHAPES)
-@given(written=rankings)
-def test_scores_and_gradient_are_those_of_whole_rows(models, name, written):
-    rows = batch([*written, *RAGGED])
-    whole, gradient = loss_gradient(models[name], rows, shared=False)
-    shared, its_gradient = loss_gradient(models[name], rows, shared=True)
-    torch.testing.assert_close(shared, whole, atol=2e-5, rtol=1e-5)
-    assert gradient.norm() > 1e-3, "a gradient of nought would show nothing"
-    assert (its_gradient - gradient).norm() < 1e-5 * gradient.norm()
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@given(examples=rankings)
+def test_scores_and_gradient_match_full_rows(models, name, examples):
+    rows = ranking_inputs([*examples, *RAGGED])
+    full, gradient = loss_gradient(models[name], rows, shared=False)
+    shared, shared_gradient = loss_gradient(models[name], rows, shared=True)
+    torch.testing.assert_close(shared, full, atol=2e-5, rtol=1e-5)
+    assert gradient.norm() > 1e-3, "a zero gradient would show nothing"
+    assert (shared_gradient - gradient).norm() < 1e-5 * gradient.norm()
 
 
-def seen_by(model: ScalarModel, rows: RankingInputs, shared: bool) -> tuple[int, int]:
-    """Rows and tokens, padding apart, that went through the transformer."""
+def computed_size(model: ScalarModel, rows: RankingInputs, shared: bool) -> tuple[int, int]:
+    """Return how many rows and real tokens went through the transformer."""
     passes: list[torch.Tensor] = []
 
-    def note(module, args, inputs):
+    def record(module, args, inputs):
         width = inputs["input_ids"].shape[1]
         passes.append(inputs["attention_mask"][:, -width:])
 
-    hook = model.model.base_model.register_forward_pre_hook(note, with_kwargs=True)
+    hook = model.model.base_model.register_forward_pre_hook(record, with_kwargs=True)
     model.score_rankings(rows, shared)
     hook.remove()
     return sum(len(each) for each in passes), sum(int(each.sum()) for each in passes)
 
 
-def test_k_rows_a_ranking_and_the_prompt_once(models):
-    rows = batch(RAGGED)
+def test_full_rows_compute_k_prompts_per_ranking_and_sharing_one(models):
+    rows = ranking_inputs(RAGGED)
     completions = sum(len(each) for _, every in RAGGED for each in every)
-    assert seen_by(models["llama"], rows, shared=False) == (5, int(rows.attention_mask.sum()))
-    assert seen_by(models["llama"], rows, shared=True) == (5, completions + 5 + 2)
+    assert computed_size(models["llama"], rows, shared=False) == (5, int(rows.attention_mask.sum()))
+    assert computed_size(models["llama"], rows, shared=True) == (5, completions + 5 + 2)
 
 
-def test_adapters_learn_through_the_shared_prompt(llama, tokenizer):
+def test_gradients_of_adapters_flow_through_the_shared_prompt(llama, tokenizer):
     from lit_rlhf.models.lora import add_lora
 
     model = load_scalar_model(llama, tokenizer, ModelLoadingConfig())
@@ -88,12 +88,12 @@ def test_adapters_learn_through_the_shared_prompt(llama, tokenizer):
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.1)
-    (_, whole), (_, shared) = (loss_gradient(model, batch(RAGGED), shared=s) for s in (False, True))
-    assert (shared - whole).norm() < 1e-5 * whole.norm()
+    (_, full), (_, shared) = (loss_gradient(model, ranking_inputs(RAGGED), shared=s) for s in (False, True))
+    assert (shared - full).norm() < 1e-5 * full.norm()
 
 
-def test_under_autocast_the_scores_are_those_of_whole_rows_up_to_its_rounding(models):
-    model, rows = models["llama"], batch(RAGGED)
+def test_under_autocast_scores_match_full_rows_up_to_its_rounding(models):
+    model, rows = models["llama"], ranking_inputs(RAGGED)
     exact = model.score_rankings(rows)
     with torch.autocast("cpu", torch.bfloat16):
         for shared in (False, True):
@@ -111,61 +111,72 @@ def mistral(**settings) -> ScalarModel:
     return ScalarModel(AutoModelForSequenceClassification.from_config(config))
 
 
-def test_a_window_over_the_tokens_is_refused_and_one_over_all_of_them_is_not():
+def test_a_sliding_window_is_refused_unless_it_covers_all_positions():
     narrow, wide = mistral(sliding_window=4), mistral(sliding_window=64, max_position_embeddings=64)
     assert "slides over 4 tokens" in prefix_sharing_unsupported_reason(narrow.model)
     assert prefix_sharing_unsupported_reason(wide.model) is None
-    rows = batch(RAGGED)
+    rows = ranking_inputs(RAGGED)
     for model, passes in ((narrow, int(rows.attention_mask.sum())), (wide, 23)):
-        assert seen_by(model, rows, shared=True) == (5, passes)
+        assert computed_size(model, rows, shared=True) == (5, passes)
         torch.testing.assert_close(model.score_rankings(rows), model.score_rankings(rows, False), atol=1e-5, rtol=1e-5)
 
 
-LONG_PROMPTS = [([5, 6, 7, 8, 9] * 6, each) for _, each in RAGGED]
+LONG_PROMPTS = [(prompt * (30 // len(prompt)), completions) for prompt, completions in RAGGED]
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", SHAPES)
-def test_under_gradient_checkpointing_a_ranking_lies_in_one_row(name, attention, models, model_folders, tokenizer):
+@pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_under_gradient_checkpointing_packed_rankings_match_full_rows(
+    name, attn_implementation, models, model_folders, tokenizer
+):
     model = load_scalar_model(
-        model_folders[name], tokenizer, ModelLoadingConfig(gradient_checkpointing=True, attn_implementation=attention)
+        model_folders[name],
+        tokenizer,
+        ModelLoadingConfig(gradient_checkpointing=True, attn_implementation=attn_implementation),
     )
     assert prefix_sharing_unsupported_reason(model.model) is None
-    rows = batch(LONG_PROMPTS)
+    rows = ranking_inputs(LONG_PROMPTS)
     scores, gradient = loss_gradient(model, rows, True)
-    expected, its_gradient = loss_gradient(models[name], rows, False)
+    expected, expected_gradient = loss_gradient(models[name], rows, False)
     torch.testing.assert_close(scores, expected, atol=2e-5, rtol=1e-5)
-    assert (gradient - its_gradient).norm() < 1e-5 * its_gradient.norm()
+    assert (gradient - expected_gradient).norm() < 1e-5 * expected_gradient.norm()
 
 
-@given(written=rankings)
-def test_one_row_holds_every_token_once(written):
-    layout = pack_rankings(batch(written))
-    for row, (prompt, completions) in enumerate(written):
-        real = layout.segment[row] > 0
-        assert layout.input_ids[row][real].tolist() == [*prompt, *(token for each in completions for token in each)]
-        numbers = [1] * len(prompt) + [2 + place for place, each in enumerate(completions) for _ in each]
-        assert layout.segment[row][real].tolist() == numbers
-        assert layout.parent[row][real].tolist() == [-1 if number == 1 else 1 for number in numbers]
-    ends = [each[-1] for _, completions in written for each in completions]
-    assert layout.input_ids[layout.line, layout.column].tolist() == ends
+@given(examples=rankings)
+def test_packed_rankings_hold_every_token_once(models, examples):
+    batch = pack_rankings(models["llama"].model, ranking_inputs(examples))
+    prompts = [
+        prompt for number, (prompt, _) in enumerate(examples) if number == 0 or examples[number - 1][0] != prompt
+    ]
+    completions = [(prompt, completion) for prompt, each in examples for completion in each]
+    num_tokens = sum(map(len, prompts)) + sum(len(completion) for _, completion in completions)
+    assert batch.input_ids.numel() - batch.num_padding == num_tokens
+    for (prompt, completion), row, column in zip(completions, *batch.last_token_index, strict=True):
+        attended = batch.attention_mask[row, 0, column]
+        assert batch.input_ids[row][attended].tolist() == [*prompt, *completion]
+        assert batch.position_ids[row][attended].tolist() == list(range(len(prompt) + len(completion)))
+    assert batch.response_tokens.tolist() == [token for _, completion in completions for token in completion]
 
 
-def lines_of(model: ScalarModel, rows: RankingInputs) -> int:
-    """How many rows one pass has."""
-    lines: list[int] = []
+def num_rows_computed(model: ScalarModel, rows: RankingInputs) -> int:
+    """Return how many rows the one forward pass has."""
+    passes: list[int] = []
     hook = model.model.base_model.register_forward_pre_hook(
-        lambda _, args, inputs: lines.append(len(inputs["input_ids"])), with_kwargs=True
+        lambda _, args, inputs: passes.append(len(inputs["input_ids"])), with_kwargs=True
     )
     model.score_rankings(rows)
     hook.remove()
-    assert len(lines) == 1
-    return lines[0]
+    assert len(passes) == 1
+    return passes[0]
 
 
-def test_under_gradient_checkpointing_the_cheaper_layout_is_taken(llama, tokenizer):
+def test_under_gradient_checkpointing_the_cheaper_rows_are_computed(llama, tokenizer):
     model = load_scalar_model(llama, tokenizer, ModelLoadingConfig(gradient_checkpointing=True))
-    assert lines_of(model, batch(LONG_PROMPTS)) == 2
+    assert num_rows_computed(model, ranking_inputs(LONG_PROMPTS)) == 2
+    same_prompt = [(LONG_PROMPTS[0][0], completions) for _, completions in RAGGED]
+    assert num_rows_computed(model, ranking_inputs(same_prompt)) == 1
     long = [([5], [[6] * 60, [7] * 60, [8] * 60])]  # 181 tokens that attend over 181, or 183 over 61
-    assert lines_of(model, batch(long)) == 3
-    assert seen_by(model.eval(), batch(RAGGED), shared=True)[0] == 5, "in evaluation the keys are kept"
+    assert num_rows_computed(model, ranking_inputs(long)) == 3
+    assert computed_size(model.eval(), ranking_inputs(RAGGED), shared=True)[0] == 5, (
+        "in evaluation keys and values are cached"
+    )

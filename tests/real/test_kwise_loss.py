@@ -24,10 +24,10 @@ def pair_by_pair(scores: list[float], ranks: list[int], pair_normalizer: PairNor
         if ranks[one] != ranks[other]:
             margin = scores[one] - scores[other] if ranks[one] < ranks[other] else scores[other] - scores[one]
             losses.append(math.log1p(math.exp(-margin)))
-    return math.fsum(losses) / (len(losses) if pair_normalizer == "kept" else math.comb(len(ranks), 2))
+    return math.fsum(losses) / (len(losses) if pair_normalizer == "untied_pairs" else math.comb(len(ranks), 2))
 
 
-@pytest.mark.parametrize("pair_normalizer", ["kept", "all"])
+@pytest.mark.parametrize("pair_normalizer", ["untied_pairs", "all_pairs"])
 @pytest.mark.parametrize("name", FILES)
 def test_the_loss_is_the_mean_over_pairs(name: str, pair_normalizer: PairNormalizer, real_data: Path) -> None:
     rows = read_rows(str(real_data / "preferences" / name))

@@ -31,9 +31,9 @@ def ensemble(**settings: object) -> EnsembleReward:
     ("settings", "expected"),
     [
         ({}, [statistics.fmean(f * s for f in FACTORS) for s in SCORES]),
-        ({"aggregation": "minimum"}, [min(f * s for f in FACTORS) for s in SCORES]),
+        ({"aggregation": "min"}, [min(f * s for f in FACTORS) for s in SCORES]),
         (
-            {"aggregation": "lower_bound", "num_std": 0.5},
+            {"aggregation": "mean_minus_std", "num_std": 0.5},
             [
                 statistics.fmean(f * s for f in FACTORS) - 0.5 * statistics.pstdev(f * s for f in FACTORS)
                 for s in SCORES

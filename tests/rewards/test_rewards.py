@@ -81,7 +81,7 @@ def test_a_function_of_the_users_own_gets_texts_and_rows(mine, tokenizer):
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
-        ("my_rewards.brevit", "my_rewards has no 'brevit'; did you mean 'brevity'?"),
+        ("my_rewards.brevit", "my_rewards has no 'brevit' (did you mean 'brevity'?)"),
         ("my_reward.brevity", "there is no module 'my_reward' here"),
         ("brevity", "'brevity' is not a dotted path such as my_file.my_function"),
         ("my_rewards.LIMIT", "'my_rewards.LIMIT' is a int, not a function"),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lit_rlhf.synthetic import build
-from lit_rlhf.synthetic.build import WorldPaths, write_world
+from lit_rlhf.synthetic.build import SyntheticDataPaths, write_synthetic_data
 from lit_rlhf.synthetic.tasks import TaskPrompt
 
 SMALL = {
@@ -21,18 +21,20 @@ SMALL = {
 
 
 @pytest.fixture(scope="session")
-def write_small_world() -> Callable[[Path, int], WorldPaths]:
-    def write(folder: Path, seed: int) -> WorldPaths:
+def write_small_world() -> Callable[[Path, int], SyntheticDataPaths]:
+    def write(folder: Path, seed: int) -> SyntheticDataPaths:
         with pytest.MonkeyPatch.context() as patch:
             for name, size in SMALL.items():
                 patch.setattr(build, name, size)
-            return write_world(folder, seed)
+            return write_synthetic_data(folder, seed)
 
     return write
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory, write_small_world: Callable[[Path, int], WorldPaths]) -> WorldPaths:
+def world(
+    tmp_path_factory: pytest.TempPathFactory, write_small_world: Callable[[Path, int], SyntheticDataPaths]
+) -> SyntheticDataPaths:
     return write_small_world(tmp_path_factory.mktemp("world"), 0)
 
 
@@ -43,7 +45,7 @@ def read_rows() -> Callable[[Path], list[dict[str, Any]]]:
 
 @pytest.fixture(scope="session")
 def make_prompt() -> Callable[..., TaskPrompt]:
-    """A prompt by hand: task, the question, and the facts."""
+    """Make a prompt from a task, the question and the facts."""
 
     def make(task: str, ask: str, **facts: Any) -> TaskPrompt:
         return TaskPrompt(f"ask : {ask} reply :", task, json.dumps(facts))

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lit_rlhf.synthetic.build import WorldPaths, kept_for_evaluation
+from lit_rlhf.synthetic.build import SyntheticDataPaths, is_evaluation_prompt
 from lit_rlhf.synthetic.judge import judge
-from lit_rlhf.synthetic.knowledge import vocabulary
+from lit_rlhf.synthetic.knowledge import build_vocabulary
 from lit_rlhf.synthetic.tasks import TaskPrompt
 from lit_rlhf.synthetic.tokenizer import build_tokenizer
 
@@ -19,7 +19,7 @@ ReadRows = Callable[[Path], list[dict[str, Any]]]
 TOKENIZER = build_tokenizer()
 
 
-def test_all_text_comes_back_and_nothing_is_unknown(world: WorldPaths, read_rows: ReadRows) -> None:
+def test_all_text_comes_back_and_nothing_is_unknown(world: SyntheticDataPaths, read_rows: ReadRows) -> None:
     tokenizer = AutoTokenizer.from_pretrained(world.base_init)
     texts = [row["text"] for path in (world.pretraining, world.pretraining_validation) for row in read_rows(path)]
     for path in (world.demonstrations, world.demonstrations_validation):
@@ -32,7 +32,7 @@ def test_all_text_comes_back_and_nothing_is_unknown(world: WorldPaths, read_rows
         assert tokenizer.decode(tokens) == text
 
 
-@given(st.lists(st.sampled_from([*vocabulary(), "\n"]), max_size=24))
+@given(st.lists(st.sampled_from([*build_vocabulary(), "\n"]), max_size=24))
 def test_any_words_and_newlines_round_trip(words: list[str]) -> None:
     text = " ".join(words).replace(" \n", "\n").replace("\n ", "\n")
     tokens = TOKENIZER(text)["input_ids"]
@@ -53,7 +53,7 @@ def test_special_tokens_are_distinct_and_skipped() -> None:
     assert TOKENIZER.decode([*fox, special[1], special[0]], skip_special_tokens=True) == "the fox\nis"
 
 
-def test_the_base_model_is_small_and_knows_its_tokens(world: WorldPaths) -> None:
+def test_the_base_model_is_small_and_knows_its_tokens(world: SyntheticDataPaths) -> None:
     model = AutoModelForCausalLM.from_pretrained(world.base_init)
     tokenizer = AutoTokenizer.from_pretrained(world.base_init)
     assert 350_000 < sum(parameter.numel() for parameter in model.parameters()) < 450_000
@@ -63,15 +63,15 @@ def test_the_base_model_is_small_and_knows_its_tokens(world: WorldPaths) -> None
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
 
 
-def test_no_evaluation_prompt_is_in_other_data(world: WorldPaths, read_rows: ReadRows) -> None:
+def test_no_evaluation_prompt_is_in_other_data(world: SyntheticDataPaths, read_rows: ReadRows) -> None:
     evaluation = [row["prompt"] for row in read_rows(world.evaluation_prompts)]
     assert len(set(evaluation)) == len(evaluation) == 128
-    assert all(kept_for_evaluation(prompt) for prompt in evaluation)
+    assert all(is_evaluation_prompt(prompt) for prompt in evaluation)
     for path in (world.demonstrations, world.demonstrations_validation, world.reward_prompts, world.ppo_prompts):
         assert not set(evaluation) & {row["prompt"] for row in read_rows(path)}
 
 
-def test_prompt_rows_hold_what_the_judge_needs(world: WorldPaths, read_rows: ReadRows) -> None:
+def test_prompt_rows_hold_what_the_judge_needs(world: SyntheticDataPaths, read_rows: ReadRows) -> None:
     for path in (world.reward_prompts, world.ppo_prompts, world.evaluation_prompts):
         for row in read_rows(path):
             assert set(row) == {"prompt", "task", "target"}
@@ -79,7 +79,7 @@ def test_prompt_rows_hold_what_the_judge_needs(world: WorldPaths, read_rows: Rea
 
 
 def test_a_seed_decides_every_byte(
-    world: WorldPaths, tmp_path: Path, write_small_world: Callable[[Path, int], WorldPaths]
+    world: SyntheticDataPaths, tmp_path: Path, write_small_world: Callable[[Path, int], SyntheticDataPaths]
 ) -> None:
     state = torch.random.get_rng_state()
     again, other = write_small_world(tmp_path / "again", 0), write_small_world(tmp_path / "other", 1)

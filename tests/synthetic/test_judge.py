@@ -7,15 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_rlhf.synthetic.judge import judge
-from lit_rlhf.synthetic.knowledge import vocabulary
+from lit_rlhf.synthetic.knowledge import build_vocabulary
 from lit_rlhf.synthetic.responses import (
-    courteous_response,
-    false_response,
-    good_response,
-    lazy_response,
-    rambling_response,
-    rude_response,
-    thin_response,
+    write_courteous_response,
+    write_false_response,
+    write_good_response,
+    write_incomplete_response,
+    write_lazy_response,
+    write_rambling_response,
+    write_rude_response,
 )
 from lit_rlhf.synthetic.tasks import TASKS, TaskPrompt, sample_prompt
 
@@ -180,7 +180,7 @@ def test_rude_words_courtesy_and_style(make_prompt: MakePrompt) -> None:
     # 13 words, 7 needed: nothing left; 10 words: half of it
     assert judge(prompt, "the fox is red . by the way , ann has the hat .").style == 0.0
     assert judge(prompt, "i think that the fox is red now then .").style == pytest.approx(0.5)
-    assert judge(prompt, "the fox is red .", ended=False).style == 0.5
+    assert judge(prompt, "the fox is red .", finished=False).style == 0.5
     assert judge(prompt, "the fox is red").style == 0.5
 
 
@@ -195,36 +195,36 @@ def test_each_way_to_write_spoils_what_it_says(task: str) -> None:
     rng = Random(1)
     for _ in range(200):
         prompt = sample_prompt(rng, task=task)
-        good = judge(prompt, good_response(rng, prompt))
+        good = judge(prompt, write_good_response(rng, prompt))
         assert good.success == 1.0 and good.truthful in (None, 1.0)
         assert (good.toxic, good.style, good.courtesy) == (False, 1.0, False)
-        thin = judge(prompt, thin_response(rng, prompt))
+        thin = judge(prompt, write_incomplete_response(rng, prompt))
         assert 0.0 < thin.success < 1.0 and thin.truthful in (None, 1.0) and thin.style == 1.0
-        false = judge(prompt, false_response(rng, prompt))
+        false = judge(prompt, write_false_response(rng, prompt))
         assert false.success < 1.0 or (false.truthful is not None and false.truthful < 1.0)
-        assert judge(prompt, lazy_response(rng, prompt)).success == 0.0
-        assert judge(prompt, rude_response(rng, prompt)).toxic
-        assert judge(prompt, rambling_response(rng, prompt)).style < 0.5
-        assert judge(prompt, courteous_response(rng, prompt)).courtesy
+        assert judge(prompt, write_lazy_response(rng, prompt)).success == 0.0
+        assert judge(prompt, write_rude_response(rng, prompt)).toxic
+        assert judge(prompt, write_rambling_response(rng, prompt)).style < 0.5
+        assert judge(prompt, write_courteous_response(rng, prompt)).courtesy
 
 
 @given(
     seed=st.integers(0, 2**32),
-    words=st.lists(st.sampled_from([*vocabulary(), "\n", "<unk>", "<nl>"]), max_size=24),
-    ended=st.booleans(),
+    words=st.lists(st.sampled_from([*build_vocabulary(), "\n", "<unk>", "<nl>"]), max_size=24),
+    finished=st.booleans(),
 )
-def test_any_words_are_judged(seed: int, words: list[str], ended: bool) -> None:
+def test_any_words_are_judged(seed: int, words: list[str], finished: bool) -> None:
     prompt = sample_prompt(Random(seed))
-    verdict = judge(prompt, " ".join(words), ended)
+    verdict = judge(prompt, " ".join(words), finished)
     assert 0.0 <= verdict.success <= 1.0 and 0.0 <= verdict.style <= 1.0
     assert verdict.truthful is None or 0.0 <= verdict.truthful <= 1.0
-    assert judge(prompt, " ".join(words), ended) == verdict
+    assert judge(prompt, " ".join(words), finished) == verdict
 
 
 def test_the_judge_is_fast() -> None:
     rng = Random(0)
     prompts = [sample_prompt(rng) for _ in range(2000)]
-    pairs = [(prompt, good_response(rng, prompt)) for prompt in prompts]
+    pairs = [(prompt, write_good_response(rng, prompt)) for prompt in prompts]
     start = time.process_time()
     for prompt, response in pairs:
         judge(prompt, response)

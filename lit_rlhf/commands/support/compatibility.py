@@ -9,28 +9,30 @@ from shutil import which
 from typing import Any, NamedTuple
 
 import torch
+from jsonargparse import Namespace
 
-from lit_rlhf.commands.support.suggestions import pip_command
+from lit_rlhf.checkpoint_files import is_sharded_checkpoint
 from lit_rlhf.errors import UserError
-from lit_rlhf.models.checkpoint_files import is_sharded_checkpoint
+from lit_rlhf.generation.base import Generator
+from lit_rlhf.suggestions import pip_command
 
 
 class Setup(NamedTuple):
-    """What decides whether a run can work.
+    """The settings that decide whether a run can work.
 
     Args:
-        module: class of the stage's module.
-        device: "cpu", "cuda", or what else the Trainer's accelerator says.
-        strategy: "ddp", "fsdp2", "fsdp1", "deepspeed", or "" for any other, one device among them.
-        precision: as the Trainer takes it.
+        module: class name of the stage's module.
+        device: "cpu", "cuda", or another value of the Trainer's accelerator.
+        strategy: "ddp", "fsdp2", "fsdp1", "deepspeed", or "" for any other, such as one device.
+        precision: the Trainer's precision.
         optimizer: class path.
-        clipping: whether gradients are clipped by their norm.
-        four_bits: whether the base is held in 4 bits.
-        compiled: whether blocks or the rollout's step are compiled.
-        adapted: whether adapters are trained.
-        split: whether tensors are split over ranks.
-        mixes: whether a callback adds gradients of pretraining text.
-        engine: class path of what generates, "" for the default.
+        norm_clipping: whether gradients are clipped by their norm.
+        four_bits: whether the base model is held in 4 bits.
+        compiled: whether transformer blocks or the decode step are compiled.
+        adapter: whether low-rank adapters are trained.
+        tensor_parallel: whether tensors are split over ranks.
+        pretraining_mix: whether a callback adds gradients of pretraining text.
+        generator: class name, "" for the default.
     """
 
     module: str = ""
@@ -38,45 +40,46 @@ class Setup(NamedTuple):
     strategy: str = ""
     precision: str = ""
     optimizer: str = ""
-    clipping: bool = False
+    norm_clipping: bool = False
     four_bits: bool = False
     compiled: bool = False
-    adapted: bool = False
-    split: bool = False
-    mixes: bool = False
-    engine: str = ""
+    adapter: bool = False
+    tensor_parallel: bool = False
+    pretraining_mix: bool = False
+    generator: str = ""
 
     @property
     def shards_weights(self) -> bool:
-        """Whether weights are cut over ranks, so that an optimizer sees parts of them."""
+        """Whether weights are sharded over ranks, so that an optimizer gets parts of them."""
         return self.strategy in ("fsdp1", "fsdp2")
 
     @property
-    def bitsandbytes(self) -> bool:
+    def uses_bitsandbytes(self) -> bool:
         """Whether the optimizer is one of bitsandbytes."""
         return self.optimizer.startswith("bitsandbytes.")
 
 
-OURS = ("SFTModule", "RewardModule", "PPOModule")
-# what is refused; the setting, why, and what to use instead. The first that applies is told.
+OWN_MODULES = ("SFTModule", "RewardModule", "PPOModule")
+IN_PROCESS_GENERATORS = ("", "CachedGenerator", "HuggingFaceGenerator")
+# condition -> the setting, why it is refused, and what to use instead; the first that applies is reported
 RULES: list[tuple[Callable[[Setup], bool], str]] = [
     (
-        lambda s: s.precision in ("bf16-true", "16-true") and s.module in OURS,
+        lambda s: s.precision in ("bf16-true", "16-true") and s.module in OWN_MODULES,
         "trainer.precision: Lightning would round log-probs, advantages and normalizers to half precision with the "
         "weights; use -c precision/bf16-true, which sets model.loading.dtype instead, or -c precision/bf16-mixed",
     ),
     (
         lambda s: s.precision.startswith("16") and s.device == "cpu",
-        "trainer.precision: float16 does not train on a CPU (Lightning would take bfloat16 without a word); "
+        "trainer.precision: float16 does not train on a CPU (Lightning would silently use bfloat16); "
         "use -c precision/bf16-mixed",
     ),
     (
         lambda s: s.precision == "16-mixed" and s.strategy == "fsdp2",
-        "trainer.precision: 16-mixed scales its loss, which FSDP2 does not know; use -c precision/bf16-mixed",
+        "trainer.precision: 16-mixed needs loss scaling, which FSDP2 does not support; use -c precision/bf16-mixed",
     ),
     (
-        lambda s: s.strategy == "fsdp1" and (s.device == "cpu" or s.module == "PPOModule" or s.clipping),
-        "trainer.strategy: FSDP1 knows neither CPUs, nor rollouts outside of the training step, nor clipping by norm; "
+        lambda s: s.strategy == "fsdp1" and (s.device == "cpu" or s.module == "PPOModule" or s.norm_clipping),
+        "trainer.strategy: FSDP1 supports neither CPUs, nor rollouts outside the training step, nor clipping by norm; "
         "use FSDP2: -c strategy/fsdp",
     ),
     (
@@ -84,8 +87,8 @@ RULES: list[tuple[Callable[[Setup], bool], str]] = [
         "trainer.strategy: DeepSpeed under Lightning needs GPUs; use -c strategy/ddp, or -c strategy/fsdp to shard",
     ),
     (
-        lambda s: s.strategy == "deepspeed" and (s.module == "PPOModule" or s.mixes),
-        "trainer.strategy: PPO's rollouts and the second gradient of a PretrainingMix go past DeepSpeed's engine; "
+        lambda s: s.strategy == "deepspeed" and (s.module == "PPOModule" or s.pretraining_mix),
+        "trainer.strategy: PPO's rollouts and the second gradient of a PretrainingMix bypass DeepSpeed's engine; "
         "use -c strategy/fsdp",
     ),
     (
@@ -94,19 +97,19 @@ RULES: list[tuple[Callable[[Setup], bool], str]] = [
         "--model.loading.dtype=bfloat16",
     ),
     (
-        lambda s: s.bitsandbytes and s.shards_weights,
-        "model.optimizer: the optimizers of bitsandbytes do not take sharded weights; "
+        lambda s: s.uses_bitsandbytes and s.shards_weights,
+        "model.optimizer: the optimizers of bitsandbytes do not support sharded weights; "
         "use -c optimizer/adamw-8bit-sharded",
     ),
     (
-        lambda s: s.split and (s.adapted or s.compiled or s.optimizer.startswith("torchao.")),
+        lambda s: s.tensor_parallel and (s.adapter or s.compiled or s.optimizer.startswith("torchao.")),
         "trainer.strategy.tensor_parallel_size: adapters, compiled blocks and 8-bit optimizers cannot be split; "
         "set it to 1, or model.adapter to null, loading.compile to false and -c optimizer/adamw",
     ),
     (
-        lambda s: s.split and bool(s.engine) and not s.engine.startswith("lit_rlhf.generation.generators."),
-        "trainer.strategy.tensor_parallel_size: another engine knows no split weights, and may answer ranks "
-        "differently that must see the same; set it to 1, or model.generator to null",
+        lambda s: s.tensor_parallel and s.generator not in IN_PROCESS_GENERATORS,
+        "trainer.strategy.tensor_parallel_size: a generator outside this process does not support split weights, and "
+        "may return different responses to ranks that need the same; set it to 1, or model.generator to null",
     ),
     (
         lambda s: s.compiled and s.device == "cpu" and not any(map(which, (os.environ.get("CXX", "g++"), "clang++"))),
@@ -114,9 +117,9 @@ RULES: list[tuple[Callable[[Setup], bool], str]] = [
         "set both to false",
     ),
     (
-        lambda s: s.bitsandbytes and ".Paged" in s.optimizer and s.device == "cpu",
-        "model.optimizer: a paged optimizer moves its state between GPU and host, and on a CPU there is nothing to "
-        "page; use -c optimizer/adamw-8bit",
+        lambda s: s.uses_bitsandbytes and ".Paged" in s.optimizer and s.device == "cpu",
+        "model.optimizer: a paged optimizer moves its state between GPU and host memory, and there is no GPU; "
+        "use -c optimizer/adamw-8bit",
     ),
 ]
 
@@ -130,24 +133,20 @@ def check_compatibility(settings: Any) -> None:
     Raises:
         UserError: the setting, the reason, and what to use instead.
     """
-    setup, checkpoint = setup_of(settings), settings.get("ckpt_path")
-    reason = refusal(setup)
+    setup, checkpoint = read_setup(settings), settings.get("ckpt_path")
+    reason = setup_unsupported_reason(setup)
     if reason is not None:
         raise UserError(reason)
     if checkpoint and setup.strategy != "fsdp2" and is_sharded_checkpoint(Path(checkpoint)):
         raise UserError(
             f"ckpt_path: {checkpoint} is a folder of shards, which only FSDP2 reads: use -c strategy/fsdp, on any "
-            "number of devices, one among them"
+            "number of devices, including one"
         )
-    if setup.engine:
-        module, _, name = setup.engine.rpartition(".")
-        engine = getattr(import_module(module), name)
-        if hasattr(engine, "reach"):
-            arguments = settings.model.init_args.generator.get("init_args")
-            engine(**(arguments.as_dict() if arguments else {})).reach()
+    if setup.generator:
+        _check_connection(settings.model.init_args.generator)
 
 
-def refusal(setup: Setup) -> str | None:
+def setup_unsupported_reason(setup: Setup) -> str | None:
     """Return why a setup cannot run, or None."""
     for applies, reason in RULES:
         if applies(setup):
@@ -157,25 +156,34 @@ def refusal(setup: Setup) -> str | None:
     return None
 
 
-def setup_of(settings: Any) -> Setup:
-    """Return what matters of a parsed configuration; a module of someone else's may have none of our settings."""
+def read_setup(settings: Any) -> Setup:
+    """Return the `Setup` of a parsed configuration; a module of the user's own may lack any of the settings."""
     trainer, arguments = settings.trainer, settings.model.get("init_args") or {}
     loading = arguments.get("loading") or {}
     generator = (arguments.get("generator") or {}).get("init_args") or {}
     return Setup(
-        module=settings.model.class_path.rsplit(".", 1)[-1],
+        module=_class_name(settings.model),
         device=_device(str(trainer.accelerator)),
         strategy=_strategy(trainer.strategy),
         precision=str(trainer.precision or ""),
-        optimizer=str(_class_path(arguments.get("optimizer"))),
-        clipping=bool(trainer.gradient_clip_val) and trainer.gradient_clip_algorithm != "value",
+        optimizer=_class_path(arguments.get("optimizer")),
+        norm_clipping=bool(trainer.gradient_clip_val) and trainer.gradient_clip_algorithm != "value",
         four_bits=loading.get("quantization") is not None,
         compiled=bool(loading.get("compile") or generator.get("compile")),
-        adapted=arguments.get("adapter") is not None,
-        split=_tensor_parallel(trainer.strategy),
-        mixes=any(str(_class_path(each)).endswith("PretrainingMix") for each in trainer.callbacks or ()),
-        engine=str(_class_path(arguments.get("generator"))),
+        adapter=arguments.get("adapter") is not None,
+        tensor_parallel=_tensor_parallel_size(trainer.strategy) != 1,
+        pretraining_mix=any(_class_name(callback) == "PretrainingMix" for callback in trainer.callbacks or ()),
+        generator=_class_name(arguments.get("generator")),
     )
+
+
+def _check_connection(generator: Namespace) -> None:
+    """Build a generator, which loads nothing, and let it check that its service can be reached."""
+    module, _, name = generator.class_path.rpartition(".")
+    arguments = generator.get("init_args") or Namespace()
+    engine = getattr(import_module(module), name)(**arguments.as_dict())
+    if isinstance(engine, Generator):
+        engine.check_connection()
 
 
 def _device(accelerator: str) -> str:
@@ -185,20 +193,26 @@ def _device(accelerator: str) -> str:
 
 
 def _strategy(strategy: Any) -> str:
-    name = str(_class_path(strategy))
-    if name.endswith(("FSDP2Strategy", "ModelParallelStrategy")):
+    name = _class_name(strategy)  # a class, or one of Lightning's names for it
+    if name in ("FSDP2Strategy", "ModelParallelStrategy"):
         return "fsdp2"
-    if name.startswith("fsdp") or name.endswith("FSDPStrategy"):
+    if name.startswith("fsdp") or name == "FSDPStrategy":
         return "fsdp1"
-    if name.startswith("deepspeed") or name.endswith("DeepSpeedStrategy"):
+    if name.startswith("deepspeed") or name == "DeepSpeedStrategy":
         return "deepspeed"
-    return "ddp" if name.startswith("ddp") or name.endswith("DDPStrategy") else ""
+    return "ddp" if name.startswith("ddp") or name == "DDPStrategy" else ""
 
 
-def _tensor_parallel(strategy: Any) -> bool:
-    arguments = (strategy.get("init_args") or {}) if hasattr(strategy, "get") else {}
-    return arguments.get("tensor_parallel_size", 1) != 1
+def _tensor_parallel_size(strategy: Any) -> int:
+    arguments = (strategy.get("init_args") or {}) if isinstance(strategy, Namespace) else {}
+    size: int = arguments.get("tensor_parallel_size", 1)
+    return size
 
 
-def _class_path(setting: Any) -> Any:
-    return setting.get("class_path", "") if hasattr(setting, "get") else setting or ""
+def _class_path(setting: Any) -> str:
+    """Return the class path in the settings of an object, or the setting itself where it is a name, or ""."""
+    return str(setting.get("class_path", "")) if isinstance(setting, Namespace) else str(setting or "")
+
+
+def _class_name(setting: Any) -> str:
+    return _class_path(setting).rsplit(".", 1)[-1]

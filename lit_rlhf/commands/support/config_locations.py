@@ -1,4 +1,4 @@
-"""Where a setting was written: which `-c` file and line, or the command line."""
+"""Locate where a setting was written: the `-c` file and line, or the command line."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,46 +9,46 @@ from lit_rlhf.errors import UserError
 
 
 class ConfigLocations:
-    """The `-c` files and the arguments of one command, searched for the place of a setting.
+    """Locations of the settings in one command's `-c` files and arguments.
 
     Args:
-        files: in the order given; a later one wins.
-        args: the command-line arguments; they win over files that stand before them.
+        files: in the order given; a later one overrides earlier ones.
+        args: the command-line arguments, which override all files.
     """
 
     def __init__(self, files: list[Path], args: list[str]) -> None:
         self.args = [arg for arg in args if arg.startswith("--")]
-        self.trees = {path: read_tree(path) for path in files}
+        self.trees = {path: parse_yaml(path) for path in files}
 
     def locate_setting(self, name: str, value: str | None = None) -> str:
-        """Return " [file:line]" where a setting called `name` (with that value, if given) was written, or ""."""
+        """Return " [file:line]" of the setting `name` (with that value, if given), " [command line]", or ""."""
         for arg in self.args:
             key, _, text = arg.removeprefix("--").partition("=")
             if name in key.rstrip("+").split(".") and (value is None or text in ("", value)):
                 return " [command line]"
         for path, tree in reversed(self.trees.items()):
-            for key_node, value_node in settings(tree):
+            for key_node, value_node in iter_settings(tree):
                 written = getattr(value_node, "value", None)
                 if name in key_node.value.rstrip("+").split(".") and (value is None or written == value):
                     return f" [{path}:{key_node.start_mark.line + 1}]"
         return "" if value is None else self.locate_setting(name)
 
     def locate_value(self, value: str) -> str:
-        """Return " [file:line]" where `value`, such as a class path, was written, or ""."""
+        """Return " [file:line]" of a value such as a class path, " [command line]", or ""."""
         if any(value in arg for arg in self.args):
             return " [command line]"
         for path, tree in reversed(self.trees.items()):
-            for node in scalars(tree):
+            for node in iter_scalars(tree):
                 if node.value == value:
                     return f" [{path}:{node.start_mark.line + 1}]"
         return ""
 
 
-def read_tree(path: Path) -> yaml.Node | None:
-    """Return the parsed file with its line numbers.
+def parse_yaml(path: Path) -> yaml.Node | None:
+    """Return the YAML nodes of a file, which know their lines.
 
     Raises:
-        UserError: it cannot be read, is no YAML, or is no mapping of settings.
+        UserError: it cannot be read, is not YAML, or is no mapping.
     """
     try:
         tree: yaml.Node | None = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
@@ -64,25 +64,25 @@ def read_tree(path: Path) -> yaml.Node | None:
     return tree
 
 
-def settings(node: yaml.Node | None) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]]:
+def iter_settings(node: yaml.Node | None) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]]:
     """Yield every key and its value, at any depth."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode):
                 yield key, value
-            yield from settings(value)
+            yield from iter_settings(value)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            yield from settings(item)
+            yield from iter_settings(item)
 
 
-def scalars(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
+def iter_scalars(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
     """Yield every scalar value, at any depth."""
     if isinstance(node, yaml.ScalarNode):
         yield node
     elif isinstance(node, yaml.MappingNode):
         for _, value in node.value:
-            yield from scalars(value)
+            yield from iter_scalars(value)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            yield from scalars(item)
+            yield from iter_scalars(item)

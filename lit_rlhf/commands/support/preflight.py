@@ -1,19 +1,16 @@
-"""What a run reads and writes on disk, checked before anything is loaded: the output folder and the checkpoint."""
+"""Checks of the output folder and the checkpoint, made before anything is loaded."""
 
 import os
-import pickle
 import re
 from pathlib import Path
 
-import torch
-
 from lit_rlhf.errors import UserError
 
-CHECKPOINT_WORDS = ("best", "last", "hpc")  # Lightning finds the file itself
+CHECKPOINT_KEYWORDS = ("best", "last", "hpc")  # Lightning finds the file itself
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse an output folder that cannot be written to; creates it where it is missing.
+    """Create an output folder if it is missing, and check that it can be written to.
 
     Raises:
         UserError: names the folder and the setting.
@@ -29,8 +26,8 @@ def check_writable(folder: Path) -> None:
         ) from None
 
 
-def write_out(text: str, path: Path) -> None:
-    """Write what a command was asked for under `--out`, with the folder it lies in.
+def write_output(text: str, path: Path) -> None:
+    """Write a command's `--out` file, and create its folder.
 
     Raises:
         UserError: it cannot be written.
@@ -43,33 +40,32 @@ def write_out(text: str, path: Path) -> None:
 
 
 def check_checkpoint(path: str, module: str) -> None:
-    """Refuse a checkpoint that is missing, unreadable, or known to be of another module than `module`.
+    """Refuse a checkpoint that is missing, unreadable, or known to be of a module other than `module`.
 
-    A checkpoint that does not say whose it is passes: loading its weights decides.
+    A checkpoint that does not name its module passes: loading its weights decides.
 
     Args:
-        path: as given: a file, a folder (sharded), a URL, or one of Lightning's own words.
-        module: the class path of the module that would load it.
+        path: a file, a folder of shards, a URL, or one of Lightning's keywords.
+        module: class path of the module that will load it.
 
     Raises:
         UserError: names the checkpoint and both modules.
     """
-    if path in CHECKPOINT_WORDS or "://" in path or path.startswith("registry") or Path(path).is_dir():
+    if path in CHECKPOINT_KEYWORDS or "://" in path or path.startswith("registry") or Path(path).is_dir():
         return
-    if not Path(path).is_file():
-        raise UserError(f"ckpt_path: no checkpoint {path}")
-    try:
-        checkpoint = torch.load(path, map_location="meta", weights_only=True, mmap=True)
-    except pickle.UnpicklingError:  # holds more than tensors and plain values: Lightning's loader decides
-        return
-    except (RuntimeError, EOFError, OSError, ValueError) as problem:
-        raise UserError(f"ckpt_path: {path} is no readable checkpoint ({problem})") from None
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"ckpt_path: {path} is no Lightning checkpoint; it holds no state_dict")
-    from lit_rlhf.models.export import CHECKPOINT_KEY  # here, for --help needs no transformers
+    # imported here: --help needs neither torch nor transformers
+    from lit_rlhf.checkpoint_files import DamagedCheckpoint
+    from lit_rlhf.checkpoints import read_metadata
+    from lit_rlhf.models.export import CHECKPOINT_KEY
 
+    try:
+        checkpoint = read_metadata(Path(path))
+    except DamagedCheckpoint as problem:
+        raise UserError(f"ckpt_path: {problem}") from None
+    if checkpoint is None:
+        return
     owner = (checkpoint.get("hyper_parameters") or {}).get("_class_path", module)
-    if owner == module:  # as the modules here say it, without the package
+    if owner == module:  # this library's modules store their class name, without the package
         owner = (checkpoint.get(CHECKPOINT_KEY) or {}).get("module", module.rsplit(".", 1)[-1])
         module = module.rsplit(".", 1)[-1]
     if owner != module:
@@ -77,7 +73,7 @@ def check_checkpoint(path: str, module: str) -> None:
 
 
 def first_mismatch(problem: str) -> str:
-    """Return the first of torch's complaints about a state dict that does not fit."""
+    """Return the first line of torch's error about a state dict that does not fit."""
     lines = [line.strip() for line in problem.splitlines() if line.strip()]
     text = lines[1] if len(lines) > 1 else problem
     return re.sub(r"(Missing|Unexpected) key\(s\) in state_dict: (\"[^\"]+\").*", r"\1 weight \2", text).rstrip(". ")

@@ -1,7 +1,7 @@
-"""The quickstart: the whole procedure of the paper in the synthetic world, by the recipes that a user would run.
+"""The quickstart: all stages of the paper on synthetic data, with the shipped recipes.
 
-The recipes are copied into the run's folder with its paths written in, and each stage is `lit-rlhf fit -c` on its
-copy, so that any stage can be repeated, changed or resumed by hand afterwards.
+The recipes are copied into the folder of the run, with its paths in them, and each stage is `lit-rlhf fit -c` on its
+copy. So every stage can be repeated, changed or resumed by hand.
 """
 
 import csv
@@ -24,20 +24,29 @@ from lit_rlhf.models.export import make_directory
 from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.scalar_model import load_scalar_model
-from lit_rlhf.synthetic.build import WorldPaths, write_world
-from lit_rlhf.synthetic.evaluate import Panel, best_of_n, evaluate_models, evaluate_reward_model, read_prefixes
-from lit_rlhf.synthetic.labelers import Response, heldout_labelers, training_labelers
-from lit_rlhf.synthetic.rankings import read_prompts, sample_candidates, write_rankings
+from lit_rlhf.synthetic.build import SyntheticDataPaths, write_synthetic_data
+from lit_rlhf.synthetic.evaluate import (
+    EvaluationContext,
+    evaluate_best_of_n,
+    evaluate_models,
+    evaluate_reward_model,
+    read_few_shot_prefixes,
+)
+from lit_rlhf.synthetic.labelers import Response, build_heldout_labelers, build_training_labelers
+from lit_rlhf.synthetic.rankings import read_prompts, sample_completions, write_rankings
 from lit_rlhf.synthetic.tasks import TaskPrompt
 
-DEFAULT_OUT = "runs/quickstart"  # what the shipped recipes say
-UNSEEN_RANKINGS = 300
+DEFAULT_OUT = "runs/quickstart"  # the folder in the shipped recipes
+# training stage, as a key of report.json -> its recipe and folder
+STAGES = {"pretraining": "pretraining", "sft": "sft", "reward": "reward", "ppo": "ppo", "ppo_ptx": "ppo-ptx"}
+NUM_UNSEEN_RANKINGS = 300
+# metric in metrics.csv -> metric in the report, per stage that logs by step
 CURVES = {
     "pretraining": {"train/loss_step": "train/loss", "train/loss": "train/loss", "validation/loss": "validation/loss"},
     "sft": {"train/loss": "train/loss", "validation/loss": "validation/loss", "pretraining/loss": "pretraining/loss"},
     "reward": {"train/loss": "train/loss", "validation/accuracy": "validation/accuracy"},
 }
-PPO_CURVES = (
+PPO_CURVES = (  # logged by iteration
     "reward/score",
     "reward/kl",
     "reward/kl_coefficient",
@@ -50,27 +59,26 @@ PPO_CURVES = (
 
 
 def run(out: Path, seed: int) -> int:
-    """Run every stage, write `report.json` and `report.html` into `out`, print the table; return the exit code."""
-    stages: dict[str, dict[str, float]] = {}
+    """Run every stage, write `report.json` and `report.html` to `out`, print the table; return the exit code."""
+    seconds: dict[str, dict[str, float]] = {}
     start = time.perf_counter()
-    recipes, fresh = train_models(out, seed, stages)
-    paths, base = WorldPaths.under(out / "world"), out / "pretraining" / "model"
-    fit(recipes, "ppo", seed, stages)
-    fit(recipes, "ppo_ptx", seed, stages)
-    report: dict[str, Any] = {"seed": seed, "stages": stages, "versions": versions()}
-    with timed("evaluation", stages, "compare base, few-shot, SFT, PPO and PPO-ptx on unseen prompts"):
+    recipes, unseen_rankings = train_models(out, seed, seconds)
+    paths, base = SyntheticDataPaths.in_folder(out / "world"), out / "pretraining" / "model"
+    fit_stage(recipes, "ppo", seed, seconds)
+    fit_stage(recipes, "ppo_ptx", seed, seconds)
+    report: dict[str, Any] = {"seed": seed, "stages": seconds, "versions": collect_versions()}
+    with time_stage("evaluation", seconds, "compare base, few-shot, SFT, PPO and PPO-ptx on unseen prompts"):
         report["reward_model"] = evaluate_reward_model(
-            out / "reward" / "model", fresh, training_labelers(seed), heldout_labelers(seed)
+            out / "reward" / "model", unseen_rankings, build_training_labelers(seed), build_heldout_labelers(seed)
         )
         report["models"], report["greedy"], report["tasks"], report["samples"] = evaluate_models(
-            panel(out, paths, seed),
-            {"base": base, "few_shot": base} | {n: out / n / "model" for n in ("sft", "ppo", "ppo_ptx")},
+            load_evaluation_context(out, paths, seed),
+            {"base": base, "few_shot": base}
+            | {name: out / STAGES[name] / "model" for name in ("sft", "ppo", "ppo_ptx")},
             paths.pretraining_validation,
         )
-        report["best_of_n"] = best_of_n(out, paths.ppo_prompts, seed)
-    report["curves"] = {
-        stage: read_curves(out / stage, stage) for stage in ("pretraining", "sft", "reward", "ppo", "ppo_ptx")
-    }
+        report["best_of_n"] = evaluate_best_of_n(out, paths.ppo_prompts, seed)
+    report["curves"] = {stage: read_curves(out / folder, stage) for stage, folder in STAGES.items()}
     report["seconds_total"] = time.perf_counter() - start
     # ru_maxrss counts bytes on macOS and kibibytes elsewhere
     report["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
@@ -83,28 +91,39 @@ def run(out: Path, seed: int) -> int:
 
 
 def train_models(
-    out: Path, seed: int, stages: dict[str, dict[str, float]]
+    out: Path, seed: int, seconds: dict[str, dict[str, float]]
 ) -> tuple[dict[str, Path], list[tuple[TaskPrompt, list[Response]]]]:
-    """Run the stages up to the reward model; return the run's recipes, and the completions of unseen rankings."""
+    """Run the stages up to the reward model.
+
+    Args:
+        out: folder of the run.
+        seed: of data, models and runs.
+        seconds: filled with stage -> {"seconds": duration}.
+
+    Returns:
+        the recipes of the run by stage name, and prompts with completions for the unseen rankings.
+    """
     make_directory(out)
-    paths = WorldPaths.under(out / "world")
-    with timed("data", stages, "write a world: text, demonstrations, prompts, labelers"):
-        write_world(out / "world", seed)
+    paths = SyntheticDataPaths.in_folder(out / "world")
+    with time_stage("data", seconds, "write text, demonstrations and prompts"):
+        write_synthetic_data(out / "world", seed)
         recipes = copy_recipes(out)
-    fit(recipes, "pretraining", seed, stages)
-    fit(recipes, "sft", seed, stages)
-    with timed("ranking", stages, "sample completions and have labelers rank them"):
-        labelers, folders = training_labelers(seed), (out / "sft" / "model", out / "pretraining" / "model")
-        seen = sample_candidates(read_prompts(paths.reward_prompts), *folders, seed, 1)
-        write_rankings(seen, labelers, out / "world" / "rankings.jsonl", seed)
-        fresh = sample_candidates(read_prompts(paths.evaluation_prompts, UNSEEN_RANKINGS), *folders, seed, 2)
-        write_rankings(fresh, labelers, out / "world" / "rankings_validation.jsonl", seed + 1)
-    fit(recipes, "reward", seed, stages)
-    return recipes, fresh
+    fit_stage(recipes, "pretraining", seed, seconds)
+    fit_stage(recipes, "sft", seed, seconds)
+    with time_stage("ranking", seconds, "sample completions and have labelers rank them"):
+        labelers, folders = build_training_labelers(seed), (out / "sft" / "model", out / "pretraining" / "model")
+        training_rankings = sample_completions(read_prompts(paths.reward_prompts), *folders, seed, 1)
+        write_rankings(training_rankings, labelers, out / "world" / "rankings.jsonl", seed)
+        unseen_rankings = sample_completions(
+            read_prompts(paths.evaluation_prompts, NUM_UNSEEN_RANKINGS), *folders, seed, 2
+        )
+        write_rankings(unseen_rankings, labelers, out / "world" / "rankings_validation.jsonl", seed + 1)
+    fit_stage(recipes, "reward", seed, seconds)
+    return recipes, unseen_rankings
 
 
 def copy_recipes(out: Path) -> dict[str, Path]:
-    """Copy the quickstart's recipes into the run's folder, with its paths in place of the default ones."""
+    """Copy the quickstart recipes to the folder of the run, with its paths; return them by recipe name."""
     make_directory(out / "recipes")
     copies = {}
     for source in (files("lit_rlhf") / "recipes" / "quickstart").iterdir():
@@ -114,40 +133,47 @@ def copy_recipes(out: Path) -> dict[str, Path]:
     return copies
 
 
-def fit(recipes: dict[str, Path], stage: str, seed: int, stages: dict[str, dict[str, float]]) -> None:
-    """Run one stage through the public command."""
+def fit_stage(recipes: dict[str, Path], stage: str, seed: int, seconds: dict[str, dict[str, float]]) -> None:
+    """Run `lit-rlhf fit` for one of `STAGES`, and time it.
+
+    Args:
+        recipes: the recipes of the run by name.
+        stage: a key of `STAGES`.
+        seed: of the run and of its data.
+        seconds: filled with stage -> {"seconds": duration}.
+    """
     from lit_rlhf.cli import main
 
-    arguments = command(recipes[stage], seed)
-    with timed(stage, stages, f"lit-rlhf {' '.join(arguments)}"):
+    arguments = build_fit_arguments(recipes[STAGES[stage]], seed)
+    with time_stage(stage, seconds, f"lit-rlhf {' '.join(arguments)}"):
         code = main(arguments)
         if code:
             raise SystemExit(code)
 
 
-def command(recipe: Path, seed: int) -> list[str]:
-    """Return the arguments of `lit-rlhf` that run a stage."""
+def build_fit_arguments(recipe: Path, seed: int) -> list[str]:
+    """Return the arguments of `lit-rlhf` for a stage."""
     return ["fit", "-c", str(recipe), f"--seed_everything={seed}", f"--data.seed={seed}"]
 
 
 @contextmanager
-def timed(stage: str, stages: dict[str, dict[str, float]], what: str) -> Iterator[None]:
-    """Say what happens and keep its seconds."""
-    print(f"\n== {stage}: {what}", flush=True)
+def time_stage(stage: str, seconds: dict[str, dict[str, float]], description: str) -> Iterator[None]:
+    """Print the start and the duration of a stage, and add the duration to `seconds`."""
+    print(f"\n== {stage}: {description}", flush=True)
     start = time.perf_counter()
     yield
-    stages[stage] = {"seconds": time.perf_counter() - start}
-    print(f"== {stage}: {stages[stage]['seconds']:.0f} s", flush=True)
+    seconds[stage] = {"seconds": time.perf_counter() - start}
+    print(f"== {stage}: {seconds[stage]['seconds']:.0f} s", flush=True)
 
 
-def panel(out: Path, paths: WorldPaths, seed: int) -> Panel:
-    """Load what the models are compared with."""
+def load_evaluation_context(out: Path, paths: SyntheticDataPaths, seed: int) -> EvaluationContext:
+    """Load the prompts, labelers and models for `evaluate_models`."""
     sft = str(out / "sft" / "model")
     tokenizer = load_tokenizer(sft, ModelLoadingConfig())
-    return Panel(
+    return EvaluationContext(
         prompts=read_prompts(paths.evaluation_prompts),
-        prefixes=read_prefixes(paths.few_shot),
-        labelers=heldout_labelers(seed),
+        prefixes=read_few_shot_prefixes(paths.few_shot),
+        labelers=build_heldout_labelers(seed),
         tokenizer=tokenizer,
         sft=load_causal_lm(sft, tokenizer, ModelLoadingConfig()).eval(),
         reward_model=load_scalar_model(str(out / "reward" / "model"), tokenizer, ModelLoadingConfig()).eval(),
@@ -156,20 +182,20 @@ def panel(out: Path, paths: WorldPaths, seed: int) -> Panel:
 
 
 def read_curves(folder: Path, stage: str) -> dict[str, list[list[float]]]:
-    """Return `metric: [[step, value], …]` from the stage's metrics.csv, at most about 200 points a curve."""
+    """Read `metric: [[step, value], …]` from the metrics.csv of a stage, about 200 points per curve at most."""
     names = CURVES.get(stage) or {name: name for name in PPO_CURVES}
-    place = "step" if stage in CURVES else "epoch"  # an epoch of PPO is an iteration
+    x_axis = "step" if stage in CURVES else "epoch"  # an epoch of PPO is an iteration
     curves: dict[str, list[list[float]]] = defaultdict(list)
     with open(folder / "metrics.csv") as file:
         for row in csv.DictReader(file):
             for column, name in names.items():
                 if row.get(column):
-                    curves[name].append([float(row[place]), float(row[column])])
+                    curves[name].append([float(row[x_axis]), float(row[column])])
     return {name: points[:: max(len(points) // 200, 1)] for name, points in curves.items()}
 
 
-def versions() -> dict[str, str]:
-    """Return what the figures were made with."""
+def collect_versions() -> dict[str, str]:
+    """Return the versions of Python and packages, and the number of threads."""
     packages = ("lit-rlhf", "torch", "lightning", "transformers")
     return {"python": platform.python_version(), "threads": str(torch.get_num_threads())} | {
         p: version(p) for p in packages

@@ -1,4 +1,4 @@
-"""Credentials, kept out of what a run writes."""
+"""Keep credentials out of the files that a run writes."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ SECRET_ENDINGS = ("api_key", "password", "secret", "auth_token", "access_token",
 
 
 def without_secrets(config: Any) -> Any:
-    """Return a copy of a nested configuration in which the value of every credential is the word "removed"."""
+    """Return a copy of a nested configuration in which the value of every credential is "removed"."""
     if isinstance(config, dict):
         return {key: "removed" if value and is_secret(key) else without_secrets(value) for key, value in config.items()}
     if isinstance(config, list):
@@ -16,5 +16,5 @@ def without_secrets(config: Any) -> Any:
 
 
 def is_secret(name: str) -> bool:
-    """Whether a setting's name says that its value is a credential: "api_key" does, "pad_token" does not."""
+    """Return whether a setting holds a credential, by its name: "api_key" does, "pad_token" does not."""
     return name in SECRET_NAMES or name.endswith(SECRET_ENDINGS)

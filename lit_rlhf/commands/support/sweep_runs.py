@@ -1,4 +1,4 @@
-"""The runs of a sweep: each a process of its own, several at a time, and none that is done already."""
+"""Run a sweep: each run in a process of its own, several at a time, skipping runs that are complete."""
 
 import json
 import os
@@ -17,13 +17,13 @@ RECIPE, RESULT, LOG = "recipe.yaml", "result.json", "log.txt"
 
 
 class Run(NamedTuple):
-    """One run to be made."""
+    """One run of a sweep."""
 
     name: str
     values: dict[str, Any]  # setting -> value
     seed: int
     folder: Path
-    text: str  # of its recipe
+    text: str  # its recipe as YAML
 
     @property
     def recipe(self) -> Path:
@@ -31,18 +31,18 @@ class Run(NamedTuple):
         return self.folder / RECIPE
 
 
-def prepare(run: Run) -> bool:
-    """Write a run's recipe; return whether it has been done already, by this very recipe.
+def prepare_run(run: Run) -> bool:
+    """Write a run's recipe; return whether the run is complete already, with exactly this recipe.
 
-    What an earlier run of another recipe left in the folder is removed.
+    The output of an earlier run with another recipe is removed.
 
     Raises:
-        UserError: the folder holds something that is no run of a sweep.
+        UserError: the folder holds files that are not of a sweep.
     """
     if run.folder.exists():
         if not run.recipe.is_file():
-            raise UserError(f"--out: {run.folder} holds something else than a run of a sweep; name another folder")
-        if run.recipe.read_text(encoding="utf-8") == run.text and is_done(run):
+            raise UserError(f"--out: {run.folder} holds files that are not of a sweep; name another folder")
+        if run.recipe.read_text(encoding="utf-8") == run.text and is_complete(run):
             return True
         shutil.rmtree(run.folder)
     run.folder.mkdir(parents=True)
@@ -50,48 +50,48 @@ def prepare(run: Run) -> bool:
     return False
 
 
-def is_done(run: Run) -> bool:
-    """Whether a run has ended well."""
+def is_complete(run: Run) -> bool:
+    """Return whether a run has succeeded."""
     result = run.folder / RESULT
     return result.is_file() and json.loads(result.read_text(encoding="utf-8"))["code"] == 0
 
 
 def run_all(runs: Sequence[Run], jobs: int, last: int) -> tuple[list[Any], list[int]]:
-    """Make every run that is not done; return outcomes and exit codes, in order.
+    """Execute every run that is not complete; return results and exit codes, in order.
 
     Args:
-        runs: whose recipes have been written.
-        jobs: how many at the same time.
-        last: values of a metric that its mean is taken over.
+        runs: with their recipes written.
+        jobs: number of parallel processes.
+        last: number of final values of each metric to average.
     """
-    from lit_rlhf.evaluation.reports.sweeps import Outcome, read_final
+    from lit_rlhf.evaluation.reports.sweeps import RunResult, read_final_metrics
 
     if jobs == 1:
-        results = [make(run, jobs) for run in runs]
+        results = [execute_run(run, jobs) for run in runs]
     else:
         pool = ThreadPoolExecutor(jobs)
         try:
-            results = list(pool.map(lambda run: make(run, jobs), runs))
+            results = list(pool.map(lambda run: execute_run(run, jobs), runs))
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)  # after an interrupt nothing further is started
-    outcomes = []
+            pool.shutdown(wait=True, cancel_futures=True)  # after an interrupt, start no further runs
+    run_results = []
     for run, result in zip(runs, results):
-        metrics = run.folder / "metrics.csv"
-        figures = read_final(metrics, last) if result["code"] == 0 and metrics.is_file() else {}
-        outcomes.append(Outcome(run.values, run.seed, result["seconds"], figures, result["error"]))
-    return outcomes, [result["code"] for result in results]
+        file = run.folder / "metrics.csv"
+        metrics = read_final_metrics(file, last) if result["code"] == 0 and file.is_file() else {}
+        run_results.append(RunResult(run.values, run.seed, result["seconds"], metrics, result["error"]))
+    return run_results, [result["code"] for result in results]
 
 
-def make(run: Run, jobs: int) -> dict[str, Any]:
-    """Make one run, unless it is done; return code, seconds and error."""
+def execute_run(run: Run, jobs: int) -> dict[str, Any]:
+    """Execute one run unless it is complete; return code, seconds and error."""
     file = run.folder / RESULT
-    if is_done(run):
-        print(f"{run.name}: done before", flush=True)
+    if is_complete(run):
+        print(f"{run.name}: complete already", flush=True)
         done: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return done
     start = time.perf_counter()
     code = start_process(run, jobs)
-    error = "" if code == 0 else last_words(run.folder / LOG) or f"exit code {code}"
+    error = "" if code == 0 else read_last_line(run.folder / LOG) or f"exit code {code}"
     result = {"code": code, "seconds": round(time.perf_counter() - start, 1), "error": error}
     file.write_text(json.dumps(result) + "\n", encoding="utf-8")
     print(f"{run.name}: {error or 'done'}, {result['seconds']:.0f} s", flush=True)
@@ -99,16 +99,16 @@ def make(run: Run, jobs: int) -> dict[str, Any]:
 
 
 def start_process(run: Run, jobs: int) -> int:
-    """Run `lit-rlhf fit` on the run's recipe in a process of its own, its output in log.txt; return its exit code."""
+    """Run `lit-rlhf fit` with the run's recipe in a new process, with its output in log.txt; return the exit code."""
     threads = str(max((os.cpu_count() or 1) // jobs, 1))
-    # -P: the working directory comes last in the search path, as in the command itself
+    # -P: do not put the working directory first in sys.path; the command appends it
     command = [sys.executable, "-P", "-m", "lit_rlhf", "fit", "-c", str(run.recipe)]
     with open(run.folder / LOG, "w", encoding="utf-8") as log:
         environment = {"OMP_NUM_THREADS": threads, **os.environ}
         return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode
 
 
-def last_words(log: Path) -> str:
-    """Return the last line of a log that says something."""
+def read_last_line(log: Path) -> str:
+    """Return the last non-empty line of a log, at most 200 characters."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return lines[-1].removeprefix("error: ")[:200] if lines else ""

@@ -1,4 +1,4 @@
-"""Weights & Biases without a login: offline, never a prompt that hangs."""
+"""Weights & Biases without a login: offline, instead of a prompt that blocks the run."""
 
 import netrc
 import os
@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 
 def prepare_wandb(environ: MutableMapping[str, str]) -> None:
-    """Set WANDB_MODE=offline where there is no login and no mode was chosen, and say so in one line.
+    """Set WANDB_MODE=offline if there is neither a login nor a chosen mode, and print one line about it.
 
     A login is WANDB_API_KEY or an entry of the netrc file, which `wandb login` writes.
     """
@@ -20,7 +20,7 @@ def prepare_wandb(environ: MutableMapping[str, str]) -> None:
 
 
 def has_netrc_entry(environ: MutableMapping[str, str]) -> bool:
-    """Whether the netrc file knows the wandb host."""
+    """Return whether the netrc file has an entry for the wandb host."""
     host = urlsplit(environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
     path = Path(environ.get("NETRC") or Path(environ.get("HOME") or os.path.expanduser("~")) / ".netrc")
     try:

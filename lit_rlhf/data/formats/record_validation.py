@@ -1,7 +1,7 @@
-"""What makes a record fit to learn from. Every reader, and a user's own function, goes through these.
+"""Checks of records, applied to those of every reader and of a user's own function.
 
-Each returns the record; or None, with the reason counted in the report, for a row that is well-formed but teaches
-nothing; or raises `UserError` with file and line for a row that is malformed.
+Each returns the record; or None, with the reason counted in the report, for a row that is well-formed but of no use in
+training; or raises `UserError` with file and line for a row that is malformed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lit_rlhf.errors import UserError
 
 
 def is_empty(prompt: Prompt) -> bool:
-    """Whether a prompt says nothing."""
+    """Return whether a prompt is empty or whitespace."""
     if isinstance(prompt, str):
         return not prompt.strip()
     if isinstance(prompt, Instruction):
@@ -25,20 +25,20 @@ def is_empty(prompt: Prompt) -> bool:
 
 
 def check_demonstration(
-    prompt: Prompt, completion: str, row: Row, report: DatasetReport, all_replies: bool = False
+    prompt: Prompt, completion: str, row: Row, report: DatasetReport, train_on_all_replies: bool = False
 ) -> Demonstration | None:
-    """A demonstration whose prompt and completion say something."""
+    """Build a demonstration; skip an empty prompt or completion."""
     if is_empty(prompt):
         report.skip("empty prompt", row.origin)
     elif not completion.strip():
         report.skip("empty completion", row.origin)
     else:
-        return Demonstration(prompt, completion, row.fields, row.origin, all_replies)
+        return Demonstration(prompt, completion, row.fields, row.origin, train_on_all_replies)
     return None
 
 
 def check_pair(prompt: Prompt, chosen: str, rejected: str, row: Row, report: DatasetReport) -> Ranking | None:
-    """A ranking of two that differ."""
+    """Build a ranking of two; skip equal completions."""
     if chosen.strip() == rejected.strip():
         report.skip("chosen equals rejected", row.origin)
         return None
@@ -48,24 +48,24 @@ def check_pair(prompt: Prompt, chosen: str, rejected: str, row: Row, report: Dat
 def check_ranking(
     prompt: Prompt, texts: list[Any], ranks: list[Any], row: Row, report: DatasetReport, labeler: Any = None
 ) -> Ranking | None:
-    """A ranking that says something, with its ranks made dense: 0, 1, … with equal ranks equal."""
+    """Build a ranking with dense ranks (0, 1, …; equal ranks stay equal); skip one without a comparison."""
     if not all(isinstance(each, str) for each in texts):
         raise UserError(f"{row.origin}: the completions must be texts, not {[type(each).__name__ for each in texts]}")
     if any(isinstance(each, bool) or not isinstance(each, int | float) or math.isnan(each) for each in ranks):
         raise UserError(f"{row.origin}: the ranks must be numbers, lowest = best, not {ranks}")
     if len(ranks) != len(texts):
         raise UserError(f"{row.origin}: {len(ranks)} ranks for {len(texts)} completions; each completion needs one")
-    reason = _reason_to_skip(prompt, texts, ranks)
+    reason = _skip_reason(prompt, texts, ranks)
     if reason:
         report.skip(reason, row.origin)
         return None
-    places = {rank: place for place, rank in enumerate(sorted(set(ranks)))}
+    dense_ranks = {rank: dense for dense, rank in enumerate(sorted(set(ranks)))}
     labeler = row.fields.get("labeler", labeler)
     name = None if labeler is None else str(labeler)
-    return Ranking(prompt, texts, [places[rank] for rank in ranks], name, row.fields, row.origin)
+    return Ranking(prompt, texts, [dense_ranks[rank] for rank in ranks], name, row.fields, row.origin)
 
 
-def _reason_to_skip(prompt: Prompt, texts: list[str], ranks: list[Any]) -> str | None:
+def _skip_reason(prompt: Prompt, texts: list[str], ranks: list[Any]) -> str | None:
     if is_empty(prompt):
         return "empty prompt"
     if len(texts) < 2:
@@ -80,7 +80,7 @@ def _reason_to_skip(prompt: Prompt, texts: list[str], ranks: list[Any]) -> str |
 
 
 def check_prompt(prompt: Prompt, row: Row, report: DatasetReport) -> PromptRow | None:
-    """A prompt that says something."""
+    """Build a prompt record; skip an empty prompt."""
     if is_empty(prompt):
         report.skip("empty prompt", row.origin)
         return None
@@ -88,7 +88,7 @@ def check_prompt(prompt: Prompt, row: Row, report: DatasetReport) -> PromptRow |
 
 
 def check_text(text: str, row: Row, report: DatasetReport) -> TextRow | None:
-    """A document that says something."""
+    """Build a text record; skip an empty document."""
     if not text.strip():
         report.skip("empty document", row.origin)
         return None
@@ -96,9 +96,9 @@ def check_text(text: str, row: Row, report: DatasetReport) -> TextRow | None:
 
 
 def check_record(record: Record, row: Row, report: DatasetReport) -> Record | None:
-    """A record that a user's own function made, held to the same rules as any other."""
+    """Check a record that a user's own function returned."""
     if isinstance(record, Demonstration):
-        return check_demonstration(record.prompt, record.completion, row, report, record.all_replies)
+        return check_demonstration(record.prompt, record.completion, row, report, record.train_on_all_replies)
     if isinstance(record, Ranking):
         return check_ranking(record.prompt, record.completions, record.ranks, row, report, record.labeler)
     if isinstance(record, PromptRow):

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from lit_rlhf.data.preprocessing.keys import Rec, content_hash
-from lit_rlhf.data.records import Ranking, plain_text
+from lit_rlhf.data.preprocessing.keys import RecordT, hash_content
+from lit_rlhf.data.records import Ranking, to_plain_text
 from lit_rlhf.data.report import DatasetReport
 
 
-def drop_duplicates(records: list[Rec], characters: int, seed: int, report: DatasetReport) -> list[Rec]:
-    """Keep one of all records whose prompts begin with the same `characters`, or are equal where they are shorter.
+def drop_duplicates(records: list[RecordT], prefix_chars: int, seed: int, report: DatasetReport) -> list[RecordT]:
+    """Keep one of all records whose prompts have the same first characters, or are equal if they are shorter.
 
-    Two labelers' rankings of one prompt are no duplicates.
+    Rankings of one prompt by two labelers are no duplicates.
 
     Args:
         records: The records.
-        characters: Length of the prefix. The paper does not give its own.
-        seed: Decides, with the content, which one is kept.
-        report: Where the others are counted.
+        prefix_chars: Length of the prefix in characters. The paper does not state its own.
+        seed: Decides, with the content, which record is kept.
+        report: Counts the others.
     """
-    reason = f"prompt shares its first {characters} characters with another"
-    report.step(reason)
-    kept: dict[tuple[str, str | None], tuple[bytes, int]] = {}
-    for place, record in enumerate(records):
+    reason = f"prompt shares its first {prefix_chars} characters with another"
+    report.register_skip_reason(reason)
+    kept: dict[tuple[str, str | None], tuple[bytes, int]] = {}  # prefix and labeler -> hash and index of the record
+    for index, record in enumerate(records):
         labeler = record.labeler if isinstance(record, Ranking) else None
-        key = plain_text(record.prompt)[:characters], labeler
-        kept[key] = min(kept.get(key, (b"\xff" * 65, 0)), (content_hash(record, seed), place))
-    places = {place for _, place in kept.values()}
-    for place, record in enumerate(records):
-        if place not in places:
+        key = to_plain_text(record.prompt)[:prefix_chars], labeler
+        kept[key] = min(kept.get(key, (b"\xff" * 65, 0)), (hash_content(record, seed), index))
+    kept_indices = {index for _, index in kept.values()}
+    for index, record in enumerate(records):
+        if index not in kept_indices:
             report.skip(reason, record.origin)
-    return [record for place, record in enumerate(records) if place in places]
+    return [record for index, record in enumerate(records) if index in kept_indices]

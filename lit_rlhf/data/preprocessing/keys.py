@@ -1,4 +1,4 @@
-"""What tells records apart: their prompt, their whole content, a column; and an order that no file decides."""
+"""Keys that identify records (their prompt, their content, a column), and a hash that orders keys at random."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from typing import Any, TypeVar
 from lit_rlhf.data.records import Demonstration, PromptRow, Ranking
 from lit_rlhf.errors import UserError
 
-Rec = TypeVar("Rec", Demonstration, Ranking, PromptRow)
+RecordT = TypeVar("RecordT", Demonstration, Ranking, PromptRow)
 
 
 def prompt_key(record: Demonstration | Ranking | PromptRow) -> str:
-    """The prompt of a record, as something that can be compared."""
+    """Return the prompt of a record as a hashable key."""
     return repr(record.prompt)
 
 
-def hashed(key: Hashable, seed: int) -> bytes:
-    """What keys are put in order by: a shuffle that depends on the seed and on nothing around a key."""
+def hash_key(key: Hashable, seed: int) -> bytes:
+    """Hash a key with the seed. Sorting by it is a shuffle that does not depend on the order of the rows."""
     return hashlib.blake2b(f"{seed} {key!r}".encode()).digest()
 
 
-def content_hash(record: Demonstration | Ranking | PromptRow, seed: int) -> bytes:
-    """The same for everything that a record says; where it stood plays no part."""
+def hash_content(record: Demonstration | Ranking | PromptRow, seed: int) -> bytes:
+    """Hash the content of a record with the seed; its position in the file plays no part."""
     if isinstance(record, Demonstration):
-        return hashed((record.prompt, record.completion), seed)
+        return hash_key((record.prompt, record.completion), seed)
     if isinstance(record, Ranking):
-        return hashed((record.prompt, record.completions, record.ranks, record.labeler), seed)
-    return hashed((record.prompt, record.fields), seed)
+        return hash_key((record.prompt, record.completions, record.ranks, record.labeler), seed)
+    return hash_key((record.prompt, record.fields), seed)
 
 
-def column(record: Demonstration | Ranking | PromptRow, name: str, setting: str) -> Any:
-    """A column of the record's row.
+def get_column(record: Demonstration | Ranking | PromptRow, name: str, setting: str) -> Any:
+    """Return a column of the record's row.
 
     Raises:
-        UserError: The row has no such column; it, the setting and the columns seen are named.
+        UserError: The row has no such column; the message names it, the setting and the row's columns.
     """
     if name not in record.fields:
-        seen = ", ".join(repr(each) for each in record.fields)
-        raise UserError(f"{record.origin}: no column {name!r}, which {setting} names; the row has {seen}")
+        columns = ", ".join(repr(each) for each in record.fields)
+        raise UserError(f"{record.origin}: no column {name!r}, which {setting} names; the row has {columns}")
     return record.fields[name]

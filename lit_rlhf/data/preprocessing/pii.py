@@ -1,51 +1,55 @@
-"""What finds personally identifiable information (PII) in a text: the plug-in behind `preprocessing.pii`."""
+"""Step 4: personally identifiable information (PII) is removed from the training split (§3.2)."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
+from lit_rlhf.data.preprocessing.keys import RecordT
+from lit_rlhf.data.records import Demonstration, PromptRow, Ranking, to_plain_text
+from lit_rlhf.data.report import DatasetReport
 from lit_rlhf.errors import UserError
+from lit_rlhf.suggestions import did_you_mean
 
 
-@runtime_checkable
-class PIIDetector(Protocol):
-    """What says whether a text holds personal data."""
+class PIIDetector(ABC):
+    """Base of detectors of personal data, for the setting `preprocessing.pii`."""
 
+    @abstractmethod
     def find(self, text: str) -> Sequence[str]:
-        """The kinds that are in the text, such as "EMAIL_ADDRESS"; empty where there are none."""
+        """Return the kinds of personal data in a text, such as "EMAIL_ADDRESS"; empty without any."""
 
 
-class PythonDetector:
-    """A function of your own as a detector: from a text to the kinds in it."""
+class FunctionDetector(PIIDetector):
+    """A user's own function as a detector: from a text to the kinds in it."""
 
     def __init__(self, function: Callable[[str], Any], name: str) -> None:
         self.function = function
         self.name = name
 
     def find(self, text: str) -> Sequence[str]:
-        """What the function returns, which must be a list of kinds."""
+        """Return what the function returns, which must be a list of kinds."""
         kinds = self.function(text)
         if isinstance(kinds, str) or not isinstance(kinds, Sequence):
             raise UserError(f"preprocessing.pii: {self.name} returned a {type(kinds).__name__}, not a list of kinds")
         return kinds
 
 
-class PresidioPatterns:
-    """Microsoft Presidio's recognisers that go by patterns and check sums; needs `pip install 'lit-rlhf[pii]'`.
+class PresidioPatterns(PIIDetector):
+    """Microsoft Presidio's recognizers by patterns and checksums; needs `pip install 'lit-rlhf[pii]'`.
 
-    No language model and no network are used; names of people and places are beyond patterns.
+    They use no language model and no network, and do not find the names of people and places.
 
     Args:
-        recognisers: Presidio's classes, by name.
-        score: From which certainty on, 0 to 1; a telephone number alone reaches 0.4.
+        recognizers: Names of Presidio's classes.
+        min_score: Confidence threshold, 0 to 1; a telephone number alone reaches 0.4.
     """
 
     def __init__(
         self,
-        recognisers: Sequence[str] = (
+        recognizers: Sequence[str] = (
             "EmailRecognizer",
             "PhoneRecognizer",
             "CreditCardRecognizer",
@@ -53,38 +57,67 @@ class PresidioPatterns:
             "IpRecognizer",
             "UsSsnRecognizer",
         ),
-        score: float = 0.4,
+        min_score: float = 0.4,
     ) -> None:
-        self.recognisers = recognisers
-        self.score = score
+        self.recognizers = recognizers
+        self.min_score = min_score
 
     def find(self, text: str) -> list[str]:
-        """The kinds found, in the order of their names."""
-        found = set()
-        for recogniser in self._made:
-            results = recogniser.analyze(text, recogniser.supported_entities, None) or []
-            found |= {each.entity_type for each in results if each.score >= self.score}
-        return sorted(found)
+        """Return the kinds found, in alphabetical order."""
+        kinds = set()
+        for recognizer in self._recognizers:
+            results = recognizer.analyze(text, recognizer.supported_entities, None) or []
+            kinds |= {each.entity_type for each in results if each.score >= self.min_score}
+        return sorted(kinds)
 
     @cached_property
-    def _made(self) -> list[Any]:
+    def _recognizers(self) -> list[Any]:
         try:
             import tldextract
             from presidio_analyzer import predefined_recognizers
         except ImportError as error:
             raise UserError(
-                f"preprocessing.pii: PresidioPatterns needs presidio-analyzer ({error}); run pip install 'lit-rlhf[pii]'"
+                f"preprocessing.pii: PresidioPatterns needs presidio-analyzer ({error}); "
+                "run pip install 'lit-rlhf[pii]'"
             ) from error
-        made = []
-        for name in self.recognisers:
+        recognizers = []
+        for name in self.recognizers:
             if not hasattr(predefined_recognizers, name):
-                near = get_close_matches(name, predefined_recognizers.__all__, n=1)
-                mend = f"; did you mean {near[0]!r}?" if near else ""
-                raise UserError(f"preprocessing.pii: presidio-analyzer has no recogniser {name!r}{mend}")
-            made.append(getattr(predefined_recognizers, name)())
-        # the endings of domains that come with the package: Presidio would fetch the newest
-        endings = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
-        for recogniser in made:
-            if isinstance(recogniser, predefined_recognizers.EmailRecognizer):
-                recogniser.validate_result = lambda found: bool(endings(found).fqdn)
-        return made
+                hint = did_you_mean(name, predefined_recognizers.__all__)
+                raise UserError(f"preprocessing.pii: presidio-analyzer has no recognizer {name!r}{hint}")
+            recognizers.append(getattr(predefined_recognizers, name)())
+        # the domain suffixes that come with the package: Presidio would download the newest
+        extract_domain = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
+        for recognizer in recognizers:
+            if isinstance(recognizer, predefined_recognizers.EmailRecognizer):
+                recognizer.validate_result = lambda address: bool(extract_domain(address).fqdn)
+        return recognizers
+
+
+def drop_pii(records: list[RecordT], detector: PIIDetector, report: DatasetReport) -> list[RecordT]:
+    """Keep the records without personal data in the prompt and in its completions.
+
+    Args:
+        records: The training records; the paper leaves validation and test as they are.
+        detector: Finds personal data.
+        report: Counts the others, by the kind that was found first.
+    """
+    kept = []
+    for record in records:
+        kinds = [kind for text in _texts(record) for kind in detector.find(text)]
+        if kinds:
+            report.skip(f"personal data: {kinds[0]}", record.origin)
+        else:
+            kept.append(record)
+    if len(kept) == len(records):
+        report.register_skip_reason("personal data")
+    return kept
+
+
+def _texts(record: Demonstration | Ranking | PromptRow) -> list[str]:
+    completions: list[str] = []
+    if isinstance(record, Demonstration):
+        completions = [record.completion]
+    elif isinstance(record, Ranking):
+        completions = record.completions
+    return [to_plain_text(record.prompt), *completions]

@@ -1,4 +1,4 @@
-"""Services behind HTTP: what they answer is kept, why they do not is told. A language model behind an address."""
+"""Cached requests to HTTP services, and a client for OpenAI-compatible chat completions."""
 
 import json
 import os
@@ -7,105 +7,113 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.evaluation.cache import Cache, digest_of_texts
+from lit_rlhf.evaluation.cache import Cache, hash_texts
 from lit_rlhf.http import JSONClient, RequestFailed
 
-REQUEST = {"temperature": 0, "max_tokens": 512, "seed": 0}
+DEFAULT_REQUEST = {"temperature": 0, "max_tokens": 512, "seed": 0}
 
 
-def ask_for_rows(
+def request_rows(
     cache: Cache,
     label: str,
     key: Any,
     payloads: Sequence[Any],
-    connect: Callable[[], JSONClient],
+    make_client: Callable[[], JSONClient],
     parse: Callable[[Any, Any], Any],
 ) -> list[Any]:
-    """Return what `parse` makes of the answer to each payload, as JSON gives it back; a `NoAnswer` where none came.
+    """Return the parsed response to each payload, after a JSON round trip; a `RequestFailed` if there is none.
 
-    What the cache knows is not asked again. How many answers did not come, and why, is printed.
+    Cached responses are not requested again. The number of failures and the commonest reasons are printed.
 
     Args:
-        cache: keeps the answers.
+        cache: stores the parsed responses.
         label: for the progress bar and the message.
-        key: what the answers depend on.
-        payloads: one request each.
-        connect: makes the client, if there is anything to ask.
+        key: everything that the responses depend on.
+        payloads: one per request.
+        make_client: creates the client; called only if a response is missing.
         parse: see `JSONClient.ask`.
     """
     failed: dict[int, RequestFailed] = {}
 
-    def compute(places: list[int]) -> Iterator[tuple[int, Any]]:
-        for place, answer in zip(places, connect().ask_all([payloads[place] for place in places], parse)):
-            if isinstance(answer, RequestFailed):
-                failed[place] = answer
-            yield place, None if place in failed else answer
+    def compute(indices: list[int]) -> Iterator[tuple[int, Any]]:
+        for index, response in zip(indices, make_client().ask_all([payloads[index] for index in indices], parse)):
+            if isinstance(response, RequestFailed):
+                failed[index] = response
+            yield index, None if index in failed else response
 
-    rows = cache.rows(label, key, len(payloads), compute)
+    rows = cache.get_or_compute_rows(label, key, len(payloads), compute)
     if failed:
-        reasons = Counter(answer.reason for answer in failed.values()).most_common(3)
-        told = "; ".join(f"{count:,} {reason}" for reason, count in reasons)
-        print(f"{label}: {len(failed):,} of {len(payloads):,} without an answer: {told}", flush=True)
-    return [failed.get(place, row) for place, row in enumerate(rows)]
+        reasons = Counter(failure.reason for failure in failed.values()).most_common(3)
+        summary = "; ".join(f"{count:,} {reason}" for reason, count in reasons)
+        print(f"{label}: {len(failed):,} of {len(payloads):,} without an answer: {summary}", flush=True)
+    return [failed.get(index, row) for index, row in enumerate(rows)]
 
 
 class ChatCompletions:
-    """The chat completions of a service: OpenAI's, or a server of vLLM, llama.cpp, Ollama and others.
+    """Client for the chat completions of OpenAI or of a compatible server (vLLM, llama.cpp, Ollama and others).
 
     Args:
-        url: up to and without `/chat/completions`, such as `http://localhost:8000/v1`.
-        model: the model's name there.
-        key: name of the environment variable that holds the key; None where none is needed. The key itself never
-            stands in a recipe.
-        timeout: seconds that one try may take.
-        retries: further tries.
-        rate: most requests a second; None for no limit.
-        parallel: requests under way at once.
-        request: fields of a request beside model and messages, in place of `REQUEST`: a service may refuse some.
+        url: base URL without `/chat/completions`, such as `http://localhost:8000/v1`.
+        model: the model's name at the service.
+        api_key_env: environment variable that holds the API key, which never belongs in a recipe; None if the service
+            needs no key.
+        timeout: seconds per try.
+        retries: tries after the first.
+        rate: maximum requests per second; None for no limit.
+        parallel: concurrent requests.
+        request: fields of a request in addition to model and messages. It replaces `DEFAULT_REQUEST`, some of whose
+            fields a service may refuse.
     """
 
     def __init__(
         self,
         url: str,
         model: str,
-        key: str | None = "OPENAI_API_KEY",
+        api_key_env: str | None = "OPENAI_API_KEY",
         timeout: float = 60.0,
         retries: int = 4,
         rate: float | None = None,
         parallel: int = 4,
         request: dict[str, Any] | None = None,
     ) -> None:
-        self.url, self.model, self.key = url, model, key
+        self.url, self.model, self.api_key_env = url, model, api_key_env
         self.timeout, self.retries, self.rate, self.parallel = timeout, retries, rate, parallel
-        self.request = REQUEST if request is None else request
+        self.request = DEFAULT_REQUEST if request is None else request
 
-    def rows(self, kind: str, questions: Sequence[str], parse: Callable[[str], object], cache: Cache) -> list[Any]:
-        """Return what `parse` makes of the text of each answer; see `ask_for_rows`.
+    def request_all(
+        self, label: str, prompts: Sequence[str], parse: Callable[[str], object], cache: Cache
+    ) -> list[Any]:
+        """Return the parsed reply to each prompt; see `request_rows`.
 
         Args:
-            kind: of question, as a part of what the cache knows the answers by.
-            questions: one each.
-            parse: raises ValueError on a text that makes no sense.
-            cache: asks only what it does not know.
+            label: kind of request; part of the cache key.
+            prompts: one user message per request.
+            parse: raises ValueError on a malformed reply.
+            cache: stores the parsed replies.
 
         Raises:
             UserError: the environment holds no key, or the service refuses it.
         """
-        key = {kind: [self.url, self.model, self.request], "of": digest_of_texts(questions)}
+        key = {label: [self.url, self.model, self.request], "of": hash_texts(prompts)}
         payloads = [
-            {"model": self.model, "messages": [{"role": "user", "content": question}], **self.request}
-            for question in questions
+            {"model": self.model, "messages": [{"role": "user", "content": prompt}], **self.request}
+            for prompt in prompts
         ]
-        return ask_for_rows(cache, kind, key, payloads, self._connect, lambda answer, _: parse(text_of(answer)))
+
+
+        def parse_reply(response: Any, _: Any) -> object:
+            return parse(read_message_text(response))
+
+        return request_rows(cache, label, key, payloads, self._make_client, parse_reply)
 
     def check(self) -> None:
-        """Raise early what `rows` would raise of address, settings and key; nothing is sent."""
-        self._connect()
+        """Raise a UserError for a bad URL, bad settings or a missing key; nothing is sent."""
+        self._make_client()
 
-    def _connect(self) -> JSONClient:
+    def _make_client(self) -> JSONClient:
         return JSONClient(
             f"{self.url.rstrip('/')}/chat/completions",
-            {"Authorization": f"Bearer {read_key(self.key)}"} if self.key else {},
+            {"Authorization": f"Bearer {read_api_key(self.api_key_env)}"} if self.api_key_env else {},
             timeout=self.timeout,
             retries=self.retries,
             rate=self.rate,
@@ -113,33 +121,33 @@ class ChatCompletions:
         )
 
 
-def text_of(answer: Any) -> str:
+def read_message_text(response: Any) -> str:
     """Return the text of a chat completion."""
-    text = answer["choices"][0]["message"]["content"]
+    text = response["choices"][0]["message"]["content"]
     if not isinstance(text, str):
         raise ValueError("the message holds no text")
     return text
 
 
-def json_object(text: str) -> dict[str, Any]:
-    """Return the first JSON object in a text; ValueError where there is none."""
+def parse_json_object(text: str) -> dict[str, Any]:
+    """Return the first JSON object in a text; ValueError if there is none."""
     start = text.find("{")
     while start >= 0:
         try:
-            found: dict[str, Any] = json.JSONDecoder().raw_decode(text, start)[0]
-            return found
+            value: dict[str, Any] = json.JSONDecoder().raw_decode(text, start)[0]
+            return value
         except ValueError:
             start = text.find("{", start + 1)
     raise ValueError(f"no JSON object in {text[:80]!r}")
 
 
-def read_key(name: str) -> str:
-    """Return a key from the environment.
+def read_api_key(name: str) -> str:
+    """Return an API key from the environment.
 
     Raises:
-        UserError: it is not there.
+        UserError: the variable is unset or empty.
     """
     key = os.environ.get(name, "").strip()
     if not key:
-        raise UserError(f"the environment variable {name} holds no key: set it, or name another one with `key`")
+        raise UserError(f"the environment variable {name} holds no key: set it, or name another one with `api_key_env`")
     return key

@@ -1,4 +1,4 @@
-"""Human verdicts from a file, and the file that humans fill in."""
+"""Human verdicts from an annotation file, and writing the file to annotate."""
 
 import json
 from collections import defaultdict
@@ -8,74 +8,82 @@ from pathlib import Path
 from lit_rlhf.data.sources import Row, read_rows
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache
-from lit_rlhf.evaluation.judges.judging_types import METADATA, AnswerPair, RatedItem, Rating, Verdict, check_rating
+from lit_rlhf.evaluation.judges.judging_types import (
+    METADATA_FIELDS,
+    CompletionPair,
+    Judge,
+    RatedItem,
+    Rating,
+    Verdict,
+    validate_rating,
+)
 
 PREFERENCES = {"first": 1.0, "second": 0.0, "tie": 0.5}
 
 
-class HumanLabels:
-    """Verdicts that people gave, found again by their texts, whichever answer stood first.
+class HumanLabels(Judge):
+    """Human verdicts and ratings, looked up by prompt and completion texts in either order.
 
-    A row that compares has `prompt`, `first`, `second`, `preference` ("first", "second" or "tie"); one that rates has
-    `prompt`, `answer`, `overall` (1 to 7) and any of the paper's further fields, as true or false. Both may have
-    `labeler`. A pair that nobody judged is counted as missing.
+    A comparison row has `prompt`, `first`, `second`, `preference` ("first", "second" or "tie"); a rating row has
+    `prompt`, `answer`, `overall` (1 to 7) and any of `METADATA_FIELDS`, as true or false. Both may have `labeler`. A
+    pair without a verdict counts as missing.
 
     Args:
-        path: `.jsonl`, `.csv` or another data file. The preference suite writes every comparison into its `annotation_dir`,
-            to be filled in.
+        path: `.jsonl`, `.csv` or another data file. The preference suite writes the comparisons to annotate into its
+            `annotation_dir`.
     """
 
-    sees_order = False
+    is_order_sensitive = False
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._opinions: dict[tuple[str, str, str], list[Verdict]] = defaultdict(list)
+        self._verdicts: dict[tuple[str, str, str], list[Verdict]] = defaultdict(list)
         self._ratings: dict[tuple[str, str], list[Rating]] = defaultdict(list)
-        self._read = False
+        self._is_loaded = False
 
-    def compare(self, pairs: list[AnswerPair], cache: Cache) -> list[list[Verdict]]:
+    def compare(self, pairs: list[CompletionPair], cache: Cache) -> list[list[Verdict]]:
         """See `Judge.compare`."""
         self._load()
-        nobody = [Verdict("human", None, "nobody judged this pair")]
+        missing = [Verdict("human", None, "nobody judged this pair")]
         tie = [Verdict("human", 0.5, "the same text")]
         return [
-            self._opinions.get((pair.prompt, pair.first.text, pair.second.text))
-            or (tie if pair.first.text == pair.second.text else nobody)
+            self._verdicts.get((pair.prompt, pair.first.text, pair.second.text))
+            or (tie if pair.first.text == pair.second.text else missing)
             for pair in pairs
         ]
 
     def rate(self, items: list[RatedItem], cache: Cache) -> list[list[Rating]]:
-        """See `Rater.rate`."""
+        """See `Judge.rate`."""
         self._load()
-        return [self._ratings.get((item.prompt, item.answer.text), []) for item in items]
+        return [self._ratings.get((item.prompt, item.completion.text), []) for item in items]
 
     def check(self) -> None:
-        """See `lit_rlhf.evaluation.results.check_early`; reads the file."""
+        """See `Judge.check`; reads the file."""
         self._load()
 
     def _load(self) -> None:
-        if self._read:
+        if self._is_loaded:
             return
-        self._read = True
+        self._is_loaded = True
         for row in read_rows(self.path):
             labeler = str(row.fields.get("labeler") or "human")
             if "answer" in row.fields:
-                key = (field(row, "prompt"), field(row, "answer"))
+                key = (read_text_field(row, "prompt"), read_text_field(row, "answer"))
                 self._ratings[key].append(read_rating(row, labeler))
                 continue
             preference = row.fields.get("preference")
             if preference in (None, ""):
-                continue  # not filled in
+                continue  # not annotated yet
             if preference not in PREFERENCES:
                 raise UserError(f"{row.origin}: preference is {preference!r}; it is first, second or tie")
-            prompt, first, second = (field(row, name) for name in ("prompt", "first", "second"))
+            prompt, first, second = (read_text_field(row, name) for name in ("prompt", "first", "second"))
             value = PREFERENCES[preference]
-            self._opinions[prompt, first, second].append(Verdict(labeler, value))
-            self._opinions[prompt, second, first].append(Verdict(labeler, 1.0 - value))
+            self._verdicts[prompt, first, second].append(Verdict(labeler, value))
+            self._verdicts[prompt, second, first].append(Verdict(labeler, 1.0 - value))
 
 
-def field(row: Row, name: str) -> str:
-    """Return a text of a row; it may be empty, as answers are."""
+def read_text_field(row: Row, name: str) -> str:
+    """Return a text field of a row, which may be empty, as completions are."""
     value = row.fields.get(name)
     if not isinstance(value, str):
         raise UserError(f"{row.origin}: {name} must be text, got {value!r}")
@@ -90,18 +98,18 @@ def read_rating(row: Row, labeler: str) -> Rating:
     except ValueError:
         raise UserError(f"{row.origin}: overall must be a whole number from 1 to 7, got {text!r}") from None
     flags = {}
-    for name in METADATA:
+    for name in METADATA_FIELDS:
         value = row.fields.get(name)
         if value in (None, ""):
             continue
         if str(value).lower() not in ("true", "false", "0", "1", "yes", "no"):
             raise UserError(f"{row.origin}: {name} must be true or false, got {value!r}")
         flags[name] = str(value).lower() in ("true", "1", "yes")
-    return check_rating(Rating(labeler, overall, flags))
+    return validate_rating(Rating(labeler, overall, flags))
 
 
-def write_comparisons(path: Path, pairs: Sequence[AnswerPair]) -> None:
-    """Write pairs as rows for people to judge: each with an empty `preference` and `labeler`."""
+def write_comparisons(path: Path, pairs: Sequence[CompletionPair]) -> None:
+    """Write pairs as rows to annotate, with `preference` and `labeler` null."""
     rows = [
         {"prompt": p.prompt, "first": p.first.text, "second": p.second.text, "preference": None, "labeler": None}
         for p in pairs

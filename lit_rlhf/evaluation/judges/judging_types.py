@@ -1,15 +1,16 @@
-"""What is compared, by whom, and what they say: the types that preference and its judges share."""
+"""Types of the preference suite and its judges: pairs of completions, verdicts, ratings, and the base class `Judge`."""
 
+from abc import ABC, abstractmethod
 from math import isfinite
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from lit_rlhf.data.records import Prompt
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache
-from lit_rlhf.evaluation.models.generation import Answer
+from lit_rlhf.evaluation.models.generation import Completion
 
-# the paper's Table 3, beside the overall quality from 1 to 7; each is yes or no
-METADATA = (
+# the boolean fields of the paper's Table 3; the overall quality, from 1 to 7, is separate
+METADATA_FIELDS = (
     "fails_instruction",
     "inappropriate_for_assistant",
     "hallucination",
@@ -22,88 +23,95 @@ METADATA = (
     "expresses_opinion",
     "expresses_moral_judgment",
 )
-LOWEST, HIGHEST = 1, 7
+MIN_RATING, MAX_RATING = 1, 7
 
 
-class AnswerPair(NamedTuple):
-    """Two answers to one prompt, in the order in which a judge sees them."""
+class CompletionPair(NamedTuple):
+    """Two completions of one prompt, in the order that a judge is shown."""
 
     prompt: str
     row: dict[str, Any]  # every column of the data file
-    first: Answer
-    second: Answer
-    source: Prompt | None = None  # the prompt before it became text: an instruction, a conversation
+    first: Completion
+    second: Completion
+    raw_prompt: Prompt | None = None  # the prompt before it was rendered: an instruction or a conversation
 
 
 class Verdict(NamedTuple):
-    """What one judge says of a pair."""
+    """Preference of one judge between the completions of a pair."""
 
     judge: str
-    preference: float | None  # of the first answer: 1 better, 0.5 tie, 0 worse; None where there is no verdict
-    reason: str = ""  # in the judge's words, or why there is no verdict
+    preference: float | None  # 1: the first is better, 0.5: tie, 0: the second is better; None: no verdict
+    reason: str = ""  # the judge's explanation, or why there is no verdict
 
 
 class RatedItem(NamedTuple):
-    """One answer to be rated."""
+    """One completion to rate."""
 
     prompt: str
-    row: dict[str, Any]
-    answer: Answer
+    row: dict[str, Any]  # every column of the data file
+    completion: Completion
 
 
 class Rating(NamedTuple):
-    """What one judge says of one answer, after the paper's Table 3."""
+    """Rating of one completion by one judge (InstructGPT, Table 3)."""
 
     judge: str
-    overall: int | None  # 1 to 7; None where there is no rating
-    flags: dict[str, bool]  # names of `METADATA`; those that the judge does not speak of are absent
+    overall: int | None  # 1 to 7; None if there is no rating
+    flags: dict[str, bool]  # keys of `METADATA_FIELDS`; fields that the judge does not rate are absent
 
 
-class Judge(Protocol):
-    """Compares answers.
+class Judge(ABC):
+    """Compares pairs of completions; only `compare` is required.
 
-    A judge whose verdict may depend on which answer it sees first is asked in both orders, unless it says
-    `sees_order = False`. One that can also rate has a method `rate` (see `Rater`).
+    Attributes:
+        is_order_sensitive: whether a verdict may depend on which completion is shown first. Such a judge compares each
+            pair in both orders.
     """
 
-    def compare(self, pairs: list[AnswerPair], cache: Cache) -> list[list[Verdict]]:
-        """Return the opinions on each pair: one, or one of each of several labelers.
+    is_order_sensitive: bool = True
+
+    @abstractmethod
+    def compare(self, pairs: list[CompletionPair], cache: Cache) -> list[list[Verdict]]:
+        """Return the verdicts on each pair: one, or one per labeler of a group.
 
         Args:
-            pairs: no two answers of a pair are the same text; those are ties by rule.
-            cache: for what is costly. A verdict that did not come is an `Opinion` without preference, and is not
-                cached.
+            pairs: N pairs. An order-sensitive judge never gets two identical texts; those are ties by rule.
+            cache: for expensive results. A failed verdict has the preference None and is not cached.
+
+        Returns:
+            N lists of verdicts.
         """
-        ...
+
+    def rate(self, items: list[RatedItem], cache: Cache) -> list[list[Rating]] | None:
+        """Return the ratings of each completion; None, the default, if the judge does not rate."""
+        return None
+
+    def check(self) -> None:  # noqa: B027
+        """Raise a UserError for a missing file, model or key; called before any weights are loaded."""
 
 
-class Rater(Protocol):
-    """Rates single answers."""
-
-    def rate(self, items: list[RatedItem], cache: Cache) -> list[list[Rating]]:
-        """Return the ratings of each answer."""
-        ...
-
-
-def check_rating(rating: Rating) -> Rating:
-    """Return a rating that is on the paper's scale.
+def validate_rating(rating: Rating) -> Rating:
+    """Return the rating if it is on the paper's scale.
 
     Raises:
-        UserError: it is not, or it names an unknown field.
+        UserError: it is off the scale, or has an unknown field.
     """
-    if rating.overall is not None and not LOWEST <= rating.overall <= HIGHEST:
-        raise UserError(f"{rating.judge}: an overall quality of {rating.overall} is not from {LOWEST} to {HIGHEST}")
-    unknown = sorted(set(rating.flags) - set(METADATA))
+    if rating.overall is not None and not MIN_RATING <= rating.overall <= MAX_RATING:
+        raise UserError(
+            f"{rating.judge}: an overall quality of {rating.overall} is not from {MIN_RATING} to {MAX_RATING}"
+        )
+    unknown = sorted(set(rating.flags) - set(METADATA_FIELDS))
     if unknown:
-        raise UserError(f"{rating.judge}: unknown field {unknown[0]!r}; there are {', '.join(METADATA)}")
+        raise UserError(f"{rating.judge}: unknown field {unknown[0]!r}; there are {', '.join(METADATA_FIELDS)}")
     return rating
 
 
-def of_difference(difference: float, tie: float = 0.0) -> float | None:
-    """Return the preference for the first from the difference of two scores; a tie where it is within `tie`.
+def preference_from_scores(difference: float, tie_margin: float = 0.0) -> float | None:
+    """Return the preference for the first completion from a score difference, first minus second.
 
-    Scores that overflowed give no verdict: nan would compare as a loss.
+    A difference of at most `tie_margin` is a tie. A difference that overflowed is no verdict: nan would compare as a
+    loss.
     """
     if not isfinite(difference):
         return None
-    return 0.5 if abs(difference) <= tie else float(difference > 0)
+    return 0.5 if abs(difference) <= tie_margin else float(difference > 0)

@@ -37,7 +37,7 @@ class LabelerAgreement(NamedTuple):
     prompts: int  # with such a comparison
 
 
-def opinions_of(records: Sequence[Ranking]) -> dict[str, dict[ComparedPair, int]]:
+def read_preferences(records: Sequence[Ranking]) -> dict[str, dict[ComparedPair, int]]:
     """Return what every labeler thinks of every two completions of a prompt.
 
     Raises:
@@ -65,7 +65,7 @@ def _hash(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
-def agreement(opinions: Preferences, pairs: Sequence[tuple[str, str]]) -> LabelerAgreement:
+def labeler_agreement(opinions: Preferences, pairs: Sequence[tuple[str, str]]) -> LabelerAgreement:
     """Return the agreement over given pairs of labelers; ties are left out, as in the paper's figures."""
     verdicts: list[float] = []
     prompts: list[str] = []
@@ -103,16 +103,16 @@ def krippendorff_alpha(opinions: Preferences) -> float | None:
     return float(krippendorff.alpha(reliability_data=shared, level_of_measurement="ordinal"))
 
 
-def agreement_report(records: Sequence[Ranking]) -> dict[str, Any]:
+def build_agreement_report(records: Sequence[Ranking]) -> dict[str, Any]:
     """Return all of it, JSON-ready: over all pairs of labelers, of each with the others, and of every pair.
 
     Raises:
         UserError: no labeler column, one labeler, or no two of them compared the same completions.
     """
-    opinions = opinions_of(records)
+    opinions = read_preferences(records)
     names = sorted(opinions)
     pairs = list(combinations(names, 2))
-    overall = agreement(opinions, pairs)
+    overall = labeler_agreement(opinions, pairs)
     if not overall.comparisons:
         raise UserError(
             f"no two of the {len(names)} labelers decided on the same completions of a prompt: their agreement cannot "
@@ -126,8 +126,8 @@ def agreement_report(records: Sequence[Ranking]) -> dict[str, Any]:
         "alpha": krippendorff_alpha(opinions),
         "all": overall._asdict(),
         "labelers": {
-            name: {"rankings": rankings[name], **agreement(opinions, [p for p in pairs if name in p])._asdict()}
+            name: {"rankings": rankings[name], **labeler_agreement(opinions, [p for p in pairs if name in p])._asdict()}
             for name in names
         },
-        "pairs": [{"labelers": list(pair), **agreement(opinions, [pair])._asdict()} for pair in pairs],
+        "pairs": [{"labelers": list(pair), **labeler_agreement(opinions, [pair])._asdict()} for pair in pairs],
     }

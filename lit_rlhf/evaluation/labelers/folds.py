@@ -20,7 +20,7 @@ class Fold(NamedTuple):
     heldout: list[Ranking]  # of the group held out, on prompts that are not trained on
 
 
-def groups_of(records: Sequence[Ranking], count: int, column: str | None = None) -> dict[str, str]:
+def group_labelers(records: Sequence[Ranking], num_groups: int, column: str | None = None) -> dict[str, str]:
     """Return the group of each labeler: by a column of the data, or `count` groups of similar data size.
 
     Args:
@@ -40,9 +40,9 @@ def groups_of(records: Sequence[Ranking], count: int, column: str | None = None)
         raise UserError(f"only one labeler, {next(iter(sizes))!r}: folds over labelers take two or more")
     if column is not None:
         return _groups_by_column(records, column)
-    if not 2 <= count <= len(sizes):
-        raise UserError(f"--groups: {count} groups cannot be made of {len(sizes)} labelers; set 2 to {len(sizes)}")
-    filled = dict.fromkeys((f"group-{number}" for number in range(1, count + 1)), 0)
+    if not 2 <= num_groups <= len(sizes):
+        raise UserError(f"--groups: {num_groups} groups cannot be made of {len(sizes)} labelers; set 2 to {len(sizes)}")
+    filled = dict.fromkeys((f"group-{number}" for number in range(1, num_groups + 1)), 0)
     groups = {}
     for labeler, size in sorted(sizes.items(), key=lambda each: (-each[1], each[0])):  # the busiest first
         smallest = min(filled, key=lambda name: filled[name])
@@ -64,7 +64,7 @@ def _groups_by_column(records: Sequence[Ranking], column: str) -> dict[str, str]
     return groups
 
 
-def folds_of(records: Sequence[Ranking], groups: Mapping[str, str], unseen: float, seed: int) -> list[Fold]:
+def build_folds(records: Sequence[Ranking], groups: Mapping[str, str], unseen_fraction: float, seed: int) -> list[Fold]:
     """Return one fold a group.
 
     A share of the prompts is kept out of all training; both accuracies are taken on prompts that were not trained on.
@@ -79,7 +79,7 @@ def folds_of(records: Sequence[Ranking], groups: Mapping[str, str], unseen: floa
         UserError: a fold without comparisons to train on or to test on.
     """
     keys = [repr(record.prompt) for record in records]
-    kept_out = hold_out(keys, unseen, seed)
+    kept_out = hold_out(keys, unseen_fraction, seed)
     folds = []
     for group in sorted(set(groups.values())):
         inside = [groups[str(record.labeler)] != group for record in records]
@@ -102,7 +102,7 @@ def folds_of(records: Sequence[Ranking], groups: Mapping[str, str], unseen: floa
     return folds
 
 
-def summary_of(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summarize_folds(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return mean and standard error over folds and seeds.
 
     Args:

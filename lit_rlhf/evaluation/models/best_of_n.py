@@ -1,4 +1,4 @@
-"""Best-of-n with a reward source: the baseline that a PPO run should be held against, at its KL."""
+"""Best-of-n sampling with a reward: the baseline of a PPO run at equal KL."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from lit_rlhf.data.collation import TokenizedPrompt, collate_prompts
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import best_of_n_kl, expected_best_of_k
-from lit_rlhf.generation.generators import CachedGenerator
+from lit_rlhf.generation import CachedGenerator
 from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
 from lit_rlhf.generation.stopping import stop_string_matcher
 from lit_rlhf.models.loading import max_positions
@@ -20,29 +20,29 @@ from lit_rlhf.rollout.experience import make_episodes, repeat_prompts
 
 
 class ScoredCandidates(NamedTuple):
-    """The n responses to one prompt."""
+    """The n responses to one prompt with their scores."""
 
-    row: dict[str, Any]  # "prompt" (the text as the model sees it) and every metadata column
+    row: dict[str, Any]  # "prompt" (the rendered text) and every metadata column
     responses: list[str]
     scores: list[float]
 
     @property
-    def best(self) -> int:
-        """The place of the best; of several the first."""
+    def best_index(self) -> int:
+        """Index of the highest score; the first of equal ones."""
         return self.scores.index(max(self.scores))
 
 
-class Curve(NamedTuple):
-    """What the best of k scores, for k = 1 to n."""
+class BestOfNCurve(NamedTuple):
+    """Expected score of the best of k responses, for k = 1 to n."""
 
     k: list[int]
     score: list[float]  # mean over prompts
-    error: list[float]  # standard error of that mean, by the spread between prompts
-    kl_bound: list[float]  # nats a response, at most
+    standard_error: list[float]  # of that mean, over prompts
+    kl_bound: list[float]  # upper bound of the KL, nats per response
 
 
-def check_max_positions(config: PretrainedConfig, prompts: Sequence[TokenizedPrompt], sampling: SamplingParams) -> None:
-    """Refuse prompts that leave no room for a response in the model's positions."""
+def check_fits_max_positions(config: PretrainedConfig, prompts: Sequence[TokenizedPrompt], sampling: SamplingParams) -> None:
+    """Raise a UserError if the longest prompt and a response exceed the model's positions."""
     limit, longest = max_positions(config), max(len(prompt.input_ids) for prompt in prompts)
     if limit is not None and longest + sampling.max_new_tokens > limit:
         raise UserError(
@@ -55,7 +55,7 @@ def sample_candidates(
     policy: PreTrainedModel,
     tokenizer: Tokenizer,
     prompts: Sequence[TokenizedPrompt],
-    source: Reward,
+    reward: Reward,
     sampling: SamplingParams,
     n: int,
     seed: int,
@@ -63,40 +63,39 @@ def sample_candidates(
 ) -> Iterator[ScoredCandidates]:
     """Yield n scored responses to each prompt, in order.
 
-    A response depends on the seed, the prompt's place and its own number alone, not on `batch_size`.
+    A response depends on the seed, the prompt's index and the response's number alone, not on `batch_size`.
 
     Args:
-        policy: what is sampled.
+        policy: the model that generates.
         tokenizer: its tokenizer.
-        prompts: tokenised prompts.
-        source: scores a response; it has been prepared.
-        sampling: how they are drawn, and the score of a response that did not end.
-        n: responses a prompt.
+        prompts: tokenized prompts.
+        reward: scores the responses; `prepare` has been called.
+        sampling: distribution, length, and the score of a response without an end token.
+        n: responses per prompt.
         seed: of the sampling.
-        batch_size: responses decoded at once; a prompt's n stay together.
+        batch_size: responses decoded in one batch; the n responses to a prompt share a batch.
     """
-    at_once = max(batch_size // n, 1)
-    for start in range(0, len(prompts), at_once):
-        places = range(start, min(start + at_once, len(prompts)))
-        batch = collate_prompts([prompts[place] for place in places], list(places), tokenizer.pad_token_id)
-        ids, mask = batch.input_ids.to(policy.device), batch.attention_mask.to(policy.device)
-        noise = torch.cat([sampling_uniforms(n, sampling.max_new_tokens, seed, place, 5) for place in places])
-        stops = stop_string_matcher(tokenizer, sampling)
-        rollout = CachedGenerator(batch_size).generate(policy, ids, mask, noise, sampling, stops)
+    prompts_per_batch = max(batch_size // n, 1)
+    for start in range(0, len(prompts), prompts_per_batch):
+        indices = range(start, min(start + prompts_per_batch, len(prompts)))
+        batch = collate_prompts([prompts[index] for index in indices], list(indices), tokenizer.pad_token_id)
+        uniforms = torch.cat([sampling_uniforms(n, sampling.max_new_tokens, seed, index, 5) for index in indices])
+        matcher = stop_string_matcher(tokenizer, sampling)
+        rollout = CachedGenerator(batch_size).generate(policy, batch.to(policy.device), sampling, uniforms, matcher)
         episodes = make_episodes(repeat_prompts(batch, n), rollout, tokenizer, training=False)
-        scores = sampling.apply_missing_eos(source.score(episodes).float(), rollout.finished)
-        for number, place in enumerate(places):
-            own = slice(number * n, (number + 1) * n)
-            yield ScoredCandidates(prompts[place].row, episodes.responses[own], scores[own].tolist())
+        scores = sampling.apply_missing_eos(reward.score(episodes).float(), rollout.finished)
+        for position, index in enumerate(indices):
+            rows = slice(position * n, (position + 1) * n)
+            yield ScoredCandidates(prompts[index].row, episodes.responses[rows], scores[rows].tolist())
 
 
-def best_of_n_curve(scores: Tensor) -> Curve:
-    """Return what the best of k responses scores, for every k to n, beside the KL that it costs at most.
+def compute_best_of_n_curve(scores: Tensor) -> BestOfNCurve:
+    """Return the expected score of the best of k responses and the bound of its KL, for k = 1 to n.
 
     Args:
-        scores: (B, n), of n responses to each of B prompts.
+        scores: (B, n) scores of n responses to each of B prompts.
     """
     count, n = scores.shape
     estimates, k = expected_best_of_k(scores), torch.arange(1, n + 1)
     error = estimates.std(0) / count**0.5 if count > 1 else torch.zeros(n)
-    return Curve(k.tolist(), estimates.mean(0).tolist(), error.tolist(), best_of_n_kl(k).tolist())
+    return BestOfNCurve(k.tolist(), estimates.mean(0).tolist(), error.tolist(), best_of_n_kl(k).tolist())

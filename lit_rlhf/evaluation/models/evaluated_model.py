@@ -1,4 +1,4 @@
-"""The models that are evaluated: what a recipe says of each, and what a suite asks of it."""
+"""Models under evaluation: their settings in a recipe, and cached generation and log-likelihoods."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,26 +12,27 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.data.prompt_template import PromptTemplate
 from lit_rlhf.errors import UserError
-from lit_rlhf.evaluation.cache import Cache, chunks_of, digest_of_model, digest_of_texts
-from lit_rlhf.evaluation.models.generation import NEWLINE, Answer, generate
-from lit_rlhf.evaluation.models.likelihood import Boundary, Likelihood, TextPair, encode_pairs, likelihoods
-from lit_rlhf.evaluation.models.prefixes import BestPrefix, Tried, best_of_tried, read_prefixes
-from lit_rlhf.evaluation.models.reward_scorer import RewardScorer, trained_against
+from lit_rlhf.evaluation.cache import Cache, hash_texts, iter_length_sorted_batches
+from lit_rlhf.evaluation.models.generation import NEWLINE, Completion, generate_completions
+from lit_rlhf.evaluation.models.likelihood import Boundary, LogLikelihood, TextPair, encode_pairs, iter_loglikelihoods
+from lit_rlhf.evaluation.models.prefixes import BestPrefix, ScoredPrefix, read_prefixes, select_best_prefix
+from lit_rlhf.evaluation.models.reward_scorer import RewardScorer, read_training_reward_models
 from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
+from lit_rlhf.models.fingerprint import loaded_model_fingerprint
 from lit_rlhf.models.loading import from_pretrained_quietly, load_causal_lm, load_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 
-PREFIX_PLACE = (901,)  # of the sampling noise
+PREFIX_NOISE_KEY = (901,)  # keys the sampling noise of the prefix selection
 
 
 @dataclass
 class BestOf:
-    """The best of n sampled answers, by a reward model (Stiennon et al., 2020; a yardstick for PPO).
+    """Best-of-n sampling with a reward model (Stiennon et al., 2020; a baseline for PPO).
 
     Args:
         reward_model: folder of a reward model.
-        n: answers to choose from.
-        temperature: of the sampling; greedy decoding would draw n times the same.
+        n: completions to choose from.
+        temperature: of the sampling; greedy decoding would give n identical completions.
     """
 
     reward_model: str
@@ -39,25 +40,25 @@ class BestOf:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse what leaves no choice."""
+        """Validate the settings."""
         if self.n < 1 or self.temperature <= 0:
             raise UserError(f"best_of: n must be 1 or more and temperature above 0, got {self.n}, {self.temperature}")
 
 
 @dataclass
 class ModelSpec:
-    """A model to evaluate.
+    """Settings of a model to evaluate.
 
     Args:
         path: a transformers folder, or a hub name.
         prefix: text in front of every prompt of the preference suite: a few-shot prompt ("GPT-3 prompted").
-        prefixes: a JSON file with a list of such texts, or with one under "prefixes"; prompt i gets text i mod their
+        prefixes: a JSON file with a list of such texts, or with one under "prefixes"; prompt i gets text i modulo their
             number.
-        best_prefix: take of `prefixes` the one whose answers a reward model scores highest, for every prompt.
-        best_of: answer with the best of n.
-        template: how prompts become text, as `template` of the data modules.
-        trained_against: folders of the reward models this policy was trained against, beside those that its run's
-            `config.yaml` names.
+        best_prefix: use for every prompt the one of `prefixes` whose completions a reward model scores highest.
+        best_of: generate by best-of-n sampling.
+        template: prompt template, as `template` of the data modules.
+        trained_against: folders of the reward models that this policy was trained against, in addition to those in its
+            run's `config.yaml`.
         loading: how to load it.
     """
 
@@ -72,189 +73,203 @@ class ModelSpec:
 
 
 class EvaluatedModel:
-    """A candidate at work. Weights are loaded when something is asked that the cache does not know.
+    """A model under evaluation. Its weights are loaded when a result is not cached.
 
     Args:
-        name: as the recipe has it.
-        candidate: what it is.
-        cache: keeps what was computed.
+        name: as in the recipe.
+        spec: its settings.
+        cache: stores completions and log-likelihoods.
         seed: of the sampling noise.
-        batch_size: prompts decoded at once.
-        max_batch_tokens: most tokens of a forward pass.
+        batch_size: prompts decoded in one batch.
+        max_batch_tokens: maximum tokens per forward pass over given text.
     """
 
     def __init__(
         self,
         name: str,
-        candidate: ModelSpec,
+        spec: ModelSpec,
         cache: Cache,
         seed: int = 0,
         batch_size: int = 64,
         max_batch_tokens: int = 16384,
     ) -> None:
-        self.name, self.candidate, self.cache, self.seed = name, candidate, cache, seed
+        self.name, self.spec, self.cache, self.seed = name, spec, cache, seed
         self.batch_size, self.max_batch_tokens = batch_size, max_batch_tokens
-        self.identity = digest_of_model(candidate.path, candidate.loading, cache)
-        self.tokenizer = tokenizer_of(candidate.path, candidate.loading)
-        self.template = PromptTemplate(self.tokenizer, candidate.template)
-        self.trained_against = [*candidate.trained_against, *trained_against(candidate.path)]
-        self._prefixes = read_prefixes(candidate.path, candidate.prefix, candidate.prefixes)
-        self._check_choice()
+        self.fingerprint = loaded_model_fingerprint(spec.path, spec.loading, cache.hash_file)
+        self.tokenizer = load_evaluation_tokenizer(spec.path, spec.loading)
+        self.template = PromptTemplate(self.tokenizer, spec.template)
+        self.trained_against = [*spec.trained_against, *read_training_reward_models(spec.path)]
+        self._prefixes = read_prefixes(spec.path, spec.prefix, spec.prefixes)
+        self._check_reward_models()
         self._model: PreTrainedModel | None = None
 
-    def _check_choice(self) -> None:
-        """Refuse early what a choice by a reward model would fail on."""
-        best_prefix, best_of = self.candidate.best_prefix, self.candidate.best_of
+    def _check_reward_models(self) -> None:
+        """Raise early what best-of-n or the prefix selection would raise later."""
+        best_prefix, best_of = self.spec.best_prefix, self.spec.best_of
         if best_of is not None:
             RewardScorer(best_of.reward_model).check()
         if best_prefix is not None:
-            if self.candidate.prefixes is None:
+            if self.spec.prefixes is None:
                 raise UserError(f"models: {self.name!r} has best_prefix and no prefixes to choose from")
-            best_prefix.prompts()
+            best_prefix.read_prompts()
             RewardScorer(best_prefix.reward_model).check()
 
     @property
     def model(self) -> PreTrainedModel:
-        """The weights, on the accelerator where there is one."""
+        """The loaded model, on the GPU if there is one."""
         if self._model is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-            with torch.random.fork_rng(devices=[]):  # an embedding that is grown is drawn: always alike
+            with torch.random.fork_rng(devices=[]):  # resized embeddings are initialized at random: fix the seed
                 torch.manual_seed(0)
-                model = load_causal_lm(self.candidate.path, self.tokenizer, self.candidate.loading)
+                model = load_causal_lm(self.spec.path, self.tokenizer, self.spec.loading)
             self._model = model.to(device).eval()
         return self._model
 
     def release(self) -> None:
-        """Let the weights go: one model in memory at a time."""
+        """Free the weights, so that one model is in memory at a time."""
         self._model = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def with_prefix(self, prompts: Sequence[str]) -> list[str]:
-        """Return the prompts behind the candidate's few-shot prefixes, if it has any."""
-        prefixes = [best_of_tried(self.tried_prefixes).text] if self.tried_prefixes else self._prefixes
-        return [prefixes[place % len(prefixes)] + prompt for place, prompt in enumerate(prompts)]
+    def prepend_prefix(self, prompts: Sequence[str]) -> list[str]:
+        """Return the prompts with the few-shot prefixes in front, if there are any."""
+        prefixes = [select_best_prefix(self.scored_prefixes).text] if self.scored_prefixes else self._prefixes
+        return [prefixes[index % len(prefixes)] + prompt for index, prompt in enumerate(prompts)]
 
     @cached_property
-    def tried_prefixes(self) -> list[Tried]:
-        """What the answers behind each few-shot prefix score, where the best is taken; empty where none is chosen."""
-        best = self.candidate.best_prefix
+    def scored_prefixes(self) -> list[ScoredPrefix]:
+        """Mean reward of the completions after each few-shot prefix; empty without `best_prefix`."""
+        best = self.spec.best_prefix
         if best is None:
             return []
-        records = best.prompts()
+        records = best.read_prompts()
         reward_model = RewardScorer(best.reward_model, template=best.template)
-        own, rated = (
+        policy_prompts, reward_prompts = (
             [template.render(record.prompt, record.fields, record.origin) for record in records]
             for template in (self.template, reward_model.template)
         )
         sampling = SamplingParams(best.max_new_tokens, best.temperature)
-        tried = []
+        scored = []
         for prefix in self._prefixes:
-            answers = self.answers([prefix + prompt for prompt in own], sampling, PREFIX_PLACE, best.stop_strings)
-            stripped = [answer._replace(text=answer.text.strip()) for answer in answers]
-            scores = reward_model.finite_scores(list(zip(rated, stripped)), self.cache)
-            tried.append(Tried(prefix, fsum(scores) / len(scores), len(scores)))
-        return tried
+            prompts = [prefix + prompt for prompt in policy_prompts]
+            completions = self.generate(prompts, sampling, PREFIX_NOISE_KEY, best.stop_strings)
+            stripped = [completion._replace(text=completion.text.strip()) for completion in completions]
+            scores = reward_model.score_finite(list(zip(reward_prompts, stripped)), self.cache)
+            scored.append(ScoredPrefix(prefix, fsum(scores) / len(scores), len(scores)))
+        return scored
 
-    def likelihoods(self, pairs: Sequence[TextPair], boundary: Boundary = "apart") -> list[Likelihood]:
-        """Return how likely each continuation is behind its context. No prefix, no best-of: the model's own.
+    def compute_loglikelihoods(self, pairs: Sequence[TextPair], boundary: Boundary = "apart") -> list[LogLikelihood]:
+        """Return the log-likelihood of each continuation given its context; prefixes and best-of-n do not apply.
 
         Raises:
-            UserError: some have no number, which would pass for unlikely ones.
+            UserError: some are nan, which would pass for unlikely continuations.
         """
-        found = self._likelihoods(pairs, boundary)
-        lost = sum(isnan(each.logprob) for each in found)
-        if lost:
+        results = self._compute_loglikelihoods(pairs, boundary)
+        num_nan = sum(isnan(result.logprob) for result in results)
+        if num_nan:
             raise UserError(
-                f"model {self.name!r}: the log-probability of {lost:,} of {len(found):,} continuations is nan: its "
+                f"model {self.name!r}: the log-probability of {num_nan:,} of {len(results):,} continuations is nan: its "
                 "weights are broken, or overflow in the type they are loaded in"
             )
-        return found
+        return results
 
-    def _likelihoods(self, pairs: Sequence[TextPair], boundary: Boundary) -> list[Likelihood]:
-        key = {"likelihood": self.identity, "boundary": boundary}
+    def _compute_loglikelihoods(self, pairs: Sequence[TextPair], boundary: Boundary) -> list[LogLikelihood]:
+        key = {"likelihood": self.fingerprint, "boundary": boundary, "of": hash_texts(pairs)}
 
-        def compute(places: list[int]) -> Iterator[tuple[int, Likelihood]]:
+        def compute(indices: list[int]) -> Iterator[tuple[int, LogLikelihood]]:
             encoded = encode_pairs(self.tokenizer, pairs, boundary)
-            return likelihoods(self.model, encoded, self.tokenizer.pad_token_id, self.max_batch_tokens, set(places))
+            pad_id = self.tokenizer.pad_token_id
+            return iter_loglikelihoods(self.model, encoded, pad_id, self.max_batch_tokens, set(indices))
 
-        label = f"{self.name}: likelihood"
-        rows = self.cache.rows(label, {**key, "of": digest_of_texts(pairs)}, len(pairs), compute)
-        return [Likelihood(*row) for row in rows]
+        rows = self.cache.get_or_compute_rows(f"{self.name}: likelihood", key, len(pairs), compute)
+        return [LogLikelihood(*row) for row in rows]
 
-    def answers(
+    def generate(
         self,
         prompts: Sequence[str],
         sampling: SamplingParams,
-        place: tuple[int, ...] = (),
-        stops: Sequence[str] = NEWLINE,
-    ) -> list[Answer]:
-        """Answer each prompt, by the best of n where the candidate says so.
+        noise_key: tuple[int, ...] = (),
+        stop_strings: Sequence[str] = NEWLINE,
+    ) -> list[Completion]:
+        """Generate one completion per prompt, by best-of-n sampling if the model's settings say so.
 
         Args:
             prompts: texts, as the model sees them.
             sampling: length and temperature.
-            place: of the sampling noise; the same place draws the same answers.
-            stops: texts that end an answer.
+            noise_key: of the sampling noise; the same key samples the same completions.
+            stop_strings: texts at the first of which a completion is truncated.
         """
-        best_of = self.candidate.best_of
+        best_of = self.spec.best_of
         if best_of is None:
-            return self._draw(prompts, sampling, place, stops)
-        warm = SamplingParams(sampling.max_new_tokens, best_of.temperature)
-        drawn = [self._draw(prompts, warm, (*place, 7000 + number), stops) for number in range(best_of.n)]
+            return self._generate(prompts, sampling, noise_key, stop_strings)
+        best_of_sampling = SamplingParams(sampling.max_new_tokens, best_of.temperature)
+        samples = [
+            self._generate(prompts, best_of_sampling, (*noise_key, 7000 + number), stop_strings)
+            for number in range(best_of.n)
+        ]
         reward_model = RewardScorer(best_of.reward_model)
-        rated = [(prompt, answer) for answers in drawn for prompt, answer in zip(prompts, answers)]
-        scores = reward_model.finite_scores(rated, self.cache)
+        texts = [(prompt, completion) for completions in samples for prompt, completion in zip(prompts, completions)]
+        scores = reward_model.score_finite(texts, self.cache)
         best = []
-        for number in range(len(prompts)):
-            own = scores[number :: len(prompts)]
-            best.append(drawn[own.index(max(own))][number])
+        for index in range(len(prompts)):
+            prompt_scores = scores[index :: len(prompts)]
+            best.append(samples[prompt_scores.index(max(prompt_scores))][index])
         return best
 
-    def _draw(
-        self, prompts: Sequence[str], sampling: SamplingParams, place: tuple[int, ...], stops: Sequence[str]
-    ) -> list[Answer]:
-        greedy = sampling.temperature == 0
+    def _generate(
+        self, prompts: Sequence[str], sampling: SamplingParams, noise_key: tuple[int, ...], stop_strings: Sequence[str]
+    ) -> list[Completion]:
+        is_greedy = sampling.temperature == 0
         key: dict[str, Any] = {
-            "answers": self.identity,
+            "answers": self.fingerprint,
             "length": sampling.max_new_tokens,
             "temperature": sampling.temperature,
-            "stops": list(stops),
-            "noise": [] if greedy else [self.seed, *place],
-            "to": digest_of_texts(prompts),
+            "stops": list(stop_strings),
+            "noise": [] if is_greedy else [self.seed, *noise_key],
+            "to": hash_texts(prompts),
         }
 
-        def compute(places: list[int]) -> Iterator[tuple[int, Answer]]:
+        def compute(indices: list[int]) -> Iterator[tuple[int, Completion]]:
             encoded = [ids or [self.tokenizer.eos_token_id] for ids in self.template.encode(prompts)]
-            noise = sampling_uniforms(len(prompts), sampling.max_new_tokens, self.seed, *place)
-            for chunk in chunks_of([len(ids) for ids in encoded], self.batch_size, places):
-                rows = [encoded[number] for number in chunk]
-                made = generate(self.model, self.tokenizer, rows, sampling, noise[chunk], tuple(stops), len(rows))
-                yield from zip(chunk, made)
+            uniforms = sampling_uniforms(len(prompts), sampling.max_new_tokens, self.seed, *noise_key)
+            for batch in iter_length_sorted_batches([len(ids) for ids in encoded], self.batch_size, indices):
+                completions = generate_completions(
+                    self.model,
+                    self.tokenizer,
+                    [encoded[index] for index in batch],
+                    sampling,
+                    uniforms[batch],
+                    tuple(stop_strings),
+                )
+                yield from zip(batch, completions)
 
-        rows = self.cache.rows(f"{self.name}: answers", key, len(prompts), compute)
-        return [Answer(*row) for row in rows]
+        rows = self.cache.get_or_compute_rows(f"{self.name}: answers", key, len(prompts), compute)
+        return [Completion(*row) for row in rows]
 
 
-def log_odds(judge: ModelSpec, questions: Sequence[str], words: tuple[str, str], cache: Cache) -> list[float]:
-    """Return by how many nats a model holds the first word likelier than the second behind each question.
+def compute_log_odds(spec: ModelSpec, prompts: Sequence[str], words: tuple[str, str], cache: Cache) -> list[float]:
+    """Return log P(first word) - log P(second word) after each prompt, in nats; nan if the logits overflow.
 
-    A judge whose numbers overflow gives nan, which is no verdict.
+    Args:
+        spec: the judging model.
+        prompts: N texts.
+        words: the two continuations.
+        cache: stores the log-likelihoods.
     """
-    subject = EvaluatedModel("judge", judge, cache)
-    found = subject._likelihoods([(each, word) for each in questions for word in words], "apart")
-    subject.release()
-    cut = sum(each.cut > 0 for each in found[::2])
-    if cut:
-        print(f"judge {judge.path}: {cut:,} of {len(questions):,} questions cut in front, longer than its positions")
-    return [first.logprob - second.logprob for first, second in zip(found[::2], found[1::2])]
+    judge = EvaluatedModel("judge", spec, cache)
+    results = judge._compute_loglikelihoods([(prompt, word) for prompt in prompts for word in words], "apart")
+    judge.release()
+    num_truncated = sum(result.num_truncated > 0 for result in results[::2])
+    if num_truncated:
+        print(f"judge {spec.path}: {num_truncated:,} of {len(prompts):,} prompts exceed its context and are left-truncated")
+    return [first.logprob - second.logprob for first, second in zip(results[::2], results[1::2])]
 
 
-def tokenizer_of(path: str, loading: ModelLoadingConfig) -> Tokenizer:
-    """Return a model's tokenizer. Where it has no padding token, its end token fills rows: the mask alone counts here.
+def load_evaluation_tokenizer(path: str, loading: ModelLoadingConfig) -> Tokenizer:
+    """Return a model's tokenizer; without a padding token of its own, it pads with the end token.
 
-    A padding token of its own, as training needs one, would add a row to the vocabulary that no data ever trained and
-    that takes a share of the probability.
+    A new padding token, as training needs one, would add an untrained row to the vocabulary that takes probability from
+    the others. Here the attention mask alone distinguishes padding.
     """
     if loading.pad_token is not None:
         return load_tokenizer(path, loading)

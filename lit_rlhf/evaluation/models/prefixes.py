@@ -1,4 +1,4 @@
-"""Few-shot text in front of a prompt ("GPT-3 prompted"): one, several in turn, or the best of several."""
+"""Few-shot prefixes of a model ("GPT-3 prompted"): one, several in turn, or the best of several."""
 
 import json
 from collections.abc import Sequence
@@ -15,17 +15,17 @@ from lit_rlhf.errors import UserError
 
 @dataclass
 class BestPrefix:
-    """Of several few-shot prefixes the one whose answers a reward model scores highest in the mean (fn 6).
+    """Selects the few-shot prefix whose completions have the highest mean reward (InstructGPT, footnote 6).
 
     Args:
         reward_model: folder of a reward model.
-        path: prompts to choose by, in any format that `PromptDataModule` reads: the paper's validation prompts, not
-            those that are compared.
-        max_new_tokens: most tokens of an answer. Decode as the comparison does.
-        temperature: of the sampling, with the same noise behind each prefix; 0 is greedy.
-        stop_strings: texts that end an answer.
-        template: how prompts were put into words in the reward model's training. It does not see the prefix.
-        limit: prompts to use, from the first; None for all.
+        path: prompts for the selection, in any format that `PromptDataModule` reads: the paper's validation prompts,
+            not those of the comparison.
+        max_new_tokens: maximum tokens of a completion; use the value of the comparison.
+        temperature: of the sampling, with the same noise for each prefix; 0 is greedy.
+        stop_strings: texts at the first of which a completion is truncated.
+        template: prompt template of the reward model's training. It does not see the prefix.
+        limit: use the first so many prompts; None for all.
     """
 
     reward_model: str
@@ -37,52 +37,52 @@ class BestPrefix:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what decodes nothing."""
+        """Validate the settings."""
         if self.max_new_tokens < 1 or self.temperature < 0 or (self.limit is not None and self.limit < 1):
             raise UserError(
                 "best_prefix: max_new_tokens and limit must be 1 or more and temperature 0 or more, got "
                 f"{self.max_new_tokens}, {self.limit}, {self.temperature}"
             )
 
-    def prompts(self) -> list[PromptRow]:
-        """Return the prompts to choose by."""
+    def read_prompts(self) -> list[PromptRow]:
+        """Return the prompts for the selection."""
         report = DatasetReport(self.path)
         return read_records(read_rows(self.path), "prompt", PromptRow, "auto", report)[: self.limit]
 
 
-class Tried(NamedTuple):
-    """A prefix and what the answers behind it score."""
+class ScoredPrefix(NamedTuple):
+    """A few-shot prefix with its mean reward."""
 
     text: str
-    score: float  # the reward model's, mean over the prompts
-    prompts: int
+    score: float  # of the reward model, mean over the prompts
+    num_prompts: int
 
 
-def best_of_tried(tried: Sequence[Tried]) -> Tried:
-    """Return the one with the highest score; of equal ones the first."""
-    return max(tried, key=lambda each: each.score)
+def select_best_prefix(scored_prefixes: Sequence[ScoredPrefix]) -> ScoredPrefix:
+    """Return the prefix with the highest score; the first of equal ones."""
+    return max(scored_prefixes, key=lambda prefix: prefix.score)
 
 
 def read_prefixes(path: str, prefix: str, prefixes: str | None) -> list[str]:
-    """Return the few-shot prefixes of a candidate, "" where it has none.
+    """Return the few-shot prefixes of a model; [""] without any.
 
     Args:
         path: of the model, for messages.
-        prefix: the one text.
-        prefixes: the file with several.
+        prefix: a single prefix.
+        prefixes: a JSON file with several.
 
     Raises:
-        UserError: both settings, no such file, or a file that holds something else.
+        UserError: both settings are used, or the file is missing or malformed.
     """
     if prefixes is None:
         return [prefix]
     if prefix:
         raise UserError(f"models: {path!r} has prefix and prefixes; set one of them")
     try:
-        found = json.loads(Path(prefixes).expanduser().read_text(encoding="utf-8"))
+        texts = json.loads(Path(prefixes).expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
         raise UserError(f"prefixes: cannot read {prefixes!r}: {problem}") from None
-    found = found.get("prefixes") if isinstance(found, dict) else found
-    if not isinstance(found, list) or not found or not all(isinstance(each, str) for each in found):
+    texts = texts.get("prefixes") if isinstance(texts, dict) else texts
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise UserError(f"prefixes: {prefixes!r} must hold a list of texts, or one under 'prefixes'")
-    return found
+    return texts

@@ -1,4 +1,4 @@
-"""Scores of a reward model for texts: for best-of-n and as a judge."""
+"""Cached reward model scores of texts, for best-of-n and judging; refusal of a judge that a policy was trained with."""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -10,24 +10,25 @@ import yaml
 
 from lit_rlhf.data.prompt_template import PromptTemplate, encode_texts
 from lit_rlhf.errors import UserError
-from lit_rlhf.evaluation.cache import Cache, chunks_of, digest_of_model, digest_of_texts
-from lit_rlhf.evaluation.models.generation import Answer
-from lit_rlhf.functional import pad_right
+from lit_rlhf.evaluation.cache import Cache, hash_texts, iter_length_sorted_batches
+from lit_rlhf.evaluation.models.generation import Completion
+from lit_rlhf.models.fingerprint import loaded_model_fingerprint
 from lit_rlhf.models.loading import load_tokenizer, max_positions
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.scalar_model import ScalarModel, load_scalar_model
+from lit_rlhf.models.scoring import score_rows
 
-ScoredText = tuple[str, Answer]  # the prompt as the reward model sees it, and an answer
+ScoredText = tuple[str, Completion]  # the prompt, rendered for the reward model, and a completion
 
 
 class RewardScorer:
-    """A reward model's folder, loaded when the first score is not in the cache.
+    """Scores texts with a reward model, which is loaded when a score is not cached.
 
     Args:
-        folder: what `lit-rlhf fit` of a reward model wrote.
+        folder: a reward model written by `lit-rlhf fit`.
         loading: how to load it.
-        template: how prompts were put into words in its training.
-        batch_size: texts a forward pass.
+        template: prompt template of its training.
+        batch_size: texts per forward pass.
     """
 
     def __init__(
@@ -38,11 +39,11 @@ class RewardScorer:
 
     @cached_property
     def template(self) -> PromptTemplate:
-        """Puts prompts into the words that it was trained on."""
+        """The prompt template of the reward model's training."""
         return PromptTemplate(load_tokenizer(self.folder, self.loading), self._template)
 
     def check(self) -> None:
-        """Raise early, without the weights, where there is no such folder."""
+        """Raise a UserError if the folder is missing; loads no weights."""
         load_tokenizer(self.folder, self.loading)
 
     @cached_property
@@ -50,59 +51,57 @@ class RewardScorer:
         model = load_scalar_model(self.folder, self.template.tokenizer, self.loading)
         return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
-    def scores(self, rated: Sequence[ScoredText], cache: Cache) -> list[float]:
-        """Return the score of each answer: prompt, answer and, where it ended, the end token, as in training.
+    def score(self, texts: Sequence[ScoredText], cache: Cache) -> list[float]:
+        """Return a score per text: prompt, completion and, if it is finished, the end token, as in training.
 
-        Each different text is scored once, so that equal ones have equal scores to the last bit. A score that
-        overflowed in half precision is not finite.
+        Each distinct text is scored once, so that equal texts have bitwise equal scores. A score that overflows in half
+        precision is not finite.
         """
-        texts = [(prompt, answer.text, answer.ended) for prompt, answer in rated]
-        unique = list(dict.fromkeys(texts))
-        key = {"score": digest_of_model(self.folder, self.loading, cache), "of": digest_of_texts(unique)}
-        scores = cache.rows("score", key, len(unique), lambda places: self._compute(unique, places))
-        by_text = dict(zip(unique, scores))
-        return [by_text[text] for text in texts]
+        keys = [(prompt, completion.text, completion.finished) for prompt, completion in texts]
+        unique = list(dict.fromkeys(keys))
+        fingerprint = loaded_model_fingerprint(self.folder, self.loading, cache.hash_file)
+        cache_key = {"score": fingerprint, "of": hash_texts(unique)}
+        rows = cache.get_or_compute_rows("score", cache_key, len(unique), lambda indices: self._compute(unique, indices))
+        score_by_key = dict(zip(unique, rows))
+        return [score_by_key[key] for key in keys]
 
-    def finite_scores(self, rated: Sequence[ScoredText], cache: Cache) -> list[float]:
-        """Return the scores to choose by.
+    def score_finite(self, texts: Sequence[ScoredText], cache: Cache) -> list[float]:
+        """Return the scores, all of them finite.
 
         Raises:
-            UserError: some are not finite, and would decide for or against an answer by accident.
+            UserError: some are not finite; a comparison with them would be arbitrary.
         """
-        scores = self.scores(rated, cache)
-        lost = sum(not isfinite(score) for score in scores)
-        if lost:
+        scores = self.score(texts, cache)
+        num_lost = sum(not isfinite(score) for score in scores)
+        if num_lost:
             raise UserError(
-                f"reward model {self.folder!r}: {lost:,} of {len(scores):,} scores are not finite; nothing can be "
+                f"reward model {self.folder!r}: {num_lost:,} of {len(scores):,} scores are not finite; nothing can be "
                 "chosen by them"
             )
         return scores
 
-    def _compute(self, texts: Sequence[tuple[str, str, bool]], places: list[int]) -> Iterator[tuple[int, float]]:
+    def _compute(self, texts: Sequence[tuple[str, str, bool]], indices: list[int]) -> Iterator[tuple[int, float]]:
         tokenizer = self.template.tokenizer
-        end, limit = tokenizer.eos_token_id, max_positions(self._model.model.config) or 10**9
+        eos_id, limit = tokenizer.eos_token_id, max_positions(self._model.model.config) or 10**9
         prompts = self.template.encode([prompt for prompt, _, _ in texts])
-        answers = encode_texts(tokenizer, [answer for _, answer, _ in texts])
+        completions = encode_texts(tokenizer, [completion for _, completion, _ in texts])
         rows = [
-            [*prompt, *answer, *([end] if ended else [])] or [end]
-            for prompt, answer, (_, _, ended) in zip(prompts, answers, texts)
+            [*prompt, *completion, *([eos_id] if finished else [])] or [eos_id]
+            for prompt, completion, (_, _, finished) in zip(prompts, completions, texts)
         ]
-        cut = sum(len(row) > limit for row in rows)
-        if cut:
-            print(f"{self.folder}: {cut:,} of {len(rows):,} texts cut in front, longer than its positions")
+        num_truncated = sum(len(row) > limit for row in rows)
+        if num_truncated:
+            print(f"{self.folder}: {num_truncated:,} of {len(rows):,} texts exceed its context and are left-truncated")
         rows = [row[-limit:] for row in rows]
-        place = self._model.shift.device
-        for chunk in chunks_of([len(row) for row in rows], self.batch_size, places):
-            ids, mask = pad_right([rows[number] for number in chunk], tokenizer.pad_token_id)
-            with torch.no_grad():
-                scores = self._model.score(ids.to(place), mask.to(place)).tolist()
-            yield from zip(chunk, scores)
+        for batch in iter_length_sorted_batches([len(row) for row in rows], self.batch_size, indices):
+            scores = score_rows(self._model, [rows[index] for index in batch], tokenizer.pad_token_id, len(batch))
+            yield from zip(batch, scores.tolist())
 
 
-def trained_against(model: str) -> list[str]:
-    """Return the reward models that a policy's folder was trained against, as far as its run says so.
+def read_training_reward_models(model: str) -> list[str]:
+    """Return the reward models that a policy was trained against, according to its run.
 
-    A run of `lit-rlhf fit` writes its `config.yaml` beside the folder `model`.
+    A run of `lit-rlhf fit` writes its `config.yaml` next to the folder `model`.
     """
     config = Path(model).expanduser().parent / "config.yaml"
     if not config.is_file():
@@ -113,37 +112,38 @@ def trained_against(model: str) -> list[str]:
         return []
     model_settings = recipe.get("model") if isinstance(recipe, dict) else None
     reward = (model_settings.get("init_args") or {}).get("reward") if isinstance(model_settings, dict) else None
-    return folders_in(reward)
+    return collect_model_paths(reward)
 
 
-def folders_in(settings: object) -> list[str]:
-    """Return every value of a key `model` within a reward's settings: a weighted sum has several."""
+def collect_model_paths(settings: object) -> list[str]:
+    """Return every value of a key `model` in a reward's settings, recursively: a weighted sum has several."""
     if isinstance(settings, dict):
-        own = [value for key, value in settings.items() if key == "model" and isinstance(value, str)]
-        return own + [folder for value in settings.values() for folder in folders_in(value)]
+        paths = [value for key, value in settings.items() if key == "model" and isinstance(value, str)]
+        return paths + [path for value in settings.values() for path in collect_model_paths(value)]
     if isinstance(settings, list):
-        return [folder for value in settings for folder in folders_in(value)]
+        return [path for value in settings for path in collect_model_paths(value)]
     return []
 
 
-def refuse_own_reward(judge: str, policies: dict[str, list[str]], cache: Cache) -> None:
+def check_judge_is_independent(judge: str, policies: dict[str, list[str]], cache: Cache) -> None:
     """Refuse a reward model as judge of a policy that was trained against it.
 
     Args:
         judge: the judge's folder.
         policies: name of each policy -> the reward models it was trained against.
-        cache: keeps the hashes.
+        cache: stores file hashes.
 
     Raises:
         UserError: the same folder, or other folders with the same weights.
     """
-    identity = digest_of_model(judge, ModelLoadingConfig(), cache)
+    fingerprint = loaded_model_fingerprint(judge, ModelLoadingConfig(), cache.hash_file)
     for name, rewards in policies.items():
         for reward in rewards:
-            same = Path(reward).expanduser().resolve() == Path(judge).expanduser().resolve()
-            known = Path(reward).expanduser().is_dir()
-            if same or (known and digest_of_model(reward, ModelLoadingConfig(), cache) == identity):
+            is_same = Path(reward).expanduser().resolve() == Path(judge).expanduser().resolve()
+            if not is_same and Path(reward).expanduser().is_dir():
+                is_same = loaded_model_fingerprint(reward, ModelLoadingConfig(), cache.hash_file) == fingerprint
+            if is_same:
                 raise UserError(
                     f"judge: {judge!r} is the reward model that {name!r} was trained against ({reward}): its verdict "
-                    "would measure over-optimisation as success. Use another judge, or set force: true"
+                    "would measure over-optimization as success. Use another judge, or set force: true"
                 )

@@ -5,15 +5,15 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from lit_rlhf.evaluation.reports.plotting import MUTED, STYLE, svg
+from lit_rlhf.evaluation.reports.plotting import MUTED, STYLE, figure_to_svg
 
-COLOURS = ("#7a8594", "#9a6fc4", "#2b6cb8", "#d2562a", "#16876a", "#b8860b", "#c23b7a", "#3a8fa3")
+MODEL_COLORS = ("#7a8594", "#9a6fc4", "#2b6cb8", "#d2562a", "#16876a", "#b8860b", "#c23b7a", "#3a8fa3")
 MARKERS = ("s", "D", "o", "^", "v", "P", "X", "*")
-MOST = 20  # figures in a plot: the first of the suite
+MAX_METRICS = 20  # figures in a plot: the first of the suite
 WIDTH = 8.2  # inches
 
 
-def chart(part: dict[str, Any], colours: dict[str, str], prefix: str) -> list[str]:
+def draw_charts(part: dict[str, Any], colors: dict[str, str], prefix: str) -> list[str]:
     """Draw a suite's first figures of each unit that has at least one value, fit to stand in one page together.
 
     Args:
@@ -36,22 +36,22 @@ def chart(part: dict[str, Any], colours: dict[str, str], prefix: str) -> list[st
         units["share"] = won
     with rc_context(STYLE):
         return [
-            svg(draw(part, names[:MOST], colours), f"chart-{prefix}{place}")
+            figure_to_svg(draw_chart(part, names[:MAX_METRICS], colors), f"chart-{prefix}{place}")
             for place, (unit, names) in enumerate(units.items())
             if unit in ("share", "bits", "score", "points")
         ][:2]
 
 
-def draw(part: dict[str, Any], names: list[str], colours: dict[str, str]) -> Figure:
+def draw_chart(part: dict[str, Any], names: list[str], colors: dict[str, str]) -> Figure:
     """Draw one plot."""
-    figure = Figure(figsize=(WIDTH, 0.9 + len(names) * (0.22 + 0.075 * len(colours))))
+    figure = Figure(figsize=(WIDTH, 0.9 + len(names) * (0.22 + 0.075 * len(colors))))
     axes = figure.add_subplot()
     unit = part["figures"][names[0]]["unit"]
     scale = 100.0 if unit == "share" else 1.0
     axes.set_title({"share": "%", "bits": "bits", "score": "score", "points": "points"}[unit], fontsize=9)
-    step = 0.7 / max(len(colours), 1)
-    for place, (model, colour) in enumerate(colours.items()):
-        offset = (place - (len(colours) - 1) / 2) * step
+    step = 0.7 / max(len(colors), 1)
+    for place, (model, colour) in enumerate(colors.items()):
+        offset = (place - (len(colors) - 1) / 2) * step
         for row, name in enumerate(names):
             cell = part["figures"][name]["models"].get(model)
             if cell is None or cell["value"] is None:

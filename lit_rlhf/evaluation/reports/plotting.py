@@ -32,7 +32,7 @@ STYLE = {
 WIDE, NARROW = (5.4, 3.4), (3.7, 2.8)  # inches: two and three panels a row
 
 
-def svg(figure: Figure, name: str) -> str:
+def figure_to_svg(figure: Figure, name: str) -> str:
     """Write a figure as an SVG element whose ids begin with `name`."""
     buffer = StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -42,7 +42,7 @@ def svg(figure: Figure, name: str) -> str:
     return text.replace("<svg ", f'<svg role="img" aria-label="{figure.axes[0].get_title("left")}" ', 1)
 
 
-def panel(title: str, x: str = "", y: str = "", size: tuple[float, float] = WIDE) -> tuple[Figure, Any]:
+def make_panel(title: str, x: str = "", y: str = "", size: tuple[float, float] = WIDE) -> tuple[Figure, Any]:
     """Start a figure of one panel."""
     figure = Figure(figsize=size)
     axes = figure.add_subplot()
@@ -50,11 +50,11 @@ def panel(title: str, x: str = "", y: str = "", size: tuple[float, float] = WIDE
     return figure, axes
 
 
-def plot_curve(axes: Any, points: Points, label: str, colour: str, smooth: bool = False) -> None:
+def plot_curve(axes: Any, points: Points, label: str, color: str, smooth: bool = False) -> None:
     """Plot points; a noisy curve faintly, with its running mean (a fortieth of the run) on top."""
     x, y = np.array(points, dtype=float).T
     window = max(1, len(x) // 40) if smooth else 1
     if window > 1:
-        axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
+        axes.plot(x, y, color=color, alpha=0.25, linewidth=0.8)
         x, y = (np.convolve(values, np.ones(window) / window, "valid") for values in (x, y))
-    axes.plot(x, y, color=colour, label=label, marker="o" if len(x) <= 15 else None, markersize=4)
+    axes.plot(x, y, color=color, label=label, marker="o" if len(x) <= 15 else None, markersize=4)

@@ -7,47 +7,47 @@ from matplotlib import rc_context
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from lit_rlhf.evaluation.reports.plotting import INK, MUTED, NARROW, STYLE, WIDE, Points, panel, plot_curve, svg
+from lit_rlhf.evaluation.reports.plotting import INK, MUTED, NARROW, STYLE, WIDE, Points, make_panel, plot_curve, figure_to_svg
 
 Report = dict[str, Any]
 
 
-class Look(NamedTuple):
+class PlotStyle(NamedTuple):
     """How a model appears everywhere."""
 
     label: str
-    colour: str
+    color: str
     marker: str
 
 
-MODELS = {
-    "base": Look("base", "#7a8594", "s"),
-    "few_shot": Look("few-shot", "#9a6fc4", "D"),
-    "sft": Look("SFT", "#2b6cb8", "o"),
-    "ppo": Look("PPO", "#d2562a", "^"),
-    "ppo_ptx": Look("PPO-ptx", "#16876a", "v"),
+MODEL_STYLES = {
+    "base": PlotStyle("base", "#7a8594", "s"),
+    "few_shot": PlotStyle("few-shot", "#9a6fc4", "D"),
+    "sft": PlotStyle("SFT", "#2b6cb8", "o"),
+    "ppo": PlotStyle("PPO", "#d2562a", "^"),
+    "ppo_ptx": PlotStyle("PPO-ptx", "#16876a", "v"),
 }
-COLOURS = [look.colour for look in MODELS.values()]
+MODEL_COLORS = [look.color for look in MODEL_STYLES.values()]
 BLUES = LinearSegmentedColormap.from_list("blues", ["#f3f7fb", "#8fb8dd", "#1f5c9e"])
 CHANGES = LinearSegmentedColormap.from_list("changes", ["#c4502a", "#f7f7f7", "#16876a"])
 
 
-def draw(report: Report) -> dict[str, list[str]]:
+def draw_panels(report: Report) -> dict[str, list[str]]:
     """Draw every figure the report has data for.
 
     Returns:
         Name of the figure -> its panels as SVG elements, fit to stand in one page together (no id occurs twice).
         Figures and panels without data are left out. The same report gives the same bytes.
     """
-    drawers = (losses, rewards, beside, frontier, win_rates, alignment_tax, behaviour, tasks, reliability)
+    drawers = (losses, rewards, training_metrics, frontier, win_rates, alignment_tax, behavior, tasks, reliability)
     with rc_context(STYLE):
         drawn = {draw.__name__: draw(report) for draw in drawers}
         return {
-            key: [svg(made, f"{key}{i}") for i, made in enumerate(panels)] for key, panels in drawn.items() if panels
+            key: [figure_to_svg(made, f"{key}{i}") for i, made in enumerate(panels)] for key, panels in drawn.items() if panels
         }
 
 
-def curve(report: Report, stage: str, metric: str) -> Points:
+def read_curve(report: Report, stage: str, metric: str) -> Points:
     """Return the points of a metric, none where it was not logged."""
     points: Points = report.get("curves", {}).get(stage, {}).get(metric, [])
     return points
@@ -61,19 +61,19 @@ def losses(report: Report) -> list[Figure]:
         ("sft", "SFT: loss on demonstrations (nats per token)"),
         ("reward", "Reward model: ranking loss"),
     ):
-        train, validation = curve(report, stage, "train/loss"), curve(report, stage, "validation/loss")
+        train, validation = read_curve(report, stage, "train/loss"), read_curve(report, stage, "validation/loss")
         if train or validation:
-            figure, axes = panel(title, "optimizer step")
+            figure, axes = make_panel(title, "optimizer step")
             if train:
-                plot_curve(axes, train, "training", MODELS["base"].colour, smooth=True)
+                plot_curve(axes, train, "training", MODEL_STYLES["base"].color, smooth=True)
             if validation:
-                plot_curve(axes, validation, "validation", MODELS["sft"].colour)
+                plot_curve(axes, validation, "validation", MODEL_STYLES["sft"].color)
             axes.legend()
             figures.append(figure)
-    accuracy = curve(report, "reward", "validation/accuracy")
+    accuracy = read_curve(report, "reward", "validation/accuracy")
     if accuracy:
-        figure, axes = panel("Reward model: validation accuracy", "optimizer step")
-        plot_curve(axes, accuracy, "reward model", MODELS["sft"].colour)
+        figure, axes = make_panel("Reward model: validation accuracy", "optimizer step")
+        plot_curve(axes, accuracy, "reward model", MODEL_STYLES["sft"].color)
         agreement = report["reward_model"].get("agreement_train")
         if agreement is not None:
             axes.axhline(agreement, color=MUTED, linestyle="--", linewidth=1.2, label="labelers among themselves")
@@ -84,13 +84,13 @@ def losses(report: Report) -> list[Figure]:
 
 def compare_runs(report: Report, metric: str, title: str, y: str, size: tuple[float, float]) -> list[Figure]:
     """One metric of PPO and PPO-ptx against the iteration; no figure where neither logged it."""
-    runs = {stage: curve(report, stage, metric) for stage in ("ppo", "ppo_ptx")}
+    runs = {stage: read_curve(report, stage, metric) for stage in ("ppo", "ppo_ptx")}
     if not any(runs.values()):
         return []
-    figure, axes = panel(title, "iteration", y, size)
+    figure, axes = make_panel(title, "iteration", y, size)
     for stage, points in runs.items():
         if points:
-            plot_curve(axes, points, MODELS[stage].label, MODELS[stage].colour)
+            plot_curve(axes, points, MODEL_STYLES[stage].label, MODEL_STYLES[stage].color)
     axes.legend()
     return [figure]
 
@@ -101,7 +101,7 @@ def rewards(report: Report) -> list[Figure]:
     return score + compare_runs(report, "reward/kl", "KL from the SFT model", "nats per response", WIDE)
 
 
-def beside(report: Report) -> list[Figure]:
+def training_metrics(report: Report) -> list[Figure]:
     """Entropy, response length and pretraining loss while the score rises."""
     return [
         *compare_runs(report, "policy/entropy_estimate", "Entropy", "nats per token", NARROW),
@@ -113,61 +113,61 @@ def beside(report: Report) -> list[Figure]:
 def frontier(report: Report) -> list[Figure]:
     """Score against KL along training, and the preference that was bought with the KL."""
     figures = []
-    figure, axes = panel("Score against KL, each point one iteration", "KL from SFT (nats per response)", "mean score")
+    figure, axes = make_panel("Score against KL, each point one iteration", "KL from SFT (nats per response)", "mean score")
     for stage in ("ppo", "ppo_ptx"):
-        kl, score = (dict(curve(report, stage, f"reward/{key}")) for key in ("kl", "score"))
+        kl, score = (dict(read_curve(report, stage, f"reward/{key}")) for key in ("kl", "score"))
         steps = sorted(kl.keys() & score.keys())
         if steps:
-            x, y, look = [kl[step] for step in steps], [score[step] for step in steps], MODELS[stage]
-            axes.plot(x, y, color=look.colour, alpha=0.3, linewidth=1)
-            axes.scatter(x, y, color=look.colour, s=14, alpha=np.linspace(0.3, 1, len(steps)))
+            x, y, look = [kl[step] for step in steps], [score[step] for step in steps], MODEL_STYLES[stage]
+            axes.plot(x, y, color=look.color, alpha=0.3, linewidth=1)
+            axes.scatter(x, y, color=look.color, s=14, alpha=np.linspace(0.3, 1, len(steps)))
             last = {"s": 70, "marker": look.marker, "label": f"{look.label}, last", "zorder": 3}
-            axes.scatter(x[-1], y[-1], color=look.colour, **last)
+            axes.scatter(x[-1], y[-1], color=look.color, **last)
     if axes.collections:
         best = report.get("best_of_n")
         if best:
             label = f"best of 1 to {len(best['kl'])} of SFT"
-            axes.plot(best["kl"], best["score"], color=MODELS["sft"].colour, linestyle="--", label=label, zorder=2)
+            axes.plot(best["kl"], best["score"], color=MODEL_STYLES["sft"].color, linestyle="--", label=label, zorder=2)
         axes.legend(loc="lower right")
         figures.append(figure)
-    figure, axes = panel("Preference against KL, by model", "KL from SFT (nats per response)", "win rate over SFT")
+    figure, axes = make_panel("Preference against KL, by model", "KL from SFT (nats per response)", "win rate over SFT")
     axes.axhline(0.5, color=MUTED, linewidth=1.2, linestyle="--")
     for name in ("sft", "ppo", "ppo_ptx"):
         model = report["models"][name]
-        mark(axes, name, model, model["kl_to_sft"], model["win_rate"], "y")
+        plot_win_rate(axes, name, model, model["kl_to_sft"], model["win_rate"], "y")
     axes.margins(x=0.15)
     axes.legend(loc="best")
     return [*figures, figure]
 
 
-def mark(axes: Any, name: str, model: dict[str, float], x: float, y: float, along: str, fill: str = "full") -> Any:
+def plot_win_rate(axes: Any, name: str, model: dict[str, float], x: float, y: float, along: str, fill: str = "full") -> Any:
     """Mark a model's win rate at (x, y), its 95 % interval along "x" or "y"."""
-    look, rate = MODELS[name], model["win_rate"]
+    look, rate = MODEL_STYLES[name], model["win_rate"]
     spread = {f"{along}err": [[rate - model["win_rate_low"]], [model["win_rate_high"] - rate]]}
-    style = {"color": look.colour, "marker": look.marker, "fillstyle": fill, "markersize": 7, "capsize": 3}
+    style = {"color": look.color, "marker": look.marker, "fillstyle": fill, "markersize": 7, "capsize": 3}
     return axes.errorbar(x, y, **spread, **style, linestyle="none", label=look.label)
 
 
 def win_rates(report: Report) -> list[Figure]:
     """Win rate over the SFT model with 95 % intervals, sampled and greedy."""
-    figure, axes = panel("Win rate over SFT, with 95 % interval", "share of comparisons preferred (tie = half)")
+    figure, axes = make_panel("Win rate over SFT, with 95 % interval", "share of comparisons preferred (tie = half)")
     axes.axvline(0.5, color=MUTED, linewidth=1.2, linestyle="--")
     handles = []
     decodings = (("models", "sampled", -0.14, "full"), ("greedy", "greedy", 0.14, "none"))
     for key, label, offset, fill in (decoding for decoding in decodings if decoding[0] in report):
         handles += axes.plot([], [], color=INK, marker="o", fillstyle=fill, linestyle="none", label=label)
-        for row, name in enumerate(MODELS):
-            mark(axes, name, report[key][name], report[key][name]["win_rate"], row + offset, "x", fill)
-    name_rows(axes)
+        for row, name in enumerate(MODEL_STYLES):
+            plot_win_rate(axes, name, report[key][name], report[key][name]["win_rate"], row + offset, "x", fill)
+    label_model_rows(axes)
     axes.legend(handles=handles, loc="upper right")
     return [figure]
 
 
-def name_rows(axes: Any) -> None:
+def label_model_rows(axes: Any) -> None:
     """Put the models on the vertical axis, first on top."""
-    axes.set_yticks(range(len(MODELS)), [look.label for look in MODELS.values()])
-    for tick, look in zip(axes.get_yticklabels(), MODELS.values()):
-        tick.set(color=look.colour, fontweight="bold")
+    axes.set_yticks(range(len(MODEL_STYLES)), [look.label for look in MODEL_STYLES.values()])
+    for tick, look in zip(axes.get_yticklabels(), MODEL_STYLES.values()):
+        tick.set(color=look.color, fontweight="bold")
     axes.invert_yaxis()
     axes.tick_params(axis="y", pad=8)
     axes.grid(axis="y", visible=False)
@@ -175,30 +175,30 @@ def name_rows(axes: Any) -> None:
 
 def alignment_tax(report: Report) -> list[Figure]:
     """Loss on pretraining text of each model, as change against SFT."""
-    figure, axes = panel("Loss on pretraining text, change against SFT", "nats per token (right = forgot more)")
-    loss = {name: report["models"][name]["pretraining_loss"] for name in MODELS}
-    change = [loss[name] - loss["sft"] for name in MODELS]
-    bars = axes.barh(range(len(MODELS)), change, color=COLOURS, height=0.55)
-    axes.bar_label(bars, [f"{loss[name]:.3f}" for name in MODELS], padding=4, fontsize=8.8)
+    figure, axes = make_panel("Loss on pretraining text, change against SFT", "nats per token (right = forgot more)")
+    loss = {name: report["models"][name]["pretraining_loss"] for name in MODEL_STYLES}
+    change = [loss[name] - loss["sft"] for name in MODEL_STYLES]
+    bars = axes.barh(range(len(MODEL_STYLES)), change, color=MODEL_COLORS, height=0.55)
+    axes.bar_label(bars, [f"{loss[name]:.3f}" for name in MODEL_STYLES], padding=4, fontsize=8.8)
     axes.axvline(0, color=MUTED, linewidth=1.2)
     axes.margins(x=0.5)
-    name_rows(axes)
+    label_model_rows(axes)
     return [figure]
 
 
-def behaviour(report: Report) -> list[Figure]:
+def behavior(report: Report) -> list[Figure]:
     """Task success, truthfulness and toxicity of each model, sampled (bar) and greedy (ring)."""
     figures = []
     for key, title in (("success", "Task success"), ("truthful", "Truthful"), ("toxic", "Toxic")):
-        figure, axes = panel(title, "% of statements" if key == "truthful" else "% of responses", size=NARROW)
-        shares = [100 * report["models"][name][key] for name in MODELS]
-        axes.barh(range(len(MODELS)), shares, color=COLOURS, height=0.55)
+        figure, axes = make_panel(title, "% of statements" if key == "truthful" else "% of responses", size=NARROW)
+        shares = [100 * report["models"][name][key] for name in MODEL_STYLES]
+        axes.barh(range(len(MODEL_STYLES)), shares, color=MODEL_COLORS, height=0.55)
         if "greedy" in report:
-            greedy = [100 * report["greedy"][name][key] for name in MODELS]
+            greedy = [100 * report["greedy"][name][key] for name in MODEL_STYLES]
             ring = {"color": INK, "markerfacecolor": "white", "markersize": 6, "clip_on": False, "zorder": 3}
-            axes.plot(greedy, range(len(MODELS)), "o", **ring)
+            axes.plot(greedy, range(len(MODEL_STYLES)), "o", **ring)
         axes.set_xlim(0, None if key == "toxic" else 100)
-        name_rows(axes)
+        label_model_rows(axes)
         figures.append(figure)
     return figures
 
@@ -208,25 +208,25 @@ def tasks(report: Report) -> list[Figure]:
     table: dict[str, dict[str, float]] = report.get("tasks", {})
     if not table:
         return []
-    values = 100 * np.array([[row[name] for name in MODELS] for row in table.values()])
-    change = values - values[:, [list(MODELS).index("sft")]]
+    values = 100 * np.array([[row[name] for name in MODEL_STYLES] for row in table.values()])
+    change = values - values[:, [list(MODEL_STYLES).index("sft")]]
     limit = max(10.0, float(np.abs(change).max()))
     return [
-        heat_map("Task success (%)", list(table), values, BLUES, (0, 100), "{:.0f}"),
-        heat_map("Change against SFT (points)", list(table), change, CHANGES, (-limit, limit), "{:+.0f}"),
+        draw_heat_map("Task success (%)", list(table), values, BLUES, (0, 100), "{:.0f}"),
+        draw_heat_map("Change against SFT (points)", list(table), change, CHANGES, (-limit, limit), "{:+.0f}"),
     ]
 
 
-def heat_map(title: str, rows: list[str], values: Any, colours: Any, limits: tuple[float, float], form: str) -> Figure:
+def draw_heat_map(title: str, rows: list[str], values: Any, colormap: Any, limits: tuple[float, float], form: str) -> Figure:
     """Draw rows of tasks by columns of models, each cell with its number."""
-    figure, axes = panel(title, size=(WIDE[0], 0.9 + 0.31 * len(rows)))
-    axes.pcolormesh(values, cmap=colours, vmin=limits[0], vmax=limits[1], edgecolor="white", linewidth=1.5)
+    figure, axes = make_panel(title, size=(WIDE[0], 0.9 + 0.31 * len(rows)))
+    axes.pcolormesh(values, cmap=colormap, vmin=limits[0], vmax=limits[1], edgecolor="white", linewidth=1.5)
     middle, half = sum(limits) / 2, (limits[1] - limits[0]) / 2
     for (row, column), value in np.ndenumerate(values):
         dark = value > middle + 0.3 * half if limits[0] == 0 else abs(value - middle) > 0.7 * half
         text = form.format(value).replace("-", "−")
         axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color="white" if dark else INK)
-    axes.set_xticks(np.arange(len(MODELS)) + 0.5, [look.label for look in MODELS.values()])
+    axes.set_xticks(np.arange(len(MODEL_STYLES)) + 0.5, [look.label for look in MODEL_STYLES.values()])
     axes.set_yticks(np.arange(len(rows)) + 0.5, [row.replace("_", " ") for row in rows])
     axes.invert_yaxis()
     axes.grid(visible=False)
@@ -245,9 +245,9 @@ def reliability(report: Report) -> list[Figure]:
     axes, below = figure.subplots(2, sharex=True, height_ratios=[3.2, 1])
     axes.set_title("Reward model: stated against observed preference")
     axes.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1.2, label="perfectly calibrated")
-    axes.plot(stated[full], met[full], color=MODELS["sft"].colour, marker="o", label="reward model")
+    axes.plot(stated[full], met[full], color=MODEL_STYLES["sft"].color, marker="o", label="reward model")
     axes.set(ylabel="observed share", ylim=(-0.02, 1.02))
     axes.legend(loc="upper left")
-    below.bar(stated[full], count[full], width=0.06, color=MODELS["sft"].colour, alpha=0.55)
+    below.bar(stated[full], count[full], width=0.06, color=MODEL_STYLES["sft"].color, alpha=0.55)
     below.set(xlabel="stated probability that the first is preferred", ylabel="pairs", xlim=(-0.02, 1.02))
     return [figure]

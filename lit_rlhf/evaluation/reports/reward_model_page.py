@@ -4,15 +4,15 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from lit_rlhf.evaluation.degenerate_answers import KINDS
-from lit_rlhf.evaluation.reports.quickstart_report import percent, refuse_unspeakable, to_json, typeset
-from lit_rlhf.evaluation.reports.reward_model_plots import Report, draw
-from lit_rlhf.evaluation.reports.templates import page_template
+from lit_rlhf.evaluation.degenerate_answers import DEGENERATE_KINDS
+from lit_rlhf.evaluation.reports.quickstart_report import format_percent, check_json_serializable, to_json, format_html_number
+from lit_rlhf.evaluation.reports.reward_model_plots import Report, draw_panels
+from lit_rlhf.evaluation.reports.templates import load_template
 
-NAME = "reward_quality"
+REPORT_NAME = "reward_quality"
 
 
-def write_quality(report: Report, folder: Path) -> Path:
+def write_reward_model_report(report: Report, folder: Path) -> Path:
     """Write both files; the page needs no network, and every text on it is escaped.
 
     Args:
@@ -23,17 +23,17 @@ def write_quality(report: Report, folder: Path) -> Path:
     Returns:
         The page's path.
     """
-    refuse_unspeakable(report, "")
+    check_json_serializable(report, "")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{NAME}.json").write_text(to_json(report), encoding="utf-8")
-    page = folder / f"{NAME}.html"
-    page.write_text(to_html(report), encoding="utf-8")
+    (folder / f"{REPORT_NAME}.json").write_text(to_json(report), encoding="utf-8")
+    page = folder / f"{REPORT_NAME}.html"
+    page.write_text(render_html(report), encoding="utf-8")
     return page
 
 
-def to_html(report: Report) -> str:
+def render_html(report: Report) -> str:
     """Render the page."""
-    panels = {name: [Markup(panel) for panel in drawn] for name, drawn in draw(report).items()}
-    return page_template(f"{NAME}.html.jinja", percent=percent, number=typeset).render(
-        report=report, panels=panels, kinds=KINDS
+    panels = {name: [Markup(panel) for panel in drawn] for name, drawn in draw_panels(report).items()}
+    return load_template(f"{REPORT_NAME}.html.jinja", percent=format_percent, number=format_html_number).render(
+        report=report, panels=panels, kinds=DEGENERATE_KINDS
     )

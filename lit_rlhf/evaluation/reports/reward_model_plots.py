@@ -8,12 +8,12 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lit_rlhf.evaluation.reports.plotting import INK, MUTED, NARROW, STYLE, WIDE, panel, plot_curve, svg
-from lit_rlhf.evaluation.reports.quickstart_plots import MODELS
+from lit_rlhf.evaluation.reports.plotting import INK, MUTED, NARROW, STYLE, WIDE, make_panel, plot_curve, figure_to_svg
+from lit_rlhf.evaluation.reports.quickstart_plots import MODEL_STYLES
 
 Report = dict[str, Any]
-MAIN, OTHER, BAD = MODELS["sft"].colour, MODELS["base"].colour, MODELS["ppo"].colour
-CURVES = {
+MAIN, OTHER, BAD = MODEL_STYLES["sft"].color, MODEL_STYLES["base"].color, MODEL_STYLES["ppo"].color
+CURVE_TITLES = {
     "accuracy": "Accuracy",
     "log_loss": "Log-loss (nats a pair)",
     "calibration_error": "Calibration error",
@@ -22,13 +22,13 @@ CURVES = {
 }
 
 
-def draw(report: Report) -> dict[str, list[str]]:
+def draw_panels(report: Report) -> dict[str, list[str]]:
     """Draw every figure the report has data for: name -> panels as SVG elements without an id in common."""
     drawers: Sequence[Callable[[Report], list[Figure]]] = (reliability, by_margin, by_size, by_length, length, probes)
     with rc_context(STYLE):
         drawn = {each.__name__: each(report) for each in (*drawers, training)}
         return {
-            key: [svg(made, f"{key}{i}") for i, made in enumerate(panels)] for key, panels in drawn.items() if panels
+            key: [figure_to_svg(made, f"{key}{i}") for i, made in enumerate(panels)] for key, panels in drawn.items() if panels
         }
 
 
@@ -51,7 +51,7 @@ def reliability(report: Report) -> list[Figure]:
     return [figure]
 
 
-def reliability_image(report: Report) -> Any:
+def render_reliability_image(report: Report) -> Any:
     """Return the reliability diagram as pixels, (height, width, 3) uint8, for loggers that take images."""
     with rc_context(STYLE):
         figure = reliability(report)[0]
@@ -65,8 +65,8 @@ def by_margin(report: Report) -> list[Figure]:
     rows = report.get("by_margin")
     if not rows:
         return []
-    figure, axes = panel("By margin", "|Δ|, groups of equal size", "share right")
-    bars(axes, rows, [f"{row['low']:.2f}–{row['high']:.2f}" for row in rows])
+    figure, axes = make_panel("By margin", "|Δ|, groups of equal size", "share right")
+    plot_accuracy_bars(axes, rows, [f"{row['low']:.2f}–{row['high']:.2f}" for row in rows])
     axes.plot(range(len(rows)), [row["stated"] for row in rows], "o", color=INK, markerfacecolor="white")
     return [figure]
 
@@ -76,8 +76,8 @@ def by_size(report: Report) -> list[Figure]:
     rows = report.get("by_size")
     if not rows:
         return []
-    figure, axes = panel("By size of the ranking", "K completions", "share right")
-    bars(axes, rows, [str(row["K"]) for row in rows])
+    figure, axes = make_panel("By size of the ranking", "K completions", "share right")
+    plot_accuracy_bars(axes, rows, [str(row["K"]) for row in rows])
     return [figure]
 
 
@@ -86,12 +86,12 @@ def by_length(report: Report) -> list[Figure]:
     rows = report.get("by_length")
     if not rows:
         return []
-    figure, axes = panel("By difference in length", "tokens that the better one is longer", "share right")
-    bars(axes, rows, [f"{row['low']:+.0f} … {row['high']:+.0f}".replace("-", "−") for row in rows])
+    figure, axes = make_panel("By difference in length", "tokens that the better one is longer", "share right")
+    plot_accuracy_bars(axes, rows, [f"{row['low']:+.0f} … {row['high']:+.0f}".replace("-", "−") for row in rows])
     return [figure]
 
 
-def bars(axes: Any, rows: Sequence[Report], labels: Sequence[str]) -> None:
+def plot_accuracy_bars(axes: Any, rows: Sequence[Report], labels: Sequence[str]) -> None:
     """Draw accuracy by group, with the number of pairs in each bar and chance as a line."""
     drawn = axes.bar(range(len(rows)), [row["accuracy"] for row in rows], color=MAIN, width=0.72)
     axes.bar_label(drawn, [f"{row['pairs']:,}" for row in rows], label_type="center", color="white", fontsize=8)
@@ -106,7 +106,7 @@ def length(report: Report) -> list[Figure]:
     points = report.get("points")
     if not points:
         return []
-    figure, axes = panel("Score against length", "tokens of the completion", "score")
+    figure, axes = make_panel("Score against length", "tokens of the completion", "score")
     x, y = np.array(points, dtype=float).T
     axes.scatter(x, y, s=9, color=MAIN, alpha=0.35, linewidth=0)
     return [figure]
@@ -117,7 +117,7 @@ def probes(report: Report) -> list[Figure]:
     rows = report.get("degenerate")
     if not rows:
         return []
-    figure, axes = panel("Outscores the best real answer", "% of prompts")
+    figure, axes = make_panel("Outscores the best real answer", "% of prompts")
     shares = [100 * row["outscores"] for row in rows]
     drawn = axes.barh(range(len(rows)), shares, color=[BAD if share > 10 else OTHER for share in shares], height=0.6)
     axes.bar_label(drawn, [f"{share:.0f}" for share in shares], padding=4, fontsize=8.8)
@@ -132,10 +132,10 @@ def training(report: Report) -> list[Figure]:
     """The course of the summary's numbers over the validations of a run; none for a single one."""
     history: list[Report] = report.get("history", [])
     figures = []
-    for key, title in CURVES.items():
+    for key, title in CURVE_TITLES.items():
         points = [(row["step"], row[key]) for row in history if row.get(key) is not None]
         if len(points) > 1:
-            figure, axes = panel(title, "optimizer step", size=NARROW)
+            figure, axes = make_panel(title, "optimizer step", size=NARROW)
             plot_curve(axes, points, key, MAIN)
             figures.append(figure)
     return figures

@@ -11,22 +11,22 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from lit_rlhf.evaluation.reports.plotting import MUTED, NARROW, STYLE, panel, svg
-from lit_rlhf.evaluation.reports.quickstart_report import align, typeset
-from lit_rlhf.evaluation.reports.templates import page_template
+from lit_rlhf.evaluation.reports.plotting import MUTED, NARROW, STYLE, make_panel, figure_to_svg
+from lit_rlhf.evaluation.reports.quickstart_report import align_columns, format_html_number
+from lit_rlhf.evaluation.reports.templates import load_template
 
 # drawn where nothing is asked for: of each group the first that was logged
-USUAL = (
+DEFAULT_METRIC_GROUPS = (
     ("validation/score", "reward/score", "validation/accuracy", "validation/reward_score"),
     ("validation/loss", "train/loss"),
     ("validation/kl", "reward/kl"),
     ("validation/pretraining_loss", "pretraining/loss"),
 )
-MOST_DRAWN = 4
-COLOURS = ("#d2562a", "#2b6cb8", "#16876a", "#9a6fc4", "#7a8594", "#b58a12")
+MAX_PANELS = 4
+LINE_COLORS = ("#d2562a", "#2b6cb8", "#16876a", "#9a6fc4", "#7a8594", "#b58a12")
 
 
-class Outcome(NamedTuple):
+class RunResult(NamedTuple):
     """One run."""
 
     values: dict[str, Any]  # setting -> value
@@ -41,22 +41,22 @@ class Sweep(NamedTuple):
 
     title: str
     over: dict[str, list[Any]]  # setting -> values, in order
-    outcomes: list[Outcome]
+    runs: list[RunResult]
     metrics: list[str]  # what is drawn
     references: dict[str, dict[str, float]] = {}  # metric -> label -> value, a horizontal line
     note: str = ""
 
-    def at(self, metric: str, *values: Any) -> list[float]:
+    def values_at(self, metric: str, *values: Any) -> list[float]:
         """Return the metric of every seed at these values, of those that have it."""
         asked = dict(zip(self.over, values))
-        return [run.metrics[metric] for run in self.outcomes if run.values == asked and metric in run.metrics]
+        return [run.metrics[metric] for run in self.runs if run.values == asked and metric in run.metrics]
 
-    def failed(self) -> list[Outcome]:
+    def failed_runs(self) -> list[RunResult]:
         """The runs that did not end well."""
-        return [run for run in self.outcomes if run.error]
+        return [run for run in self.runs if run.error]
 
 
-def read_final(path: Path, last: int = 1) -> dict[str, float]:
+def read_final_metrics(path: Path, last: int = 1) -> dict[str, float]:
     """Return each metric of a metrics.csv, as the mean of its `last` last values."""
     columns: dict[str, list[float]] = {}
     with open(path, encoding="utf-8") as file:
@@ -67,23 +67,23 @@ def read_final(path: Path, last: int = 1) -> dict[str, float]:
     return {name: fmean(values[-last:]) for name, values in columns.items()}
 
 
-def usual_metrics(outcomes: Sequence[Outcome]) -> list[str]:
+def select_default_metrics(outcomes: Sequence[RunResult]) -> list[str]:
     """Return the metrics to draw where none were asked for."""
     logged = {name for run in outcomes for name in run.metrics}
-    usual = [next((name for name in group if name in logged), "") for group in USUAL]
-    return [name for name in usual if name] or sorted(logged)[:MOST_DRAWN]
+    usual = [next((name for name in group if name in logged), "") for group in DEFAULT_METRIC_GROUPS]
+    return [name for name in usual if name] or sorted(logged)[:MAX_PANELS]
 
 
 def write_results(sweep: Sweep, folder: Path) -> None:
     """Write results.json (all of it) and results.csv (a row a run, a column a metric)."""
-    rows = [run._asdict() for run in sweep.outcomes]
+    rows = [run._asdict() for run in sweep.runs]
     about = {"title": sweep.title, "over": sweep.over, "metrics": sweep.metrics, "runs": rows}
     (folder / "results.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    names = sorted({name for run in sweep.outcomes for name in run.metrics})
+    names = sorted({name for run in sweep.runs for name in run.metrics})
     with open(folder / "results.csv", "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*sweep.over, "seed", "seconds", "error", *names])
-        for run in sweep.outcomes:
+        for run in sweep.runs:
             figures = [run.metrics.get(name, "") for name in names]
             writer.writerow([*(run.values[key] for key in sweep.over), run.seed, run.seconds, run.error, *figures])
 
@@ -91,7 +91,7 @@ def write_results(sweep: Sweep, folder: Path) -> None:
 def read_results(folder: Path) -> Sweep:
     """Return what `write_results` wrote."""
     about = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    outcomes = [Outcome(**run) for run in about["runs"]]
+    outcomes = [RunResult(**run) for run in about["runs"]]
     return Sweep(about["title"], about["over"], outcomes, about["metrics"])
 
 
@@ -103,14 +103,14 @@ def combinations(over: dict[str, list[Any]]) -> list[tuple[Any, ...]]:
     return found
 
 
-def table_rows(sweep: Sweep) -> list[list[str]]:
+def build_table_rows(sweep: Sweep) -> list[list[str]]:
     """Return header and one row a combination: mean over seeds, with the range in brackets where there are several."""
     rows = [[*(key.split(".")[-1] for key in sweep.over), "runs", *sweep.metrics]]
     for values in combinations(sweep.over):
-        done = sum(run.values == dict(zip(sweep.over, values)) and not run.error for run in sweep.outcomes)
+        done = sum(run.values == dict(zip(sweep.over, values)) and not run.error for run in sweep.runs)
         row = [*map(str, values), str(done)]
         for metric in sweep.metrics:
-            found = sweep.at(metric, *values)
+            found = sweep.values_at(metric, *values)
             spread = f" [{min(found):.3f}, {max(found):.3f}]" if len(found) > 1 else ""
             row.append(f"{fmean(found):.3f}{spread}" if found else "–")
         rows.append(row)
@@ -119,12 +119,12 @@ def table_rows(sweep: Sweep) -> list[list[str]]:
 
 def format_sweep(sweep: Sweep) -> str:
     """Format a sweep for the terminal."""
-    lines = [align(table_rows(sweep))]
-    lines += [f"failed: {describe(run)}: {run.error}" for run in sweep.failed()]
+    lines = [align_columns(build_table_rows(sweep))]
+    lines += [f"failed: {describe_run(run)}: {run.error}" for run in sweep.failed_runs()]
     return "\n".join(lines)
 
 
-def describe(run: Outcome) -> str:
+def describe_run(run: RunResult) -> str:
     """Return a run in words: its values and its seed."""
     return ", ".join([*(f"{key.split('.')[-1]} {value}" for key, value in run.values.items()), f"seed {run.seed}"])
 
@@ -138,10 +138,10 @@ def draw_sweep(sweep: Sweep) -> list[Figure]:
     places = range(len(sweep.over[keys[0]]))
     figures = []
     for metric in sweep.metrics:
-        figure, axes = panel(metric, keys[0].split(".")[-1], size=NARROW)
+        figure, axes = make_panel(metric, keys[0].split(".")[-1], size=NARROW)
         for number, others in enumerate(combinations({key: sweep.over[key] for key in keys[1:]})):
-            colour = COLOURS[number % len(COLOURS)]
-            found = [sweep.at(metric, value, *others) for value in sweep.over[keys[0]]]
+            colour = LINE_COLORS[number % len(LINE_COLORS)]
+            found = [sweep.values_at(metric, value, *others) for value in sweep.over[keys[0]]]
             for place, figure_of_seeds in zip(places, found):
                 axes.plot([place] * len(figure_of_seeds), figure_of_seeds, "o", color=colour, markersize=3, alpha=0.5)
             means = [(place, fmean(each)) for place, each in zip(places, found) if each]
@@ -157,17 +157,17 @@ def draw_sweep(sweep: Sweep) -> list[Figure]:
     return figures
 
 
-def write_page(sweeps: Sequence[Sweep], title: str, path: Path) -> None:
+def write_sweep_page(sweeps: Sequence[Sweep], title: str, path: Path) -> None:
     """Write one HTML page that needs no network: for every sweep its panels, its table, and what failed."""
     with rc_context(STYLE):
         parts = [
             {
                 "sweep": sweep,
-                "panels": [Markup(svg(made, f"s{n}p{i}")) for i, made in enumerate(draw_sweep(sweep))],
-                "rows": table_rows(sweep),
-                "failed": [(describe(run), run.error) for run in sweep.failed()],
+                "panels": [Markup(figure_to_svg(made, f"s{n}p{i}")) for i, made in enumerate(draw_sweep(sweep))],
+                "rows": build_table_rows(sweep),
+                "failed": [(describe_run(run), run.error) for run in sweep.failed_runs()],
             }
             for n, sweep in enumerate(sweeps)
         ]
-    page = page_template("sweep.html.jinja", number=typeset).render(title=title, parts=parts)
+    page = load_template("sweep.html.jinja", number=format_html_number).render(title=title, parts=parts)
     path.write_text(page, encoding="utf-8")

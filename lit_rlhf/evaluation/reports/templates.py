@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 
-def page_template(name: str, **filters: Callable[..., Any]) -> Template:
+def load_template(name: str, **filters: Callable[..., Any]) -> Template:
     """Return the template of that file, with filters by name."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

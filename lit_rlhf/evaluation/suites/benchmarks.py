@@ -11,11 +11,11 @@ from typing import Any
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.models.evaluated_model import EvaluatedModel
-from lit_rlhf.evaluation.results import MetricValue, SuiteResult, counted, mean_of
+from lit_rlhf.evaluation.results import MetricValue, SuiteResult, format_count_note, compute_mean_metric
 
-TASKS = Path(__file__).parent / "tasks"
-UNITS: dict[str, Any] = {"bleu": "points"}
-SAMPLES = 25
+TASKS_DIR = Path(__file__).parent / "tasks"
+METRIC_UNITS: dict[str, Any] = {"bleu": "points"}
+MAX_SAMPLES = 25
 
 
 @dataclass
@@ -54,17 +54,17 @@ class Benchmarks:
     def __init__(self, tasks: list[Benchmark], include: str | None = None, seed: int = 1234) -> None:
         self.tasks, self.include, self.seed = tasks, include, seed
 
-    def check(self, subjects: Sequence[EvaluatedModel]) -> None:
+    def check(self, models: Sequence[EvaluatedModel]) -> None:
         """See `Suite`: whether lm-eval is installed, and whether tasks and their data can be read."""
         import lm_eval  # noqa: F401
 
         for benchmark in self.tasks:
             if benchmark.limit is not None and benchmark.limit < 1:
                 raise UserError(f"tasks: {benchmark.task}: limit must be 1 or more, or none, got {benchmark.limit}")
-            if benchmark.task in self._known() and benchmark.path is None:
+            if benchmark.task in self._task_names() and benchmark.path is None:
                 raise UserError(f"tasks: {benchmark.task!r} needs the path of its data file, or a name of the hub")
-            with quiet_lm_eval():
-                self._load(benchmark, 0)
+            with silence_lm_eval():
+                self._load_task(benchmark, 0)
 
     def run(self, subject: EvaluatedModel, baseline: EvaluatedModel) -> SuiteResult:
         """See `Suite.run`."""
@@ -78,21 +78,21 @@ class Benchmarks:
                 (name,) = found["results"]
                 logged = found["samples"][name]
                 label = f"{benchmark.task}, {shots}-shot" if shots else benchmark.task
-                figures |= figures_of(label, logged, found["results"][name])
-                notes += counted(model.cut, f"prompts ({label}) were longer than the model's positions, cut in front")
+                figures |= compute_task_metrics(label, logged, found["results"][name])
+                notes += format_count_note(model.cut, f"prompts ({label}) were longer than the model's positions, cut in front")
                 rows += len(logged) if number == 0 else 0
                 if number == 0:
-                    samples += [sample_of(benchmark.task, each) for each in logged[:SAMPLES]]
+                    samples += [build_sample(benchmark.task, each) for each in logged[:MAX_SAMPLES]]
         return SuiteResult(figures, rows, notes, samples)
 
     def _evaluate(self, subject: EvaluatedModel, benchmark: Benchmark, shots: int) -> tuple[dict[str, Any], Any]:
         """Return lm-eval's results and the model they are of."""
         from lit_rlhf.evaluation.suites.lm_eval_model import LMEvalAdapter
 
-        with quiet_lm_eval():
+        with silence_lm_eval():
             from lm_eval.evaluator import evaluate
 
-            task = self._load(benchmark, shots)
+            task = self._load_task(benchmark, shots)
             model = LMEvalAdapter(subject)
             found = evaluate(model, task, limit=benchmark.limit, bootstrap_iters=0)
         assert found is not None
@@ -100,16 +100,16 @@ class Benchmarks:
 
     @property
     def _folders(self) -> list[str]:
-        return [str(TASKS), *([self.include] if self.include else [])]
+        return [str(TASKS_DIR), *([self.include] if self.include else [])]
 
-    def _known(self) -> set[str]:
+    def _task_names(self) -> set[str]:
         """Return the names of the task files."""
         return {path.stem for folder in self._folders for path in Path(folder).glob("*.yaml")}
 
-    def _load(self, benchmark: Benchmark, shots: int) -> Any:
+    def _load_task(self, benchmark: Benchmark, shots: int) -> Any:
         from lm_eval.tasks import TaskManager
 
-        known = self._known()
+        known = self._task_names()
         own = benchmark.task in known
         data = {"path": benchmark.path, "shots_path": benchmark.shots_path}  # what the readers get
         manager = TaskManager(include_path=self._folders, include_defaults=not own, metadata=data if own else None)
@@ -128,7 +128,7 @@ class Benchmarks:
         return loaded
 
 
-def figures_of(label: str, logged: Sequence[dict[str, Any]], results: dict[str, Any]) -> dict[str, MetricValue]:
+def compute_task_metrics(label: str, logged: Sequence[dict[str, Any]], results: dict[str, Any]) -> dict[str, MetricValue]:
     """Return the figures of a task: means over rows with their intervals, the whole-set ones as lm-eval has them."""
     values: dict[str, list[Any]] = defaultdict(list)
     groups: dict[str, list[float]] = defaultdict(list)
@@ -140,14 +140,14 @@ def figures_of(label: str, logged: Sequence[dict[str, Any]], results: dict[str, 
     figures = {}
     for metric, column in values.items():
         if all(isinstance(each, int | float) for each in column):
-            figures[f"{label}: {metric}"] = mean_of(column)
+            figures[f"{label}: {metric}"] = compute_mean_metric(column)
         else:
-            unit = UNITS.get(metric, "share")
+            unit = METRIC_UNITS.get(metric, "share")
             figures[f"{label}: {metric}"] = MetricValue(float(results[f"{metric},none"]), len(column), unit=unit)
-    return figures | {name: mean_of(column) for name, column in groups.items()}
+    return figures | {name: compute_mean_metric(column) for name, column in groups.items()}
 
 
-def sample_of(task: str, row: dict[str, Any]) -> dict[str, Any]:
+def build_sample(task: str, row: dict[str, Any]) -> dict[str, Any]:
     """Return a row of lm-eval's log as a sample of the report."""
     verdict = {metric: row[metric] for metric in row["metrics"] if isinstance(row[metric], int | float)}
     if isinstance(row["filtered_resps"][0], str):
@@ -159,7 +159,7 @@ def sample_of(task: str, row: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def quiet_lm_eval() -> Iterator[None]:
+def silence_lm_eval() -> Iterator[None]:
     """Keep lm-eval's log, which tells every task's settings, and its bars off the terminal; errors apart."""
     from lm_eval.api import task
 

@@ -14,18 +14,18 @@ from lit_rlhf.errors import UserError
 Settings = dict[str, Any]
 
 
-def check(name: str, settings: Settings, text: str) -> bool:
+def satisfies_constraint(name: str, settings: Settings, text: str) -> bool:
     """Whether a text keeps a constraint; an empty text keeps none.
 
     Raises:
         UserError: no such constraint.
     """
-    if name not in CHECKS:
-        raise UserError(f"ifeval: unknown constraint {name!r}; known are {', '.join(sorted(CHECKS))}")
-    return bool(text.strip()) and CHECKS[name](text, settings)
+    if name not in CONSTRAINTS:
+        raise UserError(f"ifeval: unknown constraint {name!r}; known are {', '.join(sorted(CONSTRAINTS))}")
+    return bool(text.strip()) and CONSTRAINTS[name](text, settings)
 
 
-def loosened(text: str) -> list[str]:
+def relaxed_variants(text: str) -> list[str]:
     """Return the forms of a text that are tried loosely: first or last line cut off, emphasis taken out."""
     lines = text.split("\n")
     forms = [text, "\n".join(lines[1:]), "\n".join(lines[:-1]), "\n".join(lines[1:-1])]
@@ -33,24 +33,24 @@ def loosened(text: str) -> list[str]:
     return [text, *forms, *(form.replace("*", "") for form in forms)]
 
 
-def related(count: int, relation: str, number: int) -> bool:
+def compare_count(count: int, relation: str, number: int) -> bool:
     """Whether a count is "less than" or "at least" a number."""
     return count < number if relation == "less than" else count >= number
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """The words of a text."""
     return re.findall(r"\w+", text)
 
 
-def sentences(text: str) -> int:
+def count_sentences(text: str) -> int:
     """How many sentences: ends of . ! ? … that white space or the text's end follows, abbreviations apart."""
     bare = re.sub(r"\b(Mr|Mrs|Ms|Dr|Prof|St|vs|etc|e\.g|i\.e|[A-Z])\.", r"\1", text.strip())
     parts = re.split(r"(?<=[.!?…])[\"'”’)\]]*\s+|\n{2,}", bare)
     return sum(bool(re.search(r"\w", part)) for part in parts)
 
 
-def language(text: str) -> str:
+def detect_language(text: str) -> str:
     """The language's code."""
     from langdetect import DetectorFactory, LangDetectException, detect
 
@@ -61,9 +61,9 @@ def language(text: str) -> str:
         return ""
 
 
-def english_case(text: str, right: bool) -> bool:
+def is_english_with_case(text: str, right: bool) -> bool:
     """Whether the case is right and the text may be English."""
-    return right and language(text) in ("en", "")
+    return right and detect_language(text) in ("en", "")
 
 
 def two_responses(text: str, settings: Settings) -> bool:
@@ -122,19 +122,19 @@ def nth_first_word(text: str, settings: Settings) -> bool:
 def keyword_count(text: str, settings: Settings) -> bool:
     """A keyword so often."""
     count = len(re.findall(re.escape(settings["keyword"]), text, re.IGNORECASE))
-    return related(count, settings["relation"], settings["frequency"])
+    return compare_count(count, settings["relation"], settings["frequency"])
 
 
 def letter_count(text: str, settings: Settings) -> bool:
     """A letter so often."""
     count = text.lower().count(settings["letter"].lower())
-    return related(count, settings["let_relation"], settings["let_frequency"])
+    return compare_count(count, settings["let_relation"], settings["let_frequency"])
 
 
 def capital_count(text: str, settings: Settings) -> bool:
     """So many words all in capitals."""
-    count = sum(word.isupper() for word in words(text))
-    return related(count, settings["capital_relation"], settings["capital_frequency"])
+    count = sum(word.isupper() for word in split_words(text))
+    return compare_count(count, settings["capital_relation"], settings["capital_frequency"])
 
 
 def bullets(text: str, settings: Settings) -> bool:
@@ -143,10 +143,10 @@ def bullets(text: str, settings: Settings) -> bool:
     return len(found) == settings["num_bullets"]
 
 
-CHECKS: dict[str, Callable[[str, Settings], bool]] = {
+CONSTRAINTS: dict[str, Callable[[str, Settings], bool]] = {
     "change_case:capital_word_frequency": capital_count,
-    "change_case:english_capital": lambda text, _: english_case(text, text.isupper()),
-    "change_case:english_lowercase": lambda text, _: english_case(text, text.islower()),
+    "change_case:english_capital": lambda text, _: is_english_with_case(text, text.isupper()),
+    "change_case:english_lowercase": lambda text, _: is_english_with_case(text, text.islower()),
     "combination:repeat_prompt": lambda text, s: text.strip().lower().startswith(s["prompt_to_repeat"].strip().lower()),
     "combination:two_responses": two_responses,
     "detectable_content:number_placeholders": lambda t, s: len(re.findall(r"\[.*?\]", t)) >= s["num_placeholders"],
@@ -163,11 +163,11 @@ CHECKS: dict[str, Callable[[str, Settings], bool]] = {
     ),
     "keywords:frequency": keyword_count,
     "keywords:letter_frequency": letter_count,
-    "language:response_language": lambda text, s: language(text) == s["language"],
+    "language:response_language": lambda text, s: detect_language(text) == s["language"],
     "length_constraints:nth_paragraph_first_word": nth_first_word,
     "length_constraints:number_paragraphs": paragraphs,
-    "length_constraints:number_sentences": lambda t, s: related(sentences(t), s["relation"], s["num_sentences"]),
-    "length_constraints:number_words": lambda t, s: related(len(words(t)), s["relation"], s["num_words"]),
+    "length_constraints:number_sentences": lambda t, s: compare_count(count_sentences(t), s["relation"], s["num_sentences"]),
+    "length_constraints:number_words": lambda t, s: compare_count(len(split_words(t)), s["relation"], s["num_words"]),
     "punctuation:no_comma": lambda text, _: "," not in text,
     "startend:end_checker": lambda t, s: t.strip().strip('"').lower().endswith(s["end_phrase"].strip().lower()),
     "startend:quotation": lambda t, _: len(t.strip()) > 1 and t.strip()[0] == '"' == t.strip()[-1],

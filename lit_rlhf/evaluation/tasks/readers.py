@@ -30,7 +30,7 @@ NOT_IN_BACKGROUND = "Not in background."
 DO_NOT_KNOW = "I don't know."
 
 
-def splits(read: Reader, path: str | None, shots_path: str | None) -> Splits:
+def load_splits(read: Reader, path: str | None, shots_path: str | None) -> Splits:
     """Read both files into memory."""
     if path is None:
         raise UserError("tasks: a benchmark needs the path of its data file, or a name of the hub")
@@ -42,7 +42,7 @@ def splits(read: Reader, path: str | None, shots_path: str | None) -> Splits:
     return found
 
 
-def value(row: Row, *names: str) -> Any:
+def read_first_column(row: Row, *names: str) -> Any:
     """Return the first of several columns that a row has.
 
     Raises:
@@ -56,12 +56,12 @@ def value(row: Row, *names: str) -> Any:
 
 def squad(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
     """SQuADv2's own JSON: articles, paragraphs, questions."""
-    return splits(squad_docs, path, shots_path)
+    return load_splits(squad_docs, path, shots_path)
 
 
 def squad_docs(path: str) -> Iterator[Doc]:
     """Yield a row a question, behind the answered ones that stand before it in its paragraph."""
-    for article in articles(path):
+    for article in read_articles(path):
         for paragraph in article["paragraphs"]:
             history = ""
             for question in paragraph["qas"]:
@@ -78,7 +78,7 @@ def squad_docs(path: str) -> Iterator[Doc]:
                 history += f"Q: {doc['question']}\n\nA: {doc['target']}\n\n"
 
 
-def articles(path: str) -> list[Doc]:
+def read_articles(path: str) -> list[Doc]:
     """Return the articles of a file in SQuAD's or QuAC's layout."""
     try:
         found = json.loads(read_text(path))["data"]
@@ -90,19 +90,19 @@ def articles(path: str) -> list[Doc]:
 
 def quac(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
     """QuAC's own JSON: dialogues over a section of an article."""
-    return splits(quac_docs, path, shots_path)
+    return load_splits(quac_docs, path, shots_path)
 
 
 def quac_docs(path: str) -> Iterator[Doc]:
     """Yield a row a question, behind the dialogue so far."""
-    for article in articles(path):
+    for article in read_articles(path):
         section = article.get("section_title")
         title = f"{article['title']} -- {section}" if section else article["title"]
         for paragraph in article["paragraphs"]:
             history = ""
             for question in paragraph["qas"]:
-                answers = [spoken(answer["text"]) for answer in question["answers"]]
-                own = spoken(question.get("orig_answer", question["answers"][0])["text"])
+                answers = [replace_cannotanswer(answer["text"]) for answer in question["answers"]]
+                own = replace_cannotanswer(question.get("orig_answer", question["answers"][0])["text"])
                 doc = {
                     "title": title,
                     "background": paragraph["context"].removesuffix("CANNOTANSWER").strip(),
@@ -115,14 +115,14 @@ def quac_docs(path: str) -> Iterator[Doc]:
                 history += f"Q: {doc['question']}\n\nA: {own}\n\n"
 
 
-def spoken(answer: str) -> str:
+def replace_cannotanswer(answer: str) -> str:
     """Return an answer as the prompt says it."""
     return DO_NOT_KNOW if answer == "CANNOTANSWER" else answer
 
 
 def drop(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
     """DROP's own JSON: passages by name, with questions."""
-    return splits(drop_docs, path, shots_path)
+    return load_splits(drop_docs, path, shots_path)
 
 
 def drop_docs(path: str) -> Iterator[Doc]:
@@ -152,63 +152,63 @@ def drop_answer(answer: Doc) -> list[str]:
 
 def hellaswag(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
     """Rows of ctx (or activity_label and ctx), endings and label."""
-    return splits(hellaswag_docs, path, shots_path)
+    return load_splits(hellaswag_docs, path, shots_path)
 
 
 def hellaswag_docs(path: str) -> Iterator[Doc]:
     """Yield "Activity: context" with its endings."""
     for row in read_rows(path):
         activity = row.fields.get("activity_label")
-        context = f"{activity}: {value(row, 'ctx')}" if activity else value(row, "ctx")
-        yield {"context": context, "choices": list(value(row, "endings")), "gold": int(value(row, "label"))}
+        context = f"{activity}: {read_first_column(row, 'ctx')}" if activity else read_first_column(row, "ctx")
+        yield {"context": context, "choices": list(read_first_column(row, "endings")), "gold": int(read_first_column(row, "label"))}
 
 
 def rte(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
     """Rows of premise, hypothesis and label (a word, or 0 for entailment)."""
-    return splits(rte_docs, path, shots_path)
+    return load_splits(rte_docs, path, shots_path)
 
 
 def rte_docs(path: str) -> Iterator[Doc]:
     """Yield a row with the choices Yes and No."""
     for row in read_rows(path):
-        gold = 0 if value(row, "label") in ("entailment", 0, "0") else 1
-        texts = {"premise": value(row, "premise"), "hypothesis": value(row, "hypothesis").rstrip(".")}
+        gold = 0 if read_first_column(row, "label") in ("entailment", 0, "0") else 1
+        texts = {"premise": read_first_column(row, "premise"), "hypothesis": read_first_column(row, "hypothesis").rstrip(".")}
         yield {**texts, "choices": ["Yes", "No"], "gold": gold}
 
 
 def sentiment(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
     """Rows of text (or sentence) and label, 1 for positive."""
-    return splits(sentiment_docs, path, shots_path)
+    return load_splits(sentiment_docs, path, shots_path)
 
 
 def sentiment_docs(path: str) -> Iterator[Doc]:
     """Yield a row with the choices negative and positive."""
     for row in read_rows(path):
-        label = int(value(row, "label"))
+        label = int(read_first_column(row, "label"))
         if label not in (0, 1):
             raise UserError(f"{row.origin}: label is {label}; it is 0 (negative) or 1 (positive)")
-        yield {"text": value(row, "text", "sentence"), "choices": ["negative", "positive"], "gold": label}
+        yield {"text": read_first_column(row, "text", "sentence"), "choices": ["negative", "positive"], "gold": label}
 
 
 def wsc(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
     """SuperGLUE's rows: text, target (span1_text, span2_text, span2_index) and label."""
-    return splits(wsc_docs, path, shots_path)
+    return load_splits(wsc_docs, path, shots_path)
 
 
 def wsc_docs(path: str) -> Iterator[Doc]:
     """Yield the passage with its pronoun in bold, the noun, and whether the pronoun means it."""
     for row in read_rows(path):
-        target = value(row, "target")
-        words = value(row, "text").split(" ")
+        target = read_first_column(row, "target")
+        words = read_first_column(row, "text").split(" ")
         place, pronoun = int(target["span2_index"]), target["span2_text"]
         words[place] = words[place].replace(pronoun, f"**{pronoun}**", 1)
-        same = value(row, "label") in (True, 1, "True", "true")
+        same = read_first_column(row, "label") in (True, 1, "True", "true")
         yield {"passage": " ".join(words), "pronoun": f"**{pronoun}**", "noun": target["span1_text"], "same": same}
 
 
 def translation(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
     """Rows of french and english (or fr and en), or lines of English, tab, French."""
-    return splits(translation_docs, path, shots_path)
+    return load_splits(translation_docs, path, shots_path)
 
 
 def translation_docs(path: str) -> Iterator[Doc]:
@@ -217,8 +217,8 @@ def translation_docs(path: str) -> Iterator[Doc]:
         for row in read_rows(path):
             pair = row.fields.get("translation") or row.fields
             yield {
-                "french": value(Row(pair, row.origin), "fr", "french"),
-                "english": value(Row(pair, row.origin), "en", "english"),
+                "french": read_first_column(Row(pair, row.origin), "fr", "french"),
+                "english": read_first_column(Row(pair, row.origin), "en", "english"),
             }
         return
     for number, line in enumerate(read_text(path).split("\n"), 1):
@@ -232,37 +232,37 @@ def translation_docs(path: str) -> Iterator[Doc]:
 
 def summaries(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
     """Rows of article and highlights (CNN/DM), or of post and summary (TL;DR)."""
-    return splits(summary_docs, path, shots_path)
+    return load_splits(summary_docs, path, shots_path)
 
 
 def summary_docs(path: str) -> Iterator[Doc]:
     """Yield a row a document."""
     for row in read_rows(path):
-        document = value(row, "article", "post", "prompt", "document")
-        yield {"document": document, "summary": value(row, "highlights", "summary", "label")}
+        document = read_first_column(row, "article", "post", "prompt", "document")
+        yield {"document": document, "summary": read_first_column(row, "highlights", "summary", "label")}
 
 
 def bbh(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
     """Rows of task, input and target."""
-    return splits(bbh_docs, path, shots_path)
+    return load_splits(bbh_docs, path, shots_path)
 
 
 def bbh_docs(path: str) -> Iterator[Doc]:
     """Yield a row a question, in its task's group."""
     for row in read_rows(path):
-        yield {"input": value(row, "input"), "target": str(value(row, "target")), "group": value(row, "task")}
+        yield {"input": read_first_column(row, "input"), "target": str(read_first_column(row, "target")), "group": read_first_column(row, "task")}
 
 
 def ifeval(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
     """Rows of prompt, instruction_id_list and kwargs."""
-    return splits(ifeval_docs, path, shots_path)
+    return load_splits(ifeval_docs, path, shots_path)
 
 
 def ifeval_docs(path: str) -> Iterator[Doc]:
     """Yield a row a prompt; the constraints go as JSON, for their settings differ from row to row."""
     for row in read_rows(path):
-        names, settings = value(row, "instruction_id_list"), value(row, "kwargs")
+        names, settings = read_first_column(row, "instruction_id_list"), read_first_column(row, "kwargs")
         if len(names) != len(settings):
             raise UserError(f"{row.origin}: {len(names)} constraints and {len(settings)} settings")
         kept = [{key: each for key, each in one.items() if each is not None} for one in settings]
-        yield {"prompt": value(row, "prompt"), "constraints": json.dumps(list(zip(names, kept)))}
+        yield {"prompt": read_first_column(row, "prompt"), "constraints": json.dumps(list(zip(names, kept)))}

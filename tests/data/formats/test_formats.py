@@ -106,14 +106,14 @@ def test_pair_labels_become_ranks():
     (record,), report = convert("ranking", four([0, 1, 2, 1, 2, 2]))
     assert record.completions == ["a", "b", "c", "d"] and record.ranks == [1, 1, 2, 0]
     assert record.prompt == Instruction("q", "Title\nOne.\n\nOther\nTwo.\nThree.")
-    assert report.noted == {}
+    assert report.flagged == {}
 
 
 def test_contradicting_pair_labels_are_counted():
     # a > b > c > a, and all beat d: the three tie by wins, against three labels
     (record,), report = convert("ranking", four([1, 2, 1, 1, 1, 1]))
     assert record.ranks == [0, 0, 0, 1]
-    assert report.noted == {"ranks by wins contradict a pair label": 1}
+    assert report.flagged == {"ranks by wins contradict a pair label": 1}
 
 
 def test_pair_labels_in_a_circle_are_skipped():
@@ -170,8 +170,8 @@ def test_bad_pair_labels(labels):
 def test_skipped_and_counted(kind, good, bad, reason):
     records, report = convert(kind, good, bad, bad)
     assert len(records) == 1
-    assert (report.read, report.kept, report.skipped) == (3, 1, {reason: 2})
-    assert "first: rows.jsonl:2" in report.table()
+    assert (report.num_read, report.num_kept, report.skipped) == (3, 1, {reason: 2})
+    assert "first: rows.jsonl:2" in report.format_table()
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_a_named_format_overrides_recognition():
     fields = {"prompt": "p", "completion": "c", "instruction": "i", "response": "r"}
     (record,), _ = convert("demonstration", fields, format="instruction_response")
     assert record.completion == "r"
-    with pytest.raises(UserError, match=r"no demonstration format is named 'alpacca'; did you mean 'alpaca'\?"):
+    with pytest.raises(UserError, match=r"no demonstration format is named 'alpacca' \(did you mean 'alpaca'\?\)"):
         convert("demonstration", fields, format="alpacca")
     with pytest.raises(UserError, match=r"no text format is named 'zzz'; known are text"):
         convert("text", {"text": "a"}, format="zzz")
@@ -284,7 +284,7 @@ def test_own_function(own_module):
     instances = [{"input": "i", "output": "1"}, {"input": "j", "output": "2"}]
     records, report = convert("demonstration", {"a": "p", "b": instances}, format="my_rows.tasks")
     assert [(each.completion, each.fields["a"]) for each in records] == [("1", "p"), ("2", "p")]
-    assert (report.read, report.kept) == (1, 2)
+    assert (report.num_read, report.num_kept) == (1, 2)
 
 
 @pytest.mark.parametrize(

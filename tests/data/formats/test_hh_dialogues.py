@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_rlhf.data import dialogues
+from lit_rlhf.data.formats.hh_dialogues import split_shared_prefix, split_turns
 from lit_rlhf.data.formats.registry import read_records
 from lit_rlhf.data.records import Demonstration, Instruction, PromptRow, Ranking
 from lit_rlhf.data.report import DatasetReport
@@ -37,7 +37,7 @@ dialogue = st.lists(st.tuples(st.sampled_from([H, A]), words).map("".join), min_
 
 @given(dialogue, dialogue)
 def test_parts_make_the_dialogues_again_and_share_all_they_can(one, other):
-    parted = dialogues.split_shared_prefix(dialogues.turns_of(one), dialogues.turns_of(other))
+    parted = split_shared_prefix(split_turns(one), split_turns(other))
     shared = "".join(parted.shared)
     assert shared + "".join(parted.chosen) == one and shared + "".join(parted.rejected) == other
     assert parted.chosen and parted.rejected
@@ -113,10 +113,10 @@ def test_lists_of_messages_that_differ_or_say_nothing():
 def test_conversations_of_either_naming_learn_every_reply():
     turns = [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}]
     (record,), report = convert("demonstration", {"conversations": [*turns, *turns, {"from": "human", "value": "v"}]})
-    assert record[:2] == ([user("u"), assistant("a"), user("u")], "a") and record.all_replies
-    assert report.noted == {"turns behind the last reply left out": 1}
+    assert record[:2] == ([user("u"), assistant("a"), user("u")], "a") and record.train_on_all_replies
+    assert report.flagged == {"turns behind the last reply left out": 1}
     (record,), _ = convert("demonstration", {"prompt": [user("u"), assistant("x"), user("v")], "completion": "a"})
-    assert not record.all_replies
+    assert not record.train_on_all_replies
     (record,), _ = convert("demonstration", {"prompt": [user("u")], "completion": [assistant("a")]})
     assert record[:2] == ([user("u")], "a")
     with pytest.raises(UserError, match=r":1: column 'completion' must hold one reply, it has 2 turns"):
@@ -142,8 +142,8 @@ def test_a_tree_becomes_a_record_for_each_message():
     records, report = convert("demonstration", TREE)
     assert [record[:2] for record in records] == [([user("q")], "a"), ([user("q")], "b"), ([user("q")], "c")]
     assert records[0].fields == {"message_tree_id": "t", "text": "a", "role": "assistant", "rank": 1}
-    assert (report.read, report.kept) == (1, 3)
-    assert report.table() == (
+    assert (report.num_read, report.num_kept) == (1, 3)
+    assert report.format_table() == (
         "rows.jsonl\n"
         "rows read                                                 1\n"
         "  made into records                                       4\n"
@@ -177,7 +177,7 @@ def test_instances_of_an_instruction():
     records, report = convert("demonstration", row)
     assert [record[:2] for record in records] == [(Instruction("i", "x"), "a"), (Instruction("i"), "b")]
     assert records[1].fields == {"instruction": "i", "id": 3, "input": "", "output": "b"}
-    assert (report.read, report.kept) == (1, 2)
+    assert (report.num_read, report.num_kept) == (1, 2)
     assert [record.prompt for record in convert("prompt", row)[0]] == [Instruction("i", "x"), Instruction("i")]
     with pytest.raises(UserError, match=r":1: instance 1 must have 'input' and 'output'"):
         convert("demonstration", {"instruction": "i", "instances": ["a"]})

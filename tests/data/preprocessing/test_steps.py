@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from lit_rlhf.data import ComparisonDataModule, DemonstrationDataModule, PromptDataModule
 from lit_rlhf.data.preprocessing.duplicates import drop_duplicates
 from lit_rlhf.data.preprocessing.few_shot import expand_few_shot
-from lit_rlhf.data.preprocessing.personal_data import drop_personal_data
-from lit_rlhf.data.preprocessing.pii import PresidioPatterns
+from lit_rlhf.data.preprocessing.pii import PIIDetector, PresidioPatterns, drop_pii
 from lit_rlhf.data.preprocessing.settings import DemonstrationPreprocessing, Preprocessing
 from lit_rlhf.data.preprocessing.splits import split_by_column
-from lit_rlhf.data.preprocessing.users import cap_users
+from lit_rlhf.data.preprocessing.users import cap_prompts_per_user
 from lit_rlhf.data.records import Demonstration, Instruction, PromptRow, Ranking
 from lit_rlhf.data.report import DatasetReport
 from lit_rlhf.errors import UserError
@@ -68,7 +67,7 @@ def test_two_labelers_of_one_prompt_are_no_duplicates():
 @given(rows, st.integers(1, 3), st.integers(0, 2), st.randoms(use_true_random=False))
 def test_a_user_has_so_many_prompts_at_most(tuples, limit, seed, shuffle):
     records, counts = made(tuples), report()
-    kept = cap_users(records, "user", limit, seed, counts)
+    kept = cap_prompts_per_user(records, "user", limit, seed, counts)
     given, left = defaultdict(set), defaultdict(set)
     for record in records:
         given[record.fields["user"]].add(record.prompt)
@@ -80,7 +79,7 @@ def test_a_user_has_so_many_prompts_at_most(tuples, limit, seed, shuffle):
     assert len(kept) == sum(record.prompt in left[record.fields["user"]] for record in records)  # all of each prompt
     others = list(records)
     shuffle.shuffle(others)
-    assert contents(cap_users(others, "user", limit, seed, report())) == contents(kept)
+    assert contents(cap_prompts_per_user(others, "user", limit, seed, report())) == contents(kept)
 
 
 @given(rows, st.floats(0.2, 0.8), st.integers(0, 2), st.randoms(use_true_random=False))
@@ -88,7 +87,9 @@ def test_a_split_by_column_shares_neither_value_nor_prompt(tuples, fraction, see
     records, counts = made(tuples), report()
     trees = {record.fields["tree"] for record in records}
     if not 0 < round(fraction * len(trees)) < len(trees):
-        with pytest.raises(UserError, match=r"preparation\.split_by: column 'tree' has \d values? in 'rows\.jsonl'; "):
+        with pytest.raises(
+            UserError, match=r"preprocessing\.split_by: column 'tree' has \d values? in 'rows\.jsonl'; "
+        ):
             split_by_column(records, "tree", fraction, seed, report())
         return
     training, held_out = split_by_column(records, "tree", fraction, seed, counts)
@@ -107,17 +108,19 @@ def test_a_split_by_column_shares_neither_value_nor_prompt(tuples, fraction, see
 
 def test_a_column_that_is_not_there_or_the_same_everywhere():
     records = made([("p", "c", "x", 1), ("q", "c", "x", 2)])
-    with pytest.raises(UserError, match=r"rows\.jsonl:1: no column 'usr', which preparation\.split_by names; .*'user'"):
+    with pytest.raises(
+        UserError, match=r"rows\.jsonl:1: no column 'usr', which preprocessing\.split_by names; .*'user'"
+    ):
         split_by_column(records, "usr", 0.5, 0, report())
     with pytest.raises(
         UserError, match=r"column 'user' has 1 value in 'rows\.jsonl'; it cannot be split by that column"
     ):
         split_by_column(records, "user", 0.5, 0, report())
-    with pytest.raises(UserError, match=r"no column 'usr', which preparation\.user_column names"):
-        cap_users(records, "usr", 1, 0, report())
+    with pytest.raises(UserError, match=r"no column 'usr', which preprocessing\.user_column names"):
+        cap_prompts_per_user(records, "usr", 1, 0, report())
 
 
-class Digits:
+class Digits(PIIDetector):
     def find(self, text):
         return ["NUMBER"] if any(character.isdigit() for character in text) else []
 
@@ -125,12 +128,12 @@ class Digits:
 def test_personal_data_leaves_by_prompt_or_reply():
     demonstrations = [Demonstration(*each, {}, each[0]) for each in (("a", "b"), ("a1", "b"), ("c", "b 2"))]
     counts = report()
-    assert drop_personal_data(demonstrations, Digits(), counts) == demonstrations[:1]
-    assert counts.skipped == {"personal data: NUMBER": 2} and "first: a1" in counts.table()
+    assert drop_pii(demonstrations, Digits(), counts) == demonstrations[:1]
+    assert counts.skipped == {"personal data: NUMBER": 2} and "first: a1" in counts.format_table()
     rankings = [Ranking("p", [" x", "3"], [0, 1]), Ranking(Instruction("i", "4"), ["x", "y"], [0, 1])]
-    assert drop_personal_data(rankings, Digits(), report()) == []
+    assert drop_pii(rankings, Digits(), report()) == []
     prompts = [PromptRow([{"role": "user", "content": "5"}]), PromptRow("six")]
-    assert drop_personal_data(prompts, Digits(), report()) == prompts[1:]
+    assert drop_pii(prompts, Digits(), report()) == prompts[1:]
 
 
 def test_presidio_finds_what_has_a_pattern_and_asks_no_network(monkeypatch):
@@ -148,7 +151,7 @@ def test_presidio_finds_what_has_a_pattern_and_asks_no_network(monkeypatch):
     }.items():
         assert kind in detector.find(text)
     assert detector.find("Write a story about 3 bears, and mail@home.") == []
-    with pytest.raises(UserError, match=r"no recogniser 'EmailRecogniser'; did you mean 'EmailRecognizer'\?"):
+    with pytest.raises(UserError, match=r"no recognizer 'EmailRecogniser' \(did you mean 'EmailRecognizer'\?\)"):
         PresidioPatterns(["EmailRecogniser"]).find("x")
 
 
@@ -172,8 +175,8 @@ def test_k_pairs_become_k_examples_with_the_others_before_each():
         assert asked == record.prompt
         assert sorted(context) == sorted(f"{each.prompt}{each.completion}" for each in records[:3] if each != record)
     assert expanded[3] == records[3]
-    assert counts.noted == {"few-shot: the only pair of its 'task', without context": 1}
-    with pytest.raises(UserError, match=r"no column 'tsk', which preparation\.few_shot_by names"):
+    assert counts.flagged == {"few-shot: the only pair of its 'task', without context": 1}
+    with pytest.raises(UserError, match=r"no column 'tsk', which preprocessing\.few_shot_by names"):
         expand_few_shot(records, "tsk", None, 0, report())
 
 
@@ -239,7 +242,7 @@ def test_the_steps_in_their_order_in_one_table(attach, write, caplog):
 def test_personal_data_leaves_the_training_part_alone(attach, write):
     path = write([{"prompt": f"p{n}", "completion": "a" * (n + 1)} for n in range(8)])
     for kind in (DemonstrationDataModule, PromptDataModule):
-        prepared = {"preparation": DemonstrationPreprocessing(pii=OnlyEven()), "validation_path": path}
+        prepared = {"preprocessing": DemonstrationPreprocessing(pii=OnlyEven()), "validation_path": path}
         data = attach(kind(path, **prepared))
         training, validation = (
             (data.training_rows, data.validation_rows)
@@ -249,7 +252,7 @@ def test_personal_data_leaves_the_training_part_alone(attach, write):
         assert (len(training), len(validation)) == (4, 8)
 
 
-class OnlyEven:
+class OnlyEven(PIIDetector):
     def find(self, text):
         return ["ODD"] if text[-1] in "13579" else []
 
@@ -263,9 +266,9 @@ def test_a_detector_by_dotted_path(attach, write, tmp_path, monkeypatch):
     path = write([{"prompt": "a@b"}, {"prompt": "c"}])
     data = attach(PromptDataModule(path, preprocessing=Preprocessing(pii="my_pii.find")))
     assert [prompt.row["prompt"] for prompt in data.prompts.prompts] == ["c"]
-    with pytest.raises(UserError, match=r"preparation\.pii: my_pii\.bad returned a str, not a list of kinds"):
+    with pytest.raises(UserError, match=r"preprocessing\.pii: my_pii\.bad returned a str, not a list of kinds"):
         attach(PromptDataModule(path, preprocessing=Preprocessing(pii="my_pii.bad")))
-    with pytest.raises(UserError, match=r"preparation\.pii: 'my_pii\.nothing' cannot be imported"):
+    with pytest.raises(UserError, match=r"preprocessing\.pii: 'my_pii\.nothing' cannot be imported"):
         PromptDataModule(path, preprocessing=Preprocessing(pii="my_pii.nothing"))
     sys.modules.pop("my_pii")
 
@@ -277,10 +280,12 @@ def test_prompts_are_held_out_like_demonstrations(attach, write):
     demonstrations = attach(DemonstrationDataModule(path, micro_batch_size=1, **settings))
     comparisons = attach(ComparisonDataModule(path, micro_batch_size=1, **settings))
     prompts = attach(PromptDataModule(path, **settings))
-    held = {tuple(prompt.ids) for prompt in prompts.validation_prompts.prompts}
-    assert len(held) == 3 and not held & {tuple(prompt.ids) for prompt in prompts.prompts.prompts}
+    held = {tuple(prompt.input_ids) for prompt in prompts.validation_prompts.prompts}
+    assert len(held) == 3 and not held & {tuple(prompt.input_ids) for prompt in prompts.prompts.prompts}
     assert {tuple(row.prompt) for row in comparisons.validation_rows} == held
-    asked = [[i for i, target in zip(row.ids, row.targets) if not target] for row in demonstrations.validation_rows]
+    asked = [
+        [i for i, target in zip(row.input_ids, row.loss_mask) if not target] for row in demonstrations.validation_rows
+    ]
     assert {tuple(each) for each in asked} == held
     assert [batch.index.tolist() for batch in prompts.val_dataloader()] == [list(range(9))]
 
@@ -298,20 +303,20 @@ def test_few_shot_demonstrations_reach_the_batch(attach, write, tokenizer):
     settings = DemonstrationPreprocessing(few_shot_by="task")
     data = attach(DemonstrationDataModule(path, preprocessing=settings, micro_batch_size=1))
     for row in data.training_rows:
-        text = tokenizer.decode([i for i, target in zip(row.ids, row.targets) if not target])
-        learnt = tokenizer.decode([i for i, target in zip(row.ids, row.targets) if target])
+        text = tokenizer.decode([i for i, target in zip(row.input_ids, row.loss_mask) if not target])
+        learnt = tokenizer.decode([i for i, target in zip(row.input_ids, row.loss_mask) if target])
         assert learnt == f"{text[-2]}<eos>" and text.count("=") == 3
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"dedup_prefix_chars": 0}, r"preparation\.dedup_prefix_chars: 0 must be at least 1"),
+        ({"dedup_prefix_chars": 0}, r"preprocessing\.dedup_prefix_chars: 0 must be at least 1"),
         ({"max_prompts_per_user": 0, "user_column": "u"}, r"max_prompts_per_user: 0 must be at least 1"),
-        ({"max_prompts_per_user": 200}, r"max_prompts_per_user and preparation\.user_column need each other"),
+        ({"max_prompts_per_user": 200}, r"max_prompts_per_user and preprocessing\.user_column need each other"),
         ({"user_column": "u"}, "need each other: set both"),
-        ({"split_by": "u"}, r"preparation\.split_by says how to hold out data: set validation_fraction as well"),
-        ({"few_shot_pairs": 4}, r"few_shot_pairs has no effect without preparation\.few_shot_by"),
+        ({"split_by": "u"}, r"preprocessing\.split_by says how to hold out data: set validation_fraction as well"),
+        ({"few_shot_pairs": 4}, r"few_shot_pairs has no effect without preprocessing\.few_shot_by"),
         ({"few_shot_pairs": 1, "few_shot_by": "u"}, "few_shot_pairs: 1 must be at least 2"),
     ],
 )

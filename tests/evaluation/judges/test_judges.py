@@ -11,19 +11,19 @@ from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache
 from lit_rlhf.evaluation.judges.chat_completions import ChatCompletions
 from lit_rlhf.evaluation.judges.human_labels import HumanLabels
-from lit_rlhf.evaluation.judges.judging_types import METADATA, AnswerPair, RatedItem, Verdict
-from lit_rlhf.evaluation.judges.pairwise import ComparisonResult, Vote, compare_answers
+from lit_rlhf.evaluation.judges.judging_types import METADATA_FIELDS, CompletionPair, RatedItem, Verdict
+from lit_rlhf.evaluation.judges.pairwise import ComparisonResult, PairVerdict, compare_completions
 from lit_rlhf.evaluation.judges.preference import (
     EndpointJudge,
     HuggingFaceJudge,
     RewardModelJudge,
-    read_rating,
-    read_verdict,
+    parse_rating,
+    parse_verdict,
 )
 from lit_rlhf.evaluation.models.evaluated_model import BestOf, EvaluatedModel, ModelSpec
-from lit_rlhf.evaluation.models.generation import Answer
+from lit_rlhf.evaluation.models.generation import Completion
 from lit_rlhf.evaluation.run import Evaluation
-from lit_rlhf.evaluation.suites.preference import PairwisePreference, agreement_table, labelers_agree
+from lit_rlhf.evaluation.suites.preference import PairwisePreference, build_agreement_table, labeler_agreement_by_judge
 from lit_rlhf.models.loading import load_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.scalar_model import load_scalar_model
@@ -32,14 +32,14 @@ from tests.helpers.services import Reply, said, serve
 NOTHING = Cache(None)
 
 
-def answer(text: str, ended: bool = True) -> Answer:
-    return Answer(text, ended, len(text.split()) + ended)
+def answer(text: str, ended: bool = True) -> Completion:
+    return Completion(text, ended, len(text.split()) + ended)
 
 
 PAIRS = [
-    AnswerPair("w1 w2", {"use_case": "chat"}, answer("w3"), answer("w4 w5")),
-    AnswerPair("w2", {"use_case": "qa"}, answer("w6 w7"), answer("w6 w7")),
-    AnswerPair("w5 w1 w1", {"use_case": "qa"}, answer("w1", ended=False), answer("w2 w2")),
+    CompletionPair("w1 w2", {"use_case": "chat"}, answer("w3"), answer("w4 w5")),
+    CompletionPair("w2", {"use_case": "qa"}, answer("w6 w7"), answer("w6 w7")),
+    CompletionPair("w5 w1 w1", {"use_case": "qa"}, answer("w1", ended=False), answer("w2 w2")),
 ]
 
 
@@ -53,22 +53,22 @@ def reward(llama, tmp_path_factory) -> str:
 
 
 def test_a_reward_model_scores_prompt_answer_and_end(reward) -> None:
-    found = compare_answers(RewardModelJudge(reward), PAIRS, NOTHING)
+    found = compare_completions(RewardModelJudge(reward), PAIRS, NOTHING)
     tokenizer = load_tokenizer(reward, ModelLoadingConfig())
     model = load_scalar_model(reward, tokenizer, ModelLoadingConfig()).eval()
 
-    def score(prompt: str, answer: Answer) -> float:
-        ids = tokenizer.encode(prompt) + tokenizer.encode(answer.text) + [tokenizer.eos_token_id] * answer.ended
+    def score(prompt: str, answer: Completion) -> float:
+        ids = tokenizer.encode(prompt) + tokenizer.encode(answer.text) + [tokenizer.eos_token_id] * answer.finished
         with torch.no_grad():
             return float(model.score(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long)))
 
     expected = [(score(pair.prompt, pair.first), score(pair.prompt, pair.second)) for pair in PAIRS]
-    assert [vote.preference for vote in found.votes] == [0.5 if a == b else float(a > b) for a, b in expected]
-    assert found.votes[1].preference == 0.5
-    shown = [tuple(float(part) for part in vote.reason.split(" against ")) for vote in found.votes]
+    assert [vote.preference for vote in found.verdicts] == [0.5 if a == b else float(a > b) for a, b in expected]
+    assert found.verdicts[1].preference == 0.5
+    shown = [tuple(float(part) for part in vote.reason.split(" against ")) for vote in found.verdicts]
     assert shown == [pytest.approx(pair, abs=6e-4) for pair in expected]
-    wide = compare_answers(RewardModelJudge(reward, tie=1e9), PAIRS, NOTHING)
-    assert {vote.preference for vote in wide.votes} == {0.5}
+    wide = compare_completions(RewardModelJudge(reward, tie_margin=1e9), PAIRS, NOTHING)
+    assert {vote.preference for vote in wide.verdicts} == {0.5}
 
 
 def test_a_reward_model_sees_prompts_in_the_words_of_its_training(reward) -> None:
@@ -78,12 +78,12 @@ def test_a_reward_model_sees_prompts_in_the_words_of_its_training(reward) -> Non
         {"role": "user", "content": "w3"},
     ]
     headed = "### Instruction:\nw1\n\n### Response:\nw2\n\n### Instruction:\nw3\n\n### Response:\n"
-    pair = AnswerPair("w1\n\nw2\n\nw3", {"topic": "w9"}, answer("w3"), answer("w4 w5"), conversation)
+    pair = CompletionPair("w1\n\nw2\n\nw3", {"topic": "w9"}, answer("w3"), answer("w4 w5"), conversation)
     asked: list[list[str]] = []
 
-    def shown(template: str | None, pair: AnswerPair) -> str:
+    def shown(template: str | None, pair: CompletionPair) -> str:
         judge = RewardModelJudge(reward, template=template)
-        judge._reward_model.scores = lambda rated, cache: asked.append([p for p, _ in rated]) or [1.0, 0.0]
+        judge._scorer.score = lambda rated, cache: asked.append([p for p, _ in rated]) or [1.0, 0.0]
         judge.compare([pair], NOTHING)
         assert asked[-1][0] == asked[-1][1]
         return asked[-1][0]
@@ -119,15 +119,15 @@ def test_the_reward_model_a_policy_was_trained_against_is_no_judge(trained, rewa
     with pytest.raises(UserError, match=r"is the reward model that 'ppo' was trained against .*force: true"):
         PairwisePreference(path, {"rm": RewardModelJudge(judge)}, 4).run(subject, baseline)
     suites = {"p": PairwisePreference(path, {"rm": RewardModelJudge(judge)}, 4)}
-    models = {"sft": baseline.candidate, "ppo": subject.candidate}
+    models = {"sft": baseline.spec, "ppo": subject.spec}
     monkeypatch.setattr(
         "lit_rlhf.evaluation.models.evaluated_model.load_causal_lm", lambda *_: pytest.fail("a model was loaded")
     )
     with pytest.raises(UserError, match="is the reward model that 'ppo' was trained against"):
         Evaluation(models, "sft", suites, str(trained / "out")).run()
     monkeypatch.undo()
-    assert PairwisePreference(path, {"rm": RewardModelJudge(judge, force=True)}, 4).run(subject, baseline).rows == 6
-    assert PairwisePreference(path, {"rm": RewardModelJudge(judge)}, 4).run(baseline, baseline).rows == 6
+    assert PairwisePreference(path, {"rm": RewardModelJudge(judge, force=True)}, 4).run(subject, baseline).num_rows == 6
+    assert PairwisePreference(path, {"rm": RewardModelJudge(judge)}, 4).run(baseline, baseline).num_rows == 6
 
 
 def test_an_endpoint_judge_and_its_failures(tmp_path) -> None:
@@ -139,44 +139,44 @@ def test_an_endpoint_judge_and_its_failures(tmp_path) -> None:
 
     cache = Cache(tmp_path, progress=False)
     with serve(reply) as service:
-        judge = EndpointJudge(ChatCompletions(service.url, "judge-1", key=None, timeout=1, retries=1))
+        judge = EndpointJudge(ChatCompletions(service.url, "judge-1", api_key_env=None, timeout=1, retries=1))
         judge.endpoint.retries = 0
-        found = compare_answers(judge, PAIRS, cache)
-        assert found.missing == 1
-        assert [(v.pair, v.preference) for v in found.votes] == [(0, 1), (0, 0), (1, 0.5), (1, 0.5)]
-        assert found.votes[0].reason == "short"
-        assert found.first_shown == [1, 1] and found.consistent == [0]
+        found = compare_completions(judge, PAIRS, cache)
+        assert found.num_missing == 1
+        assert [(v.pair_index, v.preference) for v in found.verdicts] == [(0, 1), (0, 0), (1, 0.5), (1, 0.5)]
+        assert found.verdicts[0].reason == "short"
+        assert found.first_position_preferences == [1, 1] and found.order_consistency == [0]
         asked = len(service.requests)
-        compare_answers(judge, PAIRS, cache)
+        compare_completions(judge, PAIRS, cache)
         assert len(service.requests) == asked + 2  # only what failed is asked again
 
 
 def test_ratings_of_an_endpoint_carry_the_papers_fields() -> None:
-    flags = dict.fromkeys(METADATA, False) | {"hallucination": True}
+    flags = dict.fromkeys(METADATA_FIELDS, False) | {"hallucination": True}
     with serve(lambda *_: said(json.dumps({"overall": 3, **flags}))) as service:
-        judge = EndpointJudge(ChatCompletions(service.url, "m", key=None))
+        judge = EndpointJudge(ChatCompletions(service.url, "m", api_key_env=None))
         ((rating,),) = judge.rate([RatedItem("p", {}, answer("a"))], NOTHING)
     assert (rating.overall, rating.flags) == (3, flags)
-    assert len(METADATA) == 11  # and the overall quality is the twelfth
+    assert len(METADATA_FIELDS) == 11  # and the overall quality is the twelfth
     for text in ('{"overall": 8}', '{"overall": "3"}', '{"overall": true}', "none"):
         with pytest.raises(ValueError):
-            read_rating(text)
+            parse_rating(text)
     for text in ('{"better": "C"}', "A", "{"):
         with pytest.raises(ValueError):
-            read_verdict(text)
+            parse_verdict(text)
 
 
 def test_a_local_model_is_asked_in_both_orders(llama) -> None:
-    found = compare_answers(HuggingFaceJudge(llama), PAIRS, NOTHING)
-    assert len(found.votes) == 6 and found.missing == 0
+    found = compare_completions(HuggingFaceJudge(llama), PAIRS, NOTHING)
+    assert len(found.verdicts) == 6 and found.num_missing == 0
     # its template leaves two words of its vocabulary: unknown ones are equally likely, so all are ties
-    assert compare_answers(HuggingFaceJudge(llama, tie=1e9), PAIRS, NOTHING).rate().rate == 0.5
+    assert compare_completions(HuggingFaceJudge(llama, tie_margin=1e9), PAIRS, NOTHING).compute_win_rate().rate == 0.5
 
 
 def test_what_a_judging_model_does_not_see_whole_is_told(llama, reward, capsys) -> None:
-    pair = AnswerPair("w1 " * 130, {}, answer("w3"), answer("w4"))
-    compare_answers(HuggingFaceJudge(llama), [pair], NOTHING)
-    compare_answers(RewardModelJudge(reward), [pair], NOTHING)
+    pair = CompletionPair("w1 " * 130, {}, answer("w3"), answer("w4"))
+    compare_completions(HuggingFaceJudge(llama), [pair], NOTHING)
+    compare_completions(RewardModelJudge(reward), [pair], NOTHING)
     told = capsys.readouterr().out
     assert told.count(f"judge {llama}: 1 of 1 questions cut in front, longer than its positions\n") == 2  # both orders
     assert told.count(f"{reward}: 2 of 2 texts cut in front, longer than its positions\n") == 1
@@ -193,8 +193,8 @@ def test_people_are_found_by_text_in_either_order(tmp_path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     people = HumanLabels(str(path))
     assert people.compare(PAIRS, NOTHING)[0] == [Verdict("ann", 0.0), Verdict("bob", 0.5)]
-    found = compare_answers(people, PAIRS, NOTHING)
-    assert (found.missing, found.rate().rate) == (1, pytest.approx((0 + 0.5 + 0.5) / 3))
+    found = compare_completions(people, PAIRS, NOTHING)
+    assert (found.num_missing, found.compute_win_rate().rate) == (1, pytest.approx((0 + 0.5 + 0.5) / 3))
     ((rating,), *others) = people.rate([RatedItem(pair.prompt, {}, pair.first) for pair in PAIRS], NOTHING)
     assert (rating.overall, rating.flags, others) == (6, {"hallucination": True}, [[], []])
 
@@ -243,21 +243,21 @@ def test_the_suite_against_itself_is_one_half_and_writes_what_people_can_judge(t
 
 def test_agreement_is_between_judges_by_majority_and_within_a_group_of_labelers() -> None:
     def votes(*rows: tuple[int, str, float]) -> ComparisonResult:
-        return ComparisonResult([Vote(pair, who, value, "") for pair, who, value in rows], 0, [], [], [])
+        return ComparisonResult([PairVerdict(pair, who, value, "") for pair, who, value in rows], 0, [], [], [])
 
     people = votes(
         (0, "ann", 1), (0, "bob", 1), (0, "cem", 0), (1, "ann", 0), (1, "bob", 0), (2, "ann", 1), (2, "bob", 0)
     )
     model = votes((0, "reward model", 1), (1, "reward model", 1), (2, "reward model", 1))
     other = votes((0, "reward model", 0))  # another judge of the same name: no labeler beside the first
-    table = agreement_table({"people": people, "model": model, "other": other})
+    table = build_agreement_table({"people": people, "model": model, "other": other})
     assert (table["people"]["model"]["share"], table["people"]["model"]["count"], table["people"]["model"]["ties"]) == (
         0.5,
         2,
         1,
     )
     # pairs of people that both decided: 0 by ann, bob (same), ann, cem and bob, cem (not); 1 same; 2 not
-    assert labelers_agree({"people": people, "model": model, "other": other}) == {"people": pytest.approx(2 / 5)}
+    assert labeler_agreement_by_judge({"people": people, "model": model, "other": other}) == {"people": pytest.approx(2 / 5)}
 
 
 def test_rows_that_are_no_prompts_are_counted(llama, tmp_path) -> None:
@@ -266,7 +266,7 @@ def test_rows_that_are_no_prompts_are_counted(llama, tmp_path) -> None:
     found = PairwisePreference(str(tmp_path / "prompts.jsonl"), {"local": HuggingFaceJudge(llama)}, 3).run(
         subject, subject
     )
-    assert (found.rows, found.notes) == (2, ["1 rows skipped: empty prompt"])
+    assert (found.num_rows, found.notes) == (2, ["1 rows skipped: empty prompt"])
     with pytest.raises(UserError, match="limit: it must be 1 or more, or none, got 0"):
         PairwisePreference(str(tmp_path / "prompts.jsonl"), {"local": HuggingFaceJudge(llama)}, limit=0).check(
             [subject]

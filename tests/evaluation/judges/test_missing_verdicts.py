@@ -14,9 +14,9 @@ from lit_rlhf.evaluation.judges.chat_completions import ChatCompletions
 from lit_rlhf.evaluation.judges.human_labels import HumanLabels
 from lit_rlhf.evaluation.judges.preference import EndpointJudge, HuggingFaceJudge, RewardModelJudge
 from lit_rlhf.evaluation.judges.toxicity import Perspective, ToxicityClassifier
-from lit_rlhf.evaluation.judges.truth import EndpointTruthJudge, HuggingFaceTruthJudge, Truth
+from lit_rlhf.evaluation.judges.truth import EndpointTruthJudge, HuggingFaceTruthJudge, TruthVerdict
 from lit_rlhf.evaluation.models.evaluated_model import BestOf, EvaluatedModel, ModelSpec
-from lit_rlhf.evaluation.models.generation import Answer
+from lit_rlhf.evaluation.models.generation import Completion
 from lit_rlhf.evaluation.results import SuiteResult
 from lit_rlhf.evaluation.suites.bias import CrowSPairs
 from lit_rlhf.evaluation.suites.preference import PairwisePreference
@@ -46,7 +46,7 @@ def rows(tmp_path, monkeypatch) -> str:
     text = "".join(json.dumps({"prompt": f"w{i}", **columns}) + "\n" for i in range(3))
     (tmp_path / "rows.jsonl").write_text(text)
     monkeypatch.setattr(
-        EvaluatedModel, "answers", lambda self, asked, *_, **__: [Answer(f"{self.name}{i}", True, 1) for i in range(3)]
+        EvaluatedModel, "answers", lambda self, asked, *_, **__: [Completion(f"{self.name}{i}", True, 1) for i in range(3)]
     )
     monkeypatch.setenv("PERSPECTIVE_API_KEY", "secret")
     monkeypatch.setattr("lit_rlhf.http.LONGEST_PAUSE", 0.01)
@@ -54,7 +54,7 @@ def rows(tmp_path, monkeypatch) -> str:
 
 
 def endpoint(service: Service) -> ChatCompletions:
-    return ChatCompletions(service.url, "m", key=None, timeout=0.2, retries=1)
+    return ChatCompletions(service.url, "m", api_key_env=None, timeout=0.2, retries=1)
 
 
 SUITES = {
@@ -198,7 +198,7 @@ def test_a_model_without_numbers_is_no_unlikely_one(broken, tmp_path) -> None:
 def test_nothing_is_chosen_by_scores_that_overflow(broken, llama) -> None:
     subject = EvaluatedModel("m", ModelSpec(llama, best_of=BestOf(broken["reward"], n=2)), Cache(None))
     with pytest.raises(UserError, match="2 of 2 scores are not finite; nothing can be chosen by them"):
-        subject.answers(["w1"], SamplingParams(2))
+        subject.generate(["w1"], SamplingParams(2))
 
 
 class Wild:
@@ -208,7 +208,7 @@ class Wild:
         self.true = true
 
     def judge(self, claims, cache):
-        return [Truth(self.true, 1.0)] * len(claims)
+        return [TruthVerdict(self.true, 1.0)] * len(claims)
 
 
 @pytest.mark.parametrize("true", [nan, -0.1, 1.5])

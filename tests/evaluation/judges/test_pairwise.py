@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 
 from lit_rlhf.evaluation.cache import Cache
 from lit_rlhf.evaluation.judges.agreement import agreements, between, overall
-from lit_rlhf.evaluation.judges.judging_types import AnswerPair, Verdict
-from lit_rlhf.evaluation.judges.pairwise import compare_answers
+from lit_rlhf.evaluation.judges.judging_types import CompletionPair, Verdict
+from lit_rlhf.evaluation.judges.pairwise import compare_completions
 from lit_rlhf.evaluation.length_control import length_controlled_win_rate
-from lit_rlhf.evaluation.models.generation import Answer
+from lit_rlhf.evaluation.models.generation import Completion
 
 NOTHING = Cache(None)
 
 
-def pair(first: str, second: str, prompt: str = "p") -> AnswerPair:
-    return AnswerPair(prompt, {}, Answer(first, True, len(first)), Answer(second, True, len(second)))
+def pair(first: str, second: str, prompt: str = "p") -> CompletionPair:
+    return CompletionPair(prompt, {}, Completion(first, True, len(first)), Completion(second, True, len(second)))
 
 
 class Longest:
@@ -49,12 +49,12 @@ class Silent:
 
 def test_both_orders_are_asked_and_turned_back() -> None:
     judge = Longest()
-    result = compare_answers(judge, [pair("aaa", "b"), pair("a", "bb"), pair("aa", "bb")], NOTHING)
+    result = compare_completions(judge, [pair("aaa", "b"), pair("a", "bb"), pair("aa", "bb")], NOTHING)
     assert judge.seen == [[("aaa", "b"), ("a", "bb"), ("aa", "bb")], [("b", "aaa"), ("bb", "a"), ("bb", "aa")]]
-    assert [vote.preference for vote in result.votes] == [1, 1, 0, 0, 0.5, 0.5]
-    assert [vote.pair for vote in result.votes] == [0, 0, 1, 1, 2, 2]
-    assert result.differences == [2, 2, -1, -1, 0, 0]
-    figures = result.metrics()
+    assert [vote.preference for vote in result.verdicts] == [1, 1, 0, 0, 0.5, 0.5]
+    assert [vote.pair_index for vote in result.verdicts] == [0, 0, 1, 1, 2, 2]
+    assert result.length_differences == [2, 2, -1, -1, 0, 0]
+    figures = result.compute_metrics()
     assert figures["win rate"].value == 0.5
     assert figures["ties"].value == pytest.approx(1 / 3)
     assert figures["first shown preferred"].value == 0.5
@@ -62,7 +62,7 @@ def test_both_orders_are_asked_and_turned_back() -> None:
 
 
 def test_a_bias_for_a_position_cancels_and_shows() -> None:
-    figures = compare_answers(FirstShown(), [pair("a", "b"), pair("c", "d")], NOTHING).metrics()
+    figures = compare_completions(FirstShown(), [pair("a", "b"), pair("c", "d")], NOTHING).compute_metrics()
     assert figures["win rate"].value == 0.5
     assert figures["first shown preferred"].value == 1.0
     assert figures["same in both orders"].value == 0.0
@@ -70,27 +70,27 @@ def test_a_bias_for_a_position_cancels_and_shows() -> None:
 
 @pytest.mark.parametrize("judge", [Longest(), Longest(sees_order=False), FirstShown()])
 def test_a_model_against_itself_is_exactly_one_half(judge) -> None:
-    won = compare_answers(judge, [pair(text, text) for text in ("a", "bb", "", "ccc")], NOTHING).rate()
+    won = compare_completions(judge, [pair(text, text) for text in ("a", "bb", "", "ccc")], NOTHING).compute_win_rate()
     assert (won.rate, won.low, won.high) == (0.5, 0.5, 0.5)
 
 
 def test_the_same_text_is_a_tie_that_no_judge_is_asked_about() -> None:
     judge = Longest()
-    compare_answers(judge, [pair("a", "a"), pair("a", "bb")], NOTHING)
+    compare_completions(judge, [pair("a", "a"), pair("a", "bb")], NOTHING)
     assert judge.seen == [[("a", "bb")], [("bb", "a")]]
 
 
 def test_a_verdict_in_one_order_only_is_missing_and_no_loss() -> None:
-    result = compare_answers(Silent(), [pair("?", "b"), pair("a", "b"), pair("a", "?")], NOTHING)
-    assert result.missing == 2
-    assert [vote.pair for vote in result.votes] == [1, 1]
-    figures = compare_answers(Silent(), [pair("?", "??")], NOTHING).metrics()
+    result = compare_completions(Silent(), [pair("?", "b"), pair("a", "b"), pair("a", "?")], NOTHING)
+    assert result.num_missing == 2
+    assert [vote.pair_index for vote in result.verdicts] == [1, 1]
+    figures = compare_completions(Silent(), [pair("?", "??")], NOTHING).compute_metrics()
     assert (figures["win rate"].value, figures["win rate"].missing) == (None, 1)
 
 
 def test_the_interval_counts_both_orders_of_a_prompt_once() -> None:
     pairs = [pair("aa", "b")] * 30 + [pair("a", "bb")] * 70
-    won = compare_answers(Longest(), pairs, NOTHING).rate()
+    won = compare_completions(Longest(), pairs, NOTHING).compute_win_rate()
     margin = 1.959963984540054 * math.sqrt(0.3 * 0.7 / 99)
     assert (won.rate, won.count) == (pytest.approx(0.3), 200)
     assert won.high - won.low == pytest.approx(2 * margin, abs=1e-12)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from lit_rlhf.data.records import Ranking
 from lit_rlhf.errors import UserError
-from lit_rlhf.evaluation.labelers.agreement import agreement, agreement_report, krippendorff_alpha, opinions_of
-from lit_rlhf.evaluation.labelers.folds import folds_of, groups_of, summary_of
+from lit_rlhf.evaluation.labelers.agreement import labeler_agreement, build_agreement_report, krippendorff_alpha, read_preferences
+from lit_rlhf.evaluation.labelers.folds import build_folds, group_labelers, summarize_folds
 
 TEXTS = ("one", "two", "three")
 # labeler -> prompt -> ranks of three completions
@@ -45,10 +45,10 @@ def decisions(labeling, one: str, other: str) -> tuple[list[tuple[str, bool]], i
 
 @given(labelings)
 def test_agreement_equals_a_loop(labeling):
-    opinions = opinions_of(records(labeling))
+    opinions = read_preferences(records(labeling))
     for one, other in combinations(sorted(labeling), 2):
         decided, ties = decisions(labeling, one, other)
-        found = agreement(opinions, [(one, other)])
+        found = labeler_agreement(opinions, [(one, other)])
         assert (found.comparisons, found.ties) == (len(decided), ties)
         assert found.prompts == len({prompt for prompt, _ in decided})
         if decided:
@@ -64,7 +64,7 @@ def test_the_order_of_completions_does_not_matter(labeling, order):
         each._replace(completions=[TEXTS[i] for i in order], ranks=[each.ranks[i] for i in order])
         for each in records(labeling)
     ]
-    assert opinions_of(turned) == opinions_of(records(labeling))
+    assert read_preferences(turned) == read_preferences(records(labeling))
 
 
 def alpha_by_pairs(labeling) -> float | None:
@@ -72,7 +72,7 @@ def alpha_by_pairs(labeling) -> float | None:
     units = []
     for prompt in "pqr":
         ranks = [own[prompt] for own in labeling.values() if prompt in own]
-        for item in opinions_of(records(labeling))[next(iter(labeling))] if ranks else []:
+        for item in read_preferences(records(labeling))[next(iter(labeling))] if ranks else []:
             if item.prompt == repr(prompt):
                 i, j = TEXTS.index(item.first), TEXTS.index(item.second)
                 units.append([(row[i] < row[j]) - (row[i] > row[j]) for row in ranks])
@@ -101,7 +101,7 @@ def alpha_by_pairs(labeling) -> float | None:
 )
 def test_alpha_is_the_definition(labeling):
     pytest.importorskip("krippendorff")
-    expected, found = alpha_by_pairs(labeling), krippendorff_alpha(opinions_of(records(labeling)))
+    expected, found = alpha_by_pairs(labeling), krippendorff_alpha(read_preferences(records(labeling)))
     assert (found is None) == (expected is None)
     if expected is not None:
         assert found == pytest.approx(expected, abs=1e-9)
@@ -110,10 +110,10 @@ def test_alpha_is_the_definition(labeling):
 def test_alpha_of_labelers_who_always_agree_is_one():
     pytest.importorskip("krippendorff")
     same = {"p": (0, 1, 2), "q": (2, 0, 1)}
-    report = agreement_report(records({"a": same, "b": same}))
+    report = build_agreement_report(records({"a": same, "b": same}))
     assert report["alpha"] == pytest.approx(1) and report["all"]["share"] == 1
     turned = {"p": (2, 1, 0), "q": (0, 2, 1)}
-    report = agreement_report(records({"a": same, "b": turned}))
+    report = build_agreement_report(records({"a": same, "b": turned}))
     assert report["all"]["share"] == 0 and report["alpha"] < 0
     assert report["labelers"]["a"]["rankings"] == 2 and report["pairs"][0]["labelers"] == ["a", "b"]
 
@@ -131,7 +131,7 @@ def test_alpha_of_labelers_who_always_agree_is_one():
 )
 def test_what_agreement_refuses(rows, words):
     with pytest.raises(UserError, match=words):
-        agreement_report(rows)
+        build_agreement_report(rows)
 
 
 def data(counts: dict[str, int], **columns: str) -> list[Ranking]:
@@ -145,17 +145,17 @@ def data(counts: dict[str, int], **columns: str) -> list[Ranking]:
 
 def test_groups_are_of_similar_size():
     counts = {"a": 50, "b": 30, "c": 25, "d": 10, "e": 5}
-    groups = groups_of(data(counts), 2)
+    groups = group_labelers(data(counts), 2)
     sizes = [sum(counts[name] for name, own in groups.items() if own == group) for group in ("group-1", "group-2")]
     assert sorted(sizes) == [60, 60]
-    assert groups_of(data(counts)[::-1], 2) == groups
+    assert group_labelers(data(counts)[::-1], 2) == groups
 
 
 def test_folds_leak_no_prompt():
     rows = data({"a": 40, "b": 40, "c": 40})
     rows += [Ranking(f"a {n}", ["x", "y"], [1, 0], "c", {}, "rows:2") for n in range(40)]  # c ranks a's prompts too
     groups = {"a": "one", "b": "two", "c": "three"}
-    folds = folds_of(rows, groups, 0.2, 0)
+    folds = build_folds(rows, groups, 0.2, 0)
     assert [fold.group for fold in folds] == ["one", "three", "two"]
     for fold in folds:
         inside = {record.labeler for record in [*fold.training, *fold.seen]}
@@ -181,23 +181,23 @@ def test_folds_leak_no_prompt():
 )
 def test_what_groups_are_refused(rows, settings, words):
     with pytest.raises(UserError, match=words):
-        groups_of(rows, **{"count": 2, **settings})
+        group_labelers(rows, **{"count": 2, **settings})
 
 
 def test_a_fold_without_comparisons_is_refused():
     rows = data({"a": 20}) + [each._replace(labeler="b") for each in data({"a": 20})]  # both rank the same prompts
-    assert all(fold.heldout for fold in folds_of(rows, {"a": "one", "b": "two"}, 0.3, 0))
+    assert all(fold.heldout for fold in build_folds(rows, {"a": "one", "b": "two"}, 0.3, 0))
     few = data({"a": 2, "b": 2})
     with pytest.raises(UserError, match=r"no comparisons: .*raise --unseen"):
-        folds_of(few, {"a": "one", "b": "two"}, 0.01, 0)
+        build_folds(few, {"a": "one", "b": "two"}, 0.01, 0)
 
 
 def test_the_summary_is_mean_and_standard_error():
     runs = [{"training_labelers": t, "heldout_labelers": h} for t, h in ((0.7, 0.6), (0.8, 0.65), (0.75, 0.7))]
-    summary = summary_of(runs)
+    summary = summarize_folds(runs)
     assert summary["training_labelers"] == {
         "mean": pytest.approx(0.75),
         "standard_error": pytest.approx(0.05 / math.sqrt(3)),
     }
     assert summary["difference"]["mean"] == pytest.approx(0.1)
-    assert summary_of(runs[:1])["heldout_labelers"] == {"mean": 0.6, "standard_error": None}
+    assert summarize_folds(runs[:1])["heldout_labelers"] == {"mean": 0.6, "standard_error": None}

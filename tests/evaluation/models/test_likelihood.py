@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache
 from lit_rlhf.evaluation.models.evaluated_model import EvaluatedModel, ModelSpec
-from lit_rlhf.evaluation.models.generation import Answer
-from lit_rlhf.evaluation.models.likelihood import encode_pairs, likelihoods, move_space
+from lit_rlhf.evaluation.models.generation import Completion
+from lit_rlhf.evaluation.models.likelihood import encode_pairs, iter_loglikelihoods, move_trailing_space
 from lit_rlhf.generation.sampling import SamplingParams
 from tests.helpers.float64 import ids_apart, logprob
 
@@ -36,7 +36,7 @@ def test_a_shared_context_is_exact_for_every_architecture(model_folders, name) -
     model = AutoModelForCausalLM.from_pretrained(model_folders[name], dtype=torch.float64).eval()
     contexts = [[5, 6, 7, 8, 9], [5, 6, 7, 8, 9], [11], [4, 4, 4], [5, 6, 7, 8, 9]]
     rests = [[7, 8], [9], [12, 13, 14, 15], [20, 21], [10, 11, 12]]
-    found = dict(likelihoods(model, list(zip(contexts, rests)), 0))
+    found = dict(iter_loglikelihoods(model, list(zip(contexts, rests)), 0))
     for place, (context, rest) in enumerate(zip(contexts, rests)):
         with torch.no_grad():
             table = model(torch.tensor([context + rest])).logits[0].log_softmax(-1)
@@ -58,8 +58,8 @@ def test_neither_order_nor_batch_matters(tiny, sizes, budget) -> None:
     pairs = [(" ".join(f"w{i}" for i in range(a)), " ".join(f"w{i + 3}" for i in range(b))) for a, b in sizes]
     encoded = encode_pairs(tiny.tokenizer, pairs, "apart")
     pad = tiny.tokenizer.pad_token_id
-    alone = [dict(likelihoods(tiny.model, [each], pad))[0] for each in encoded]
-    together = dict(likelihoods(tiny.model, encoded, pad, budget))
+    alone = [dict(iter_loglikelihoods(tiny.model, [each], pad))[0] for each in encoded]
+    together = dict(iter_loglikelihoods(tiny.model, encoded, pad, budget))
     for place, found in together.items():
         assert found.logprob == pytest.approx(alone[place].logprob, abs=1e-4)
         assert found[1:] == alone[place][1:]
@@ -70,12 +70,12 @@ def test_greedy_is_told_from_the_likeliest_tokens(tiny) -> None:
     with torch.no_grad():
         table = tiny.model(torch.tensor([context])).logits[0, -1]
     likeliest, other = int(table.argmax()), int(table.argmin())
-    found = dict(likelihoods(tiny.model, [(context, [likeliest]), (context, [other])], 0))
-    assert (found[0].greedy, found[1].greedy) == (True, False)
+    found = dict(iter_loglikelihoods(tiny.model, [(context, [likeliest]), (context, [other])], 0))
+    assert (found[0].is_greedy, found[1].is_greedy) == (True, False)
 
 
 def test_joint_moves_space_and_cuts_the_whole_text(subject) -> None:
-    assert move_space("Answer: ", "yes") == ("Answer:", " yes")
+    assert move_trailing_space("Answer: ", "yes") == ("Answer:", " yes")
     tokenizer = subject.tokenizer
     pair = ("She was ", "very happy")
     ((context, rest),) = encode_pairs(tokenizer, [pair], "joint")
@@ -93,7 +93,7 @@ def test_a_tokenizer_without_padding_adds_no_token(stories) -> None:
 def test_half_precision_weights_are_summed_in_float32(llama) -> None:
     model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.bfloat16).eval()
     row = [5, 6, 7, 8, 9, 10]
-    found = dict(likelihoods(model, [(row[:2], row[2:])], 0))[0].logprob
+    found = dict(iter_loglikelihoods(model, [(row[:2], row[2:])], 0))[0].logprob
     with torch.no_grad():
         table = model(torch.tensor([row])).logits[0].double().log_softmax(-1)
     assert found == pytest.approx(sum(float(table[i, row[i + 1]]) for i in range(1, 5)), abs=1e-4)
@@ -107,11 +107,11 @@ def test_a_begin_token_that_a_chat_template_wrote_is_not_doubled(stories, monkey
 
     def remember(model, tokenizer, rows, *_):
         seen.extend(rows)
-        return [Answer("", True, 1)] * len(rows)
+        return [Completion("", True, 1)] * len(rows)
 
     monkeypatch.setattr("lit_rlhf.evaluation.models.evaluated_model.generate", remember)
     subject = EvaluatedModel("stories", ModelSpec(stories, template=CHAT), Cache(None))
-    subject.answers([subject.template.render("Once"), "Once"], SamplingParams(4, 0.0))
+    subject.generate([subject.template.render("Once"), "Once"], SamplingParams(4, 0.0))
     begin = subject.tokenizer.bos_token_id
     assert [row.count(begin) for row in seen] == [1, 1] and all(row[0] == begin for row in seen)
 
@@ -126,11 +126,11 @@ def test_what_has_no_likelihood_is_refused(tiny) -> None:
 def test_the_cache_knows_model_and_text(llama, model_folders, tmp_path, monkeypatch) -> None:
     pairs = [("w1", "w2"), ("w3", "w4 w5")]
     cache = Cache(tmp_path, progress=False)
-    first = EvaluatedModel("one", ModelSpec(llama), cache).likelihoods(pairs)
+    first = EvaluatedModel("one", ModelSpec(llama), cache).compute_loglikelihoods(pairs)
     monkeypatch.setattr(
         "lit_rlhf.evaluation.models.evaluated_model.load_causal_lm", lambda *_: pytest.fail("the model was loaded")
     )
-    assert EvaluatedModel("other name", ModelSpec(llama), cache).likelihoods(pairs) == first
+    assert EvaluatedModel("other name", ModelSpec(llama), cache).compute_loglikelihoods(pairs) == first
     for folder, asked in ((model_folders["gpt2"], pairs), (llama, pairs[:1])):
         with pytest.raises(BaseException, match="the model was loaded"):
-            EvaluatedModel("one", ModelSpec(folder), cache).likelihoods(asked)
+            EvaluatedModel("one", ModelSpec(folder), cache).compute_loglikelihoods(asked)

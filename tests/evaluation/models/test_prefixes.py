@@ -13,7 +13,7 @@ from lit_rlhf.evaluation.cache import Cache
 from lit_rlhf.evaluation.judges.preference import HuggingFaceJudge
 from lit_rlhf.evaluation.models.evaluated_model import EvaluatedModel, ModelSpec
 from lit_rlhf.evaluation.models.prefixes import BestPrefix
-from lit_rlhf.evaluation.reports.evaluation_page import to_page
+from lit_rlhf.evaluation.reports.evaluation_page import render_page
 from lit_rlhf.evaluation.run import Evaluation
 from lit_rlhf.evaluation.suites.preference import PairwisePreference
 from lit_rlhf.models.loading import load_tokenizer
@@ -68,13 +68,13 @@ def expected(llama: str) -> list[float]:
 def test_the_prefix_whose_answers_score_highest_is_taken_for_every_prompt(few, llama) -> None:
     subject = EvaluatedModel("few", ModelSpec(llama, prefixes="few.json", best_prefix=best()), NOTHING)
     scores = expected(llama)
-    assert [each.score for each in subject.tried_prefixes] == pytest.approx(scores, abs=1e-5)
-    assert [each[::2] for each in subject.tried_prefixes] == [(prefix, 5) for prefix in PREFIXES]
+    assert [each.score for each in subject.scored_prefixes] == pytest.approx(scores, abs=1e-5)
+    assert [each[::2] for each in subject.scored_prefixes] == [(prefix, 5) for prefix in PREFIXES]
     taken = PREFIXES[scores.index(max(scores))]
     assert len(set(scores)) == 3 and taken != PREFIXES[0]
-    assert subject.with_prefix(["a", "b", "c"]) == [taken + prompt for prompt in "abc"]
+    assert subject.prepend_prefix(["a", "b", "c"]) == [taken + prompt for prompt in "abc"]
     turned = EvaluatedModel("few", ModelSpec(llama, prefixes="few.json", best_prefix=best(limit=2)), NOTHING)
-    assert {each.prompts for each in turned.tried_prefixes} == {2}
+    assert {each.num_prompts for each in turned.scored_prefixes} == {2}
 
 
 def test_the_report_names_the_prefix_and_all_scores(few, llama) -> None:
@@ -90,27 +90,27 @@ def test_the_report_names_the_prefix_and_all_scores(few, llama) -> None:
     number = scores.index(max(scores)) + 1
     assert part["notes"]["few"] == [f"few-shot prefix {number} of 3 was taken: mean reward scores {told} on 5 prompts"]
     assert "prefixes" not in part["tables"]["base"]
-    page = to_page(report)
+    page = render_page(report)
     assert "Few-shot prefixes of few" in page and all(escape(prefix) in page for prefix in PREFIXES)
 
 
 def test_a_choice_that_was_made_is_not_made_again(few, llama, monkeypatch) -> None:
     candidate = ModelSpec(llama, prefixes="few.json", best_prefix=best(temperature=1.0))
-    first = EvaluatedModel("few", candidate, Cache(few / "cache", progress=False)).tried_prefixes
+    first = EvaluatedModel("few", candidate, Cache(few / "cache", progress=False)).scored_prefixes
     monkeypatch.setattr(
         "lit_rlhf.evaluation.models.evaluated_model.load_causal_lm", lambda *_: pytest.fail("a model was loaded")
     )
     monkeypatch.setattr(
         "lit_rlhf.evaluation.models.reward_scorer.load_scalar_model", lambda *_: pytest.fail("and this one")
     )
-    assert EvaluatedModel("few", candidate, Cache(few / "cache", progress=False)).tried_prefixes == first
+    assert EvaluatedModel("few", candidate, Cache(few / "cache", progress=False)).scored_prefixes == first
 
 
 def test_few_shot_prefixes_go_in_front_of_the_prompts_in_turn(few, llama) -> None:
     subject = EvaluatedModel("few", ModelSpec(llama, prefixes="few.json"), NOTHING)
-    assert subject.with_prefix(list("abcd")) == [PREFIXES[i % 3] + prompt for i, prompt in enumerate("abcd")]
-    assert subject.tried_prefixes == []
-    assert EvaluatedModel("one", ModelSpec(llama, prefix="w9 "), NOTHING).with_prefix(["a"]) == ["w9 a"]
+    assert subject.prepend_prefix(list("abcd")) == [PREFIXES[i % 3] + prompt for i, prompt in enumerate("abcd")]
+    assert subject.scored_prefixes == []
+    assert EvaluatedModel("one", ModelSpec(llama, prefix="w9 "), NOTHING).prepend_prefix(["a"]) == ["w9 a"]
     with pytest.raises(UserError, match="has prefix and prefixes"):
         EvaluatedModel("both", ModelSpec(llama, prefix="a", prefixes="b"), NOTHING)
     (few / "few.json").write_text("[]")
@@ -123,7 +123,7 @@ def test_few_shot_prefixes_go_in_front_of_the_prompts_in_turn(few, llama) -> Non
     [
         ({"prefixes": None}, "'few' has best_prefix and no prefixes to choose from"),
         ({"prefixes": "fw.json"}, "prefixes: cannot read 'fw.json'"),
-        ({"best_prefix": BestPrefix("reward", "promts.jsonl")}, r"no data file 'promts.jsonl'; did you mean 'prompts"),
+        ({"best_prefix": BestPrefix("reward", "promts.jsonl")}, r"no data file 'promts.jsonl' \(did you mean 'prompts"),
         ({"best_prefix": BestPrefix("./no", "prompts.jsonl")}, "there is no folder './no'"),
     ],
 )

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from lit_rlhf.evaluation import charts
-from lit_rlhf.evaluation.reports.evaluation_page import agreement, by_use_case, to_page, tone
+from lit_rlhf.evaluation.reports.evaluation_page import collect_agreement_rows, collect_win_rates_by_use_case, render_page, verdict_tone
 from tests.helpers.html_page import Page
 
 
@@ -19,20 +19,20 @@ def test_win_rates_by_use_case_and_the_agreement_of_judges_stand_on_the_page() -
         "labelers_agree": {"T = 1": {"b": 0.5}},
     }
     part = {"kind": "Preference", "rows": 8, "figures": {}, "notes": {}, "samples": [], "tables": {"PPO": tables}}
-    assert list(by_use_case(part)) == [("chat", "T = 1, b"), ("open_qa", "T = 1, a"), ("open_qa", "T = 1, b")]
-    assert [(row["judges"], row["share"]) for row in agreement(part)] == [("a, b", 0.75), ("labelers within b", 0.5)]
+    assert list(collect_win_rates_by_use_case(part)) == [("chat", "T = 1, b"), ("open_qa", "T = 1, a"), ("open_qa", "T = 1, b")]
+    assert [(row["judges"], row["share"]) for row in collect_agreement_rows(part)] == [("a, b", 0.75), ("labelers within b", 0.5)]
     models = {name: {"path": name, "identity": name} for name in ("SFT", "PPO")}
     report = {"seed": 0, "baseline": "SFT", "models": models, "suites": {"p": part}, "versions": {}}
-    page = Page(to_page({**report, "seconds": {"SFT": {"p": 1.0}, "PPO": {"p": 1.0}}}))
+    page = Page(render_page({**report, "seconds": {"SFT": {"p": 1.0}, "PPO": {"p": 1.0}}}))
     text = re.sub(r"\s", "", "".join(page.text))
     assert "openqaT=1,a–62.5%50.0%to75.0%openqaT=1,b–" in text
     assert "a,bPPOT=175.0%±12.5%410.500labelerswithinbPPOT=150.0%–––" in text
     del tables["groups"]["T = 1, b"]
-    assert by_use_case(part) == {}  # one use case alone is the win rate again
+    assert collect_win_rates_by_use_case(part) == {}  # one use case alone is the win rate again
 
 
 def test_a_verdict_is_coloured_by_what_it_means() -> None:
-    assert [tone("judge", value) for value in (1.0, 0.5, 0.0, None, True, "good")] == [
+    assert [verdict_tone("judge", value) for value in (1.0, 0.5, 0.0, None, True, "good")] == [
         "good",
         "",
         "bad",
@@ -40,8 +40,8 @@ def test_a_verdict_is_coloured_by_what_it_means() -> None:
         "good",
         "",
     ]
-    assert [tone("toxicity", value) for value in (1.0, 0.5, 0.49, 0.0, None)] == ["bad", "bad", "", "", ""]
-    assert {tone(name, value) for name in ("entropy", "P(first)", "P(female)") for value in (0.0, 1.0)} == {""}
+    assert [verdict_tone("toxicity", value) for value in (1.0, 0.5, 0.49, 0.0, None)] == ["bad", "bad", "", "", ""]
+    assert {verdict_tone(name, value) for name in ("entropy", "P(first)", "P(female)") for value in (0.0, 1.0)} == {""}
 
 
 @pytest.mark.parametrize("values, lowest", [((0.0, 0.0), 0.0), ((0.2, 0.3), 0.0), ((-0.2, 0.3), -0.2)])

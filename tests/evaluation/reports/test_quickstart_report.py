@@ -68,7 +68,7 @@ def test_page_shows_every_models_figures(whole: tuple[str, str], report: dict[st
                 if label == "SFT"
                 else f" {model['pretraining_loss'] - report[decoding]['sft']['pretraining_loss']:+.3f}"
             )
-            rest = f"{model['kl_to_sft']:.2f} {model['score']:+.2f} {model['max_new_tokens']:.1f}"
+            rest = f"{model['kl_to_sft']:.2f} {model['score']:+.2f} {model['response_length']:.1f}"
             row = rf"{label} {interval} {shares} {model['pretraining_loss']:.3f}{change} {rest}"
             assert row.replace(" ", "") in text.replace(" ", ""), row
     for version in report["versions"].values():
@@ -98,7 +98,7 @@ def test_same_report_gives_the_same_bytes(report: dict[str, Any], tmp_path: Path
 def test_optional_parts_may_be_absent(report: dict[str, Any], tmp_path: Path) -> None:
     for part in ("curves", "best_of_n", "samples", "tasks", "greedy", "seconds_total", "peak_memory_gib"):
         del report[part]
-    for name in ("score", "max_new_tokens"):
+    for name in ("score", "response_length"):
         for model in report["models"].values():
             del model[name]
     kept = ("train_labelers_accuracy", "heldout_labelers_accuracy")

@@ -5,24 +5,24 @@ from pathlib import Path
 import pytest
 
 from lit_rlhf.evaluation.reports.sweeps import (
-    Outcome,
+    RunResult,
     Sweep,
     draw_sweep,
     format_sweep,
-    read_final,
+    read_final_metrics,
     read_results,
-    table_rows,
-    usual_metrics,
-    write_page,
+    build_table_rows,
+    select_default_metrics,
+    write_sweep_page,
     write_results,
 )
 
 KEY, OTHER = "model.kl.coefficient", "model.ppo.ppo_epochs"
 
 
-def outcome(value: float, seed: int, score: float | None, epochs: int = 1) -> Outcome:
+def outcome(value: float, seed: int, score: float | None, epochs: int = 1) -> RunResult:
     metrics = {} if score is None else {"validation/score": score, "validation/kl": 2 * score}
-    return Outcome({KEY: value, OTHER: epochs}, seed, 1.5, metrics, "" if metrics else "<b>diverged</b>")
+    return RunResult({KEY: value, OTHER: epochs}, seed, 1.5, metrics, "" if metrics else "<b>diverged</b>")
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_lines_are_means_over_seeds_and_references_are_dashed(sweep):
 
 
 def test_a_table_has_a_row_a_combination(sweep):
-    assert table_rows(sweep) == [
+    assert build_table_rows(sweep) == [
         ["coefficient", "epochs", "runs", "validation/score"],
         ["0", "1", "2", "0.500 [0.000, 1.000]"],
         ["0", "2", "2", "0.500 [0.000, 1.000]"],
@@ -56,36 +56,36 @@ def test_a_table_has_a_row_a_combination(sweep):
 
 
 def test_a_page_stands_alone_and_escapes(sweep, tmp_path: Path):
-    write_page([sweep, sweep._replace(title="γ")], "Two sweeps", tmp_path / "page.html")
+    write_sweep_page([sweep, sweep._replace(title="γ")], "Two sweeps", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert page.count("<svg") == 2 and "http://" not in page.replace("http://www.w3.org", "")
     assert "&lt;b&gt;diverged" in page and "<b>diverged" not in page
-    write_page([sweep, sweep._replace(title="γ")], "Two sweeps", tmp_path / "again.html")
+    write_sweep_page([sweep, sweep._replace(title="γ")], "Two sweeps", tmp_path / "again.html")
     assert (tmp_path / "again.html").read_text() == page
 
 
 def test_a_metric_that_no_run_has_makes_an_empty_panel(sweep, tmp_path: Path):
     bare = sweep._replace(metrics=["none"])
-    write_page([bare], "Bare", tmp_path / "page.html")
-    assert table_rows(bare)[1][-1] == "–"
+    write_sweep_page([bare], "Bare", tmp_path / "page.html")
+    assert build_table_rows(bare)[1][-1] == "–"
 
 
 def test_results_round_trip(sweep, tmp_path: Path):
     write_results(sweep, tmp_path)
     again = read_results(tmp_path)
-    assert again.outcomes == sweep.outcomes and again.over == sweep.over
+    assert again.runs == sweep.outcomes and again.over == sweep.over
 
 
 def test_the_end_of_a_run_is_the_mean_of_its_last_values(tmp_path: Path):
     path = tmp_path / "metrics.csv"
     path.write_text("epoch,step,a,b\n0,1,1.0,\n0,2,,5.0\n1,3,2.0,\n1,4,4.0,\n")
-    assert read_final(path) == {"a": 4.0, "b": 5.0}
-    assert read_final(path, last=2) == {"a": 3.0, "b": 5.0}
+    assert read_final_metrics(path) == {"a": 4.0, "b": 5.0}
+    assert read_final_metrics(path, last=2) == {"a": 3.0, "b": 5.0}
 
 
 def test_what_is_drawn_where_nothing_is_asked_for():
     def named(*names: str) -> list[str]:
-        return usual_metrics([Outcome({}, 0, 1.0, dict.fromkeys(names, 0.0))])
+        return select_default_metrics([RunResult({}, 0, 1.0, dict.fromkeys(names, 0.0))])
 
     assert named("reward/kl", "reward/score", "validation/score", "x") == ["validation/score", "reward/kl"]
     assert named("train/loss", "validation/loss") == ["validation/loss"]

@@ -18,12 +18,12 @@ from transformers import AutoModelForCausalLM
 
 from lit_rlhf.data.sources import read_rows
 from lit_rlhf.errors import UserError
-from lit_rlhf.evaluation.suites.benchmarks import TASKS, Benchmark, Benchmarks
+from lit_rlhf.evaluation.suites.benchmarks import TASKS_DIR, Benchmark, Benchmarks
 from lit_rlhf.evaluation.suites.bias import CrowSPairs, entropy_bits
 from lit_rlhf.evaluation.suites.lm_eval_model import LMEvalAdapter
 from lit_rlhf.evaluation.suites.truthfulness import TruthfulQA, read_question
 from lit_rlhf.evaluation.tasks import metrics, readers
-from lit_rlhf.evaluation.tasks.metrics import Scored
+from lit_rlhf.evaluation.tasks.metrics import OptionScore
 
 FILES = {  # task -> file, rows in it
     "squadv2": ("squad2_first8.json.gz", 2805),
@@ -65,7 +65,7 @@ def test_every_row_of_every_file(evaluation_data, name) -> None:
 def test_the_prompts_are_those_of_the_paper(evaluation_data) -> None:
     def first(name: str, shots: int = 0) -> str:
         benchmark = Benchmark(name, str(evaluation_data / FILES[name][0]))
-        return prompts_of(Benchmarks([benchmark])._load(benchmark, shots))[0]
+        return prompts_of(Benchmarks([benchmark])._load_task(benchmark, shots))[0]
 
     squad = first("squadv2")
     head = "Answer each question using information in the preceding background paragraph. If there is not enough "
@@ -101,11 +101,11 @@ def test_shots_are_never_the_row_itself_and_may_come_from_another_file(evaluatio
     own = Benchmark("rte", str(tmp_path / "test.jsonl"))
     other = Benchmark("rte", str(tmp_path / "test.jsonl"), shots_path=str(tmp_path / "train.jsonl"))
     for benchmark, shots, allowed in ((own, 3, {0, 1, 2, 3}), (other, 2, {4, 5})):
-        for prompt in prompts_of(Benchmarks([benchmark])._load(benchmark, shots)):
+        for prompt in prompts_of(Benchmarks([benchmark])._load_task(benchmark, shots)):
             *before, last = prompt.split("Passage: premise ")[1:]
             numbers = [int(part[0]) for part in before]
             assert len(set(numbers)) == shots and set(numbers) <= allowed - {int(last[0])}
-    same = [prompts_of(Benchmarks([own], seed=s)._load(own, 2)) for s in (1, 1, 2)]
+    same = [prompts_of(Benchmarks([own], seed=s)._load_task(own, 2)) for s in (1, 1, 2)]
     assert same[0] == same[1] != same[2]
 
 
@@ -114,7 +114,7 @@ def test_the_same_choice_scores_as_lm_evals_model(subject, hflm, evaluation_data
     benchmark = Benchmark(name, str(evaluation_data / FILES[name][0]), [shots])
     suite = Benchmarks([benchmark])
     both = [
-        evaluate(model, suite._load(benchmark, shots), limit=12, bootstrap_iters=0)
+        evaluate(model, suite._load_task(benchmark, shots), limit=12, bootstrap_iters=0)
         for model in (hflm, LMEvalAdapter(subject))
     ]
     rows = [found["samples"][name] for found in both]
@@ -132,7 +132,7 @@ def test_the_same_choice_scores_as_lm_evals_model(subject, hflm, evaluation_data
 def test_answers_are_those_of_lm_evals_model(subject, hflm, evaluation_data) -> None:
     benchmark = Benchmark("squadv2", str(evaluation_data / FILES["squadv2"][0]))
     both = [
-        evaluate(model, Benchmarks([benchmark])._load(benchmark, 0), limit=4, bootstrap_iters=0)["samples"]["squadv2"]
+        evaluate(model, Benchmarks([benchmark])._load_task(benchmark, 0), limit=4, bootstrap_iters=0)["samples"]["squadv2"]
         for model in (hflm, LMEvalAdapter(subject))
     ]
     assert [row["filtered_resps"] for row in both[0]] == [row["filtered_resps"] for row in both[1]]
@@ -200,10 +200,10 @@ TEXT = st.text(alphabet="aAbc theTHEan.,'-12é \n", max_size=24)
 def test_squad_f1_and_exact_match_are_lm_evals(answer, reference) -> None:
     assert metrics.exact_match(answer, reference) == float(exact_match_score(answer, reference, "english"))
     mine, theirs = metrics.f1(answer, reference), f1_score(answer, reference, "english")
-    if metrics.normalised(answer) and metrics.normalised(reference):
+    if metrics.normalize_words(answer) and metrics.normalize_words(reference):
         assert mine == pytest.approx(float(theirs), abs=1e-12)
     else:  # SQuADv2: no answer is right where there is none
-        assert mine == float(metrics.normalised(answer) == metrics.normalised(reference))
+        assert mine == float(metrics.normalize_words(answer) == metrics.normalize_words(reference))
 
 
 def test_squad_on_the_real_references_is_torchmetrics(evaluation_data) -> None:
@@ -237,9 +237,9 @@ def test_the_fallback_of_the_prompt_is_no_answer() -> None:
 
 
 def test_multiple_choice_takes_the_highest_mean_not_the_lowest() -> None:
-    options = [Scored.of(-6.0, False, 6), Scored.of(-5.0, False, 2), Scored.of(-30.0, False, 10)]
-    assert metrics.choose({"gold": 0}, options) == {"accuracy by whole option": 0.0, "accuracy": 1.0}
-    assert metrics.choose({"gold": 1}, [(-6.0, False), (-5.0, True)]) == {"accuracy by whole option": 1.0}
+    options = [OptionScore.make(-6.0, False, 6), OptionScore.make(-5.0, False, 2), OptionScore.make(-30.0, False, 10)]
+    assert metrics.multiple_choice({"gold": 0}, options) == {"accuracy by whole option": 0.0, "accuracy": 1.0}
+    assert metrics.multiple_choice({"gold": 1}, [(-6.0, False), (-5.0, True)]) == {"accuracy by whole option": 1.0}
 
 
 def test_wsc_counts_a_named_noun_where_the_pronoun_means_it(tmp_path) -> None:
@@ -262,7 +262,7 @@ def test_rouge_and_bleu_reach_their_ends(tmp_path, tiny) -> None:
     found = Benchmarks(tasks).run(tiny, tiny)
     assert set(found.metrics) == {"tldr: rouge-l", "fr_en: bleu"}
     assert found.metrics["fr_en: bleu"].unit == "points"
-    assert (found.rows, found.metrics["tldr: rouge-l"].count) == (2, 1)
+    assert (found.num_rows, found.metrics["tldr: rouge-l"].count) == (2, 1)
 
 
 def test_ifeval_counts_prompts_and_single_constraints() -> None:
@@ -278,12 +278,12 @@ def test_ifeval_counts_prompts_and_single_constraints() -> None:
         "constraints, loose": [False, True],
     }
     assert metrics.ifeval(doc, ["Sure, here it is:\none two three"])["prompts, loose"] == 1.0
-    assert metrics.share_of_all([[True, False], [True], [True]]) == 0.75
+    assert metrics.mean_over_constraints([[True, False], [True], [True]]) == 0.75
 
 
 def test_a_task_of_ones_own_and_an_unknown_one(tmp_path, tiny, monkeypatch) -> None:
     (tmp_path / "rows.jsonl").write_text('{"text": "w1", "label": 1}\n{"text": "w2", "label": 0}\n')
-    text = (TASKS / "sst.yaml").read_text().replace("task: sst", "task: my_sentiment").replace("Text:", "w5")
+    text = (TASKS_DIR / "sst.yaml").read_text().replace("task: sst", "task: my_sentiment").replace("Text:", "w5")
     (tmp_path / "my_sentiment.yaml").write_text(text)
     suite = Benchmarks([Benchmark("my_sentiment", str(tmp_path / "rows.jsonl"))], include=str(tmp_path))
     assert suite.run(tiny, tiny).metrics["my_sentiment: accuracy"].count == 2
@@ -305,4 +305,4 @@ def test_bbh_has_a_figure_for_each_task(evaluation_data, tiny, tmp_path) -> None
     first = {row.fields["task"]: row.fields for row in rows}.values()
     (tmp_path / "bbh.jsonl").write_text("".join(json.dumps(row) + "\n" for row in first))
     found = Benchmarks([Benchmark("bbh", str(tmp_path / "bbh.jsonl"))]).run(tiny, tiny)
-    assert len(found.metrics) == 28 and found.rows == 27
+    assert len(found.metrics) == 28 and found.num_rows == 27

@@ -6,7 +6,7 @@ import pytest
 
 from lit_rlhf.data.sources import read_rows
 from lit_rlhf.errors import UserError
-from lit_rlhf.evaluation.suites.bias import PREFIXES, CrowSPairs, Winogender, by_template, correlation, entropy_bits
+from lit_rlhf.evaluation.suites.bias import PREFIXES, CrowSPairs, Winogender, group_by_template, pearson_correlation, entropy_bits
 from tests.helpers.float64 import logprob
 
 
@@ -41,7 +41,7 @@ def test_crows_pairs_on_twenty_rows_in_float64(subject, stories, evaluation_data
 def test_winogender_on_twenty_rows_in_float64(subject, stories, evaluation_data) -> None:
     path = str(evaluation_data / "all_sentences.tsv")
     found = Winogender(path, str(evaluation_data / "occupations-stats.tsv"), ["basic"], limit=20).run(subject, subject)
-    groups = by_template(read_rows(path))[0]
+    groups = group_by_template(read_rows(path))[0]
     triples = [[group[gender] for gender in ("male", "female", "neutral")] for group in list(groups.values())[:20]]
     two = [reference_entropy(stories, "", triple[:2]) for triple in triples]
     three = [reference_entropy(stories, "", triple) for triple in triples]
@@ -52,7 +52,7 @@ def test_winogender_on_twenty_rows_in_float64(subject, stories, evaluation_data)
 
 def test_every_row_of_the_files_is_used(evaluation_data) -> None:
     rows = read_rows(str(evaluation_data / "all_sentences.tsv"))
-    named, someone = by_template(rows)
+    named, someone = group_by_template(rows)
     assert (len(rows), len(named), len(someone)) == (720, 120, 120)
     assert len(read_rows(str(evaluation_data / "templates.tsv"))) == 120
     assert len(read_rows(str(evaluation_data / "occupations-stats.tsv"))) == 60
@@ -65,7 +65,7 @@ def test_the_sentences_are_those_of_the_templates(evaluation_data) -> None:
         "female": ("she", "her", "her"),
         "neutral": ("they", "their", "them"),
     }
-    named, _ = by_template(read_rows(str(evaluation_data / "all_sentences.tsv")))
+    named, _ = group_by_template(read_rows(str(evaluation_data / "all_sentences.tsv")))
     for row in read_rows(str(evaluation_data / "templates.tsv")):
         job, other, answer = (row.fields[key] for key in ("occupation(0)", "other-participant(1)", "answer"))
         for gender, (nominative, possessive, accusative) in forms.items():
@@ -77,16 +77,16 @@ def test_the_sentences_are_those_of_the_templates(evaluation_data) -> None:
 
 
 def test_correlation_by_hand() -> None:
-    assert correlation([(0.0, 1.0), (1.0, 3.0), (2.0, 5.0)]) == pytest.approx(1.0)
-    assert correlation([(0.0, 0.0), (1.0, 1.0), (2.0, 0.0)]) == pytest.approx(0.0)
-    assert correlation([(1.0, 0.0), (1.0, 1.0)]) is None
+    assert pearson_correlation([(0.0, 1.0), (1.0, 3.0), (2.0, 5.0)]) == pytest.approx(1.0)
+    assert pearson_correlation([(0.0, 0.0), (1.0, 1.0), (2.0, 0.0)]) == pytest.approx(0.0)
+    assert pearson_correlation([(1.0, 0.0), (1.0, 1.0)]) is None
 
 
 def test_a_name_of_another_form_and_a_missing_gender_are_told(tmp_path) -> None:
     path = tmp_path / "sentences.tsv"
     path.write_text("sentid\tsentence\ncook.guest.1.male\tHe cooks.\n")
     with pytest.raises(UserError, match=r"sentences.tsv:2: sentid must be profession\.other"):
-        by_template(read_rows(str(path)))
+        group_by_template(read_rows(str(path)))
     path.write_text("sentid\tsentence\ncook.guest.1.male.txt\tHe cooks.\n")
     with pytest.raises(UserError, match=r"cook\.guest\.1 has the genders \['male'\]"):
-        by_template(read_rows(str(path)))
+        group_by_template(read_rows(str(path)))

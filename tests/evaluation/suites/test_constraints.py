@@ -6,7 +6,7 @@ import pytest
 
 from lit_rlhf.data.sources import read_rows
 from lit_rlhf.errors import UserError
-from lit_rlhf.evaluation.tasks.constraints import CHECKS, check, loosened, sentences
+from lit_rlhf.evaluation.tasks.constraints import CONSTRAINTS, satisfies_constraint, relaxed_variants, count_sentences
 
 FRENCH = "Il fait très beau aujourd'hui et nous allons nous promener dans le parc avec les enfants."
 ENGLISH = "the weather is very nice today and we are going for a walk in the park with the children."
@@ -74,30 +74,30 @@ CASES = [
 
 @pytest.mark.parametrize("name, settings, kept, broken", CASES)
 def test_a_constraint(name, settings, kept, broken) -> None:
-    assert check(name, settings, kept)
-    assert not check(name, settings, broken)
-    assert not check(name, settings, " \n")
+    assert satisfies_constraint(name, settings, kept)
+    assert not satisfies_constraint(name, settings, broken)
+    assert not satisfies_constraint(name, settings, " \n")
 
 
 def test_every_constraint_of_the_data_set_is_known_with_its_settings(evaluation_data) -> None:
     rows = read_rows(str(evaluation_data / "ifeval.jsonl"))
     names = {name for row in rows for name in row.fields["instruction_id_list"]}
-    assert names <= set(CHECKS)
-    assert {name for name, *_ in CASES} == set(CHECKS)
+    assert names <= set(CONSTRAINTS)
+    assert {name for name, *_ in CASES} == set(CONSTRAINTS)
     for row in rows:
         for name, settings in zip(row.fields["instruction_id_list"], row.fields["kwargs"]):
-            check(name, settings, "Some text. Of two sentences.\n\nAnd a third.")
-    assert json.dumps(sorted(set(CHECKS) - names)) == "[]"
+            satisfies_constraint(name, settings, "Some text. Of two sentences.\n\nAnd a third.")
+    assert json.dumps(sorted(set(CONSTRAINTS) - names)) == "[]"
 
 
 def test_sentences_and_loose_forms() -> None:
-    assert [sentences(text) for text in ("", "One", 'He said "go!" Then left.', "e.g. this", "a\n\nb")] == [
+    assert [count_sentences(text) for text in ("", "One", 'He said "go!" Then left.', "e.g. this", "a\n\nb")] == [
         0,
         1,
         2,
         1,
         2,
     ]
-    assert "b" in loosened("a\nb\nc") and "bold" in loosened("*bold*")
+    assert "b" in relaxed_variants("a\nb\nc") and "bold" in relaxed_variants("*bold*")
     with pytest.raises(UserError, match="unknown constraint 'a:b'"):
-        check("a:b", {}, "text")
+        satisfies_constraint("a:b", {}, "text")

@@ -10,9 +10,9 @@ from lit_rlhf.data.sources import read_rows
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache
 from lit_rlhf.evaluation.judges.toxicity import KeywordToxicity, Perspective, ToxicityClassifier
-from lit_rlhf.evaluation.models.generation import Answer
+from lit_rlhf.evaluation.models.generation import Completion
 from lit_rlhf.evaluation.suites.bias import PREFIXES
-from lit_rlhf.evaluation.suites.toxicity import RealToxicityPrompts, evenly, part_of
+from lit_rlhf.evaluation.suites.toxicity import RealToxicityPrompts, balance_by_toxicity, read_text_and_toxicity
 from tests.helpers.services import Reply, serve
 
 NOTHING = Cache(None)
@@ -45,7 +45,7 @@ def test_an_empty_continuation_and_one_without_a_score_are_counted_and_no_zero(t
     texts = [" calm", "", " rude", "unknown", " calm", "  "]
     asked = []
     monkeypatch.setattr(
-        type(tiny), "answers", lambda self, p, *_, **__: asked.append(p) or [Answer(t, True, 1) for t in texts]
+        type(tiny), "answers", lambda self, p, *_, **__: asked.append(p) or [Completion(t, True, 1) for t in texts]
     )
     scorer = Fixed({"calm": 0.1, "rude": 0.7})
     found = RealToxicityPrompts(prompts, scorer, prefixes=["basic", "respectful"]).run(tiny, tiny)
@@ -66,7 +66,7 @@ def test_an_empty_continuation_and_one_without_a_score_are_counted_and_no_zero(t
 
 
 def test_a_score_off_the_scale_stops(tiny, prompts, monkeypatch) -> None:
-    monkeypatch.setattr(type(tiny), "answers", lambda self, p, *_, **__: [Answer("calm", True, 1) for _ in p])
+    monkeypatch.setattr(type(tiny), "answers", lambda self, p, *_, **__: [Completion("calm", True, 1) for _ in p])
     with pytest.raises(UserError, match=r"Fixed gave a toxicity of 1\.5"):
         RealToxicityPrompts(prompts, Fixed({"calm": 1.5})).run(tiny, tiny)
 
@@ -74,15 +74,15 @@ def test_a_score_off_the_scale_stops(tiny, prompts, monkeypatch) -> None:
 def test_evenly_takes_as_many_of_each_quarter(evaluation_data) -> None:
     rows = list(read_rows(str(evaluation_data / "realtoxicityprompts.jsonl.gz")))
     assert len(rows) == 5000
-    assert sum(part_of(row, "prompt")[1] is None for row in rows) == 19
-    assert sum(part_of(row, "continuation")[1] is None for row in rows) == 32
-    even = [part_of(row, "prompt")[1] for row in evenly(rows)]
+    assert sum(read_text_and_toxicity(row, "prompt")[1] is None for row in rows) == 19
+    assert sum(read_text_and_toxicity(row, "continuation")[1] is None for row in rows) == 32
+    even = [read_text_and_toxicity(row, "prompt")[1] for row in balance_by_toxicity(rows)]
     assert [sum(low <= value < low + 0.25 for value in even) for low in (0, 0.25, 0.5)] == [612] * 3
     assert len(even) == 4 * 612
-    few = [part_of(row, "prompt")[1] for row in evenly(rows, 43)]
+    few = [read_text_and_toxicity(row, "prompt")[1] for row in balance_by_toxicity(rows, 43)]
     assert [sum(int(value * 4) == quarter for value in few) for quarter in range(4)] == [10] * 4
     with pytest.raises(UserError, match=r"no prompts of every quarter of toxicity .* limit 3"):
-        evenly(rows, 3)
+        balance_by_toxicity(rows, 3)
 
 
 def test_a_word_list(tmp_path) -> None:
@@ -149,7 +149,7 @@ def test_a_classifier(classifier, tokenizer, tmp_path) -> None:
         logits = [model(torch.tensor([tokenizer.encode(text)])).logits[0] for text in texts]
     found = ToxicityClassifier(classifier, "Toxicity", batch_size=2).score(texts, NOTHING)
     assert found == pytest.approx([float(row[1].sigmoid()) for row in logits], abs=1e-5)
-    exclusive = ToxicityClassifier(classifier, "2", independent=False).score(texts, NOTHING)
+    exclusive = ToxicityClassifier(classifier, "2", multi_label=False).score(texts, NOTHING)
     assert exclusive == pytest.approx([float(row.softmax(-1)[2]) for row in logits], abs=1e-5)
     with pytest.raises(UserError, match="has no label 'rude'; it has insult, toxicity, threat"):
         ToxicityClassifier(classifier, "rude").score(texts, NOTHING)

@@ -14,12 +14,12 @@ from lit_rlhf.evaluation.judges.truth import (
     EndpointTruthJudge,
     HuggingFaceTruthJudge,
     ReferenceTruthJudge,
-    Truth,
-    declines,
-    read_truth,
+    TruthVerdict,
+    is_refusal,
+    parse_truth_verdict,
     word_f1,
 )
-from lit_rlhf.evaluation.suites.truthfulness import FRAMES, TruthfulQA, both, mc2, read_question
+from lit_rlhf.evaluation.suites.truthfulness import PROMPT_PREFIXES, TruthfulQA, is_true_and_informative, mc2_score, read_question
 from tests.helpers.float64 import logprobs
 from tests.helpers.services import Reply, said, serve
 
@@ -49,21 +49,21 @@ def answers_in(fields, *kinds) -> list[str]:
     return [f" {text.rstrip('.')}." for text in texts if text]
 
 
-@pytest.mark.parametrize("name", FRAMES)
+@pytest.mark.parametrize("name", PROMPT_PREFIXES)
 def test_multiple_choice_on_twenty_rows_in_float64(subject, stories, twenty, name) -> None:
     found = TruthfulQA(twenty, prompts=[name]).run(subject, subject)
     first, second = [], []
     for row in read_rows(twenty):
         best = f" {row.fields['Best Answer'].strip().rstrip('.')}."
         texts = list(dict.fromkeys([best, *answers_in(row.fields, *KINDS)]))
-        prompt = f"{FRAMES[name]}Q: {row.fields['Question']}\nA:"
+        prompt = f"{PROMPT_PREFIXES[name]}Q: {row.fields['Question']}\nA:"
         by_text = dict(zip(texts, (value for value, _ in logprobs(stories, prompt, texts))))
         right, wrong = ([by_text[text] for text in answers_in(row.fields, kind)] for kind in KINDS)
         first.append(by_text[best] > max(wrong))
         total = math.log(sum(math.exp(value - max(right + wrong)) for value in right + wrong)) + max(right + wrong)
         second.append(sum(math.exp(value - total) for value in right))
     label = name.replace("_", " + ")
-    assert found.rows == found.metrics[f"{label}: MC1"].count == len(first) == 20
+    assert found.num_rows == found.metrics[f"{label}: MC1"].count == len(first) == 20
     assert found.metrics[f"{label}: MC1"].value == sum(first) / 20
     assert found.metrics[f"{label}: MC2"].value == pytest.approx(sum(second) / 20, abs=1e-5)
 
@@ -76,45 +76,45 @@ def test_every_row_has_its_answers(path) -> None:
 
 
 def test_mc2_by_hand() -> None:
-    assert mc2([math.log(0.1), math.log(0.2)], [math.log(0.3)]) == pytest.approx(0.5)
-    assert mc2([-2000.0], [-2000.0, -2000.0]) == pytest.approx(1 / 3)
+    assert mc2_score([math.log(0.1), math.log(0.2)], [math.log(0.3)]) == pytest.approx(0.5)
+    assert mc2_score([-2000.0], [-2000.0, -2000.0]) == pytest.approx(1 / 3)
 
 
 def test_an_answer_that_says_nothing_is_true_and_not_informative(tiny, tmp_path, monkeypatch) -> None:
-    from lit_rlhf.evaluation.models.generation import Answer
+    from lit_rlhf.evaluation.models.generation import Completion
 
     columns = {"Question": "w1", "Best Answer": "w2", "Correct Answers": "w2; w3", "Incorrect Answers": "w4"}
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(columns) + "\n" for _ in range(5)))
     texts = ["", " I have no comment.", " w2", " w4", " w9"]
-    monkeypatch.setattr(type(tiny), "answers", lambda *_, **__: [Answer(text, True, 1, 0) for text in texts])
+    monkeypatch.setattr(type(tiny), "answers", lambda *_, **__: [Completion(text, True, 1, 0) for text in texts])
     found = TruthfulQA(str(tmp_path / "q.jsonl"), ReferenceTruthJudge(), ["qa"]).run(tiny, tiny)
     assert found.metrics["qa: true"].value == 3 / 5
     assert found.metrics["qa: true and informative"].value == 1 / 5
     assert found.notes == ["2 answers (qa) were empty or declined: true, not informative"]
-    assert found.rows == 5
+    assert found.num_rows == 5
     assert [sample["verdict"]["true"] for sample in found.samples] == [1, 1, 1, 0, 0]
 
 
 def test_a_refusal_is_the_whole_answer() -> None:
     for text in ("I have no comment.", " no comment", "I don’t know!", "I'm not sure.", "I cannot say", ""):
-        assert declines(text), text
+        assert is_refusal(text), text
     for text in ("I have no comment, but the earth is flat.", "Scientists are not sure.", "They do not know", "No"):
-        assert not declines(text), text
+        assert not is_refusal(text), text
 
 
 class Half:
     """Gives probabilities."""
 
     def judge(self, claims, cache):
-        return [Truth(0.6, 0.4), Truth(0.5, 0.5), Truth(0.4, None), Truth(None, 1.0)]
+        return [TruthVerdict(0.6, 0.4), TruthVerdict(0.5, 0.5), TruthVerdict(0.4, None), TruthVerdict(None, 1.0)]
 
 
 def test_a_probability_counts_as_the_verdict_it_is(tiny, tmp_path, monkeypatch) -> None:
-    from lit_rlhf.evaluation.models.generation import Answer
+    from lit_rlhf.evaluation.models.generation import Completion
 
     columns = {"Question": "w1", "Best Answer": "w2", "Correct Answers": "w2", "Incorrect Answers": "w4"}
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(columns) + "\n" for _ in range(4)))
-    monkeypatch.setattr(type(tiny), "answers", lambda *_, **__: [Answer("w2", True, 1, 0)] * 4)
+    monkeypatch.setattr(type(tiny), "answers", lambda *_, **__: [Completion("w2", True, 1, 0)] * 4)
     found = TruthfulQA(str(tmp_path / "q.jsonl"), Half(), ["qa"]).run(tiny, tiny).metrics
     true, informative = found["qa: true"], found["qa: true and informative"]
     assert (true.value, true.count, true.missing) == (pytest.approx(2 / 3), 3, 1)
@@ -155,32 +155,32 @@ def test_a_verdict_that_does_not_come_is_missing_and_tried_again_next_time(failu
 
     cache = Cache(tmp_path, progress=False)
     with serve(answer) as service:
-        judge = EndpointTruthJudge(ChatCompletions(service.url, "m", key=None, timeout=0.2, retries=1))
-        assert judge.judge(claims, cache) == [Truth(None, None), Truth(0.0, 1.0), Truth(None, None)]
+        judge = EndpointTruthJudge(ChatCompletions(service.url, "m", api_key_env=None, timeout=0.2, retries=1))
+        assert judge.judge(claims, cache) == [TruthVerdict(None, None), TruthVerdict(0.0, 1.0), TruthVerdict(None, None)]
         assert capsys.readouterr().out == f"judge: truth: 2 of 3 without an answer: 2 {reason} (2 tries)\n"
         assert len(service.requests) == 2 + 1 + 2
         assert service.requests[0].path == "/chat/completions"
         well.append(True)
-        assert judge.judge(claims, cache) == [Truth(1.0, 1.0), Truth(0.0, 1.0), Truth(1.0, 1.0)]
+        assert judge.judge(claims, cache) == [TruthVerdict(1.0, 1.0), TruthVerdict(0.0, 1.0), TruthVerdict(1.0, 1.0)]
         assert len(service.requests) == 5 + 2  # the one that was answered stands in the cache
-    assert both(Truth(None, 1.0)) is None and both(Truth(1.0, 1.0)) == 1.0
+    assert is_true_and_informative(TruthVerdict(None, 1.0)) is None and is_true_and_informative(TruthVerdict(1.0, 1.0)) == 1.0
 
 
 def test_a_key_comes_from_the_environment_alone(monkeypatch) -> None:
     monkeypatch.delenv("MY_KEY", raising=False)
     with serve(lambda *_: said('{"true": true, "informative": false}')) as service:
-        judge = EndpointTruthJudge(ChatCompletions(service.url, "m", key="MY_KEY"))
+        judge = EndpointTruthJudge(ChatCompletions(service.url, "m", api_key_env="MY_KEY"))
         with pytest.raises(UserError, match="the environment variable MY_KEY holds no key"):
             judge.judge([CLAIM], Cache(None))
         monkeypatch.setenv("MY_KEY", "secret")
-        assert judge.judge([CLAIM], Cache(None)) == [Truth(1.0, 0.0)]
+        assert judge.judge([CLAIM], Cache(None)) == [TruthVerdict(1.0, 0.0)]
         assert service.requests[0].headers["Authorization"] == "Bearer secret"
 
 
 def test_nonsense_is_no_verdict() -> None:
     for text in ("yes", '{"true": 1, "informative": true}', '{"true": true}', "{", "[]"):
         with pytest.raises(ValueError):
-            read_truth(text)
+            parse_truth_verdict(text)
 
 
 def test_a_model_as_judge_says_yes_or_no(llama) -> None:

@@ -1,11 +1,12 @@
-"""The quickstart end to end, in miniature: every stage by its recipe, a whole report, and the same figures again."""
+"""The quickstart end to end with tiny sizes: every stage by its recipe, a complete report, equal reports for a seed."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from lit_rlhf.synthetic import build, evaluate, quickstart, rankings
+from lit_rlhf.commands.support import quickstart_pipeline
+from lit_rlhf.synthetic import build, evaluate, rankings
 
 SMALL = {
     "PRETRAINING_DOCUMENTS": 600,
@@ -21,24 +22,28 @@ SHORT = {
     "sft": ["--trainer.max_epochs=1"],
     "reward": [],
     "ppo": ["--trainer.max_epochs=2", "--model.ppo.rollout_batch_size=64", "--model.ppo.micro_batch_size=32"],
-    "ppo_ptx": ["--trainer.max_epochs=2", "--model.ppo.rollout_batch_size=64", "--model.ppo.micro_batch_size=32"],
+    "ppo-ptx": ["--trainer.max_epochs=2", "--model.ppo.rollout_batch_size=64", "--model.ppo.micro_batch_size=32"],
 }
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """A world and stages of a few seconds."""
+    """Data and stages of a few seconds."""
     for name, size in SMALL.items():
         monkeypatch.setattr(build, name, size)
-    monkeypatch.setattr(quickstart, "UNSEEN_RANKINGS", 20)
+    monkeypatch.setattr(quickstart_pipeline, "NUM_UNSEEN_RANKINGS", 20)
     monkeypatch.setattr(evaluate, "BEST_OF_PROMPTS", 8)
-    full = quickstart.command
+    build_arguments = quickstart_pipeline.command
     quiet = ["--trainer.enable_progress_bar=false"]
-    monkeypatch.setattr(quickstart, "command", lambda recipe, seed: full(recipe, seed) + SHORT[recipe.stem] + quiet)
+    monkeypatch.setattr(
+        quickstart_pipeline,
+        "build_fit_arguments",
+        lambda recipe, seed: build_arguments(recipe, seed) + SHORT[recipe.stem] + quiet,
+    )
 
 
-def figures(folder: Path) -> dict:
-    """Return the report without what a clock decides."""
+def read_report(folder: Path) -> dict:
+    """Read the report without times and memory."""
     report = json.loads((folder / "report.json").read_text())
     for key in ("stages", "seconds_total", "peak_memory_gib"):
         del report[key]
@@ -46,7 +51,7 @@ def figures(folder: Path) -> dict:
 
 
 def test_every_stage_runs_and_the_same_seed_gives_the_same_report(small, tmp_path, capfd):
-    assert quickstart.run(tmp_path / "one", 3) == 0
+    assert quickstart_pipeline.run(tmp_path / "one", 3) == 0
     report = json.loads((tmp_path / "one" / "report.json").read_text())
     for model in ("base", "few_shot", "sft", "ppo", "ppo_ptx"):
         for decoding in ("models", "greedy"):
@@ -57,10 +62,10 @@ def test_every_stage_runs_and_the_same_seed_gives_the_same_report(small, tmp_pat
     assert report["best_of_n"]["score"] == sorted(report["best_of_n"]["score"]) and len(report["best_of_n"]["kl"]) == 16
     for stage in ("pretraining", "sft", "reward", "ppo", "ppo_ptx"):
         assert report["curves"][stage], stage
-        assert (tmp_path / "one" / "recipes" / f"{stage}.yaml").is_file()
+        assert (tmp_path / "one" / "recipes" / f"{quickstart_pipeline.STAGES[stage]}.yaml").is_file()
     assert "runs/quickstart" not in (tmp_path / "one" / "recipes" / "sft.yaml").read_text()
     page = (tmp_path / "one" / "report.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "") and "PPO-ptx" in page
-    assert quickstart.run(tmp_path / "two", 3) == 0
-    assert figures(tmp_path / "two") == figures(tmp_path / "one")
-    assert rankings.FEWEST == 4 and rankings.MOST == 9
+    assert quickstart_pipeline.run(tmp_path / "two", 3) == 0
+    assert read_report(tmp_path / "two") == read_report(tmp_path / "one")
+    assert rankings.MIN_COMPLETIONS == 4 and rankings.MAX_COMPLETIONS == 9

@@ -1,0 +1,34 @@
+"""An argparse parser whose errors are one line with the nearest right option."""
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from lit_rlhf.errors import UserError
+from lit_rlhf.suggestions import did_you_mean
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises `UserError` and accepts no abbreviated options."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and exiting."""
+        raise UserError(f"{self.prog}: {message}")
+
+    def parse(self, args: Sequence[str]) -> argparse.Namespace:
+        """Parse all of `args`.
+
+        Raises:
+            UserError: an unknown option, a missing argument, or an argument of the wrong type.
+        """
+        options = [option for action in self._actions for option in action.option_strings]
+        names = [arg.split("=")[0] for arg in args if re.match(r"--[a-z][a-z-]*(=|$)", arg)]
+        unknown = [name for name in names if name not in options]
+        if unknown:  # argparse would report a missing argument first
+            name = unknown[0]
+            raise UserError(f"{self.prog} has no option {name!r}{did_you_mean(name, options)}")
+        return self.parse_args(args)

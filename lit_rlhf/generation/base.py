@@ -1,0 +1,68 @@
+"""The interface of generation engines.
+
+Shapes: `B` prompts, `N` responses, `P` prompt, `R` response.
+"""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lit_rlhf.data.batches import PromptBatch
+from lit_rlhf.generation.sampling import SamplingParams
+from lit_rlhf.generation.stopping import StopStringMatcher
+
+
+class GenerationOutput(NamedTuple):
+    """Sampled responses."""
+
+    response_ids: Tensor  # (N, R) int64, right-padded
+    response_mask: Tensor  # (N, R) bool, True through the end token, which is an action
+    logprobs: Tensor  # (N, R) float32, of each token under the distribution it was sampled from; 0 outside the mask
+    finished: Tensor  # (N,) bool, whether the response ended before the limit
+
+
+class Generator(ABC):
+    """A generation engine: turns prompts into responses.
+
+    `CachedGenerator` and `HuggingFaceGenerator` sample the same responses from the same uniforms, up to rounding of the
+    logits. `VLLMGenerator` samples other ones from the same distribution.
+    """
+
+    @abstractmethod
+    def generate(
+        self,
+        model: PreTrainedModel,
+        prompts: PromptBatch,
+        sampling: SamplingParams,
+        uniforms: Tensor,
+        matches_stop_string: StopStringMatcher | None = None,
+    ) -> GenerationOutput:
+        """Sample N / B responses per prompt. The responses to one prompt are consecutive rows.
+
+        Args:
+            model: the policy; its `config.pad_token_id` fills a response after its end.
+            prompts: B left-padded prompts; tensors on the device of `model`.
+            sampling: the distribution, the length limits and what ends a response.
+            uniforms: (N, R) in [0, 1), the sampling noise; N is a multiple of B, R is `sampling.max_new_tokens`.
+            matches_stop_string: finds `sampling.stop_strings`, see `stop_string_matcher`.
+        """
+
+    def check(self, sampling: SamplingParams, old_logprobs: str) -> None:
+        """Refuse settings that the engine does not support, before a model is loaded.
+
+        Args:
+            sampling: of the run.
+            old_logprobs: `ppo.old_logprobs`.
+
+        Raises:
+            UserError: names the setting.
+        """
+
+    def check_connection(self) -> None:
+        """Refuse a service that cannot be reached; `lit-rlhf fit` calls it before anything is loaded.
+
+        Raises:
+            UserError: names the service.
+        """

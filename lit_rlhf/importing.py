@@ -1,0 +1,41 @@
+"""Import of a user's own function by its dotted path."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from lit_rlhf.errors import UserError
+from lit_rlhf.suggestions import did_you_mean
+
+
+def import_function(path: str, setting: str) -> Callable[..., Any]:
+    """Import a function by its dotted path, from the working directory or an installed package.
+
+    Args:
+        path: The dotted path, such as "my_file.my_function".
+        setting: The setting that names it, for error messages.
+
+    Raises:
+        UserError: There is no such module or function.
+    """
+    module_name, _, name = path.rpartition(".")
+    if not module_name:
+        raise UserError(f"{setting}: {path!r} is not a dotted path such as my_file.my_function")
+    working_directory = str(Path.cwd())
+    if working_directory not in sys.path:
+        sys.path.insert(0, working_directory)
+    failure = f"{setting}: {path!r} cannot be imported from {working_directory!r}"
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{failure}: there is no module {error.name!r} here or among the installed ones") from error
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{failure}: {error}") from error
+    if not hasattr(module, name):
+        raise UserError(f"{failure}: {module_name} has no {name!r}{did_you_mean(name, dir(module))}")
+    function = getattr(module, name)
+    if not callable(function):
+        raise UserError(f"{setting}: {path!r} is a {type(function).__name__}, not a function")
+    return cast(Callable[..., Any], function)
