@@ -6,33 +6,33 @@ BIN := .venv/bin
 JOBS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-help:  ## this list
+help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-quickstart: .venv/.installed  ## the whole procedure in the synthetic world: runs/quickstart/report.html
+quickstart: .venv/.installed  ## run the full procedure in the synthetic world: runs/quickstart/report.html
 	$(BIN)/lit-rlhf quickstart $(ARGS)
 
-test: .venv/.dev  ## every test that needs no GPU; ARGS="tests/cli" for a part
+test: .venv/.dev  ## run all tests that need no GPU; ARGS="tests/cli" selects some
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
-lint: .venv/.dev  ## ruff: style and format
+lint: .venv/.dev  ## check style and format with ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-type: .venv/.dev  ## mypy, strict, on the package
+type: .venv/.dev  ## check types with mypy, strict
 	$(BIN)/mypy
 
-docs: .venv/.docs  ## the documentation as HTML in site/
+docs: .venv/.docs  ## build the documentation as HTML in site/
 	$(BIN)/mkdocs build --strict --config-file .ci/mkdocs.yml
 
-benchmark: .venv/.installed  ## speed and memory beside other libraries; ARGS="reward_model" for a part
+benchmark: .venv/.installed  ## compare speed and memory with other libraries; ARGS="reward_model" selects some
 	$(BIN)/python tests/benchmarks $(ARGS)
 
-peers: .venv/.dev  ## the PPO update beside TRL 1.12.0's, which is installed into .venv-peers/
+peers: .venv/.dev  ## compare the PPO update with that of TRL 1.12.0, installed into .venv-peers/
 	test -d .venv-peers/trl-1.12.0 || $(PIP) --no-deps --target .venv-peers/trl-1.12.0 trl==1.12.0
 	$(BIN)/python -m pytest tests/peers $(ARGS)
 
-gpu-check: .venv/.dev  ## what the tests do on a CPU, on this machine's GPUs, with figures for docs/hardware.md
+gpu-check: .venv/.dev  ## run the checks on this machine's GPUs, and print the tables of docs/hardware.md
 	$(BIN)/python tests/gpu_check.py $(ARGS)
 
 .venv/.installed: pyproject.toml constraints.txt

@@ -79,7 +79,7 @@ class RewardModelReport(Callback):
         """Store the scores of a batch."""
         if not trainer.sanity_checking:
             length = batch.attention_mask.sum(1) - batch.prompt_length
-            self.parts.append(ScoredRankings(*(t.cpu() for t in (outputs, batch.ranking, batch.ranks, length))))
+            self.parts.append(ScoredRankings(*(t.cpu() for t in (outputs, batch.ranking_index, batch.ranks, length))))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Report on the scores of all ranks; a collective call."""
@@ -173,10 +173,10 @@ def concatenate_rankings(parts: list[ScoredRankings]) -> ScoredRankings | None:
     columns: list[tuple[Tensor, ...]] = []
     number = 0
     for part in parts:
-        for old_number in torch.unique(part.ranking):
-            rows = part.ranking == old_number
+        for old_number in torch.unique(part.ranking_index):
+            rows = part.ranking_index == old_number
             if len(torch.unique(part.ranks[rows])) > 1:
-                ranking = torch.full_like(part.ranking[rows], number)
+                ranking = torch.full_like(part.ranking_index[rows], number)
                 columns.append((part.scores[rows], ranking, part.ranks[rows], part.length[rows]))
                 number += 1
     return ScoredRankings(*(torch.cat(column) for column in zip(*columns))) if columns else None

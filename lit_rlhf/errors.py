@@ -1,8 +1,8 @@
-"""The one exception that means "the user can mend this": one clear line, exit code 2, no traceback."""
+"""The exception for errors that the user can fix: one clear line, exit code 2, no traceback."""
 
 
 class UserError(ValueError):
     """Bad input or a contradictory setting.
 
-    The message names what is wrong, where (file and line, or setting), and how to mend it.
+    The message names what is wrong, where (file and line, or setting), and how to fix it.
     """

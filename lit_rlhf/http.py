@@ -1,7 +1,6 @@
-"""One client for services behind HTTP: retries with growing pauses, a time limit, a rate, and answers that are checked.
+"""A JSON client for HTTP services: retries with exponential backoff, time-outs, a rate limit, validated responses.
 
-A request that stays without a usable answer becomes a `NoAnswer`, which the caller counts as missing. Nothing is
-ever made up in its place.
+A request without a usable response returns `RequestFailed`, which the caller counts as missing; no value replaces it.
 """
 
 import json
@@ -19,30 +18,30 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from lit_rlhf.errors import UserError
 
-Answer = TypeVar("Answer")
+Response = TypeVar("Response")
 
-REFUSED = (401, 403)  # the key is wrong for every request alike
-RETRYABLE_STATUS = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # another try may succeed
+REFUSED_STATUS = (401, 403)  # the key is wrong, for every request
+RETRYABLE_STATUS = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # a retry may succeed
 MALFORMED = (ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RecursionError)
-READ_AT_ONCE = 2**16  # bytes
-LONGEST_PAUSE, LONGEST_WISH = 60.0, 600.0  # seconds: of our own doubling, and that a service may ask for
+READ_SIZE = 2**16  # bytes
+MAX_PAUSE, MAX_RETRY_AFTER = 60.0, 600.0  # seconds: of the exponential backoff, and of a service's Retry-After
 
 
 class RequestFailed(NamedTuple):
-    """What stands in place of an answer that did not come."""
+    """A request that got no usable response."""
 
     reason: str
 
 
-class CredentialsRefused(UserError):
-    """The service refuses the key, for this request and every other."""
+class CredentialsRejected(UserError):
+    """The service rejects the key, for every request."""
 
 
 class NoRedirect(HTTPRedirectHandler):
-    """Follows no redirect: credentials would go to an address that nobody named, and a POST become a GET."""
+    """Follows no redirects: credentials would be sent to another address, and a POST would become a GET."""
 
     def redirect_request(self, *args: Any) -> None:
-        """Refuse; the status becomes an error."""
+        """Return None, which makes the status an error."""
 
 
 class JSONClient:
@@ -50,14 +49,14 @@ class JSONClient:
 
     Args:
         url: the address.
-        headers: beside the content type; credentials belong here and never into a message.
-        timeout: seconds that one try may take.
-        retries: further tries after a failure that may pass: no connection, a time-out, status 408, 429 or 5xx, or an
-            answer that makes no sense.
-        pause: seconds before the second try; each further pause is twice as long, to 60 s. A longer `Retry-After` of
-            the service is kept to, up to ten minutes.
-        rate: most requests a second, over all threads; None for no limit.
-        parallel: requests under way at once.
+        headers: in addition to the content type; credentials go here, and appear in no message.
+        timeout: seconds per attempt.
+        retries: further attempts after a temporary failure: no connection, a time-out, a retryable status such as 429
+            or 503, or a malformed response.
+        pause: seconds before the second attempt, doubled for each further one, at most 60. A longer `Retry-After` of
+            the service is respected, up to ten minutes.
+        rate: maximum requests per second, over all threads; None for no limit.
+        parallel: number of parallel requests.
     """
 
     def __init__(
@@ -73,10 +72,10 @@ class JSONClient:
         if not url.startswith(("http://", "https://")):
             raise UserError(f"url: {url!r} is no http or https address")
         if "@" in urlsplit(url).netloc:
-            raise UserError("url: it holds a user name or a password; a credential belongs into the environment")
+            raise UserError("url: it holds a user name or a password; credentials belong in environment variables")
         if timeout <= 0 or retries < 0 or parallel < 1 or (rate is not None and rate <= 0):
             raise UserError(
-                f"{self.public(url)}: timeout and rate must be above 0, retries 0 or more, parallel 1 or more"
+                f"{self.without_query(url)}: timeout and rate must be above 0, retries 0 or more, parallel 1 or more"
             )
         self.url, self.headers = url, {"Content-Type": "application/json", **(headers or {})}
         self.timeout, self.retries, self.pause, self.rate, self.parallel = timeout, retries, pause, rate, parallel
@@ -84,54 +83,55 @@ class JSONClient:
         self._opener = build_opener(NoRedirect)
 
     @staticmethod
-    def public(url: str) -> str:
-        """The address without its query, which may hold a key."""
+    def without_query(url: str) -> str:
+        """Return the address without its query, which may hold a key."""
         return url.split("?")[0]
 
-    def ask(self, payload: Any, parse: Callable[[Any, Any], Answer]) -> Answer | RequestFailed:
-        """Post and return the parsed answer, or why there is none.
+    def request(self, payload: Any, parse: Callable[[Any, Any], Response]) -> Response | RequestFailed:
+        """Post a payload and return the parsed response, or why there is none.
 
         Args:
-            payload: what is sent as JSON; None asks by GET.
-            parse: gets the decoded answer and the payload; raises one of `NONSENSE` on an answer that makes no sense,
-                which is tried again.
+            payload: sent as JSON; None sends a GET request.
+            parse: takes the decoded response and the payload; raises one of `MALFORMED` for a response to retry.
 
         Raises:
-            CredentialsRefused: status 401 or 403.
+            CredentialsRejected: status 401 or 403.
         """
         reason = ""
         for attempt in range(self.retries + 1):
-            pause = min(self.pause * 2**attempt, LONGEST_PAUSE)
+            pause = min(self.pause * 2**attempt, MAX_PAUSE)
             try:
-                self._take_turn()
+                self._wait_for_rate()
                 return parse(self._send(payload), payload)
             except HTTPError as error:
                 reason = f"status {error.code}"
-                if error.code in REFUSED:
-                    raise CredentialsRefused(
-                        f"{self.public(self.url)} refuses the request (status {error.code}): check the key"
+                if error.code in REFUSED_STATUS:
+                    raise CredentialsRejected(
+                        f"{self.without_query(self.url)} rejects the request (status {error.code}): check the key"
                     ) from None
                 if error.code not in RETRYABLE_STATUS:
                     return RequestFailed(reason)
-                pause = max(pause, min(retry_after(error), LONGEST_WISH))
+                pause = max(pause, min(parse_retry_after(error), MAX_RETRY_AFTER))
             except TimeoutError:
-                reason = f"no answer within {self.timeout:g} s"
+                reason = f"no response within {self.timeout:g} s"
             except (OSError, HTTPException) as error:  # URLError among them
                 inner = getattr(error, "reason", error)
-                reason = f"no answer within {self.timeout:g} s" if isinstance(inner, TimeoutError) else f"{inner}"
+                reason = f"no response within {self.timeout:g} s" if isinstance(inner, TimeoutError) else f"{inner}"
             except MALFORMED as error:
-                reason = f"an answer that makes no sense: {type(error).__name__}: {str(error)[:100]}"
+                reason = f"malformed response: {type(error).__name__}: {str(error)[:100]}"
             if attempt < self.retries:
                 time.sleep(pause)
         return RequestFailed(f"{reason} ({self.retries + 1} tries)")
 
-    def ask_all(self, payloads: Sequence[Any], parse: Callable[[Any, Any], Answer]) -> Iterator[Answer | RequestFailed]:
-        """Yield the answer to each payload, in their order, with up to `parallel` requests under way; see `ask`.
+    def request_all(
+        self, payloads: Sequence[Any], parse: Callable[[Any, Any], Response]
+    ) -> Iterator[Response | RequestFailed]:
+        """Yield the response to each payload in order, with up to `parallel` requests at a time; see `request`.
 
-        Where a refusal is raised, or the caller stops, what was not sent yet stays unsent.
+        If the key is rejected or the caller stops, the remaining payloads are not sent.
         """
         with ThreadPoolExecutor(self.parallel) as pool:
-            yield from pool.map(lambda payload: self.ask(payload, parse), payloads)
+            yield from pool.map(lambda payload: self.request(payload, parse), payloads)
 
     def _send(self, payload: Any) -> Any:
         body = None if payload is None else json.dumps(payload).encode()
@@ -139,16 +139,16 @@ class JSONClient:
         last = time.monotonic() + self.timeout
         with self._opener.open(request, timeout=self.timeout) as response:
             parts = []
-            while part := response.read1(READ_AT_ONCE):
+            while part := response.read1(READ_SIZE):
                 parts.append(part)
-                if time.monotonic() > last:  # the limit of `open` is that of one read, and some services send blanks
+                if time.monotonic() > last:  # the time-out of `open` is per read, and some services send blanks
                     raise TimeoutError
-            if response.length:  # a number that broke off is a number
-                raise HTTPException(f"an answer that breaks off {response.length} bytes before its end")
+            if response.length:  # a truncated number parses as a number
+                raise HTTPException(f"a response that ends {response.length} bytes early")
         return json.loads(b"".join(parts))
 
-    def _take_turn(self) -> None:
-        """Wait until this request may start under the rate."""
+    def _wait_for_rate(self) -> None:
+        """Wait until the rate limit allows this request."""
         if self.rate is None:
             return
         with self._lock:
@@ -157,8 +157,8 @@ class JSONClient:
         time.sleep(max(0.0, start - time.monotonic()))
 
 
-def retry_after(error: HTTPError) -> float:
-    """Seconds that the service asks to wait; 0 where it does not say."""
+def parse_retry_after(error: HTTPError) -> float:
+    """Return the seconds of the Retry-After header, 0 if there is none."""
     text = error.headers.get("Retry-After", "0")
     try:
         return float(text)

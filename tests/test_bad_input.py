@@ -73,11 +73,11 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The models whose weights were read."""
     names: list[str] = []
     for auto in (AutoModelForCausalLM, AutoModelForSequenceClassification):
-        whole = auto.from_pretrained.__func__
+        original = auto.from_pretrained.__func__
 
-        def reading(cls: Any, name: str, *args: Any, _whole: Any = whole, **settings: Any) -> Any:
+        def reading(cls: Any, name: str, *args: Any, _original: Any = original, **settings: Any) -> Any:
             names.append(name)
-            return _whole(cls, name, *args, **settings)
+            return _original(cls, name, *args, **settings)
 
         monkeypatch.setattr(auto, "from_pretrained", classmethod(reading))
     return names

@@ -15,7 +15,7 @@ from lit_rlhf.modules import SFTModule
 from lit_rlhf.strategies import FSDP2Strategy
 from tests.helpers.pages import ROOT, blocks
 from tests.helpers.ranks import on_ranks
-from tests.helpers.small_runs import assert_same_weights, demonstrations, quiet_trainer, sgd, whole_weights, write_rows
+from tests.helpers.small_runs import assert_same_weights, demonstrations, full_weights, quiet_trainer, sgd, write_rows
 
 PAGE = ROOT / "docs" / "hardware.md"
 
@@ -41,7 +41,7 @@ def train(model: str, folder: Path, micro_batch_size: int, **settings: Any) -> l
     trainer = quiet_trainer(folder, max_epochs=1, **settings)
     trainer.fit(module, datamodule=data)
     assert trainer.world_size == settings.get("num_nodes", 1)
-    return whole_weights(module)
+    return full_weights(module)
 
 
 @pytest.mark.parametrize("environment", [be_torchrun, be_slurm])

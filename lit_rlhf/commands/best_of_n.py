@@ -76,7 +76,7 @@ def sample_and_write(settings: Namespace) -> Any:
     from lit_rlhf.data.prompt_template import PromptTemplate
     from lit_rlhf.data.prompts import read_prompts
     from lit_rlhf.data.truncation import TruncationPolicy
-    from lit_rlhf.evaluation.models.best_of_n import best_of_n_curve, check_fits_max_positions, sample_candidates
+    from lit_rlhf.evaluation.models.best_of_n import compute_best_of_n_curve, check_fits_max_positions, sample_candidates
     from lit_rlhf.generation.sampling import MissingEOS, SamplingParams
     from lit_rlhf.models.loading import load_causal_lm, load_config, load_tokenizer
     from lit_rlhf.models.loading_config import ModelLoadingConfig
@@ -104,7 +104,7 @@ def sample_and_write(settings: Namespace) -> Any:
             row = {**candidates.row, "completion": candidates.responses[best], "score": candidates.scores[best]}
             file.write(json.dumps(row | {"scores": candidates.scores}, default=str) + "\n")
             scores.append(candidates.scores)
-    curve = best_of_n_curve(torch.tensor(scores))
+    curve = compute_best_of_n_curve(torch.tensor(scores))
     curve_path(settings.out).write_text(json.dumps(curve._asdict(), indent=1) + "\n")
     return curve
 

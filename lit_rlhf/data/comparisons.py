@@ -120,7 +120,7 @@ def tokenize_rankings(
         eos = template.tokenizer.eos_token_id
         completions = [lengths.fit_completion(ids, eos, record.origin, report) for ids in completion_ids]
         if len({tuple(ids) for ids in completions}) == 1:
-            report.skip("completions differ only behind max_completion_length", record.origin)
+            report.skip("completions differ only after max_completion_length", record.origin)
             continue
         rows.append(TokenizedRanking(prompt, completions, record.ranks, record.labeler))
     return rows

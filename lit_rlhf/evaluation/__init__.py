@@ -1,8 +1,8 @@
-"""The paper's evaluation: suites, and the judges and scorers that they take as plug-ins."""
+"""The paper's evaluation: suites, and the judges and scorers that are their plug-ins."""
 
 from lit_rlhf.evaluation.judges.chat_completions import ChatCompletions
 from lit_rlhf.evaluation.judges.human_labels import HumanLabels
-from lit_rlhf.evaluation.judges.judging_types import CompletionPair, Judge, RatedItem, Rater, Rating, Verdict
+from lit_rlhf.evaluation.judges.judging_types import CompletionPair, Judge, RatedItem, Rating, Verdict
 from lit_rlhf.evaluation.judges.preference import EndpointJudge, HuggingFaceJudge, RewardModelJudge
 from lit_rlhf.evaluation.judges.toxicity import KeywordToxicity, Perspective, ToxicityClassifier, ToxicityScorer
 from lit_rlhf.evaluation.judges.truth import (
@@ -10,10 +10,11 @@ from lit_rlhf.evaluation.judges.truth import (
     EndpointTruthJudge,
     HuggingFaceTruthJudge,
     ReferenceTruthJudge,
-    TruthVerdict,
     TruthJudge,
+    TruthVerdict,
 )
 from lit_rlhf.evaluation.models.evaluated_model import BestOf, EvaluatedModel, ModelSpec
+from lit_rlhf.evaluation.models.generation import Completion
 from lit_rlhf.evaluation.models.prefixes import BestPrefix
 from lit_rlhf.evaluation.results import MetricValue, Suite, SuiteResult
 from lit_rlhf.evaluation.suites.benchmarks import Benchmark, Benchmarks
@@ -23,13 +24,14 @@ from lit_rlhf.evaluation.suites.toxicity import RealToxicityPrompts
 from lit_rlhf.evaluation.suites.truthfulness import TruthfulQA
 
 __all__ = [
-    "CompletionPair",
     "Benchmark",
     "Benchmarks",
     "BestOf",
     "BestPrefix",
     "ChatCompletions",
     "Claim",
+    "Completion",
+    "CompletionPair",
     "CrowSPairs",
     "EndpointJudge",
     "EndpointTruthJudge",
@@ -44,7 +46,6 @@ __all__ = [
     "PairwisePreference",
     "Perspective",
     "RatedItem",
-    "Rater",
     "Rating",
     "RealToxicityPrompts",
     "ReferenceTruthJudge",
@@ -53,8 +54,8 @@ __all__ = [
     "SuiteResult",
     "ToxicityClassifier",
     "ToxicityScorer",
-    "TruthVerdict",
     "TruthJudge",
+    "TruthVerdict",
     "TruthfulQA",
     "Verdict",
     "Winogender",

@@ -3,17 +3,18 @@
 from collections.abc import Hashable, Mapping
 from itertools import combinations
 from math import sqrt
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from lit_rlhf.evaluation.win_rate import Z_95
 
-ItemPreferences = Mapping[Hashable, float]  # item -> 1: the first is better, 0.5: tie, 0: the second is better
+Item = TypeVar("Item", bound=Hashable)
+ItemPreferences = Mapping[Item, float]  # item -> 1: the first is better, 0.5: tie, 0: the second is better
 
 
-class JointDecision(NamedTuple):
+class JointDecision(NamedTuple, Generic[Item]):
     """Preferences of two judges on an item that neither called a tie."""
 
-    item: Hashable
+    item: Item
     first: float  # 1 or 0, of the first judge
     second: float  # 1 or 0, of the second judge
 
@@ -33,14 +34,16 @@ class Agreement(NamedTuple):
     margin: float | None  # half width of the 95 % interval of the share
 
 
-def match_decisions(first: ItemPreferences, second: ItemPreferences) -> tuple[list[JointDecision], int]:
+def match_decisions(
+    first: ItemPreferences[Item], second: ItemPreferences[Item]
+) -> tuple[list[JointDecision[Item]], int]:
     """Return the items that both judges decided, in the order of the first, and how many either called a tie."""
     shared = [JointDecision(item, first[item], second[item]) for item in first if item in second]
     decided = [decision for decision in shared if decision.first != 0.5 and decision.second != 0.5]
     return decided, len(shared) - len(decided)
 
 
-def compute_agreement(first: ItemPreferences, second: ItemPreferences) -> Agreement:
+def compute_agreement(first: ItemPreferences[Item], second: ItemPreferences[Item]) -> Agreement:
     """Return the agreement of two judges; ties are excluded, as in the paper."""
     decided, ties = match_decisions(first, second)
     count = len(decided)
@@ -53,7 +56,7 @@ def compute_agreement(first: ItemPreferences, second: ItemPreferences) -> Agreem
     return Agreement(share, kappa, count, ties, Z_95 * sqrt(share * (1 - share) / count))
 
 
-def compute_mean_agreement(preferences: Mapping[str, ItemPreferences]) -> float | None:
+def compute_mean_agreement(preferences: Mapping[str, ItemPreferences[Item]]) -> float | None:
     """Return the agreement over all pairs of judges, each weighted by its number of items; None without any item.
 
     Args:

@@ -39,7 +39,7 @@ class SuiteResult(NamedTuple):
 class Suite(ABC):
     """A part of the evaluation, such as a benchmark. `run` is called once per model, the baseline first."""
 
-    def check(self, models: Sequence[EvaluatedModel]) -> None:  # noqa: B027
+    def check(self, models: Sequence[EvaluatedModel]) -> None:
         """Raise a UserError for what would fail later; called before any weights are loaded. By default nothing.
 
         Args:

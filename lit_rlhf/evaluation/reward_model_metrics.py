@@ -1,6 +1,6 @@
-"""What a reward model is worth beyond its accuracy, from the scores of rankings (InstructGPT, sections 3.5 and 4.1).
+"""Metrics of a reward model from the scores of rankings: accuracy, calibration, length bias (InstructGPT, 3.5 and 4.1).
 
-Everything is about pairs of completions that a labeler told apart; ties are counted beside them.
+All are computed over untied pairs of completions; ties are only counted.
 """
 
 import math
@@ -22,43 +22,44 @@ from lit_rlhf.functional import (
 )
 
 Metrics = dict[str, Any]
-NUM_BINS = 20  # of a stated probability in [0, 1]; the surer side of a pair fills the upper half
-NUM_GROUPS = 6  # of margins and of differences in length
-MAX_POINTS = 1500  # completions in the plot of score against length
+NUM_BINS = 20  # of a probability in [0, 1]; the confidence of a prediction is in the upper half
+NUM_GROUPS = 6  # of margins and of length differences
+MAX_POINTS = 1500  # completions in the scatter plot of score against length
 
 
 class ScoredRankings(NamedTuple):
-    """Completions with their scores; `N` of all rankings."""
+    """Scored completions, `N` in all rankings."""
 
     scores: Tensor  # (N,) float
-    ranking: Tensor  # (N,) int64, from 0 on
+    ranking_index: Tensor  # (N,) int64, the ranking that a completion belongs to, from 0
     ranks: Tensor  # (N,) int64, 0 = best; equal = tie
     length: Tensor  # (N,) int64, tokens of the completion
 
 
 class UntiedPairs(NamedTuple):
-    """The pairs that labelers told apart, `n` of them."""
+    """All `n` pairs of completions that are not ties."""
 
-    margin: Tensor  # (n,) float64, score of the better less that of the worse
-    correct: Tensor  # (n,) float64: 1 where the better scores higher, 1/2 where they score alike
-    ranking: Tensor  # (n,) int64
-    length_difference: Tensor  # (n,) int64, tokens by which the better is longer
+    margin: Tensor  # (n,) float64, score of the better completion minus that of the worse
+    correct: Tensor  # (n,) float64: 1 if the better completion scores higher, 1/2 if the scores are equal
+    ranking_index: Tensor  # (n,) int64
+    length_difference: Tensor  # (n,) int64, tokens of the better completion minus those of the worse
 
 
 def build_untied_pairs(scored: ScoredRankings) -> UntiedPairs:
     """Return all pairs without ties."""
-    better, worse, _ = ranking_pairs(scored.ranking, scored.ranks)
+    better, worse, _ = ranking_pairs(scored.ranking_index, scored.ranks)
     margin = scored.scores[better].double() - scored.scores[worse].double()
-    right = (margin > 0).double() + (margin == 0).double() / 2
-    return UntiedPairs(margin, right, scored.ranking[better], scored.length[better] - scored.length[worse])
+    correct = (margin > 0).double() + (margin == 0).double() / 2
+    length_difference = scored.length[better] - scored.length[worse]
+    return UntiedPairs(margin, correct, scored.ranking_index[better], length_difference)
 
 
 def compute_reward_model_metrics(scored: ScoredRankings) -> Metrics:
-    """Return every figure of the report, JSON-ready; what cannot be told (no pair, no spread) is None or left empty."""
-    pairs, size = build_untied_pairs(scored), torch.bincount(scored.ranking)
+    """Return all metrics of the report, JSON-serializable; undefined ones (no pair, no variance) are None or absent."""
+    pairs, size = build_untied_pairs(scored), torch.bincount(scored.ranking_index)
     count = len(pairs.margin)
     all_pairs = int((size * (size - 1)).sum()) // 2
-    shared: Metrics = {
+    metrics: Metrics = {
         "rankings": int((size > 0).sum()),
         "completions": len(scored.scores),
         "pairs": count,
@@ -68,24 +69,24 @@ def compute_reward_model_metrics(scored: ScoredRankings) -> Metrics:
             "std": _finite_or_none(scored.scores.double().std(correction=0)),
         },
         "length_correlation": _finite_or_none(correlation(scored.scores, scored.length)),
-        "length_correlation_within": _finite_or_none(correlation(scored.scores, scored.length, scored.ranking)),
+        "length_correlation_within": _finite_or_none(correlation(scored.scores, scored.length, scored.ranking_index)),
         "points": _length_score_points(scored),
     }
     if not count:
-        return shared
-    accuracy = win_rate(pairs.correct.tolist(), pairs.ranking.tolist())
-    surer = torch.sigmoid(pairs.margin.abs())
-    confidence, met, filled = reliability_curve(surer, pairs.correct, NUM_BINS)
-    full = filled > 0
+        return metrics
+    accuracy = win_rate(pairs.correct.tolist(), pairs.ranking_index.tolist())
+    confidence = torch.sigmoid(pairs.margin.abs())
+    bin_confidence, bin_accuracy, bin_count = reliability_curve(confidence, pairs.correct, NUM_BINS)
+    filled = bin_count > 0
     return {
-        **shared,
+        **metrics,
         "accuracy": {"value": accuracy.rate, "low": accuracy.low, "high": accuracy.high},
         "log_loss": float(F.softplus(-pairs.margin).mean()),
-        "calibration_error": float(expected_calibration_error(surer, pairs.correct, NUM_BINS)),
+        "calibration_error": float(expected_calibration_error(confidence, pairs.correct, NUM_BINS)),
         "reliability": {
-            "confidence": confidence[full].tolist(),
-            "accuracy": met[full].tolist(),
-            "count": [int(each) for each in filled[full]],
+            "confidence": bin_confidence[filled].tolist(),
+            "accuracy": bin_accuracy[filled].tolist(),
+            "count": [int(count) for count in bin_count[filled]],
         },
         "by_size": accuracy_by_size(pairs, size),
         "by_margin": accuracy_by_margin(pairs),
@@ -95,55 +96,55 @@ def compute_reward_model_metrics(scored: ScoredRankings) -> Metrics:
 
 
 def accuracy_by_size(pairs: UntiedPairs, size: Tensor) -> list[Metrics]:
-    """Return accuracy and pairs for each K.
+    """Return accuracy and number of pairs for each K.
 
     Args:
-        pairs: the pairs.
-        size: K of each ranking.
+        pairs: the untied pairs.
+        size: (G,) int64, K of each ranking.
     """
-    own = size[pairs.ranking]
-    accuracy, count = grouped_mean(pairs.correct, own, int(size.max()) + 1)
-    return [{"K": K, "pairs": int(count[K]), "accuracy": float(accuracy[K])} for K in torch.unique(own).tolist()]
+    pair_size = size[pairs.ranking_index]
+    accuracy, count = grouped_mean(pairs.correct, pair_size, int(size.max()) + 1)
+    return [{"K": K, "pairs": int(count[K]), "accuracy": float(accuracy[K])} for K in torch.unique(pair_size).tolist()]
 
 
 def accuracy_by_margin(pairs: UntiedPairs) -> list[Metrics]:
-    """Return accuracy, and the mean stated probability of being right, by groups of |Δ| of equal size."""
+    """Return accuracy and mean confidence by quantile groups of the absolute margin |Δ|."""
     margin = pairs.margin.abs()
     rows = _accuracy_by_group(margin, pairs)
-    stated = grouped_mean(torch.sigmoid(margin), quantile_bins(margin, NUM_GROUPS)[0], len(rows))[0]
-    return [{**row, "stated": float(share)} for row, share in zip(rows, stated)]
+    confidence = grouped_mean(torch.sigmoid(margin), quantile_bins(margin, NUM_GROUPS)[0], len(rows))[0]
+    return [{**row, "confidence": float(value)} for row, value in zip(rows, confidence)]
 
 
 def accuracy_by_length_difference(pairs: UntiedPairs) -> list[Metrics]:
-    """Return accuracy by groups of how many tokens the better completion is longer (negative: shorter)."""
+    """Return accuracy by quantile groups of the length difference, better minus worse, in tokens."""
     return _accuracy_by_group(pairs.length_difference.double(), pairs)
 
 
 def longer_preferred_fractions(pairs: UntiedPairs) -> dict[str, float | None]:
-    """Return how often labelers, and how often the model, prefer the longer of two completions of unequal length."""
+    """Return how often the labelers and the model prefer the longer completion, over pairs of unequal length."""
     unequal = pairs.length_difference != 0
     if not unequal.any():
         return {"labelers": None, "model": None}
     by_labelers = (pairs.length_difference[unequal] > 0).double()
-    right = pairs.correct[unequal]
-    by_model = torch.where(by_labelers > 0, right, 1 - right)
+    correct = pairs.correct[unequal]
+    by_model = torch.where(by_labelers > 0, correct, 1 - correct)
     return {"labelers": float(by_labelers.mean()), "model": float(by_model.mean())}
 
 
 def degenerate_win_rates(best: Tensor, degenerate: dict[str, Tensor]) -> list[Metrics]:
-    """Return for each kind of degenerate answer how often it outscores the real best one, and by how much it loses.
+    """Return how often each kind of degenerate answer outscores the best real one, and its mean score gap to it.
 
     Args:
-        best: (P,) score of the best completion of each prompt.
-        degenerate: kind -> (P,) score of that answer to the same prompt, `nan` where it is the best one itself.
+        best: (P,) scores of the best completion of each prompt.
+        degenerate: kind -> (P,) scores of that answer to the same prompt, `nan` if it is the best completion itself.
     """
     rows = []
     for kind, scores in degenerate.items():
-        told = ~scores.isnan()
-        gap = best.double()[told] - scores.double()[told]
+        known = ~scores.isnan()
+        gap = best.double()[known] - scores.double()[known]
         if len(gap):
-            share = (gap < 0).double() + (gap == 0).double() / 2
-            rows.append({"kind": kind, "prompts": len(gap), "outscores": float(share.mean()), "gap": float(gap.mean())})
+            wins = (gap < 0).double() + (gap == 0).double() / 2
+            rows.append({"kind": kind, "prompts": len(gap), "outscores": float(wins.mean()), "gap": float(gap.mean())})
     return rows
 
 
@@ -151,27 +152,27 @@ def _accuracy_by_group(values: Tensor, pairs: UntiedPairs) -> list[Metrics]:
     group, edges = quantile_bins(values, NUM_GROUPS)
     accuracy, count = grouped_mean(pairs.correct, group, len(edges))
     rows = []
-    for place in range(len(edges)):
-        own = values[group == place]
-        ends = {"low": float(own.min()), "high": float(own.max())}
-        rows.append({**ends, "pairs": int(count[place]), "accuracy": float(accuracy[place])})
+    for index in range(len(edges)):
+        members = values[group == index]
+        limits = {"low": float(members.min()), "high": float(members.max())}
+        rows.append({**limits, "pairs": int(count[index]), "accuracy": float(accuracy[index])})
     return rows
 
 
 def _length_score_points(scored: ScoredRankings) -> list[list[float]]:
-    """Every completion, or every so many of them, as [length, score]."""
+    """Return [length, score] of at most `MAX_POINTS` completions, evenly spaced."""
     step = max(1, math.ceil(len(scored.scores) / MAX_POINTS))
     rounded = [round(score, 4) for score in scored.scores[::step].tolist()]
     return [[length, score] for length, score in zip(scored.length[::step].tolist(), rounded)]
 
 
 def _finite_or_none(value: Tensor) -> float | None:
-    """A 0-d tensor as JSON has it."""
+    """Return a 0-d tensor as a float; None if it is not finite."""
     return float(value) if bool(torch.isfinite(value)) else None
 
 
 def summarize_metrics(metrics: Metrics) -> dict[str, float | None]:
-    """Return the numbers that are plotted over training."""
+    """Return the metrics that are plotted over training."""
     worst: Sequence[float] = [row["outscores"] for row in metrics.get("degenerate", [])]
     return {
         "accuracy": metrics.get("accuracy", {}).get("value"),

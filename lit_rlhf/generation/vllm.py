@@ -29,7 +29,7 @@ from lit_rlhf.generation.base import GenerationOutput, Generator
 from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.generation.stopping import StoppingCriteria, StopStringMatcher
 from lit_rlhf.generation.vllm_responses import Payload, ResponseTable, read_choices
-from lit_rlhf.http import CredentialsRefused, JSONClient, RequestFailed
+from lit_rlhf.http import CredentialsRejected, JSONClient, RequestFailed
 from lit_rlhf.models.export import write_model
 from lit_rlhf.models.fingerprint import live_model_fingerprint
 
@@ -76,7 +76,7 @@ class VLLMGenerator(Generator):
         self.folder, self.model = Path(folder).expanduser().resolve(), model
         self.models, self.completions = client("/v1/models", 0), client("/v1/completions")
         self.rpc = client("/collective_rpc")
-        self.name = f"vLLM at {self.models.public(url)}"
+        self.name = f"vLLM at {self.models.without_query(url)}"
         self.key_hint = (
             f"it comes from the environment variable {token_variable}, which is {'' if token else 'not '}set"
         )
@@ -132,12 +132,12 @@ class VLLMGenerator(Generator):
         table = ResponseTable(model, len(uniforms), sampling, stopping.stop_token_ids.tolist(), self.name)
         row = 0
         try:
-            for payload, answer in zip(payloads, self.completions.ask_all(payloads, read_choices)):
+            for payload, answer in zip(payloads, self.completions.request_all(payloads, read_choices)):
                 if isinstance(answer, RequestFailed):
                     raise UserError(f"{self.name}: {answer.reason}; {self.hint(answer)}")
                 table.fill(row, payload, answer)
                 row += num_samples
-        except CredentialsRefused as refusal:
+        except CredentialsRejected as refusal:
             raise UserError(f"{refusal}; {self.key_hint}") from None
         return table.output(stopping)
 
@@ -208,8 +208,8 @@ class VLLMGenerator(Generator):
     def request(self, client: JSONClient, payload: Any, parse: Callable[[Any], Any]) -> Any:
         """Return a parsed response; a refused key says where it comes from."""
         try:
-            return client.ask(payload, lambda said, _: parse(said))
-        except CredentialsRefused as refusal:
+            return client.request(payload, lambda said, _: parse(said))
+        except CredentialsRejected as refusal:
             raise UserError(f"{refusal}; {self.key_hint}") from None
 
     def hint(self, answer: RequestFailed) -> str:

@@ -15,7 +15,7 @@ from lit_rlhf.models.loading import load_config
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.lora import policy_state_dict
 
-WEIGHT_FILE_PATTERNS = ("config.json", "*.safetensors", "*.bin")  # which decide what a model computes
+WEIGHT_FILE_PATTERNS = ("config.json", "*.safetensors", "*.bin")  # files that decide what a model computes
 MODEL_FILE_SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")  # weights, config and tokenizer
 FINGERPRINT_FORMAT = 1  # increase it when the meaning of `loaded_model_fingerprint` changes
 

@@ -207,7 +207,7 @@ def set_dropout(config: PretrainedConfig, residual: float) -> None:
     present = [name for name in RESIDUAL_DROPOUT if hasattr(config, name)]
     if residual and not present:
         raise UserError(
-            f"dropout: {residual} asked for, but {config.model_type} has no residual dropout; set dropout: 0"
+            f"dropout: {residual} is impossible, {config.model_type} has no residual dropout; set dropout: 0"
         )
     for name in present:
         setattr(config, name, residual)

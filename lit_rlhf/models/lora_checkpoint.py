@@ -63,7 +63,7 @@ def check_same_vocabulary(adapter: ScalarAdapter, tokenizer: Tokenizer, loading:
         (Path(folder) / "config.json").write_text(json.dumps(adapter.settings))  # AutoTokenizer needs config.json
         own = load_tokenizer(folder, loading)
     if own.get_vocab() != tokenizer.get_vocab():
-        raise UserError(f"{adapter.path!r} has another tokenizer than the policy; its ids would mean other words")
+        raise UserError(f"{adapter.path!r} has another tokenizer than the policy; its token ids differ")
 
 
 def attach_adapter(adapter: ScalarAdapter, model: PreTrainedModel, model_path: str, name: str) -> ScalarHead:

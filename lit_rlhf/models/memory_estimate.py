@@ -223,8 +223,8 @@ def _saved_bytes(model: PreTrainedModel, shape: PassShape) -> tuple[int, int]:
     autocast = torch.autocast("cpu", torch.bfloat16) if half else nullcontext()
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), autocast:
         output = model.base_model(**inputs) if scalar else model(**inputs, logits_to_keep=keep)
-    kept = sum(storage.nbytes() for storage in saved.values())
-    return kept, 0 if scalar else output.logits.nbytes
+    saved_bytes = sum(storage.nbytes() for storage in saved.values())
+    return saved_bytes, 0 if scalar else output.logits.nbytes
 
 
 def kv_cache_bytes(config: PretrainedConfig, rows: int, width: int, bytes_per_element: int) -> int:

@@ -51,8 +51,8 @@ class ScalarModel(nn.Module):
         constants = self.shift, self.scale
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.shift, self.scale = (
-            kept.to(moved.device) if moved.device.type != "meta" else moved
-            for kept, moved in zip(constants, (self.shift, self.scale))
+            constant.to(converted.device) if converted.device.type != "meta" else converted
+            for constant, converted in zip(constants, (self.shift, self.scale))
         )
         return self
 

@@ -25,17 +25,17 @@ from lit_rlhf.strategies import is_sharded, meta_init_except_rank_zero, shard_mo
 class RewardModule(LitModule):
     """A ranking of K completions is one batch element: K forward passes, C(K, 2) comparisons, one loss term.
 
-    The prompt is computed in the first of the K passes alone, and the others go on from there.
+    The prompt is computed once for all its completions, whose passes continue from its keys and values.
 
     Args:
-        model: a language model's folder or hub name (SFT, or the base model), or a reward model's to go on with.
+        model: folder or hub name of a language model (SFT, or the base model), or of a reward model to continue training.
         optimizer: a callable from parameter groups to an optimizer (paper, 6B: Adam at 9e-6).
         scheduler: a callable from the optimizer to a scheduler (paper: cosine to 10 %).
-        head_seed: seed of a fresh head, drawn from N(0, 1/√(d+1)).
+        head_seed: seed of a new head, drawn from N(0, 1/√(d+1)).
         adapter: train low-rank adapters and the head instead of all weights.
         loading: how weights and tokenizer are loaded.
         pair_normalizer: what Eq. 1 divides the loss of a ranking by: its untied pairs, or all C(K, 2) pairs.
-        shared_prompt: compute a prompt once for all its completions where the model allows it; off, K whole rows.
+        shared_prompt: compute a prompt once for all its completions if the model supports it; otherwise K complete rows.
     """
 
     export_prefix = "model.model."
@@ -76,9 +76,9 @@ class RewardModule(LitModule):
 
             for entry in ("score", "score_rankings"):
                 register_fsdp_forward_method(self.model, entry)
-        rank_zero_info(self._how_prompts_are_computed())
+        rank_zero_info(self._describe_prompt_sharing())
 
-    def _how_prompts_are_computed(self) -> str:
+    def _describe_prompt_sharing(self) -> str:
         reason = (
             "shared_prompt is off" if not self.shared_prompt else prefix_sharing_unsupported_reason(self.model.model)
         )
@@ -87,7 +87,7 @@ class RewardModule(LitModule):
         return f"prompts: each is computed again for every completion, because {reason}"
 
     def forward(self, batch: RankingBatch) -> Tensor:
-        """Return one score a completion, (N,) float32."""
+        """Return one score per completion, (N,) float32."""
         rows = RankingInputs(batch.input_ids, batch.attention_mask, batch.prompt_length, batch.ranking_index)
         return self.model.score_rankings(rows, self.shared_prompt)
 
@@ -111,7 +111,7 @@ class RewardModule(LitModule):
             self.validation_accuracy.update(result.correct / result.pairs, result.pairs)
             better, worse, _ = ranking_pairs(batch.ranking_index, batch.ranks)
             difference = scores[better] - scores[worse]
-            # the surer side of every comparison, and whether it is the side the labeler took
+            # the probability of the preferred side by the model, and whether the labeler agrees
             self.calibration.update(torch.sigmoid(difference.abs()), (difference > 0).long())
         self.log("validation/loss", self.validation_loss, prog_bar=True)
         self.log("validation/accuracy", self.validation_accuracy, prog_bar=True)
@@ -119,11 +119,11 @@ class RewardModule(LitModule):
         return scores
 
     def test_step(self, batch: RankingBatch, batch_idx: int) -> Tensor:
-        """Do as in validation."""
+        """See `validation_step`."""
         return self.validation_step(batch, batch_idx)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also take the centring constants back."""
+        """Also restore the centering constants."""
         super().on_load_checkpoint(checkpoint)
         config = json.loads(checkpoint[CHECKPOINT_KEY]["config"])
         if "score_shift" in config:

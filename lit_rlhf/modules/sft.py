@@ -18,7 +18,7 @@ from lit_rlhf.strategies import meta_init_except_rank_zero, shard_model, tensor_
 
 
 class SFTModule(LitModule):
-    """Next-token cross-entropy on the tokens that the batch marks: completions of demonstrations, or all of a text.
+    """Next-token cross-entropy on the target tokens of a batch: completions of demonstrations, or full texts.
 
     Args:
         model: folder or hub name of a causal language model.
@@ -88,19 +88,19 @@ class SFTModule(LitModule):
         )
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
-        """Return the normalised loss; a batch of the pretraining mix counts under its own name."""
+        """Return the normalized loss; a batch of the pretraining mix is logged under its own name."""
         total, count = self.loss(batch)
         name = "pretraining/loss" if isinstance(batch, PretrainingBatch) else "train/loss"
         self.step_means.add(name, total, count)
         return self.normalize_loss(total, batch.normalizer)
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        """Add to the token mean over the whole validation set and all ranks."""
+        """Add to the mean over all tokens of the validation set, of all ranks."""
         total, count = self.loss(batch)
         if count > 0:
             self.validation_loss.update(total / count, count)
         self.log("validation/loss", self.validation_loss, prog_bar=True)
 
     def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        """Do as in validation."""
+        """See `validation_step`."""
         self.validation_step(batch, batch_idx)

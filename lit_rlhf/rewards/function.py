@@ -2,11 +2,10 @@
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,17 +50,18 @@ class FunctionReward(Reward):
         except (TypeError, ValueError) as error:
             raise UserError(f"reward {self.name}: a score is no number ({error})") from error
 
-    def score_batch(self, prompts: list[str], responses: list[str], rows: list[dict[str, Any]]) -> Sequence[Any]:
+    def score_batch(self, prompts: list[str], responses: list[str], rows: list[dict[str, Any]]) -> list[Any]:
         """Call the function once."""
         scores = self.function(prompts, responses, rows)
         if inspect.isawaitable(scores):
             scores = run_async(scores)
-        if not isinstance(scores, Sequence | Tensor | np.ndarray):
+        try:
+            return list(scores)
+        except TypeError:
             raise UserError(
                 f"reward {self.name}: it scores a batch and must return a list of scores, not {scores!r:.80}; for a "
                 "function of one episode set batched: false"
-            )
-        return scores
+            ) from None
 
     def score_episodes(self, episodes: list[tuple[str, str, dict[str, Any]]]) -> list[Any]:
         """Call the function once per episode."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.http import CredentialsRefused, JSONClient, RequestFailed
+from lit_rlhf.http import CredentialsRejected, JSONClient, RequestFailed
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rollout.experience import Episodes
 
@@ -57,7 +57,7 @@ class RemoteReward(Reward):
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.client = JSONClient(url, headers, timeout, retries, pause, parallel=parallel)
         self.batch_size, self.send_ids = batch_size, send_ids
-        self.name = f"reward {self.client.public(url)}"
+        self.name = f"reward {self.client.without_query(url)}"
         self.key_hint = (
             f"it comes from the environment variable {token_variable}, which is {'' if token else 'not '}set"
         )
@@ -95,11 +95,11 @@ class RemoteReward(Reward):
         """
         scores: list[float] = []
         try:
-            for answer in self.client.ask_all(payloads, read_scores):
+            for answer in self.client.request_all(payloads, read_scores):
                 if isinstance(answer, RequestFailed):
                     raise UserError(f"{self.name}: {answer.reason}; is this the address, and is the server up?")
                 scores += answer
-        except CredentialsRefused as refusal:
+        except CredentialsRejected as refusal:
             raise UserError(f"reward {refusal}; {self.key_hint}") from None
         return scores
 

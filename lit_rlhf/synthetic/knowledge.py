@@ -1,4 +1,7 @@
-"""Vocabulary and facts of the synthetic world: constants that do not depend on a seed."""
+"""Vocabulary and facts of the synthetic world: constants that do not depend on a seed.
+
+The words are data in British spelling: another word would change every file and result of the quickstart.
+"""
 
 from typing import Literal, NamedTuple, get_args
 

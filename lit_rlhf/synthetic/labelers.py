@@ -12,6 +12,7 @@ from itertools import combinations
 from random import Random
 from typing import NamedTuple
 
+from lit_rlhf.evaluation.agreement import match_decisions
 from lit_rlhf.synthetic.judge import Judgment, judge
 from lit_rlhf.synthetic.tasks import TaskPrompt
 
@@ -141,13 +142,12 @@ def compute_agreement(
     """
     agreed = compared = 0
     for prompt, responses in items:
-        signs = []
+        preferences = []
         for labeler in labelers:
-            ranks = rank_responses(labeler, prompt, responses)
-            signs.append([(two > one) - (two < one) for one, two in combinations(ranks, 2)])
-        for mine, theirs in combinations(signs, 2):
-            for one, two in zip(mine, theirs):
-                if one and two:
-                    compared += 1
-                    agreed += one == two
+            pairs = combinations(rank_responses(labeler, prompt, responses), 2)
+            preferences.append({i: 0.5 if one == two else float(one < two) for i, (one, two) in enumerate(pairs)})
+        for first, second in combinations(preferences, 2):
+            decided, _ = match_decisions(first, second)
+            compared += len(decided)
+            agreed += sum(decision.agrees for decision in decided)
     return agreed / compared if compared else math.nan

@@ -1,8 +1,8 @@
-"""This library against others on the same work: `make benchmark`, or with ARGS="reward_model" for one part.
+"""Benchmarks against other libraries on the same workload: `make benchmark`, or ARGS="reward_model" for one part.
 
-Every figure comes from processes of their own that run in turn (ours, the peer's, ours, …), each with a warm-up that is
-not counted; what is compared are medians. Peers are installed beside each other in `.venv-peers/`, seen by their own
-process alone. Results go to `runs/benchmarks/results.json` and to the terminal.
+Each measurement runs in a separate process; ours and the peer's alternate, each after a warm-up that is not counted,
+and medians are compared. Each peer is installed in its own folder of `.venv-peers/`, which only its process imports.
+Results go to `runs/benchmarks/results.json` and to the terminal.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import scaling
 import torch
-import work
+import workload
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -33,17 +33,17 @@ class Case(NamedTuple):
     name: str
     ours: list[str]  # script and arguments
     peer: list[str]
-    environment: str  # of the peer; one that is not in PEERS is this library's own
+    environment: str  # a key of PEERS, or a label where the peer needs no package of its own
     unit: str
-    work: int  # of that unit in one timed step, where the workers do not count it themselves
+    work: int  # units per timed step, unless the workers report them
     target: float
 
 
-BIAS = f"--bias={work.ENDS_AT_A_THIRD}"
+BIAS = f"--bias={workload.ENDS_AT_A_THIRD}"
 BF16 = "--precision=bf16-mixed"
-# on a GPU: 0.8 B parameters, prompts and responses of 256 tokens, of which a mean of about a third is used
+# on a GPU: 0.8 B parameters, prompts of 256 tokens, responses of at most 256, about a third of it on average
 GPU = ["--device=cuda", BF16, "--size=2048x16"]
-GPU_PPO = [*GPU, "--prompt=256", "--response=256", "--episodes=128", "--micro-batch=32", "--bias=3.1"]
+GPU_PPO = [*GPU, "--prompt=256", "--response=256", "--episodes=128", "--micro-batch-size=32", "--bias=3.1"]
 CASES = {
     "reward_model": [
         Case("K = 9 rankings, 64 + 64 tokens", ["ours_reward.py"], ["trl_reward.py"], "trl", "rankings/s", 1, 10.0)
@@ -51,9 +51,9 @@ CASES = {
     "ppo": [
         Case("PPO, no response ends early", ["ours_ppo.py"], ["trl_ppo.py"], "trl-1.12.0", "updates/s", 1, 1.2),
         Case(
-            "PPO, no response ends early, 8 episodes a backward pass",
-            ["ours_ppo.py", "--micro-batch=8"],
-            ["trl_ppo.py", "--micro-batch=8"],
+            "PPO, no response ends early, 8 episodes per backward pass",
+            ["ours_ppo.py", "--micro-batch-size=8"],
+            ["trl_ppo.py", "--micro-batch-size=8"],
             "trl-1.12.0",
             "updates/s",
             1,
@@ -81,7 +81,7 @@ CASES = {
     ],
     "ranks": [
         Case(
-            "PPO, two processes against one, a thread each",
+            "PPO, two processes against one, one thread each",
             ["ours_ppo.py", "--devices=2", "--threads=1"],
             ["ours_ppo.py", "--threads=1"],
             "one process",
@@ -124,7 +124,7 @@ CASES = {
 
 
 def install(peer: str) -> Path:
-    """Return the folder of a peer, installed without its dependencies, which it shares with the library."""
+    """Install a peer without its dependencies, which it shares with this library, and return its folder."""
     if peer not in PEERS:
         return ROOT
     folder = ROOT / ".venv-peers" / peer
@@ -135,7 +135,7 @@ def install(peer: str) -> Path:
 
 
 def measure(script: list[str], folder: Path, paths: list[Path]) -> dict[str, Any]:
-    """Run a worker in a process of its own and return what it reports."""
+    """Run a worker in a separate process and return its report."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(map(str, paths)),
         "TRL_EXPERIMENTAL_SILENCE": "1",
@@ -150,15 +150,17 @@ def measure(script: list[str], folder: Path, paths: list[Path]) -> dict[str, Any
 
 
 def compare(case: Case, folder: Path, rounds: int) -> dict[str, Any]:
-    """Return medians and ratios of a case, and what share of the machine's matrix products ours made."""
+    """Return medians and ratios of a case, and the FLOP/s of our side next to the machine's peak."""
     runs: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
     peer = install(case.environment)
     peak_rate = peak_flops(case.ours, folder)
     for _ in range(rounds):
         runs["ours"].append(measure(case.ours, folder, [ROOT, HERE]))
         runs["peer"].append(measure(case.peer, folder, [peer, HERE]))
-    seconds = {who: statistics.median(cost for run in own for cost in costs(run)) for who, own in runs.items()}
-    peak = {who: statistics.median(run["peak_mib"] for run in own) for who, own in runs.items()}
+    seconds = {
+        who: statistics.median(cost for run in side for cost in seconds_per_unit(run)) for who, side in runs.items()
+    }
+    peak = {who: statistics.median(run["peak_mib"] for run in side) for who, side in runs.items()}
     return {
         "name": case.name,
         "unit": case.unit,
@@ -175,42 +177,44 @@ def compare(case: Case, folder: Path, rounds: int) -> dict[str, Any]:
     }
 
 
-def costs(run: dict[str, Any]) -> list[float]:
-    """Seconds of each step, for a unit of work where the worker counted them."""
+def seconds_per_unit(run: dict[str, Any]) -> list[float]:
+    """Return the seconds of each step, per unit of work where the worker counted units."""
     return [second / unit for second, unit in zip(run["seconds"], run.get("units", [1] * len(run["seconds"])))]
 
 
 def peak_flops(script: list[str], folder: Path) -> float:
-    """Return the operations a second of bare matrix products on the device and in the precision of a worker."""
-    same = [word for word in script if word.startswith(("--device=", "--precision=", "--threads="))]
-    found = measure(["matrix_peak.py", *same], folder, [HERE])
-    return float(found["flops"]) / statistics.median(found["seconds"])
+    """Measure the FLOP/s of bare matrix products on the device and in the precision of a worker."""
+    options = [option for option in script if option.startswith(("--device=", "--precision=", "--threads="))]
+    result = measure(["matrix_peak.py", *options], folder, [HERE])
+    return float(result["flops"]) / statistics.median(result["seconds"])
 
 
 def reason_to_skip(case: Case, folder: Path) -> str:
-    """Return why this machine has nothing to show in a case, "" where it has."""
+    """Return why a case is pointless on this machine, or an empty string."""
     if BF16 not in case.ours or "--device=cuda" in case.ours:
         return ""
-    half, full = peak_flops(case.ours, folder) / 1e9, peak_flops([], folder) / 1e9
-    slow = f"this CPU makes {half:,.0f} GFLOP/s of matrix products in bfloat16, and {full:,.0f} in float32"
-    return slow if half < full else ""
+    bf16, fp32 = peak_flops(case.ours, folder) / 1e9, peak_flops([], folder) / 1e9
+    reason = f"this CPU reaches {bf16:,.0f} GFLOP/s of matrix products in bfloat16, and {fp32:,.0f} in float32"
+    return reason if bf16 < fp32 else ""
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The results as Markdown."""
-    lines = ["| work | ours | peer | ratio | aim | matrix peak | peak memory, ours / peer |", "|---" * 7 + "|"]
+    """Format the results as a Markdown table."""
+    lines = ["| work | ours | peer | ratio | target | matrix peak | peak memory, ours / peer |", "|---" * 7 + "|"]
     for r in results:
-        share = f"{r['flops'] / r['peak_flops']:.0%} of {r['peak_flops'] / 1e9:,.0f} GFLOP/s" if r["flops"] else ""
+        utilization = (
+            f"{r['flops'] / r['peak_flops']:.0%} of {r['peak_flops'] / 1e9:,.0f} GFLOP/s" if r["flops"] else ""
+        )
         memory = f"{r['peak_mib']['ours']:.0f} / {r['peak_mib']['peer']:.0f} MiB = {r['memory_ratio']:.2f}"
         lines.append(
             f"| {r['name']} ({r['unit']}) | {r['ours']:.3g} | {r['peer']:.3g} ({r['against']}) | {r['ratio']:.2f} | "
-            f"{r['target']} | {share} | {memory} |"
+            f"{r['target']} | {utilization} | {memory} |"
         )
     return "\n".join(lines)
 
 
-def grow(folder: Path) -> dict[str, list[float]]:
-    """Return the median seconds of a step at each value of each axis, by the axis's name."""
+def measure_scaling(folder: Path) -> dict[str, list[float]]:
+    """Return the median seconds per step at each value of each axis, by the name of the axis."""
     return {
         axis.name: [
             statistics.median(measure(axis.script(value), folder, [ROOT, HERE])["seconds"]) for value in axis.values
@@ -219,25 +223,27 @@ def grow(folder: Path) -> dict[str, list[float]]:
     }
 
 
-def write_work(folder: Path, parts: list[str]) -> None:
-    """Write models and data of the parts."""
+def write_workload(folder: Path, parts: list[str]) -> None:
+    """Write the models and data of the parts."""
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = [work.SIZE] + (scaling.SIZE.values if "scaling" in parts else []) + (["2048x16"] if "gpu" in parts else [])
+    sizes = (
+        [workload.SIZE] + (scaling.SIZE.values if "scaling" in parts else []) + (["2048x16"] if "gpu" in parts else [])
+    )
     for size in dict.fromkeys(sizes):
-        work.write_models(folder, size)
+        workload.write_models(folder, size)
     for length in (32, 256):
-        work.write_prompts(folder / f"prompts-{length}.jsonl", 256, length)
-    work.write_demonstrations(folder / "demonstrations.jsonl", 512)
+        workload.write_prompts(folder / f"prompts-{length}.jsonl", 256, length)
+    workload.write_demonstrations(folder / "demonstrations.jsonl", 512)
     for completions in scaling.COMPLETIONS.values:
-        work.write_rankings(folder / f"rankings-{completions}.jsonl", 32, completions, 64, 64)
+        workload.write_rankings(folder / f"rankings-{completions}.jsonl", 32, completions, 64, 64)
 
 
 def main() -> None:
-    """Run the parts that are named, or all that need no GPU."""
+    """Run the named parts, by default all that need no GPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [*CASES, "scaling"]
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(names)}; all but gpu")
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each side")
+    parser.add_argument("--rounds", type=int, default=3, help="processes per side")
     parsed = parser.parse_args()
     parts = parsed.parts or [name for name in names if name != "gpu"]
     unknown = sorted(set(parts) - set(names))
@@ -246,11 +252,11 @@ def main() -> None:
     if "gpu" in parts and not torch.cuda.is_available():
         sys.exit("error: the part 'gpu' needs a GPU, and there is none")
     folder = OUT / "work"
-    write_work(folder, parts)
+    write_workload(folder, parts)
     results = []
     for case in (case for name in parts for case in CASES.get(name, [])):
         if reason := reason_to_skip(case, folder):
-            print(f"left out: {case.name}: {reason}", flush=True)
+            print(f"skipped: {case.name}: {reason}", flush=True)
         else:
             results.append(compare(case, folder, parsed.rounds))
             print(table(results[-1:]), flush=True)  # a run of many parts may be stopped
@@ -258,7 +264,7 @@ def main() -> None:
     about |= {"torch": torch.__version__, "lightning": version("lightning"), "transformers": version("transformers")}
     if results:
         print(table(results))
-    growth = grow(folder) if "scaling" in parts else {}
+    growth = measure_scaling(folder) if "scaling" in parts else {}
     if growth:
         scaling.plot(growth, OUT / "scaling.svg")
         print(scaling.table(growth))

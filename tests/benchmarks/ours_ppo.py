@@ -1,10 +1,10 @@
-"""Seconds of a PPO update by this library: rollout, scoring and update, through the Trainer."""
+"""Time a PPO iteration of this library: rollout, scoring and update, through the Trainer."""
 
 from typing import Any
 
 import lightning as L
 import torch
-import work
+import workload
 
 from lit_rlhf.data import PromptDataModule
 from lit_rlhf.generation.sampling import SamplingParams
@@ -13,20 +13,20 @@ from lit_rlhf.rewards import RewardModelScorer
 from lit_rlhf.rollout.kl_controller import FixedKLController
 
 
-class Biased(PPOModule):
-    """Policy and reference with a constant on the end token's logit."""
+class BiasedPPOModule(PPOModule):
+    """PPO with a constant added to the end token's logit of policy and reference."""
 
     bias: float
 
     def configure_model(self) -> None:
-        """Load, then bias."""
+        """Load the models and add the bias."""
         super().configure_model()
         for model in (self.policy, self.frozen["reference"]):
-            work.bias_end(model, self.bias)
+            workload.bias_end_token(model, self.bias)
 
 
-class Clock(L.Callback):
-    """Seconds of every epoch (an iteration), and tokens of every response."""
+class IterationClock(L.Callback):
+    """Record the seconds and the mean response length of every epoch, which is an iteration."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -34,25 +34,25 @@ class Clock(L.Callback):
         self.lengths: list[float] = []
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Start."""
-        self.start = work.clock(self.device)
+        """Start the clock."""
+        self.start = workload.clock(self.device)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Stop."""
-        self.seconds.append(work.clock(self.device) - self.start)
+        """Stop the clock."""
+        self.seconds.append(workload.clock(self.device) - self.start)
         self.lengths.append(float(trainer.callback_metrics["response/length"]))
 
 
 def main() -> None:
-    """Run."""
-    parser = work.ppo_arguments()
+    """Time the steps and report."""
+    parser = workload.build_ppo_parser()
     parser.add_argument("--devices", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    torch.manual_seed(3)  # of the responses: where they end early, 21.8 tokens on average, a third of the limit
+    torch.manual_seed(3)  # samples responses of 21.8 tokens on average where they end early, a third of the limit
     minibatch = args.episodes // 4
     micro_batch_size = min(args.micro_batch_size, minibatch // args.devices)
-    module = Biased(
+    module = BiasedPPOModule(
         model=str(args.folder / f"policy-{args.size}"),
         reward=RewardModelScorer(str(args.folder / f"reward-{args.size}"), require_centered=False),
         sampling=SamplingParams(max_new_tokens=args.response),
@@ -66,7 +66,7 @@ def main() -> None:
         optimizer=lambda groups: torch.optim.AdamW(groups, lr=3e-6, fused=True),  # as TRL's by default
     )
     module.bias = args.bias
-    clock = Clock(args.device)
+    clock = IterationClock(args.device)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     trainer = L.Trainer(
         accelerator=args.device,
@@ -81,13 +81,15 @@ def main() -> None:
         default_root_dir=args.folder,
         **quiet,
     )
-    trainer.fit(module, PromptDataModule(str(work.prompt_file(args)), max_prompt_length=2048))
+    trainer.fit(module, PromptDataModule(str(workload.prompt_file(args)), max_prompt_length=2048))
     if trainer.is_global_zero:
         length = sum(clock.lengths) / len(clock.lengths)
         tokens = args.episodes // args.samples * args.prompt + args.episodes * length
-        # a product is 2 operations a parameter: rollout, reference, critic and reward model forward; two updates
-        # of three products each
-        work.report(clock.seconds[1:], length=length, flops=(4 * 2 + 2 * 6) * work.parameters(args.size) * tokens)
+        # 2 FLOP per parameter and token: forward of rollout, reference, critic and reward model; two trained models
+        # with 3 times a forward each
+        workload.report(
+            clock.seconds[1:], length=length, flops=(4 * 2 + 2 * 6) * workload.num_matmul_parameters(args.size) * tokens
+        )
 
 
 if __name__ == "__main__":

@@ -1,26 +1,26 @@
-"""Seconds of a training step on one ranking by this library: K completions, all pairs, one optimizer step."""
+"""Time a reward-model step of this library on one ranking: K completions, all pairs, one optimizer step."""
 
 import torch
-import work
-from stepping import Clock, trainer_of
+import workload
+from step_clock import StepClock, build_trainer
 
 from lit_rlhf.data import ComparisonDataModule
 from lit_rlhf.modules import RewardModule
 
 
 def main() -> None:
-    """Run."""
-    parser = work.arguments()
+    """Time the steps and report."""
+    parser = workload.build_parser()
     parser.add_argument("--rankings", default="rankings-9.jsonl")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    clock = Clock(args.device)
-    trainer = trainer_of(args, clock)
+    clock = StepClock(args.device)
+    trainer = build_trainer(args, clock)
     module = RewardModule(
         str(args.folder / f"policy-{args.size}"), lambda groups: torch.optim.AdamW(groups, lr=1e-5, fused=True)
     )
     trainer.fit(module, ComparisonDataModule(str(args.folder / args.rankings), micro_batch_size=1))
-    work.report(clock.seconds[1:])
+    workload.report(clock.seconds[1:])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Seconds of a rollout by this library's generator: one response a prompt, with the log-probs of its tokens."""
+"""Time a rollout by this library's generator: one response per prompt, with the log-probabilities of its tokens."""
 
 import torch
-import work
+import workload
 from transformers import LlamaForCausalLM
 
 from lit_rlhf.data.batches import PromptBatch
@@ -10,26 +10,26 @@ from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
 
 
 def main() -> None:
-    """Run."""
-    parser = work.ppo_arguments()
-    parser.add_argument("--compile", action="store_true", help="compile the step of a token, in the warm-up")
+    """Time the steps and report."""
+    parser = workload.build_ppo_parser()
+    parser.add_argument("--compile", action="store_true", help="compile the decode step, in the warm-up")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = LlamaForCausalLM.from_pretrained(args.folder / f"policy-{args.size}").eval()
     model.to(args.device, torch.bfloat16 if args.precision == "bf16-mixed" else torch.float32)
-    work.bias_end(model, args.bias)
+    workload.bias_end_token(model, args.bias)
     generator = CachedGenerator(compile=args.compile)
     seconds, tokens = [], []
-    for update, ids in enumerate(work.prompt_batches(args)):
+    for update, ids in enumerate(workload.prompt_batches(args)):
         ids = ids.to(args.device)
-        noise = sampling_uniforms(args.episodes, args.response, 0, update).to(args.device)
-        start = work.clock(args.device)
+        uniforms = sampling_uniforms(args.episodes, args.response, 0, update).to(args.device)
+        start = workload.clock(args.device)
         rollout = generator.generate(
-            model, PromptBatch.from_tokens(ids, torch.ones_like(ids)), SamplingParams(args.response), noise
+            model, PromptBatch.from_tokens(ids, torch.ones_like(ids)), SamplingParams(args.response), uniforms
         )
-        seconds.append(work.clock(args.device) - start)
+        seconds.append(workload.clock(args.device) - start)
         tokens.append(int(rollout.response_mask.sum()))
-    work.report(seconds[1:], units=tokens[1:])
+    workload.report(seconds[1:], units=tokens[1:])
 
 
 if __name__ == "__main__":

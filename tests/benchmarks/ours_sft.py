@@ -1,41 +1,41 @@
-"""Seconds of a step of supervised fine-tuning by this library, demonstrations packed; real tokens are counted."""
+"""Time a step of this library's supervised fine-tuning on packed demonstrations, per real token."""
 
 from typing import Any
 
 import lightning as L
 import torch
-import work
-from stepping import Clock, trainer_of
+import workload
+from step_clock import StepClock, build_trainer
 
 from lit_rlhf.data import DemonstrationDataModule
 from lit_rlhf.modules import SFTModule
 
 
-class TokenClock(Clock):
-    """The same, and the real tokens of every step."""
+class TokenClock(StepClock):
+    """Also record the real tokens of every step."""
 
     def __init__(self, device: str) -> None:
         super().__init__(device)
         self.tokens: list[int] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Count, then start."""
+        """Count tokens and start the clock."""
         self.tokens.append(int(batch.attention_mask.sum()))
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
 
 def main() -> None:
-    """Run."""
-    args = work.arguments().parse_args()
+    """Time the steps and report."""
+    args = workload.build_parser().parse_args()
     torch.set_num_threads(args.threads)
     clock = TokenClock(args.device)
-    trainer = trainer_of(args, clock)
+    trainer = build_trainer(args, clock)
     data = DemonstrationDataModule(
         str(args.folder / "demonstrations.jsonl"),
-        max_prompt_length=work.SFT_PROMPT,
-        max_completion_length=work.SFT_LENGTH - work.SFT_PROMPT,
-        micro_batch_size=work.SFT_ROWS * 7 // 4,  # of 144 tokens on average, where a row of the peers has 256
-        batching="packed",
+        max_prompt_length=workload.SFT_PROMPT,
+        max_completion_length=workload.SFT_LENGTH - workload.SFT_PROMPT,
+        micro_batch_size=workload.SFT_ROWS * 7 // 4,  # 144 tokens on average, and rows of the peers have 256
+        batching="packing",
     )
     trainer.fit(
         SFTModule(
@@ -43,7 +43,7 @@ def main() -> None:
         ),
         data,
     )
-    work.report(clock.seconds[1:], units=clock.tokens[1:], flops=6 * work.parameters(args.size))
+    workload.report(clock.seconds[1:], units=clock.tokens[1:], flops=6 * workload.num_matmul_parameters(args.size))
 
 
 if __name__ == "__main__":

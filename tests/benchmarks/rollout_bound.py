@@ -1,12 +1,12 @@
-"""Seconds of what a rollout cannot do without: the pass over the prompts, packed products and attention of each token.
+"""Time the lower bound of a rollout: prefill, and prepacked matrix products and attention of each decode step.
 
-The rows of a rollout of this library are recorded, and then nothing but these is done for as many rows and columns.
+The batch shapes of a rollout of this library are recorded, then only these operations are run on the same shapes.
 """
 
 from unittest import mock
 
 import torch
-import work
+import workload
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers import LlamaForCausalLM
@@ -17,8 +17,8 @@ from lit_rlhf.generation.llama_decoder import LlamaDecodeBatch, LlamaDecoder, _r
 from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
 
 
-def recorded(model: LlamaForCausalLM, ids: Tensor, noise: Tensor) -> tuple[list[tuple[int, int]], int]:
-    """The rows and columns of each step of a rollout, and its tokens."""
+def record_shapes(model: LlamaForCausalLM, ids: Tensor, uniforms: Tensor) -> tuple[list[tuple[int, int]], int]:
+    """Return rows and columns of each decode step of a rollout, and its number of tokens."""
     shapes: list[tuple[int, int]] = []
     step = LlamaDecodeBatch.step
 
@@ -29,19 +29,19 @@ def recorded(model: LlamaForCausalLM, ids: Tensor, noise: Tensor) -> tuple[list[
 
     with mock.patch.object(LlamaDecodeBatch, "step", spy):
         rollout = CachedGenerator().generate(
-            model, PromptBatch.from_tokens(ids, torch.ones_like(ids)), SamplingParams(noise.shape[1]), noise
+            model, PromptBatch.from_tokens(ids, torch.ones_like(ids)), SamplingParams(uniforms.shape[1]), uniforms
         )
     return shapes, int(rollout.response_mask.sum())
 
 
 @torch.inference_mode()
-def bound(model: LlamaForCausalLM, ids: Tensor, length: int, shapes: list[tuple[int, int]]) -> float:
-    """Seconds of it."""
+def time_bound(model: LlamaForCausalLM, ids: Tensor, length: int, shapes: list[tuple[int, int]]) -> float:
+    """Return the seconds of prefill, products and attention alone."""
     heads, size = model.config.num_attention_heads, model.config.head_dim
     decoder = LlamaDecoder(model)
     batch = decoder.start(ids, torch.ones_like(ids), 1, length)
     assert isinstance(batch, LlamaDecodeBatch)
-    start = work.clock()
+    start = workload.clock()
     batch.prefill()
     for count, columns in shapes:
         x, query = torch.ones(count, 1, model.config.hidden_size), torch.ones(count, heads, 1, size)
@@ -54,21 +54,21 @@ def bound(model: LlamaForCausalLM, ids: Tensor, length: int, shapes: list[tuple[
             layer.mlp.gate_up_proj(x)  # type: ignore[attr-defined]
             layer.mlp.down_proj(wide)  # type: ignore[attr-defined]
         linear(x, model.lm_head.weight)
-    return work.clock() - start
+    return workload.clock() - start
 
 
 def main() -> None:
-    """Run."""
-    args = work.ppo_arguments().parse_args()
+    """Time the steps and report."""
+    args = workload.build_ppo_parser().parse_args()
     torch.set_num_threads(args.threads)
     model = LlamaForCausalLM.from_pretrained(args.folder / f"policy-{args.size}").eval()
-    work.bias_end(model, args.bias)
+    workload.bias_end_token(model, args.bias)
     seconds, tokens = [], []
-    for update, ids in enumerate(work.prompt_batches(args)):
-        shapes, drawn = recorded(model, ids, sampling_uniforms(args.episodes, args.response, 0, update))
-        seconds.append(bound(model, ids, args.response, shapes))
-        tokens.append(drawn)
-    work.report(seconds[1:], units=tokens[1:])
+    for update, ids in enumerate(workload.prompt_batches(args)):
+        shapes, num_tokens = record_shapes(model, ids, sampling_uniforms(args.episodes, args.response, 0, update))
+        seconds.append(time_bound(model, ids, args.response, shapes))
+        tokens.append(num_tokens)
+    workload.report(seconds[1:], units=tokens[1:])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Seconds of a PPO update by TRL 1.12.0, the last release with a PPO trainer, on the same models and prompts."""
+"""Time a PPO iteration of TRL 1.12.0, the last release with a PPO trainer, on the same models and prompts."""
 
 import json
 from typing import Any
@@ -6,25 +6,25 @@ from typing import Any
 import datasets
 import torch
 import transformers
-import work
+import workload
 from transformers import TrainerCallback
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 
 class Clock(TrainerCallback):
-    """Seconds between the ends of two updates."""
+    """Record the time at the end of every update."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        """Remember when."""
-        self.ends.append(work.clock(args[0].device.type))
+        """Record the time."""
+        self.ends.append(workload.clock(args[0].device.type))
 
 
 def main() -> None:
-    """Run."""
-    args = work.ppo_arguments().parse_args()
+    """Time the steps and report."""
+    args = workload.build_ppo_parser().parse_args()
     torch.set_num_threads(args.threads)
     transformers.utils.logging.set_verbosity_error()
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.folder / f"policy-{args.size}", padding_side="left")
@@ -36,8 +36,8 @@ def main() -> None:
         for _ in range(2)
     )
     for model in (policy, reference):
-        work.bias_end(model, args.bias)
-    prompts = [json.loads(line)["prompt"] for line in work.prompt_file(args).read_text().splitlines()]
+        workload.bias_end_token(model, args.bias)
+    prompts = [json.loads(line)["prompt"] for line in workload.prompt_file(args).read_text().splitlines()]
     rows = [{"input_ids": tokenizer(prompt)["input_ids"]} for prompt in prompts for _ in range(args.samples)]
     micro_batch_size = min(args.micro_batch_size, args.episodes // 4)
     settings = PPOConfig(
@@ -51,7 +51,7 @@ def main() -> None:
         num_ppo_epochs=1,
         local_rollout_forward_batch_size=args.episodes,
         total_episodes=args.episodes * (args.updates + 1),
-        max_new_tokens=args.response,
+        response_length=args.response,
         temperature=1.0,
         stop_token="eos",
         kl_coef=0.05,
@@ -75,7 +75,7 @@ def main() -> None:
         callbacks=[clock],
     )
     trainer.train()
-    work.report([later - earlier for earlier, later in zip(clock.ends, clock.ends[1:])])
+    workload.report([later - earlier for earlier, later in zip(clock.ends, clock.ends[1:])])
 
 
 if __name__ == "__main__":

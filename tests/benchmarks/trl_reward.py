@@ -1,4 +1,4 @@
-"""Seconds of a training step on one ranking by TRL's RewardTrainer: its pairs, as separate rows of one batch."""
+"""Time a step of TRL's RewardTrainer on one ranking: its pairs, as separate rows of one batch."""
 
 import json
 from itertools import combinations
@@ -7,29 +7,29 @@ from typing import Any
 import datasets
 import torch
 import transformers
-import work
+import workload
 from transformers import TrainerCallback
 from trl import RewardConfig, RewardTrainer
 
 
 class Clock(TrainerCallback):
-    """Seconds of every step."""
+    """Record the seconds of every step."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Start."""
-        self.start = work.clock(args[0].device.type)
+        """Start the clock."""
+        self.start = workload.clock(args[0].device.type)
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        """Stop."""
-        self.seconds.append(work.clock(args[0].device.type) - self.start)
+        """Stop the clock."""
+        self.seconds.append(workload.clock(args[0].device.type) - self.start)
 
 
 def main() -> None:
-    """Run."""
-    args = work.arguments().parse_args()
+    """Time the steps and report."""
+    args = workload.build_parser().parse_args()
     torch.set_num_threads(args.threads)
     transformers.utils.logging.set_verbosity_error()
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.folder / f"policy-{args.size}")
@@ -41,9 +41,9 @@ def main() -> None:
         row = json.loads(line)
         texts = [f"{row['prompt']} {completion} <eos>" for completion in row["completions"]]
         ids = [tokenizer(text)["input_ids"] for _, text in sorted(zip(row["ranks"], texts))]
-        both = list(combinations(ids, 2))
-        per_ranking = len(both)
-        pairs += [{"chosen_ids": better, "rejected_ids": worse} for better, worse in both]
+        ranking_pairs = list(combinations(ids, 2))
+        per_ranking = len(ranking_pairs)
+        pairs += [{"chosen_ids": better, "rejected_ids": worse} for better, worse in ranking_pairs]
     settings = RewardConfig(
         output_dir=str(args.folder / "trl"),
         use_cpu=args.device == "cpu",
@@ -67,7 +67,7 @@ def main() -> None:
         callbacks=[clock],
     )
     trainer.train()
-    work.report(clock.seconds[1:])
+    workload.report(clock.seconds[1:])
 
 
 if __name__ == "__main__":

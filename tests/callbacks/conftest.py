@@ -1,5 +1,5 @@
 """The quiet trainer of the modules' tests."""
 
-from tests.modules.conftest import trainer_of
+from tests.modules.conftest import make_trainer
 
-__all__ = ["trainer_of"]
+__all__ = ["make_trainer"]

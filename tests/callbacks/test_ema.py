@@ -21,7 +21,7 @@ from lit_rlhf.rewards.base import Reward
 from lit_rlhf.strategies import FSDP2Strategy
 from tests.helpers.ppo_fakes import PromptData
 from tests.helpers.ranks import on_ranks
-from tests.helpers.small_runs import demonstrations, quiet_trainer, sgd, whole_weights, write_rows
+from tests.helpers.small_runs import demonstrations, full_weights, quiet_trainer, sgd, write_rows
 
 
 class RecordWeights(L.Callback):
@@ -117,10 +117,10 @@ def test_a_resumed_run_is_equal_to_the_last_bit(llama, tmp_path, adapter):
         trainer.fit(module, datamodule=data, ckpt_path=start)
         return copy_trainable(module), callback
 
-    uninterrupted, callback = run("whole")
+    uninterrupted, callback = run("uninterrupted")
     assert len(callback.get_average()) == len(uninterrupted) < (200 if adapter is None else 60)
     for step in (3, 4):
-        resumed, _ = run(f"from-{step}", tmp_path / "whole" / f"step={step}.ckpt")
+        resumed, _ = run(f"from-{step}", tmp_path / "uninterrupted" / f"step={step}.ckpt")
         assert all(torch.equal(uninterrupted[name], resumed[name]) for name in uninterrupted)
 
 
@@ -135,14 +135,14 @@ def test_sharded_weights_have_the_average_of_one_process(llama, tmp_path):
             tmp_path, max_epochs=1, callbacks=[EMA(0.7), kept], enable_checkpointing=True, **settings
         )
         trainer.fit(module, datamodule=data, ckpt_path=start)
-        return whole_weights(module)
+        return full_weights(module)
 
     one = run()
     shutil.rmtree(tmp_path / "kept")
 
     def two() -> list[list[torch.Tensor]]:
-        whole = run(devices=2, strategy=FSDP2Strategy())
-        return [whole, run(tmp_path / "kept" / "step=1.ckpt", devices=2, strategy=FSDP2Strategy())]
+        sharded = run(devices=2, strategy=FSDP2Strategy())
+        return [sharded, run(tmp_path / "kept" / "step=1.ckpt", devices=2, strategy=FSDP2Strategy())]
 
     for runs in on_ranks(two, tmp_path):
         for weights in runs:

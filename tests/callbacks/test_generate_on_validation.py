@@ -1,4 +1,4 @@
-"""GenerateOnValidation: the logged score equals that of responses sampled one by one; a checkpoint is selected by it."""
+"""GenerateOnValidation: the score equals that of responses sampled one by one; a checkpoint is selected by it."""
 
 import json
 from pathlib import Path

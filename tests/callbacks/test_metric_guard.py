@@ -50,36 +50,36 @@ def build_module(llama: str) -> PPOModule:
     )
 
 
-def train(trainer_of: Any, llama: str, values: dict[int, float], epochs: int, **settings: Any) -> tuple[Any, Any, Any]:
+def train(make_trainer: Any, llama: str, values: dict[int, float], epochs: int, **settings: Any) -> tuple[Any, Any, Any]:
     """Train with a schedule of metric values; return schedule, MetricGuard and module."""
     schedule, module = LogSchedule(values), build_module(llama)
     limit = {"scheduled": MetricLimit(above=1.0, action="rollback")}
     callback = MetricGuard(**{"limits": limit, "keep_every_n_epochs": 1, **settings})
-    trainer_of(max_epochs=epochs, callbacks=[schedule, callback]).fit(module, datamodule=PromptData())
+    make_trainer(max_epochs=epochs, callbacks=[schedule, callback]).fit(module, datamodule=PromptData())
     return schedule, callback, module
 
 
-def test_a_warning_names_metric_value_limit_and_iteration(llama, trainer_of):
+def test_a_warning_names_metric_value_limit_and_iteration(llama, make_trainer):
     with pytest.warns(
         UserWarning, match=r"MetricGuard: scheduled is 3 in iteration 1, the limit is at least -1 and at most 2"
     ):
-        train(trainer_of, llama, {1: 3.0}, 2, limits={"scheduled": MetricLimit(above=2.0, below=-1.0)})
+        train(make_trainer, llama, {1: 3.0}, 2, limits={"scheduled": MetricLimit(above=2.0, below=-1.0)})
 
 
-def test_a_stop_is_an_error_and_counts_iterations_in_a_row(llama, trainer_of):
+def test_a_stop_is_an_error_and_counts_iterations_in_a_row(llama, make_trainer):
     limits = {"scheduled": MetricLimit(above=1.0, patience=2, action="stop")}
     with pytest.raises(UserError, match=r"MetricGuard: scheduled is 5 in iteration 4.*\(2 iterations in a row\)"):
-        train(trainer_of, llama, {1: 5.0, 3: 5.0, 4: 5.0}, 6, limits=limits)
+        train(make_trainer, llama, {1: 5.0, 3: 5.0, 4: 5.0}, 6, limits=limits)
 
 
 def test_nan_violates_every_limit():
     assert MetricLimit(above=1.0).is_violated_by(float("nan")) and MetricLimit(below=1.0).is_violated_by(float("nan"))
 
 
-def test_a_rollback_takes_the_weights_that_sampled_the_last_good_rollout(llama, trainer_of, tmp_path):
-    """Iteration 3 violates a limit: the weights after iteration 1, which sampled iteration 2, are the last good ones."""
+def test_a_rollback_takes_the_weights_that_sampled_the_last_good_rollout(llama, make_trainer, tmp_path):
+    """Iteration 3 violates a limit: the weights after iteration 1, which sampled 2, are the last good ones."""
     with pytest.warns(UserWarning, match=r"scheduled is 9 in iteration 3.*rolled back to the weights of step 8"):
-        schedule, callback, module = train(trainer_of, llama, {3: 9.0}, 4)
+        schedule, callback, module = train(make_trainer, llama, {3: 9.0}, 4)
     assert schedule.steps == [4, 8, 12, 16]
     assert not torch.equal(schedule.weights[1], schedule.weights[3])
     assert torch.equal(module.policy.lm_head.weight, schedule.weights[1])
@@ -89,34 +89,34 @@ def test_a_rollback_takes_the_weights_that_sampled_the_last_good_rollout(llama, 
     assert good["global_step"] == 8
 
 
-def test_a_run_continues_after_a_rollback(llama, trainer_of):
+def test_a_run_continues_after_a_rollback(llama, make_trainer):
     with pytest.warns(UserWarning, match="rolled back"):
-        schedule, _, module = train(trainer_of, llama, {2: 9.0}, 5)
+        schedule, _, module = train(make_trainer, llama, {2: 9.0}, 5)
     assert schedule.steps[-1] == 20  # a rollback does not reset the step, which selects prompts and noise
     assert not torch.equal(schedule.weights[3], schedule.weights[0])
     assert all(torch.isfinite(p).all() for p in module.policy.parameters())
 
 
-def test_too_many_rollbacks_stop_the_run(llama, trainer_of):
+def test_too_many_rollbacks_stop_the_run(llama, make_trainer):
     with (
         pytest.warns(UserWarning),
         pytest.raises(UserError, match="has rolled back 1 times and violates a limit again"),
     ):
-        train(trainer_of, llama, {2: 9.0, 3: 9.0}, 5, max_rollbacks=1)
+        train(make_trainer, llama, {2: 9.0, 3: 9.0}, 5, max_rollbacks=1)
 
 
-def test_a_rollback_without_a_good_checkpoint_is_an_error(llama, trainer_of):
+def test_a_rollback_without_a_good_checkpoint_is_an_error(llama, make_trainer):
     with pytest.raises(UserError, match="no good checkpoint to roll back to yet"):
-        train(trainer_of, llama, {0: 9.0}, 2)
+        train(make_trainer, llama, {0: 9.0}, 2)
 
 
-def test_a_metric_that_is_not_logged_is_an_error(llama, trainer_of):
+def test_a_metric_that_is_not_logged_is_an_error(llama, make_trainer):
     with pytest.raises(UserError, match=r"no metric 'reward/klx' is logged; there are .*reward/kl,"):
-        train(trainer_of, llama, {}, 1, limits={"reward/klx": MetricLimit(above=1.0)})
+        train(make_trainer, llama, {}, 1, limits={"reward/klx": MetricLimit(above=1.0)})
 
 
-def test_the_default_limits_accept_a_healthy_run(llama, trainer_of, recwarn):
-    trainer_of(max_epochs=2, callbacks=[MetricGuard()]).fit(build_module(llama), datamodule=PromptData())
+def test_the_default_limits_accept_a_healthy_run(llama, make_trainer, recwarn):
+    make_trainer(max_epochs=2, callbacks=[MetricGuard()]).fit(build_module(llama), datamodule=PromptData())
     assert not [each for each in recwarn if "MetricGuard" in str(each.message)]
 
 

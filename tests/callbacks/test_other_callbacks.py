@@ -1,4 +1,4 @@
-"""Export at the end, sample tables, and the stop at a loss that is no number."""
+"""ExportModel, LogSamples and TerminateOnNaN."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,9 @@ from lit_rlhf.errors import UserError
 from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.models.loading_config import LoRA
 from lit_rlhf.modules import PPOConfig, PPOModule, RewardModule, SFTModule
+from lit_rlhf.rewards.base import Reward
 from lit_rlhf.strategies import FSDP2Strategy
+from tests.callbacks.fake_wandb_logger import FakeWandbLogger
 from tests.helpers.ppo_fakes import PromptData
 from tests.helpers.ranks import on_ranks
 from tests.helpers.small_runs import demonstrations, quiet_trainer, rankings, sgd, write_rows
@@ -51,7 +53,7 @@ def test_the_exported_reward_model_is_the_trained_one(llama, tmp_path):
 
 
 @pytest.mark.parametrize("adapter", [None, LoRA(rank=2)], ids=["full", "lora"])
-def test_a_sharded_model_is_exported_whole(adapter, llama, rows, tmp_path):
+def test_a_sharded_model_is_exported_unsharded(adapter, llama, rows, tmp_path):
     def train() -> torch.Tensor:
         module = SFTModule(llama, sgd(0.5), adapter=adapter)
         trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[ExportModel()], devices=2, strategy=FSDP2Strategy())
@@ -73,36 +75,21 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_loaded(l
         trainer.fit(SFTModule(llama), datamodule=DemonstrationDataModule(rows, micro_batch_size=4))
 
 
-class TableLogger(CSVLogger):
-    """As much of WandbLogger as a table needs."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(str(folder), name="", version="")
-        self.tables: list[tuple[str, list[str], list[list[Any]]]] = []
-
-    def log_table(self, key: str, columns: list[str], data: list[list[Any]]) -> None:
-        """Keep it."""
-        self.tables.append((key, columns, data))
-
-
-class Length:
-    """The score is the number of words."""
-
-    def prepare(self, *_: Any) -> None:
-        """Nothing to load."""
+class WordCount(Reward):
+    """Scores the number of words."""
 
     def score(self, episodes: Any) -> torch.Tensor:
-        """Count."""
         return torch.tensor([float(len(response.split())) for response in episodes.responses])
 
 
-def test_samples_go_to_a_file_and_to_a_logger_with_tables(llama, tmp_path):
-    logger = TableLogger(tmp_path / "log")
+def test_samples_go_to_a_file_and_to_a_wandb_logger(llama, tmp_path):
+    csv_logger, logger = CSVLogger(str(tmp_path / "log"), name="", version=""), FakeWandbLogger()
     module = PPOModule(
-        llama, Length(), SamplingParams(6), PPOConfig(rollout_batch_size=8, micro_batch_size=4), optimizer=sgd(0.1)
+        llama, WordCount(), SamplingParams(6), PPOConfig(rollout_batch_size=8, micro_batch_size=4), optimizer=sgd(0.1)
     )
     table = LogSamples(every_n_epochs=2, rows=3)
-    quiet_trainer(tmp_path, max_epochs=4, logger=logger, callbacks=[table]).fit(module, datamodule=PromptData())
+    trainer = quiet_trainer(tmp_path, max_epochs=4, logger=[csv_logger, logger], callbacks=[table])
+    trainer.fit(module, datamodule=PromptData())
     written = [json.loads(line) for line in (tmp_path / "log" / "samples.jsonl").read_text().splitlines()]
     assert [row["step"] for row in written] == [2, 2, 2, 6, 6, 6]
     assert [key for key, _, _ in logger.tables] == ["samples", "samples"]
@@ -112,17 +99,17 @@ def test_samples_go_to_a_file_and_to_a_logger_with_tables(llama, tmp_path):
     for row in written:
         assert row["score"] == len(row["response"].split())
         assert set(row["prompt"].split()) <= {f"w{i}" for i in range(28)}
-    assert all(abs(row["kl"]) < 1e-4 for row in written[:3]), "the first rollout is the reference's own"
+    assert all(abs(row["kl"]) < 1e-4 for row in written[:3]), "the first rollout is sampled from the reference"
 
 
-def test_a_loss_that_is_no_number_stops_before_the_weights_change(llama, rows, tmp_path):
+def test_a_nan_loss_stops_before_the_weights_change(llama, rows, tmp_path):
     module = SFTModule(llama, sgd(0.5))
 
-    def poisoned(batch: Any, batch_idx: int) -> torch.Tensor:
+    def nan_step(batch: Any, batch_idx: int) -> torch.Tensor:
         loss = SFTModule.training_step(module, batch, batch_idx)
         return loss * float("nan") if (module.current_epoch, batch_idx) == (1, 2) else loss
 
-    module.training_step = poisoned  # type: ignore[method-assign]
+    module.training_step = nan_step  # type: ignore[method-assign]
     kept = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=1, save_last=True)
     callbacks = [kept, TerminateOnNaN()]
     trainer = quiet_trainer(tmp_path, max_epochs=3, enable_checkpointing=True, callbacks=callbacks)
@@ -142,8 +129,8 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change(llama, rows, t
     assert resumed.global_step == 12
 
 
-def test_a_pretraining_loss_that_is_no_number_stops_too(llama, rows, tmp_path):
-    class PoisonedMix(SFTModule):
+def test_an_infinite_pretraining_loss_stops_too(llama, rows, tmp_path):
+    class InfiniteMix(SFTModule):
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
             loss = super().training_step(batch, batch_idx)
             return loss * float("inf") if type(batch).__name__ == "PretrainingBatch" else loss
@@ -152,10 +139,10 @@ def test_a_pretraining_loss_that_is_no_number_stops_too(llama, rows, tmp_path):
     mix = PretrainingMix(str(tmp_path / "text.txt"), 1.0, micro_batch_size=2, seq_len=16)
     trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[mix, TerminateOnNaN()])
     with pytest.raises(UserError, match=r"the loss is inf at step 0 \(epoch 0, batch 0\)"):
-        trainer.fit(PoisonedMix(llama), datamodule=DemonstrationDataModule(rows, micro_batch_size=4))
+        trainer.fit(InfiniteMix(llama), datamodule=DemonstrationDataModule(rows, micro_batch_size=4))
 
 
-def test_a_run_of_another_module_needs_no_samples(llama, rows, tmp_path):
+def test_a_module_without_samples_writes_no_file(llama, rows, tmp_path):
     trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[LogSamples(1)])
     trainer.fit(SFTModule(llama), datamodule=DemonstrationDataModule(rows, micro_batch_size=4))
     assert not list(tmp_path.rglob("samples.jsonl"))

@@ -1,4 +1,4 @@
-"""The pretraining mix: the gradient of a step is that of the stage plus γ times that of the text, however it is cut."""
+"""PretrainingMix: the gradient of a step is that of the stage plus γ times that of the text, for any batch shape."""
 
 import math
 from enum import Enum
@@ -27,7 +27,7 @@ LENGTH = 12
 
 
 class Gradients(L.Callback):
-    """The gradients of every optimizer step."""
+    """Store the gradients of every optimizer step."""
 
     def __init__(self) -> None:
         self.steps: list[list[Tensor]] = []
@@ -45,187 +45,194 @@ def rows() -> list[dict[str, Any]]:
 
 @pytest.fixture
 def text(tmp_path: Path) -> str:
-    """48 tokens with their ends: one minibatch of 4 blocks of 12."""
+    """48 tokens, end tokens included: one minibatch of 4 blocks of 12."""
     documents = [" ".join(f"w{(5 * i + 3 * j) % 28}" for j in range(7)) for i in range(6)]
     (tmp_path / "text.txt").write_text("\n\n".join(documents))
     return str(tmp_path / "text.txt")
 
 
 class Expected(NamedTuple):
-    """The gradients of a step, in plain torch."""
+    """Gradients of a step, computed in plain torch."""
 
     stage: list[Tensor]  # of the mean over completion tokens
-    mixed: list[Tensor]  # γ times that of the mean over text tokens
+    pretraining: list[Tensor]  # γ times that of the mean over text tokens
 
     @property
-    def whole(self) -> list[Tensor]:
-        """Their sum."""
-        return [one + other for one, other in zip(self.stage, self.mixed)]
+    def total(self) -> list[Tensor]:
+        """The sum of both."""
+        return [one + other for one, other in zip(self.stage, self.pretraining)]
 
     @property
     def norms(self) -> dict[str, float]:
-        """What is logged of them."""
-        mixed, stage = (math.sqrt(sum(float(g.double().square().sum()) for g in part)) for part in self[::-1])
+        """The logged norms."""
+        pretraining, stage = (math.sqrt(sum(float(g.double().square().sum()) for g in part)) for part in self[::-1])
         names = ("pretraining/grad_norm", "policy/grad_norm", "pretraining/grad_norm_ratio")
-        return dict(zip(names, (mixed, stage, mixed / stage)))
+        return dict(zip(names, (pretraining, stage, pretraining / stage)))
 
 
-def expected(model: str, tokenizer: Any, rows: list[dict[str, Any]], text: str) -> Expected:
-    """Row by row."""
+def compute_expected(model: str, tokenizer: Any, rows: list[dict[str, Any]], text: str) -> Expected:
+    """Compute the gradients row by row."""
     plain = AutoModelForCausalLM.from_pretrained(model)
     pairs = [(tokenizer.encode(row["prompt"]), [*tokenizer.encode(row["completion"]), 1]) for row in rows]
     stage = torch.zeros(())
     for prompt, completion in pairs:
         logits = plain(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
         stage = stage + F.cross_entropy(logits, torch.tensor(completion), reduction="sum")
-    stream = [token for each in Path(text).read_text().split("\n\n") for token in [*tokenizer.encode(each), 1]]
+    stream = [token for document in Path(text).read_text().split("\n\n") for token in [*tokenizer.encode(document), 1]]
     blocks = torch.tensor(stream).view(-1, LENGTH)
     assert len(blocks) == 4
     logits = plain(blocks).logits[:, :-1]
-    mixed = F.cross_entropy(logits.flatten(0, 1), blocks[:, 1:].flatten(), reduction="mean")
-    losses = stage / sum(len(completion) for _, completion in pairs), GAMMA * mixed
+    pretraining = F.cross_entropy(logits.flatten(0, 1), blocks[:, 1:].flatten(), reduction="mean")
+    losses = stage / sum(len(completion) for _, completion in pairs), GAMMA * pretraining
     return Expected(*(list(torch.autograd.grad(loss, list(plain.parameters()))) for loss in losses))
 
 
-def gradients(
-    model: str, path: str, text: str, folder: Path, cut: int, passes: int = 1, **settings: Any
+def compute_gradients(
+    model: str, path: str, text: str, folder: Path, parts: int, num_micro_batches: int = 1, **settings: Any
 ) -> tuple[list[list[Tensor]], dict[str, float]]:
-    """Two steps of SFT with the mix at a learning rate of 0; `cut` parts a minibatch. Also what was logged."""
-    watch = Gradients()
-    mix = PretrainingMix(text, GAMMA, micro_batch_size=4 // cut // passes, passes=passes, seq_len=LENGTH)
+    """Run two steps of SFT with the mix at learning rate 0, a minibatch in `parts`; return gradients and metrics."""
+    recorder, micro_batch_size = Gradients(), 4 // parts // num_micro_batches
+    mix = PretrainingMix(
+        text, GAMMA, micro_batch_size=micro_batch_size, num_micro_batches=num_micro_batches, seq_len=LENGTH
+    )
     if settings.get("strategy") == "fsdp":
         settings["strategy"] = FSDP2Strategy()
-    trainer = quiet_trainer(folder, max_epochs=2, callbacks=[mix, watch], **settings)
-    trainer.fit(SFTModule(model, sgd(0.0)), datamodule=DemonstrationDataModule(path, micro_batch_size=8 // cut))
-    return watch.steps, {name: float(value) for name, value in trainer.callback_metrics.items()}
+    trainer = quiet_trainer(folder, max_epochs=2, callbacks=[mix, recorder], **settings)
+    trainer.fit(SFTModule(model, sgd(0.0)), datamodule=DemonstrationDataModule(path, micro_batch_size=8 // parts))
+    return recorder.steps, {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
 def assert_each_step(run: tuple[list[list[Tensor]], dict[str, float]], reference: Expected) -> None:
     steps, logged = run
     assert len(steps) == 2
     for step in steps:
-        for mine, theirs in zip(step, reference.whole, strict=True):
-            torch.testing.assert_close(mine, theirs, atol=2e-6, rtol=2e-5)
+        for actual, expected in zip(step, reference.total, strict=True):
+            torch.testing.assert_close(actual, expected, atol=2e-6, rtol=2e-5)
     for name, norm in reference.norms.items():
         assert logged[name] == pytest.approx(norm, rel=1e-5), name
 
 
-@pytest.mark.parametrize(("accumulate", "passes"), [(1, 1), (2, 1), (2, 2), (4, 1)])
-def test_the_gradient_on_one_process(accumulate, passes, llama, tokenizer, rows, text, tmp_path):
-    path, reference = write_rows(tmp_path / "rows.jsonl", rows), expected(llama, tokenizer, rows, text)
-    run = gradients(llama, path, text, tmp_path, accumulate, passes, accumulate_grad_batches=accumulate)
+@pytest.mark.parametrize(("accumulate", "num_micro_batches"), [(1, 1), (2, 1), (2, 2), (4, 1)])
+def test_the_gradient_on_one_process(accumulate, num_micro_batches, llama, tokenizer, rows, text, tmp_path):
+    path, reference = write_rows(tmp_path / "rows.jsonl", rows), compute_expected(llama, tokenizer, rows, text)
+    run = compute_gradients(
+        llama, path, text, tmp_path, accumulate, num_micro_batches, accumulate_grad_batches=accumulate
+    )
     assert_each_step(run, reference)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_gradient_on_two_ranks(accumulate, strategy, llama, tokenizer, rows, text, tmp_path):
-    path, reference = write_rows(tmp_path / "rows.jsonl", rows), expected(llama, tokenizer, rows, text)
+    path, reference = write_rows(tmp_path / "rows.jsonl", rows), compute_expected(llama, tokenizer, rows, text)
     sizes = {"devices": 2, "strategy": strategy, "accumulate_grad_batches": accumulate}
-    passes = 2 // accumulate
-    for run in on_ranks(lambda: gradients(llama, path, text, tmp_path, 2 * accumulate, passes, **sizes), tmp_path):
+
+    def run_rank() -> tuple[list[list[Tensor]], dict[str, float]]:
+        return compute_gradients(llama, path, text, tmp_path, 2 * accumulate, 2 // accumulate, **sizes)
+
+    for run in on_ranks(run_rank, tmp_path):
         assert_each_step(run, reference)
 
 
 class AfterTheStage(PretrainingMix):
-    """The order that reads as the paper does, and is wrong: the text after the stage."""
+    """The order of the paper's formula, which is wrong here: the text after the stage."""
 
-    through_the_wrapper: bool
+    uses_wrapper: bool
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Nothing first."""
+        """Add nothing before the stage."""
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """The stage was reduced by now; what is added here stays on its rank."""
-        cut = BatchShape(self.micro_batch_size, 1, trainer.world_size, trainer.global_rank)
-        mixed = PretrainingBatch(*self.blocks.get_batch(trainer.global_step, 0, cut))
-        if self.through_the_wrapper:
-            loss = trainer.strategy.training_step(mixed, 0)
+        """Add the gradient after the reduction of the stage, so that it stays on its rank."""
+        shape = BatchShape(self.micro_batch_size, 1, trainer.world_size, trainer.global_rank)
+        batch = PretrainingBatch(*self.blocks.get_batch(trainer.global_step, 0, shape))
+        if self.uses_wrapper:
+            loss = trainer.strategy.training_step(batch, 0)
         else:
-            loss = pl_module.training_step(mixed, 0)
+            loss = pl_module.training_step(batch, 0)
         (self.coefficient * loss).backward()
 
 
-class AfterPastTheWrapper(AfterTheStage):
-    through_the_wrapper = False
+class AfterWithoutWrapper(AfterTheStage):
+    uses_wrapper = False
 
 
-class AfterThroughTheWrapper(AfterTheStage):
-    through_the_wrapper = True
+class AfterWithWrapper(AfterTheStage):
+    uses_wrapper = True
 
 
-class BeforePastTheWrapper(PretrainingMix):
-    """Text first, past the strategy's wrapper: right, but outside the Trainer's autocast."""
+class BeforeWithoutWrapper(PretrainingMix):
+    """Text first, without the wrapper of the strategy: right, but outside the autocast of the Trainer."""
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
-        cut = BatchShape(self.micro_batch_size, 1, trainer.world_size, trainer.global_rank)
-        mixed = PretrainingBatch(*self.blocks.get_batch(trainer.global_step, 0, cut))
-        (self.coefficient * pl_module.training_step(mixed, 0)).backward()
+        shape = BatchShape(self.micro_batch_size, 1, trainer.world_size, trainer.global_rank)
+        batch = PretrainingBatch(*self.blocks.get_batch(trainer.global_step, 0, shape))
+        (self.coefficient * pl_module.training_step(batch, 0)).backward()
 
 
-class WithinTheStage(BeforePastTheWrapper):
-    """Between the stage's forward and its backward pass."""
+class BetweenForwardAndBackward(BeforeWithoutWrapper):
+    """Text between forward and backward pass of the stage."""
 
     on_train_batch_start = AfterTheStage.on_train_batch_start
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: Any, loss: Tensor) -> None:
-        """The wrapper reduces the text's gradients, for which it waited, and then not the stage's."""
-        BeforePastTheWrapper.on_train_batch_start(self, trainer, pl_module)
+        """The wrapper reduces the gradients of the text, which come first, and then not those of the stage."""
+        BeforeWithoutWrapper.on_train_batch_start(self, trainer, pl_module)
 
 
-class Synchronised(PretrainingMix):
-    """Text first and reduced, then the stage into the same buffer."""
+class SynchronizedBefore(PretrainingMix):
+    """Text first, with a reduction of its own, then the stage into the same gradients."""
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
-        cut = BatchShape(self.micro_batch_size, 1, trainer.world_size, trainer.global_rank)
-        mixed = PretrainingBatch(*self.blocks.get_batch(trainer.global_step, 0, cut))
-        loss = trainer.strategy.training_step(mixed, 0)
+        shape = BatchShape(self.micro_batch_size, 1, trainer.world_size, trainer.global_rank)
+        batch = PretrainingBatch(*self.blocks.get_batch(trainer.global_step, 0, shape))
+        loss = trainer.strategy.training_step(batch, 0)
         trainer.strategy.backward(self.coefficient * loss, None)
 
 
 class Outcome(Enum):
-    """What comes of a way of adding the text's gradient."""
+    """Result of a way of adding the gradient of the text."""
 
     RIGHT = "the reference gradient on both ranks"
-    SILENTLY_WRONG = "each rank has a gradient of its own, and nothing is said"
+    SILENTLY_WRONG = "ranks have different gradients, without an error"
 
 
 WAYS = [
     (PretrainingMix, "ddp", Outcome.RIGHT),
     (PretrainingMix, "fsdp", Outcome.RIGHT),
-    (AfterPastTheWrapper, "ddp", Outcome.SILENTLY_WRONG),
-    (AfterPastTheWrapper, "fsdp", Outcome.RIGHT),
-    (AfterThroughTheWrapper, "ddp", Outcome.RIGHT),
-    (BeforePastTheWrapper, "ddp", Outcome.RIGHT),
-    (WithinTheStage, "ddp", Outcome.SILENTLY_WRONG),
-    (Synchronised, "ddp", Outcome.RIGHT),
+    (AfterWithoutWrapper, "ddp", Outcome.SILENTLY_WRONG),
+    (AfterWithoutWrapper, "fsdp", Outcome.RIGHT),
+    (AfterWithWrapper, "ddp", Outcome.RIGHT),
+    (BeforeWithoutWrapper, "ddp", Outcome.RIGHT),
+    (BetweenForwardAndBackward, "ddp", Outcome.SILENTLY_WRONG),
+    (SynchronizedBefore, "ddp", Outcome.RIGHT),
 ]
 
 
 @pytest.mark.parametrize(("way", "strategy", "outcome"), WAYS)
 def test_ways_of_adding_the_gradient(way, strategy, outcome, llama, tokenizer, rows, text, tmp_path):
-    """Why the text goes first, within the strategy's wrapper and unsynchronised."""
-    path, reference = write_rows(tmp_path / "rows.jsonl", rows), expected(llama, tokenizer, rows, text)
+    """Why the text goes first, with the wrapper of the strategy and without a reduction."""
+    path, reference = write_rows(tmp_path / "rows.jsonl", rows), compute_expected(llama, tokenizer, rows, text)
 
     def run() -> list[Tensor]:
-        watch, mix = Gradients(), way(text, GAMMA, micro_batch_size=2, seq_len=LENGTH, gradient_norms=False)
+        recorder, mix = Gradients(), way(text, GAMMA, micro_batch_size=2, seq_len=LENGTH, gradient_norms=False)
         kind = FSDP2Strategy() if strategy == "fsdp" else strategy
-        trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[mix, watch], devices=2, strategy=kind)
+        trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[mix, recorder], devices=2, strategy=kind)
         data = DemonstrationDataModule(path, micro_batch_size=4)
         trainer.fit(SFTModule(llama, sgd(0.0)), datamodule=data)
-        return watch.steps[0]
+        return recorder.steps[0]
 
-    ranks, seen = on_ranks(run, tmp_path), set()
+    ranks, outcomes = on_ranks(run, tmp_path), set()
     for gradient in ranks:
-        close = [torch.allclose(a, b, atol=2e-6, rtol=2e-5) for a, b in zip(gradient, reference.whole, strict=True)]
-        seen.add(Outcome.RIGHT if all(close) else Outcome.SILENTLY_WRONG)
-    assert seen == {outcome}
+        close = [torch.allclose(a, b, atol=2e-6, rtol=2e-5) for a, b in zip(gradient, reference.total, strict=True)]
+        outcomes.add(Outcome.RIGHT if all(close) else Outcome.SILENTLY_WRONG)
+    assert outcomes == {outcome}
     if outcome is Outcome.SILENTLY_WRONG:
         assert any(not torch.allclose(a, b) for a, b in zip(*ranks))
 
 
-def test_a_step_reads_text_by_its_number_so_a_resumed_run_goes_on(llama, rows, tmp_path):
-    """Every block once in a pass, in an order that does not begin anew after a checkpoint."""
+def test_the_text_of_a_step_depends_on_its_number_so_a_resumed_run_continues(llama, rows, tmp_path):
+    """Every block is read once per epoch, in an order that does not restart after a checkpoint."""
     (tmp_path / "long.txt").write_text("\n\n".join(" ".join(f"w{i}" for _ in range(LENGTH - 1)) for i in range(8)))
     path = write_rows(tmp_path / "rows.jsonl", rows)
 
@@ -245,18 +252,18 @@ def test_a_step_reads_text_by_its_number_so_a_resumed_run_goes_on(llama, rows, t
         trainer.fit(module, datamodule=DemonstrationDataModule(path, micro_batch_size=8), **resume)
         return module.read, trainer
 
-    whole, _ = run(4)
-    assert len(set(whole)) == 8
+    uninterrupted, _ = run(4)
+    assert len(set(uninterrupted)) == 8
     first, trainer = run(2)
     trainer.save_checkpoint(tmp_path / "half.ckpt")
     rest, _ = run(4, ckpt_path=str(tmp_path / "half.ckpt"))
-    assert first + rest == whole
+    assert first + rest == uninterrupted
 
 
-def test_senseless_settings_are_refused():
+def test_invalid_settings_are_refused():
     with pytest.raises(UserError, match="coefficient must not be negative, got -1"):
         PretrainingMix("text.txt", coefficient=-1)
-    for name in ("micro_batch_size", "passes"):
+    for name in ("micro_batch_size", "num_micro_batches"):
         with pytest.raises(UserError, match=f"{name} must be at least 1, got 0"):
             PretrainingMix("text.txt", **{name: 0})
 

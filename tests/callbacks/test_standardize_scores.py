@@ -1,4 +1,4 @@
-"""Ziegler's constants: mean 0 and standard deviation 1 on given rows or on a policy's samples."""
+"""Mean 0 and standard deviation 1 (Ziegler et al.) on given rows or on samples of a policy."""
 
 import csv
 from statistics import fmean, pstdev
@@ -25,16 +25,16 @@ def fit(llama: str, folder: Any, *callbacks: Any, **settings: Any) -> RewardModu
     return module
 
 
-def scores(model: Any, rows: list[list[int]]) -> list[float]:
-    """One row at a time."""
+def compute_scores(model: Any, rows: list[list[int]]) -> list[float]:
+    """Return the scores, one row at a time."""
     ids = [torch.tensor([row]) for row in rows]
     return [float(model.eval().score(each, torch.ones_like(each)).detach()) for each in ids]
 
 
 def assert_standard(model: Any, rows: list[list[int]]) -> None:
-    found = scores(model, rows)
-    assert fmean(found) == pytest.approx(0, abs=1e-4)
-    assert pstdev(found) == pytest.approx(1, abs=1e-4)
+    values = compute_scores(model, rows)
+    assert fmean(values) == pytest.approx(0, abs=1e-4)
+    assert pstdev(values) == pytest.approx(1, abs=1e-4)
 
 
 def test_on_given_rows(llama, tokenizer, tmp_path):
@@ -60,14 +60,14 @@ def test_on_samples_of_a_policy(llama, tokenizer, tmp_path):
     assert_standard(module.model, callback.rows)
     assert len(callback.rows) == 24
     starts = {tuple(tokenizer.encode(f"w{i} w{i + 1}")) for i in range(10)}
-    assert {tuple(row[:2]) for row in callback.rows} == starts, "every prompt is answered"
+    assert {tuple(row[:2]) for row in callback.rows} == starts, "every prompt has a response"
     assert all(3 <= len(row) <= 8 and 1 not in row[:-1] for row in callback.rows), "a response ends at its end token"
     again = StandardizeScores(prompts, policy=llama, samples=24, max_new_tokens=6)
     fit(llama, tmp_path, again)
     assert again.rows == callback.rows
 
 
-def test_one_way_of_centring_a_run(llama, tmp_path):
+def test_two_centering_callbacks_are_refused(llama, tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", demonstrations(4))
     with pytest.raises(UserError, match="one way"):
         fit(llama, tmp_path, CenterScores(path), StandardizeScores(path))

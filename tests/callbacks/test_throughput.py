@@ -1,4 +1,4 @@
-"""Seconds and rates of a PPO iteration against each other, and utilisation against a count by hand."""
+"""Seconds and rates of a PPO iteration are consistent, and MFU equals a count by hand."""
 
 from typing import Any
 
@@ -9,40 +9,37 @@ import torch
 from lit_rlhf.callbacks import Throughput, throughput
 from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.modules import PPOConfig, PPOModule
+from lit_rlhf.rewards.base import Reward
 from tests.helpers.ppo_fakes import PromptData
 
 
-class Letters:
+class LetterCount(Reward):
     """Scores the length in letters."""
 
-    def prepare(self, *_: Any) -> None:
-        """Nothing to load."""
-
     def score(self, episodes: Any) -> torch.Tensor:
-        """Return it."""
         return torch.tensor([float(len(response)) for response in episodes.responses])
 
 
-class Figures(L.Callback):
-    """What was logged, and how many tokens there were."""
+class RecordMetrics(L.Callback):
+    """Store the logged metrics and the number of tokens."""
 
     def __init__(self) -> None:
         self.epochs: list[dict[str, float]] = []
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Keep them; this callback comes after the one under test."""
-        iteration = pl_module.loader.iteration.trajectories
-        counts = {"all": int(iteration.attention_mask.sum()), "response": int(iteration.response_mask.sum())}
+        """Store them; this callback follows the one under test."""
+        trajectories = trainer.train_dataloader.iteration.trajectories
+        counts = {"all": int(trajectories.attention_mask.sum()), "response": int(trajectories.response_mask.sum())}
         self.epochs.append({name: float(value) for name, value in trainer.callback_metrics.items()} | counts)
 
 
 @pytest.fixture
-def run(llama, trainer_of) -> Any:
+def run(llama, make_trainer) -> Any:
     def fit() -> tuple[list[dict[str, float]], PPOModule]:
         settings = PPOConfig(rollout_batch_size=8, micro_batch_size=4, ppo_epochs=2)
-        module, figures = PPOModule(llama, Letters(), SamplingParams(max_new_tokens=6), settings), Figures()
-        trainer_of(max_epochs=2, callbacks=[Throughput(), figures]).fit(module, datamodule=PromptData())
-        return figures.epochs, module
+        module, recorder = PPOModule(llama, LetterCount(), SamplingParams(max_new_tokens=6), settings), RecordMetrics()
+        make_trainer(max_epochs=2, callbacks=[Throughput(), recorder]).fit(module, datamodule=PromptData())
+        return recorder.epochs, module
 
     return fit
 
@@ -57,12 +54,12 @@ def test_rates_are_tokens_over_seconds(run):
             2 * epoch["all"], rel=1e-5
         )
         assert epoch["time/other"] >= 0
-        assert "throughput/mfu" not in epoch  # of a CPU nothing is known
+        assert "throughput/mfu" not in epoch  # the FLOPs of a CPU are unknown
 
 
-def test_utilisation_counts_six_operations_a_weight_and_token(run, monkeypatch):
+def test_mfu_counts_six_flops_per_weight_and_token(run, monkeypatch):
     monkeypatch.setattr(throughput, "get_available_flops", lambda device, dtype: 10**9 if dtype == torch.float32 else 0)
     epochs, module = run()
     weights = sum(p.numel() for model in (module.policy, module.critic) for p in model.parameters())
-    done = 6 * weights * 2 * epochs[1]["all"]
-    assert epochs[1]["throughput/mfu"] == pytest.approx(done / (epochs[1]["time/update"] * 1e9), rel=1e-5)
+    flops = 6 * weights * 2 * epochs[1]["all"]
+    assert epochs[1]["throughput/mfu"] == pytest.approx(flops / (epochs[1]["time/update"] * 1e9), rel=1e-5)

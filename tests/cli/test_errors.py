@@ -122,7 +122,7 @@ OVERLAYS = {
 
 
 def error_lines(stderr: str) -> list[str]:
-    """The lines of stderr, Lightning's own information apart."""
+    """Return the lines of stderr without Lightning's information."""
     return [line for line in stderr.splitlines() if line and not line.startswith(("GPU available", "`Trainer"))]
 
 

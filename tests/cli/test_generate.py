@@ -45,7 +45,7 @@ def test_greedy_continues_as_the_model_does(folder: Path, command) -> None:
     model = GPT2LMHeadModel.from_pretrained(folder).eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     ids = tokenizer("red green", return_tensors="pt")["input_ids"]
-    for _ in range(5):  # by hand, one argmax at a time
+    for _ in range(5):  # one argmax at a time
         following = model(ids).logits[:, -1].argmax(-1, keepdim=True)
         ids = ids.new_tensor([[*ids[0].tolist(), int(following)]])
         if int(following) == 1:
@@ -66,11 +66,11 @@ def test_a_chat_answers_every_line_of_a_pipe(folder: Path, command, monkeypatch:
 
 def test_a_chat_template_sees_the_turns_before(folder: Path, command, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "chat_template.jinja").write_text(TEMPLATE)
-    seen: list[int] = []
+    widths: list[int] = []
     generate = GPT2LMHeadModel.generate
 
     def record(self, **inputs):
-        seen.append(inputs["input_ids"].shape[1])
+        widths.append(inputs["input_ids"].shape[1])
         return generate(self, **inputs)
 
     monkeypatch.setattr(GPT2LMHeadModel, "generate", record)
@@ -78,7 +78,7 @@ def test_a_chat_template_sees_the_turns_before(folder: Path, command, monkeypatc
     code, stdout, _ = command("generate", "--model", str(folder), "--max-new-tokens", "2", "--temperature", "0")
     assert code == 0
     first_answer = len(stdout.splitlines()[0].split())
-    assert seen == [3, 3 + first_answer + 3]  # "user red assistant", its answer, "user blue assistant"
+    assert widths == [3, 3 + first_answer + 3]  # "user red assistant", its answer, "user blue assistant"
 
 
 def test_what_cannot_answer_is_refused(folder: Path, tmp_path: Path, command) -> None:

@@ -87,7 +87,7 @@ def assert_as_documented(outcome: str, cell: str, overlays: tuple[str, ...]) -> 
 
 @pytest.fixture(autouse=True)
 def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compile nothing, which would take a minute: tests/models/test_compiling.py does."""
+    """Compile nothing, which would take a minute: tests/models/test_loading.py does."""
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
 
 
@@ -137,7 +137,7 @@ def test_the_vllm_overlay_runs_where_a_server_answers(fit, folder):
         setting = f"model: {{init_args: {{generator: {{init_args: {{url: '{service.url}', folder: shared}}}}}}}}\n"
         (folder / "server.yaml").write_text(setting)
         assert fit("ppo-ptx", "generator/vllm", "server.yaml") == "runs"
-        assert server.pushed and all(Path(path).parent == folder / "shared" for path in server.pushed)
+        assert server.weights_paths and all(Path(path).parent == folder / "shared" for path in server.weights_paths)
     assert "Connection refused" in fit("ppo", "generator/vllm", "server.yaml")
 
 

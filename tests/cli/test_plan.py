@@ -23,7 +23,7 @@ from lit_rlhf.models.memory_estimate import (
     kv_cache_bytes,
     parameter_memory,
 )
-from tests.helpers.peak_memory import needs_proc, peak_of
+from tests.helpers.peak_memory import measure_peak_memory, needs_proc
 from tests.helpers.small_runs import write_rows
 
 ROWS, WIDTH = 3, 24
@@ -142,7 +142,7 @@ def test_the_peak_is_that_of_a_real_run(tmp_path, capsys):
     assert main(["plan", *recipe, "--trainer.accumulate_grad_batches=2"]) == 0
     planned = float(capsys.readouterr().out.split("peak: ")[1].split()[0]) * 1e9
     two_minibatches(SMALL)
-    measured = peak_of(lambda: two_minibatches(BIG), tmp_path)
+    measured = measure_peak_memory(lambda: two_minibatches(BIG), tmp_path)
     assert planned == pytest.approx(measured, rel=0.15), (planned / 1e6, measured / 1e6)
 
 
@@ -155,12 +155,12 @@ def test_gradients_meet_activations_only_where_an_earlier_pass_left_them(tmp_pat
         phases = capsys.readouterr().out.split("\n\n")
         return {each.split(", GB")[0]: "gradients  " in each for each in phases if "optimizer state" in each}
 
-    apart = {"training step, backward begins": False, "training step, backward done": True}
-    assert gradients("small/sft") == apart
+    separate = {"training step, backward begins": False, "training step, backward done": True}
+    assert gradients("small/sft") == separate
     together = {"training step": True}
     assert gradients("small/sft", "--trainer.accumulate_grad_batches=2") == together
     assert gradients("quickstart/sft") == together, "the pretraining mix goes before"
-    assert gradients("small/sft", "-c", "strategy/ddp", "--trainer.devices=2") == dict.fromkeys(apart, True), (
+    assert gradients("small/sft", "-c", "strategy/ddp", "--trainer.devices=2") == dict.fromkeys(separate, True), (
         "the buckets of DDP"
     )
 
@@ -176,12 +176,12 @@ def test_activations_of_policy_and_critic_are_never_added(tmp_path, capsys):
         return {phase: {name.strip(): float(value) for name, value in each} for phase, each in rows.items()}
 
     alone = "--trainer.accumulate_grad_batches=1"
-    apart, without = phases_of(alone), phases_of(alone, "--model.advantages=lit_rlhf.rollout.advantages.RLOOAdvantage")
-    begins, critic, done = (apart[f"update, {name}"] for name in ("backward begins", "critic's pass", "backward done"))
+    phases, without = phases_of(alone), phases_of(alone, "--model.advantages=lit_rlhf.rollout.RLOOAdvantage")
+    begins, critic, done = (phases[f"update, {name}"] for name in ("backward begins", "critic's pass", "backward done"))
     assert begins["activations"] == without["update, backward begins"]["activations"] > 0.1
     assert critic["activations"] == pytest.approx(begins["activations"], rel=0.02), "the same blocks"
     assert "gradients" not in begins and "logits and their gradient" not in critic
-    weights = apart["update, backward begins"]["weights"]
+    weights = phases["update, backward begins"]["weights"]
     assert critic["gradients"] == pytest.approx(without["update, backward done"]["gradients"])
     assert done["gradients"] == weights
     several = phases_of("--trainer.accumulate_grad_batches=2")

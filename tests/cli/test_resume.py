@@ -9,7 +9,7 @@ import yaml
 
 from tests.helpers.small_runs import demonstrations, write_rows
 
-STRANGER = """
+USER_CODE = """
 import lightning.pytorch as L
 
 
@@ -68,7 +68,7 @@ def ppo(llama: str, folder: Path, validation: float, kept: str) -> dict:
     adaptive = {"coefficient": 0.05, "target": 0.01, "horizon": 40}
     settings = {
         "model": llama,
-        "reward": {"class_path": "lit_rlhf.rewards.FunctionReward", "init_args": {"function": "stranger.many_w3"}},
+        "reward": {"class_path": "lit_rlhf.rewards.FunctionReward", "init_args": {"function": "user_code.many_w3"}},
         "sampling": {"max_new_tokens": 6},
         "ppo": {"rollout_batch_size": 16, "micro_batch_size": 4, "ppo_epochs": 2, "critic_learning_rate": 1e-3},
         "kl": {"class_path": "lit_rlhf.rollout.AdaptiveKLController", "init_args": adaptive},
@@ -85,9 +85,9 @@ def ppo(llama: str, folder: Path, validation: float, kept: str) -> dict:
 def test_a_resumed_run_equals_an_uninterrupted_one(stage, validation, llama, tmp_path, monkeypatch, command) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "stranger", raising=False)
-    (tmp_path / "stranger.py").write_text(STRANGER)
-    interrupt = "trainer: {callbacks+: [{class_path: stranger.Interrupt, init_args: {epoch: 2, batch: 1}}]}"
+    monkeypatch.delitem(sys.modules, "user_code", raising=False)
+    (tmp_path / "user_code.py").write_text(USER_CODE)
+    interrupt = "trainer: {callbacks+: [{class_path: user_code.Interrupt, init_args: {epoch: 2, batch: 1}}]}"
     (tmp_path / "interrupt.yaml").write_text(interrupt)
 
     def run(out: str, *more: str) -> int:
@@ -98,13 +98,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(stage, validation, llama, tmp
     def checkpoint(out: str) -> dict:
         return torch.load(tmp_path / out / "kept" / "last.ckpt", weights_only=True)
 
-    assert run("whole") == 0
-    assert run("broken", "-c", "interrupt.yaml") == 130
-    assert checkpoint("broken")["epoch"] == 1
-    assert run("broken", "--ckpt_path=last") == 0
-    whole, broken = checkpoint("whole"), checkpoint("broken")
-    assert whole["global_step"] == broken["global_step"]
-    assert whole["lr_schedulers"] == broken["lr_schedulers"]
-    for name, weight in whole["state_dict"].items():
-        torch.testing.assert_close(broken["state_dict"][name], weight, atol=1e-7, rtol=1e-6, msg=name)
-    assert whole.get("kl_controller", {}) == pytest.approx(broken.get("kl_controller", {}), rel=1e-5)
+    assert run("complete") == 0
+    assert run("resumed", "-c", "interrupt.yaml") == 130
+    assert checkpoint("resumed")["epoch"] == 1
+    assert run("resumed", "--ckpt_path=last") == 0
+    complete, resumed = checkpoint("complete"), checkpoint("resumed")
+    assert complete["global_step"] == resumed["global_step"]
+    assert complete["lr_schedulers"] == resumed["lr_schedulers"]
+    for name, weight in complete["state_dict"].items():
+        torch.testing.assert_close(resumed["state_dict"][name], weight, atol=1e-7, rtol=1e-6, msg=name)
+    assert complete.get("kl_controller", {}) == pytest.approx(resumed.get("kl_controller", {}), rel=1e-5)

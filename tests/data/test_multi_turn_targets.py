@@ -98,9 +98,9 @@ def test_a_prompt_truncated_from_the_left_keeps_its_targets(attach, write, bos_t
     path = write([{"messages": MESSAGES}])
     full = "<bos>[user]hi$\n[assistant]<ho$>\n[user]and$\n[assistant]<so$>\n[user]on$\n[assistant]<end$>"
     (row,) = load_training_rows(attach, bos_tokenizer, path)
-    assert learnt(bos_tokenizer, row) == full
+    assert mark_targets(bos_tokenizer, row) == full
     (truncated,) = load_training_rows(attach, bos_tokenizer, path, max_prompt_length=26, overlong_prompts="truncate")
-    assert learnt(bos_tokenizer, truncated) == "<bos><so$>\n[user]on$\n[assistant]<end$>"
+    assert mark_targets(bos_tokenizer, truncated) == "<bos><so$>\n[user]on$\n[assistant]<end$>"
     assert len(truncated.input_ids) == 26 + 4
 
 

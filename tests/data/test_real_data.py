@@ -1,4 +1,4 @@
-"""The real files: their counts are those that their README names."""
+"""The real files: their counts are those in their README."""
 
 from collections import Counter
 
@@ -77,7 +77,7 @@ def test_texts(shared, gpt2):
         assert len(read_rows(str(shared / "pretraining" / name))) == documents
     blocks = load_text_blocks(str(shared / "pretraining" / "inaugural.jsonl.gz"), gpt2, 256)
     joined = blocks.blocks.flatten().tolist()
-    assert joined.count(gpt2.eos_token_id) in (58, 59)  # one behind each document; the last may be cut off
+    assert joined.count(gpt2.eos_token_id) in (58, 59)  # one after each document; the last may be truncated
     first = read_rows(str(shared / "pretraining" / "inaugural.jsonl.gz"))[0].fields["text"]
     assert gpt2.decode(joined[: joined.index(gpt2.eos_token_id)]) == first
 
@@ -87,8 +87,8 @@ def test_real_demonstrations_with_the_real_tokenizer(shared, gpt2, attach):
     data = attach(DemonstrationDataModule(path, micro_batch_size=8), gpt2)
     rows = {row.fields["output"]: row.fields for row in read_rows(path)}
     for batch in data.train_dataloader():
-        for line, targets in zip(batch.input_ids, batch.loss_mask):
-            completion = line[targets].tolist()
+        for line, loss_mask in zip(batch.input_ids, batch.loss_mask):
+            completion = line[loss_mask].tolist()
             assert completion[-1] == gpt2.eos_token_id and gpt2.decode(completion[:-1]) in rows
             assert completion.count(gpt2.eos_token_id) == 1
     prompts = attach(PromptDataModule(path), gpt2).prompts.prompts
@@ -104,7 +104,7 @@ def test_real_demonstrations_with_the_real_tokenizer(shared, gpt2, attach):
 def test_real_dialogues_split_at_the_last_reply(shared):
     path = shared / "preferences" / "hh_harmless.jsonl.gz"
     records, _ = convert(path, "ranking")
-    whole = {row.origin: row.fields for row in read_rows(str(path))}
+    originals = {row.origin: row.fields for row in read_rows(str(path))}
     for record in records:
-        assert [record.prompt + each for each in record.completions] == list(whole[record.origin].values())
+        assert [record.prompt + each for each in record.completions] == list(originals[record.origin].values())
         assert record.prompt.endswith("\n\nAssistant:")

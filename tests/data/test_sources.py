@@ -48,7 +48,7 @@ def test_origins_name_file_and_line(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["", ".gz"])
-def test_text_documents_are_parted_by_blank_lines(tmp_path, ending):
+def test_text_documents_are_separated_by_blank_lines(tmp_path, ending):
     rows = read_rows(save(tmp_path / f"t.txt{ending}", "\n\none\n two\r\n\r\n \nthree\n"))
     assert [(row.fields["text"], row.origin[-2:]) for row in rows] == [("one\n two", ":3"), ("three", ":7")]
 
@@ -69,10 +69,10 @@ def test_parquet(tmp_path, ending):
 def test_hub_names(monkeypatch):
     import datasets
 
-    asked = []
+    calls = []
 
     def load_dataset(name, config, split):
-        asked.append((name, config, split))
+        calls.append((name, config, split))
         if name == "org/absent":
             raise FileNotFoundError("Dataset 'org/absent' doesn't exist\nmore")
         return datasets.Dataset.from_list(ROWS)
@@ -81,7 +81,7 @@ def test_hub_names(monkeypatch):
     assert [row.fields for row in read_rows("org/name")] == ROWS
     read_rows("org/name:main", split="test")
     read_rows("org/name:main@validation[:5%]")
-    assert asked == [
+    assert calls == [
         ("org/name", None, "train"),
         ("org/name", "main", "test"),
         ("org/name", "main", "validation[:5%]"),
@@ -132,7 +132,7 @@ def test_missing_file_names_the_nearest(tmp_path, monkeypatch):
         read_rows(str(tmp_path))
     (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="no data file 'data/train'"):  # not asked of the hub
+    with pytest.raises(UserError, match="no data file 'data/train'"):  # not looked up on the hub
         read_rows("data/train")
 
 

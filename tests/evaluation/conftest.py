@@ -1,4 +1,4 @@
-"""A whole report of invented figures; the real model and the real data of the evaluation."""
+"""A complete report of invented metrics; the real model and the real data of the evaluation."""
 
 import math
 import random
@@ -12,7 +12,7 @@ from lit_rlhf.evaluation.models.evaluated_model import EvaluatedModel, ModelSpec
 from tests.helpers.stories import convert
 
 MODELS = ("base", "few_shot", "sft", "ppo", "ppo_ptx")
-FIGURES = {
+METRICS = {
     "win_rate": (0.2613, 0.3427, 0.5000, 0.5629, 0.5871),
     "truthful": (0.6231, 0.6518, 0.7642, 0.8127, 0.8354),
     "toxic": (0.2614, 0.0823, 0.0259, 0.0026, 0.0013),
@@ -22,26 +22,26 @@ FIGURES = {
     "score": (-1.6543, -1.1098, -0.0712, 0.7834, 0.7021),
     "response_length": (13.42, 9.87, 8.31, 8.76, 8.59),
 }
-TASKS = ("brainstorm", "chat", "classify", "closed_qa", "extract", "generate", "open_qa", "rewrite", "summarise")
+TASKS = ("brainstorm", "chat", "classify", "closed_qa", "extract", "generate", "open_qa", "rewrite", "summarize")
 
 
 def noisy(steps: int, start: float, end: float, noise: float, rng: random.Random, every: int = 1) -> list[list[float]]:
-    """A curve that bends from start to end."""
-    bend = [end + (start - end) * math.exp(-5 * i / steps) for i in range(0, steps, every)]
-    return [[i * every, round(value + rng.gauss(0, noise), 4)] for i, value in enumerate(bend)]
+    """A noisy exponential curve from start to end."""
+    curve = [end + (start - end) * math.exp(-5 * i / steps) for i in range(0, steps, every)]
+    return [[i * every, round(value + rng.gauss(0, noise), 4)] for i, value in enumerate(curve)]
 
 
 def invent_models(shift: float, width: float) -> dict[str, dict[str, float]]:
-    """Figures for every model; greedy decoding shifts them a little."""
+    """Metrics of every model; greedy decoding shifts them a little."""
     models = {}
     for i, model in enumerate(MODELS):
-        figures = {name: values[i] for name, values in FIGURES.items()}
+        metrics = {name: values[i] for name, values in METRICS.items()}
         for name in ("truthful", "success"):
-            figures[name] = round(figures[name] + shift, 4)
-        figures["toxic"] = round(figures["toxic"] * (1 - 4 * shift), 4)
+            metrics[name] = round(metrics[name] + shift, 4)
+        metrics["toxic"] = round(metrics["toxic"] * (1 - 4 * shift), 4)
         margin = 0.0 if model == "sft" else width
-        figures |= {"win_rate_low": figures["win_rate"] - margin, "win_rate_high": figures["win_rate"] + margin}
-        models[model] = figures
+        metrics |= {"win_rate_low": metrics["win_rate"] - margin, "win_rate_high": metrics["win_rate"] + margin}
+        models[model] = metrics
     return models
 
 
@@ -73,19 +73,19 @@ def invent_curves(rng: random.Random) -> dict[str, dict[str, list[list[float]]]]
 
 
 def invent_samples(rng: random.Random) -> list[dict[str, Any]]:
-    """Side-by-side samples; the first one attacks the page."""
+    """Side-by-side samples; the first one contains HTML."""
     samples = []
     for i, task in enumerate(task for task in TASKS for _ in range(3)):
         responses = {}
-        for place, model in enumerate(MODELS):
-            good = rng.random() < 0.25 + 0.15 * place
-            words = "the lamp is with tom , and the fox is red ." if good else "song song song the drum ,\nwhat a drum"
+        for index, model in enumerate(MODELS):
+            good = rng.random() < 0.25 + 0.15 * index
+            text = "the lamp is with tom , and the fox is red ." if good else "song song song the drum ,\nwhat a drum"
             responses[model] = {
-                "text": words,
+                "text": text,
                 "success": float(good),
                 "toxic": rng.random() < 0.1,
                 "truthful": None if i % 3 else float(good),
-                "score": round(rng.gauss(place - 2, 0.5), 3),
+                "score": round(rng.gauss(index - 2, 0.5), 3),
             }
         samples.append(
             {
@@ -101,14 +101,14 @@ def invent_samples(rng: random.Random) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def untouched() -> dict[str, Any]:
-    """Every part of the report, for tests that leave it as it is."""
+def constant_report() -> dict[str, Any]:
+    """Every part of the report, for tests that do not change it."""
     return invent()
 
 
 @pytest.fixture
 def report() -> dict[str, Any]:
-    """Every part of the report, for tests that break it."""
+    """Every part of the report, for tests that change it."""
     return invent()
 
 
@@ -145,7 +145,7 @@ def invent() -> dict[str, Any]:
         "greedy": invent_models(0.081, 0.0287),
         "tasks": {
             task: {
-                model: round(min(1.0, max(0.0, FIGURES["success"][i] + rng.gauss(0, 0.12))), 3)
+                model: round(min(1.0, max(0.0, METRICS["success"][i] + rng.gauss(0, 0.12))), 3)
                 for i, model in enumerate(MODELS)
             }
             for task in TASKS
@@ -185,12 +185,12 @@ def story_cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 
 
 @pytest.fixture(scope="session")
-def subject(stories: str, story_cache: Cache) -> EvaluatedModel:
-    """The real model as a subject of the evaluation."""
+def evaluated_model(stories: str, story_cache: Cache) -> EvaluatedModel:
+    """The real model under evaluation."""
     return EvaluatedModel("stories", ModelSpec(stories), story_cache)
 
 
 @pytest.fixture(scope="session")
 def tiny(llama: str) -> EvaluatedModel:
-    """The tiny model of random weights, with nothing kept."""
+    """The tiny model with random weights, without a cache."""
     return EvaluatedModel("tiny", ModelSpec(llama), Cache(None))

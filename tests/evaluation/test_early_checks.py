@@ -1,4 +1,4 @@
-"""What judges, scorers and tasks lack is told before a model is loaded."""
+"""Missing files, models and keys of judges, scorers and tasks are reported before a model is loaded."""
 
 import json
 
@@ -7,9 +7,10 @@ import pytest
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.judges.chat_completions import ChatCompletions
 from lit_rlhf.evaluation.judges.human_labels import HumanLabels
+from lit_rlhf.evaluation.judges.judging_types import Judge
 from lit_rlhf.evaluation.judges.preference import EndpointJudge, HuggingFaceJudge, RewardModelJudge
 from lit_rlhf.evaluation.judges.toxicity import KeywordToxicity, Perspective, ToxicityClassifier
-from lit_rlhf.evaluation.judges.truth import EndpointTruthJudge, HuggingFaceTruthJudge
+from lit_rlhf.evaluation.judges.truth import EndpointTruthJudge, HuggingFaceTruthJudge, TruthJudge
 from lit_rlhf.evaluation.models.evaluated_model import BestOf, ModelSpec
 from lit_rlhf.evaluation.run import Evaluation
 from lit_rlhf.evaluation.suites.benchmarks import Benchmark, Benchmarks
@@ -31,7 +32,7 @@ CASES = {
     ),
     "HuggingFaceTruthJudge": (lambda: HuggingFaceTruthJudge("./no", "./no"), NO_FOLDER),
     "Perspective": (lambda: Perspective(api_key_env="NO_KEY"), NO_KEY),
-    "Classifier": (lambda: ToxicityClassifier("./no"), NO_FOLDER),
+    "ToxicityClassifier": (lambda: ToxicityClassifier("./no"), NO_FOLDER),
     "KeywordToxicity": (lambda: KeywordToxicity("rws.jsonl"), "no data file 'rws.jsonl'"),
     "a task's file": (lambda: Benchmark("rte", "rws.jsonl"), "no data file 'rws.jsonl'"),
     "a task's shots": (lambda: Benchmark("rte", "rows.jsonl", shots_path="rws.jsonl"), "no data file 'rws.jsonl'"),
@@ -39,13 +40,15 @@ CASES = {
 }
 
 
-def suite_with(part):
-    """A suite that takes such a part."""
-    if isinstance(part, Benchmark):
-        return Benchmarks([part])
-    if hasattr(part, "compare"):
-        return PairwisePreference("rows.jsonl", {"j": part})
-    return TruthfulQA("rows.jsonl", part) if hasattr(part, "judge") else RealToxicityPrompts("rows.jsonl", part)
+def suite_with(plugin):
+    """A suite with the given judge, scorer or benchmark."""
+    if isinstance(plugin, Benchmark):
+        return Benchmarks([plugin])
+    if isinstance(plugin, Judge):
+        return PairwisePreference("rows.jsonl", {"j": plugin})
+    if isinstance(plugin, TruthJudge):
+        return TruthfulQA("rows.jsonl", plugin)
+    return RealToxicityPrompts("rows.jsonl", plugin)
 
 
 @pytest.fixture
@@ -59,13 +62,13 @@ def folder(tmp_path, monkeypatch) -> None:
     )
 
 
-@pytest.mark.parametrize("make, words", CASES.values(), ids=CASES)
-def test_what_a_part_of_a_suite_lacks_is_told_before_a_model_is_loaded(make, words, folder, llama) -> None:
-    with pytest.raises(UserError, match=words):
+@pytest.mark.parametrize("make, message", CASES.values(), ids=CASES)
+def test_a_plugin_is_checked_before_a_model_is_loaded(make, message, folder, llama) -> None:
+    with pytest.raises(UserError, match=message):
         Evaluation({"m": ModelSpec(llama)}, "m", {"s": suite_with(make())}, "out", progress=False).run()
 
 
-def test_a_reward_model_to_choose_by_is_looked_for_first(folder, llama) -> None:
+def test_the_reward_model_of_best_of_n_is_checked_first(folder, llama) -> None:
     models = {"m": ModelSpec(llama), "best": ModelSpec(llama, best_of=BestOf("./no"))}
     with pytest.raises(UserError, match=NO_FOLDER):
         Evaluation(models, "m", {"s": suite_with(KeywordToxicity())}, "out", progress=False).run()

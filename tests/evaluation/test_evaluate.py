@@ -34,14 +34,14 @@ def evaluated(stories: str, evaluation_data: Path, tmp_path_factory: pytest.Temp
     return folder
 
 
-def figures(out: Path) -> dict[str, Any]:
+def metrics(out: Path) -> dict[str, Any]:
     report = json.loads((out / "report.json").read_text())
     report.pop("seconds")
     return report
 
 
-def test_every_suite_has_its_rows_and_figures(evaluated: Path) -> None:
-    report = figures(evaluated / "out")
+def test_every_suite_has_its_rows_and_metrics(evaluated: Path) -> None:
+    report = metrics(evaluated / "out")
     rows = {name: suite["rows"] for name, suite in report["suites"].items()}
     benchmarks = 2 + 2 + 3 + 3 + 3 + 2 + 3 + 3 + 3
     assert rows == {
@@ -53,27 +53,27 @@ def test_every_suite_has_its_rows_and_figures(evaluated: Path) -> None:
         "benchmarks": benchmarks,
     }
     for suite in report["suites"].values():
-        for row in suite["figures"].values():
+        for row in suite["metrics"].values():
             if set(row["models"]) != {"stories", "few-shot"}:  # nobody was asked about a model against itself
                 assert row["models"].keys() == {"few-shot"}
                 continue
             base, other = row["models"]["stories"], row["models"]["few-shot"]
             if None not in (base["value"], other["value"]):
                 assert base["change"] == 0.0 and other["change"] == pytest.approx(other["value"] - base["value"])
-    won = report["suites"]["preference"]["figures"]["T = 1: win rate"]["models"]["stories"]
+    won = report["suites"]["preference"]["metrics"]["T = 1: win rate"]["models"]["stories"]
     assert (won["value"], won["low"], won["high"]) == (0.5, 0.5, 0.5)
     assert any("cut in front" in note for note in report["suites"]["benchmarks"]["notes"]["stories"])
 
 
-def test_twice_gives_the_same_figures_to_the_last_bit(evaluated: Path, tmp_path: Path) -> None:
+def test_twice_gives_the_same_metrics_to_the_last_bit(evaluated: Path, tmp_path: Path) -> None:
     recipe = yaml.safe_load((evaluated / "recipe.yaml").read_text())
     recipe |= {"out": str(tmp_path / "out"), "models": {"stories": recipe["models"]["stories"]}}
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(recipe))
     assert main(["evaluate", "-c", str(tmp_path / "again.yaml"), "--progress=false"]) == 0
-    first, second = figures(evaluated / "out"), figures(tmp_path / "out")
+    first, second = metrics(evaluated / "out"), metrics(tmp_path / "out")
     for name, suite in second["suites"].items():
-        for figure, row in suite["figures"].items():
-            assert row["models"]["stories"] == first["suites"][name]["figures"][figure]["models"]["stories"]
+        for figure, row in suite["metrics"].items():
+            assert row["models"]["stories"] == first["suites"][name]["metrics"][figure]["models"]["stories"]
         for mine, theirs in zip(suite["samples"], first["suites"][name]["samples"]):
             assert mine["answers"]["stories"] == theirs["answers"]["stories"]
         assert suite["notes"].get("stories") == first["suites"][name]["notes"].get("stories")
@@ -83,9 +83,9 @@ def test_a_finished_evaluation_computes_nothing_again(evaluated: Path, monkeypat
     monkeypatch.setattr(
         "lit_rlhf.evaluation.models.evaluated_model.load_causal_lm", lambda *_: pytest.fail("a model was loaded")
     )
-    before = figures(evaluated / "out")
+    before = metrics(evaluated / "out")
     assert main(["evaluate", "-c", str(evaluated / "recipe.yaml"), "--progress=false"]) == 0
-    assert figures(evaluated / "out") == before
+    assert metrics(evaluated / "out") == before
 
 
 def killed_before(call: int, module: ModuleType, name: str, args: list[str]) -> int:
@@ -144,11 +144,11 @@ def test_an_evaluation_that_was_killed_goes_on_where_it_was(
     calls, function = [], getattr(module, name)
     monkeypatch.setattr(module, name, lambda *values: calls.append(1) or function(*values))
     assert main(args) == 0
-    resumed, left = figures(tmp_path / "out"), len(calls)
+    resumed, left = metrics(tmp_path / "out"), len(calls)
     shutil.rmtree(tmp_path / "out")
     assert main(args) == 0
     assert left in (len(calls) - left - 15, len(calls) - left - 14)  # the chunk in hand may be done again, no other
-    assert figures(tmp_path / "out") == resumed
+    assert metrics(tmp_path / "out") == resumed
 
 
 def test_an_evaluation_that_was_interrupted_says_that_it_goes_on(llama, tmp_path, monkeypatch, capsys) -> None:
@@ -253,16 +253,16 @@ def test_weights_and_biases_gets_figures_and_tables(evaluated: Path, tmp_path: P
     log_report(report, logger)
     summary = dict(logger.experiment.summary)
     wandb.finish()
-    basic = report["suites"]["CrowS-Pairs"]["figures"]["basic"]["models"]["few-shot"]["value"]
+    basic = report["suites"]["CrowS-Pairs"]["metrics"]["basic"]["models"]["few-shot"]["value"]
     assert summary["CrowS-Pairs/few-shot/basic"] == basic
     tables = {}
     for path in tmp_path.glob("wandb/offline-run-*/files/media/table/**/*.table.json"):
         name = path.relative_to(tmp_path).as_posix().split("/media/table/")[1].rsplit("_", 2)[0]
         tables[name] = json.loads(path.read_text())
-    assert set(tables) == {f"{suite}/{kind}" for suite in report["suites"] for kind in ("figures", "samples")}
+    assert set(tables) == {f"{suite}/{kind}" for suite in report["suites"] for kind in ("metrics", "samples")}
     for name, table in tables.items():
         assert table["data"] and all(len(row) == len(table["columns"]) for row in table["data"]), name
-    rows = tables["CrowS-Pairs/figures"]["data"]
+    rows = tables["CrowS-Pairs/metrics"]["data"]
     assert ["basic", "few-shot", basic] in [row[:3] for row in rows]
 
 
@@ -300,6 +300,6 @@ def test_what_is_wrong_with_a_recipe_is_told_in_one_line(
 
 def test_a_value_that_json_cannot_say_is_named(evaluated: Path, tmp_path: Path) -> None:
     report = json.loads((evaluated / "out" / "report.json").read_text())
-    report["suites"]["toxicity"]["figures"]["basic"]["models"]["stories"]["value"] = float("nan")
-    with pytest.raises(ValueError, match=r"suites\.toxicity\.figures\.basic\.models\.stories\.value is nan"):
+    report["suites"]["toxicity"]["metrics"]["basic"]["models"]["stories"]["value"] = float("nan")
+    with pytest.raises(ValueError, match=r"suites\.toxicity\.metrics\.basic\.models\.stories\.value is nan"):
         write_evaluation_report(report, tmp_path)

@@ -43,32 +43,32 @@ def pairs(rows) -> list[dict[str, Any]]:
 
 
 @given(completions)
-def test_figures_equal_loops_over_pairs(rows):
-    figures, expected = compute_reward_model_metrics(scored(rows)), pairs(rows)
-    json.dumps(figures, allow_nan=False)
+def test_metrics_equal_loops_over_pairs(rows):
+    metrics, expected = compute_reward_model_metrics(scored(rows)), pairs(rows)
+    json.dumps(metrics, allow_nan=False)
     ties = sum(one[0] == other[0] and one[1] == other[1] for one, other in combinations(rows, 2))
-    assert (figures["pairs"], figures["ties"]) == (len(expected), ties)
-    assert figures["rankings"] == len({row[0] for row in rows})
+    assert (metrics["pairs"], metrics["ties"]) == (len(expected), ties)
+    assert metrics["rankings"] == len({row[0] for row in rows})
     if not expected:
-        assert "accuracy" not in figures and summarize_metrics(figures)["accuracy"] is None
+        assert "accuracy" not in metrics and summarize_metrics(metrics)["accuracy"] is None
         return
     right = [pair["right"] for pair in expected]
-    assert figures["accuracy"]["value"] == pytest.approx(statistics.fmean(right))
+    assert metrics["accuracy"]["value"] == pytest.approx(statistics.fmean(right))
     losses = [math.log1p(math.exp(-pair["margin"])) for pair in expected]
-    assert figures["log_loss"] == pytest.approx(statistics.fmean(losses))
+    assert metrics["log_loss"] == pytest.approx(statistics.fmean(losses))
     surer = [1 / (1 + math.exp(-abs(pair["margin"]))) for pair in expected]
     bins: dict[int, list[float]] = {}
     for stated, met in zip(surer, right):
         bins.setdefault(min(int(stated * 20), 19), []).append(met - stated)
     error = sum(abs(math.fsum(gaps)) for gaps in bins.values()) / len(expected)
-    assert figures["calibration_error"] == pytest.approx(error, abs=1e-9)
-    assert sum(figures["reliability"]["count"]) == len(expected)
-    for row in figures["by_size"]:
+    assert metrics["calibration_error"] == pytest.approx(error, abs=1e-9)
+    assert sum(metrics["reliability"]["count"]) == len(expected)
+    for row in metrics["by_size"]:
         mine = [pair["right"] for pair in expected if pair["K"] == row["K"]]
         assert (row["pairs"], row["accuracy"]) == (len(mine), pytest.approx(statistics.fmean(mine)))
     for name, value in (("by_margin", lambda pair: abs(pair["margin"])), ("by_length", lambda pair: pair["longer"])):
-        assert sum(row["pairs"] for row in figures[name]) == len(expected)
-        for row in figures[name]:
+        assert sum(row["pairs"] for row in metrics[name]) == len(expected)
+        for row in metrics[name]:
             mine = [pair["right"] for pair in expected if row["low"] <= value(pair) <= row["high"]]
             assert (row["pairs"], row["accuracy"]) == (len(mine), pytest.approx(statistics.fmean(mine)))
 
@@ -121,15 +121,15 @@ def report() -> dict[str, Any]:
         for rank in range(random.randint(2, 5)):
             length = random.randint(3, 40)
             rows.append((ranking, rank, -0.5 * rank + 0.02 * length + random.gauss(0, 0.7), length))
-    figures = compute_reward_model_metrics(scored(rows))
+    metrics = compute_reward_model_metrics(scored(rows))
     kinds = {kind: torch.randn(20, generator=torch.Generator().manual_seed(0)) for kind in DEGENERATE_KINDS}
-    history = [{"step": step, **summarize_metrics(figures)} for step in (10, 20)]
+    history = [{"step": step, **summarize_metrics(metrics)} for step in (10, 20)]
     example = {"prompt": "<script>", "answers": [{"kind": "best", "text": "a & b", "score": 1.0}]}
     degenerate = degenerate_win_rates(torch.ones(20), kinds)
-    return {"step": 20, **figures, "degenerate": degenerate, "examples": [example], "history": history}
+    return {"step": 20, **metrics, "degenerate": degenerate, "examples": [example], "history": history}
 
 
-def test_the_page_holds_every_figure_and_loads_nothing(report, tmp_path):
+def test_the_page_holds_every_plot_and_loads_nothing(report, tmp_path):
     page = write_reward_model_report(report, tmp_path / "new").read_text()
     assert json.loads((tmp_path / "new" / "reward_quality.json").read_text()) == report
     names = ("reliability", "by_margin", "by_size", "by_length", "length", "probes", "training")
@@ -143,6 +143,6 @@ def test_the_page_holds_every_figure_and_loads_nothing(report, tmp_path):
 
 
 def test_a_page_without_pairs_or_probes_is_whole(tmp_path):
-    figures = compute_reward_model_metrics(scored([(0, 1, 0.5, 3), (0, 1, 0.7, 4)]))
-    page = write_reward_model_report({"step": 0, **figures, "history": []}, tmp_path).read_text()
+    metrics = compute_reward_model_metrics(scored([(0, 1, 0.5, 3), (0, 1, 0.7, 4)]))
+    page = write_reward_model_report({"step": 0, **metrics, "history": []}, tmp_path).read_text()
     assert "1 ties" in page and "figure-reliability" not in page and "figure-probes" not in page

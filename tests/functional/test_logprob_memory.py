@@ -3,7 +3,7 @@
 import torch
 
 from lit_rlhf.functional import token_logprobs
-from tests.helpers.peak_memory import needs_proc, peak_of
+from tests.helpers.peak_memory import measure_peak_memory, needs_proc
 
 T, V, D = 1024, 131_072, 32
 LOGITS = T * V * 2  # bytes, bfloat16
@@ -28,6 +28,6 @@ def logprobs() -> None:
 
 @needs_proc
 def test_the_peak_is_that_of_logits_and_gradient_alone(tmp_path):
-    minimum, actual = (peak_of(work, tmp_path) for work in (gradient_path, logprobs))
+    minimum, actual = (measure_peak_memory(work, tmp_path) for work in (gradient_path, logprobs))
     assert 2 * LOGITS < minimum < 2.3 * LOGITS, "the measurement contains logits and gradient"
     assert actual < 1.15 * minimum, (actual / 1e6, minimum / 1e6)

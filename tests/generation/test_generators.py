@@ -73,7 +73,10 @@ def test_a_response_does_not_depend_on_its_batch(model_folders, tokenizer):
     together = CachedGenerator().generate(model, PromptBatch.from_tokens(ids, mask), SamplingParams(16), noise)
     for row in range(5):
         alone = CachedGenerator().generate(
-            model, PromptBatch.from_tokens(ids[row : row + 1], mask[row : row + 1]), SamplingParams(16), noise[row : row + 1]
+            model,
+            PromptBatch.from_tokens(ids[row : row + 1], mask[row : row + 1]),
+            SamplingParams(16),
+            noise[row : row + 1],
         )
         assert torch.equal(alone.response_ids[0], together.response_ids[row])
 
@@ -143,7 +146,9 @@ def test_models_that_slide_or_keep_a_state_decode_from_a_growing_cache(model_fol
     assert isinstance(chosen_rows(sliding, ids, mask, 1, 1), LlamaDecodeBatch), "the window is never left"
     assert isinstance(chosen_rows(sliding, ids, mask, 1, 12), DynamicCacheBatch)
     noise = sampling_uniforms(10, 12, 3)
-    ours = CachedGenerator(batch_size=4).generate(sliding, PromptBatch.from_tokens(ids, mask), SamplingParams(12), noise)
+    ours = CachedGenerator(batch_size=4).generate(
+        sliding, PromptBatch.from_tokens(ids, mask), SamplingParams(12), noise
+    )
     theirs = HuggingFaceGenerator().generate(sliding, PromptBatch.from_tokens(ids, mask), SamplingParams(12), noise)
     assert torch.equal(ours.response_ids, theirs.response_ids)
 

@@ -10,8 +10,7 @@ from lit_rlhf.data.batches import PromptBatch
 from lit_rlhf.functional import pad_left
 from lit_rlhf.generation import CachedGenerator
 from lit_rlhf.generation.kv_cache import make_decode_batch
-from lit_rlhf.generation.llama_decoder import LlamaDecodeBatch, LlamaDecoder, _round_up
-from lit_rlhf.generation.llama_decoder import fast_decode_unsupported_reason
+from lit_rlhf.generation.llama_decoder import LlamaDecodeBatch, _round_up, fast_decode_unsupported_reason
 from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
 from lit_rlhf.models.loading import load_causal_lm
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
@@ -99,7 +98,9 @@ def test_a_rollout_is_of_the_weights_as_they_are():
     model, generator = shares_keys(), CachedGenerator()
     ids, mask = pad_left([[5, 6, 7], [8, 9, 4]], 0)
     for _ in range(2):
-        found = generator.generate(model, PromptBatch.from_tokens(ids, mask), SamplingParams(6), sampling_uniforms(2, 6, 0))
+        found = generator.generate(
+            model, PromptBatch.from_tokens(ids, mask), SamplingParams(6), sampling_uniforms(2, 6, 0)
+        )
         assert not any(tensor.is_inference() for tensor in found)
         logits = model(torch.cat([ids, found.response_ids], 1)).logits[:, 2:-1]
         logprobs = log_softmax(logits, -1).gather(2, found.response_ids[..., None])[..., 0]
@@ -128,7 +129,9 @@ def test_layers_of_others_are_not_called_in_inference_mode():
         Theirs.__module__ = "peft.layers" if known else "bitsandbytes.layers"
         model.model.layers[0].mlp.down_proj.__class__ = Theirs
         ids, mask = pad_left(PROMPTS, 0)
-        CachedGenerator().generate(model, PromptBatch.from_tokens(ids, mask), SamplingParams(4), sampling_uniforms(3, 4, 0))
+        CachedGenerator().generate(
+            model, PromptBatch.from_tokens(ids, mask), SamplingParams(4), sampling_uniforms(3, 4, 0)
+        )
     assert all(modes[True]) and modes[True] and modes[False] and not any(modes[False])
 
 
@@ -179,7 +182,8 @@ def test_a_compiled_step_draws_the_same_from_one_graph(name, model_folders, toke
         ids, mask = pad_left(prompts, tokenizer.pad_token_id)
         noise = sampling_uniforms(len(prompts) * samples, length, 3)
         mine, theirs = (
-            g.generate(model, PromptBatch.from_tokens(ids, mask), SamplingParams(length, temperature), noise) for g in (compiled, plain)
+            g.generate(model, PromptBatch.from_tokens(ids, mask), SamplingParams(length, temperature), noise)
+            for g in (compiled, plain)
         )
         assert torch.equal(mine.response_ids, theirs.response_ids)
         torch.testing.assert_close(mine.logprobs, theirs.logprobs, atol=1e-5, rtol=1e-5)
@@ -203,8 +207,11 @@ def test_a_model_that_is_not_compiled_runs_and_says_so(model_folders, tokenizer,
     ids, mask = pad_left(PROMPTS, tokenizer.pad_token_id)
     noise = sampling_uniforms(3, 5, 0)
     with pytest.warns(UserWarning, match="generator.compile: .*GPT2LMHeadModel is none of"):
-        mine = CachedGenerator(compile=True).generate(model, PromptBatch.from_tokens(ids, mask), SamplingParams(5), noise)
+        mine = CachedGenerator(compile=True).generate(
+            model, PromptBatch.from_tokens(ids, mask), SamplingParams(5), noise
+        )
     assert torch.equal(
-        mine.response_ids, CachedGenerator().generate(model, PromptBatch.from_tokens(ids, mask), SamplingParams(5), noise).response_ids
+        mine.response_ids,
+        CachedGenerator().generate(model, PromptBatch.from_tokens(ids, mask), SamplingParams(5), noise).response_ids,
     )
     assert not graphs

@@ -26,7 +26,9 @@ def roll(engine, model, tokenizer, sampling, samples=1, seed=2):
     """Responses as lists of ids, with whether they ended."""
     ids, mask = pad_left(PROMPTS, tokenizer.pad_token_id)
     noise = sampling_uniforms(len(PROMPTS) * samples, sampling.max_new_tokens, seed)
-    rollout = engine.generate(model, PromptBatch.from_tokens(ids, mask), sampling, noise, stop_string_matcher(tokenizer, sampling))
+    rollout = engine.generate(
+        model, PromptBatch.from_tokens(ids, mask), sampling, noise, stop_string_matcher(tokenizer, sampling)
+    )
     rows = [row[real].tolist() for row, real in zip(rollout.response_ids, rollout.response_mask)]
     assert (rollout.response_ids[~rollout.response_mask] == tokenizer.pad_token_id).all()
     assert (rollout.logprobs[~rollout.response_mask] == 0).all()
@@ -64,7 +66,7 @@ def test_several_samples_are_those_of_repeated_prompts(engine, model, tokenizer)
     noise = sampling_uniforms(15, 9, 4)
     one = engine.generate(model, PromptBatch.from_tokens(ids, mask), sampling, noise)
     repeated = HuggingFaceGenerator().generate(
-        model, ids.repeat_interleave(3, 0), mask.repeat_interleave(3, 0), noise, sampling
+        model, PromptBatch.from_tokens(ids.repeat_interleave(3, 0), mask.repeat_interleave(3, 0)), sampling, noise
     )
     assert torch.equal(one.response_ids, repeated.response_ids)
     assert torch.equal(one.response_mask, repeated.response_mask)

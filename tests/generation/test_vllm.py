@@ -212,9 +212,13 @@ def test_requests_depend_on_the_place_of_a_row_alone(llama, policy, tmp_path):
         assert sorted(map(json.dumps, second)) == sorted(map(json.dumps, first))
         ids, mask = pad_left(PROMPTS, 0)
         noise = sampling_uniforms(10, 6, 3).view(5, 2, 6)[1::2].flatten(0, 1)  # the share of the second of two ranks
-        share = engine(service, tmp_path / "rank").generate(policy, PromptBatch.from_tokens(ids[1::2], mask[1::2]), sampling, noise)
+        share = engine(service, tmp_path / "rank").generate(
+            policy, PromptBatch.from_tokens(ids[1::2], mask[1::2]), sampling, noise
+        )
         noise = sampling_uniforms(10, 6, 3)[::2]  # the first sample of each prompt, alone
-        alone = engine(service, tmp_path / "alone").generate(policy, PromptBatch.from_tokens(ids, mask), sampling, noise)
+        alone = engine(service, tmp_path / "alone").generate(
+            policy, PromptBatch.from_tokens(ids, mask), sampling, noise
+        )
     assert_same(whole, again)
     assert torch.equal(alone.response_ids, whole.response_ids[::2])
     rows = torch.tensor([2, 3, 6, 7])
@@ -308,7 +312,7 @@ def failing(path: str, *replies: Reply) -> Any:
         ("/v1/completions", Reply(status=404), "status 404; start it with --served-model-name policy, or set"),
         ("/v1/completions", Reply(status=400), "status 400; prompt and sampling.max_new_tokens must fit its"),
         ("/v1/completions", Reply(status=500), "status 500 (2 tries); is the server up?"),
-        ("/v1/completions", Reply({"choices": 3}), "an answer that makes no sense: TypeError"),
+        ("/v1/completions", Reply({"choices": 3}), "malformed response: TypeError"),
         ("/collective_rpc", Reply(status=404), "(status 404); start it with VLLM_SERVER_DEV_MODE=1"),
         ("/collective_rpc", Reply(status=500), "(status 500 (2 tries)); it must see the folder"),
     ],

@@ -12,7 +12,7 @@ import yaml
 from lit_rlhf.cli import main
 from tests.helpers.small_runs import demonstrations, write_rows
 
-STRANGER = '''
+USER_CODE = '''
 import io
 import os
 import signal
@@ -74,12 +74,12 @@ class Fault(L.Callback):
 
 def write_project(folder: Path, llama: str, **trainer: Any) -> None:
     """Write recipe.yaml and its inputs: 8 iterations of 4 optimizer steps of 2 micro-batches."""
-    (folder / "stranger.py").write_text(STRANGER)
+    (folder / "user_code.py").write_text(USER_CODE)
     text = write_rows(folder / "text.jsonl", [{"text": " ".join(f"w{i % 28}" for i in range(200))}])
     adaptive = {"coefficient": 0.05, "target": 0.01, "horizon": 40}
     model = {
         "model": llama,
-        "reward": {"class_path": "lit_rlhf.rewards.FunctionReward", "init_args": {"function": "stranger.many_w3"}},
+        "reward": {"class_path": "lit_rlhf.rewards.FunctionReward", "init_args": {"function": "user_code.many_w3"}},
         "sampling": {"max_new_tokens": 6},
         "ppo": {"rollout_batch_size": 16, "micro_batch_size": 2, "critic_learning_rate": 1e-3},
         "kl": {"class_path": "lit_rlhf.rollout.AdaptiveKLController", "init_args": adaptive},
@@ -87,7 +87,7 @@ def write_project(folder: Path, llama: str, **trainer: Any) -> None:
         "scheduler": {"class_path": "lit_rlhf.schedules.ConstantWithWarmup", "init_args": {"warmup_iterations": 2}},
     }
     callbacks = {
-        "stranger.Fault": {},
+        "user_code.Fault": {},
         "lit_rlhf.callbacks.PretrainingMix": {"path": text, "coefficient": 0.5, "micro_batch_size": 2, "seq_len": 8},
         "lightning.pytorch.callbacks.ModelCheckpoint": {"every_n_train_steps": 1, "filename": "{step}"},
         "lit_rlhf.callbacks.LogSamples": {"every_n_epochs": 1, "rows": 2},

@@ -19,7 +19,7 @@ from tests.helpers.small_runs import write_rows
 # 1.1 billion parameters
 SHAPE = {"vocab_size": 32_000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 20}
 SFT = "-c small/sft --data.path=demonstrations.jsonl --data.max_prompt_length=64 --data.max_completion_length=448 \
---data.validation_fraction=0 --data.batching=as_drawn --data.micro_batch_size=8 --trainer.max_steps=3"
+--data.validation_fraction=0 --data.batching=none --data.micro_batch_size=8 --trainer.max_steps=3"
 PPO = "-c small/ppo --model.reward.init_args.model=reward --data.path=prompts.jsonl --data.max_prompt_length=256 \
 --model.sampling.max_new_tokens=256 --model.ppo.rollout_batch_size=64 --model.ppo.micro_batch_size=8 --trainer.max_epochs=1"
 RUNS = {

@@ -1,4 +1,4 @@
-"""The most memory that a piece of work holds, measured in a process of its own."""
+"""Peak memory of a function, measured in a process of its own."""
 
 import ctypes
 import gc
@@ -15,16 +15,16 @@ M_MMAP_THRESHOLD = -3  # of malloc.h
 needs_proc = pytest.mark.skipif(not CLEAR.exists(), reason="peak memory is read from Linux's /proc")
 
 
-def peak_of(work: Callable[[], object], folder: Path) -> int:
-    """Return the peak resident bytes of `work` over what stood before it, in a fork of this process.
+def measure_peak_memory(work: Callable[[], object], folder: Path) -> int:
+    """Return the peak resident bytes of `work` in addition to those before it, in a fork of this process.
 
-    The work should have been done once at a small size, so that libraries are loaded.
+    Run the work once at a small size first, so that libraries are loaded.
     """
 
     def measure() -> int:
         gc.collect()
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)  # what is freed is given back, and does not count on
-        CLEAR.write_text("5")  # the peak begins anew
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)  # freed memory goes back to the system at once
+        CLEAR.write_text("5")  # resets the peak
         before = _resident("VmRSS")
         work()
         return _resident("VmHWM") - before

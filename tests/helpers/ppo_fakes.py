@@ -1,4 +1,4 @@
-"""Fakes for the modules' tests: a few prompts, and a data module over them."""
+"""Fakes for PPO tests: a reward, a few prompts, and a data module over them."""
 
 from typing import Any
 
@@ -7,41 +7,45 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.data.batches import PromptBatch
+from lit_rlhf.data.collation import TokenizedPrompt
+from lit_rlhf.data.prompts import PromptSource
 from lit_rlhf.functional import pad_left
+from lit_rlhf.rewards import Reward
 
 
-class CountOf:
-    """Scores the share of one word; its best response is that word eight times over."""
-
-    def prepare(self, *_: Any) -> None:
-        """Nothing to load."""
+class WordShare(Reward):
+    """The fraction of one word; the best response repeats it eight times."""
 
     def score(self, episodes: Any) -> torch.Tensor:
-        """Return the share."""
+        """Return the fraction of the word w3."""
         return torch.tensor([response.split().count("w3") / 8 for response in episodes.responses])
 
 
-class FewPrompts:
-    """The same few prompts in turn."""
-
-    max_length = 5
+class FewPrompts(PromptSource):
+    """The same few prompts in every iteration."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
 
-    def get_prompts(self, iteration: int, count: int) -> list[dict[str, Any]]:
-        """Return `count` prompts of 1 to 5 words."""
-        return [{"prompt": " ".join(f"w{(i + j) % 28}" for j in range(1 + i % 5)), "place": i} for i in range(count)]
+    @property
+    def max_length(self) -> int:
+        """Words of the longest prompt."""
+        return 5
 
-    def collate(self, rows: list[dict[str, Any]], index: Tensor) -> PromptBatch:
-        """Tokenize and pad."""
-        ids, mask = pad_left([self.tokenizer.encode(row["prompt"]) for row in rows], 0)
-        return PromptBatch(ids, mask, rows, index)
+    def get_prompts(self, iteration: int, count: int) -> list[TokenizedPrompt]:
+        """Return `count` prompts of 1 to 5 words."""
+        texts = [" ".join(f"w{(i + j) % 28}" for j in range(1 + i % 5)) for i in range(count)]
+        return [TokenizedPrompt(self.tokenizer.encode(t), {"prompt": t, "place": i}) for i, t in enumerate(texts)]
+
+    def collate(self, prompts: list[TokenizedPrompt], index: Tensor) -> PromptBatch:
+        """Pad."""
+        ids, mask = pad_left([prompt.input_ids for prompt in prompts], 0)
+        return PromptBatch(ids, mask, [prompt.row for prompt in prompts], index)
 
 
 class PromptData(L.LightningDataModule):
     """A data module over them."""
 
     def train_dataloader(self) -> Any:
-        """Hand the prompts to the module."""
+        """Pass the prompts to the module."""
         return self.trainer.lightning_module.experience_loader(FewPrompts(self.trainer.lightning_module.tokenizer))

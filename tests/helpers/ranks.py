@@ -1,4 +1,4 @@
-"""Two gloo ranks in a second: fork the warm process and let Lightning find a torchelastic environment."""
+"""Run a function on several gloo ranks: fork this process and set the environment of torchelastic."""
 
 import os
 import pickle
@@ -14,7 +14,7 @@ import torch
 
 
 def on_ranks(function: Callable[[], Any], folder: Path, world_size: int = 2) -> list[Any]:
-    """Run `function` on every rank and return what each returned; fail with the rank's own traceback."""
+    """Run `function` on every rank and return what each rank returned; fail with the traceback of the rank."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -22,7 +22,7 @@ def on_ranks(function: Callable[[], Any], folder: Path, world_size: int = 2) -> 
     for rank in range(world_size):
         child = os.fork()
         if child == 0:
-            _be_rank(rank, world_size, port, function, folder)
+            _run_rank(rank, world_size, port, function, folder)
         children.append(child)
     codes = [os.waitpid(child, 0)[1] for child in children]
     results = [pickle.loads((folder / f"rank-{rank}").read_bytes()) for rank in range(world_size)]
@@ -31,7 +31,7 @@ def on_ranks(function: Callable[[], Any], folder: Path, world_size: int = 2) -> 
     return [result for _, result in results]
 
 
-def _be_rank(rank: int, world_size: int, port: int, function: Callable[[], Any], folder: Path) -> None:
+def _run_rank(rank: int, world_size: int, port: int, function: Callable[[], Any], folder: Path) -> None:
     names = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -41,9 +41,9 @@ def _be_rank(rank: int, world_size: int, port: int, function: Callable[[], Any],
     }
     names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
     os.environ.update({name: str(value) for name, value in names.items()})
-    # a fork leaves PyTorch's pool of threads to be made anew, and several threads that find it so at once fail
+    # after a fork PyTorch's thread pool must be created again, which fails if several threads do so at once
     torch.set_num_threads(torch.get_num_threads())
-    signal.alarm(600)  # a rank that waits for ever ends, and fails its test
+    signal.alarm(600)  # a rank that hangs is killed and fails its test
     try:
         outcome = (False, function())
     except BaseException:

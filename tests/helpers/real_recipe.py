@@ -1,6 +1,6 @@
 """A recipe that runs every real evaluation file through its suite.
 
-All rows of every file with the real model: python tests/evaluation/real_recipe.py runs/real
+All rows of every file with the real model: python -m tests.helpers.real_recipe runs/real
 """
 
 import sys
@@ -11,7 +11,15 @@ import yaml
 
 
 def write_recipe(path: Path, models: dict[str, Any], data: Path, out: Path, limits: dict[str, int | None]) -> Path:
-    """Write it; `limits` are rows by suite or benchmark, "*" for the others, None for all rows."""
+    """Write the recipe; return its path.
+
+    Args:
+        path: of the recipe.
+        models: name to settings; the first one is the baseline and the judge.
+        data: folder of the evaluation files.
+        out: folder of the report.
+        limits: rows per suite or benchmark, "*" for the others; None for all rows.
+    """
 
     def limit(name: str) -> int | None:
         return limits.get(name, limits.get("*"))
@@ -39,7 +47,7 @@ def write_recipe(path: Path, models: dict[str, Any], data: Path, out: Path, limi
     suites = {
         "preference": suite(
             "preference",
-            "Preference",
+            "PairwisePreference",
             str(prompts),
             judges={"model": {"class_path": "lit_rlhf.evaluation.HuggingFaceJudge", "init_args": {"model": first}}},
             max_new_tokens=24,
@@ -69,9 +77,8 @@ def write_recipe(path: Path, models: dict[str, Any], data: Path, out: Path, limi
     return path
 
 
-def run_whole(folder: Path) -> int:
-    """Convert the real model, write the recipe, run all of it; what was computed before stays."""
-    sys.path.append(str(Path(__file__).parents[1] / "real"))
+def run_all_rows(folder: Path) -> int:
+    """Convert the real model, write the recipe and run it on all rows; cached results are reused."""
     from lit_rlhf.cli import main
     from tests.helpers.stories import convert
 
@@ -83,4 +90,4 @@ def run_whole(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_whole(Path(sys.argv[1])))
+    sys.exit(run_all_rows(Path(sys.argv[1])))

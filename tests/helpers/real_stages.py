@@ -1,7 +1,6 @@
-"""The stages of docs/real-data.md: shipped recipes on real files, each run once for all tests."""
+"""Run the stages of docs/real-data.md: shipped recipes on real files."""
 
 import csv
-from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
 from typing import NamedTuple
@@ -13,28 +12,28 @@ Metrics = list[dict[str, float]]
 
 
 class Stage(NamedTuple):
-    """A finished run: its folder under the project, and what it logged."""
+    """A finished run: its folder, and the rows of its `metrics.csv`."""
 
     folder: Path
     metrics: Metrics
 
     def column(self, name: str) -> list[float]:
-        """Every logged value of a metric, in order."""
+        """Return every logged value of a metric, in order."""
         return [row[name] for row in self.metrics if name in row]
 
     @property
     def model(self) -> str:
-        """What the callback ExportModel wrote."""
+        """The folder that the callback ExportModel wrote."""
         return str(self.folder / "model")
 
     @property
     def checkpoint(self) -> str:
-        """What the callback ModelCheckpoint wrote last."""
+        """The last checkpoint."""
         return str(self.folder / "checkpoints" / "last.ckpt")
 
 
-def run(project: Path, folder: str, *args: str) -> Stage:
-    """Run the command in the project's folder, as its user would; `folder` is where its recipe logs to."""
+def run_stage(project: Path, folder: str, *args: str) -> Stage:
+    """Run a command in the project's folder; `folder` is where its recipe logs to."""
     with chdir(project):
         assert main([*args, *CPU]) == 0
     with open(project / folder / "metrics.csv") as file:
@@ -42,9 +41,6 @@ def run(project: Path, folder: str, *args: str) -> Stage:
     return Stage(project / folder, metrics)
 
 
-def elsewhere(folder: str) -> list[str]:
-    """Overrides that send a run to a folder of its own."""
+def log_to(folder: str) -> list[str]:
+    """Return the overrides that make a run write to `folder`."""
     return [f"--trainer.default_root_dir={folder}", f"--trainer.logger.init_args.save_dir={folder}"]
-
-
-RunStage = Callable[..., Stage]

@@ -21,6 +21,8 @@ class Reply(NamedTuple):
 
 
 class Request(NamedTuple):
+    """One recorded request."""
+
     path: str
     headers: dict[str, str]
     payload: Any
@@ -28,6 +30,8 @@ class Request(NamedTuple):
 
 
 class Service:
+    """A running service: its address and the requests so far."""
+
     def __init__(self, url: str) -> None:
         self.url = url
         self.requests: list[Request] = []
@@ -36,7 +40,7 @@ class Service:
 @contextmanager
 def serve(answer: Callable[[Request, int], Reply]) -> Iterator[Service]:
     """Run a service; `answer` gets a request and the number of earlier requests with the same payload."""
-    seen: dict[str, int] = {}
+    counts: dict[str, int] = {}
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -51,8 +55,8 @@ def serve(answer: Callable[[Request, int], Reply]) -> Iterator[Service]:
             with lock:
                 service.requests.append(request)
                 key = json.dumps(payload, sort_keys=True)
-                before = seen.get(key, 0)
-                seen[key] = before + 1
+                before = counts.get(key, 0)
+                counts[key] = before + 1
             reply = answer(request, before)
             time.sleep(reply.delay)
             if reply.hang_up:
@@ -86,6 +90,6 @@ def serve(answer: Callable[[Request, int], Reply]) -> Iterator[Service]:
         server.server_close()
 
 
-def said(text: str) -> Reply:
-    """A chat completion."""
+def chat_reply(text: str) -> Reply:
+    """Return a chat completion."""
     return Reply({"choices": [{"message": {"role": "assistant", "content": text}}]})

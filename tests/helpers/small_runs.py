@@ -13,13 +13,13 @@ QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "logger": 
 
 
 def quiet_trainer(folder: Path, **settings: Any) -> L.Trainer:
-    """A CPU trainer that prints nothing; the global seed is set, so that a head or an adapter is drawn alike."""
+    """Return a CPU trainer that prints nothing; set the global seed, so that new heads and adapters are the same."""
     torch.manual_seed(0)
     return L.Trainer(accelerator="cpu", default_root_dir=folder, **{**QUIET, "devices": 1, **settings})
 
 
 def sgd(rate: float) -> Any:
-    """Plain gradient descent: an error in a gradient shows in the weights in proportion."""
+    """Return plain gradient descent: an error in a gradient shows in the weights in proportion."""
     return lambda parameters: torch.optim.SGD(parameters, lr=rate)
 
 
@@ -35,7 +35,7 @@ def words(generator: random.Random, count: int) -> list[str]:
 
 
 def demonstrations(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Prompts of 1 to 6 words; the completion is the last of them, once or twice."""
+    """Return prompts of 1 to 6 words; the completion is the last of them, once or twice."""
     generator = random.Random(seed)
     rows = []
     for _ in range(count):
@@ -45,7 +45,7 @@ def demonstrations(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def rankings(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """3 to 5 completions of 4 words, ranked by how often they say w3; ties are kept."""
+    """Return rankings of 3 to 5 completions of 4 words, by their number of w3; with ties."""
     generator = random.Random(seed)
     rows = []
     for _ in range(count):
@@ -53,18 +53,18 @@ def rankings(count: int, seed: int = 0) -> list[dict[str, Any]]:
         if len(set(counts)) == 1:
             counts[0] = (counts[0] + 1) % 5
         completions = []
-        for said in counts:
-            others = [word for word in words(generator, 8) if word != "w3"][: 4 - said]
-            completion = ["w3"] * said + others
+        for num_w3 in counts:
+            others = [word for word in words(generator, 8) if word != "w3"][: 4 - num_w3]
+            completion = ["w3"] * num_w3 + others
             generator.shuffle(completion)
             completions.append(" ".join(completion))
         prompt = " ".join(words(generator, generator.randint(1, 4)))
-        rows.append({"prompt": prompt, "completions": completions, "ranks": [4 - said for said in counts]})
+        rows.append({"prompt": prompt, "completions": completions, "ranks": [4 - num_w3 for num_w3 in counts]})
     return rows
 
 
-def whole_weights(module: nn.Module) -> list[Tensor]:
-    """All parameters, gathered where they are sharded."""
+def full_weights(module: nn.Module) -> list[Tensor]:
+    """Return copies of all parameters, gathered where they are sharded."""
     return [
         (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone()  # type: ignore[operator]
         for p in module.parameters()
@@ -72,12 +72,12 @@ def whole_weights(module: nn.Module) -> list[Tensor]:
 
 
 def assert_same_weights(one: list[Tensor], other: list[Tensor], tolerance: float = 1e-5) -> None:
-    """Compare, parameter by parameter."""
+    """Compare two models parameter by parameter."""
     assert len(one) == len(other)
     for mine, theirs in zip(one, other):
         torch.testing.assert_close(mine, theirs, atol=tolerance, rtol=tolerance)
 
 
-def moved(before: list[Tensor], after: list[Tensor]) -> float:
-    """The largest move of a weight: a comparison of runs that stood still says nothing."""
+def largest_change(before: list[Tensor], after: list[Tensor]) -> float:
+    """Return the largest change of a weight: comparing runs that did not train proves nothing."""
     return max(float((a - b).abs().max()) for a, b in zip(before, after))

@@ -1,4 +1,4 @@
-"""A real Llama of 260,032 parameters (stories260K, of llama2.c) as a Hugging Face folder, converted exactly."""
+"""Convert stories260K of llama2.c, a Llama of 260,032 parameters, to a transformers folder, exactly."""
 
 import struct
 from pathlib import Path
@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 Array = NDArray[np.float32]
 
 SPECIAL = ("<unk>", "<s>", "</s>")
-FIRST_PIECE = 259  # behind the special tokens and the 256 bytes
+FIRST_PIECE = 259  # after the special tokens and the 256 bytes
 
 
 class Checkpoint(NamedTuple):
@@ -34,7 +34,7 @@ class Checkpoint(NamedTuple):
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Seven int32, then float32 weights in the order below."""
+    """Read seven int32, then float32 weights in the order below."""
     content = path.read_bytes()
     dim, hidden, layers, heads, kv_heads, vocabulary, length = struct.unpack_from("7i", content)
     half = dim // heads // 2
@@ -64,7 +64,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def read_pieces(path: Path) -> list[tuple[bytes, float]]:
-    """Bytes and score of each token: int32 longest, then per token float32 score, int32 length, bytes."""
+    """Return bytes and score of each token: int32 longest, then per token float32 score, int32 length, bytes."""
     content, start = path.read_bytes(), 4
     pieces = []
     while start < len(content):
@@ -82,6 +82,7 @@ def convert(source: Path, folder: Path) -> Path:
 
 
 def build_model(checkpoint: Checkpoint) -> LlamaForCausalLM:
+    """Build the transformers model of a checkpoint."""
     config = LlamaConfig(
         vocab_size=checkpoint.vocabulary,
         hidden_size=checkpoint.dim,
@@ -101,8 +102,8 @@ def build_model(checkpoint: Checkpoint) -> LlamaForCausalLM:
         head = f"model.layers.{layer}."
         state |= {
             head + "input_layernorm.weight": weights["attention_norm"][layer],
-            head + "self_attn.q_proj.weight": half_split(weights["query"][layer], checkpoint.head_dim),
-            head + "self_attn.k_proj.weight": half_split(weights["key"][layer], checkpoint.head_dim),
+            head + "self_attn.q_proj.weight": to_half_split(weights["query"][layer], checkpoint.head_dim),
+            head + "self_attn.k_proj.weight": to_half_split(weights["key"][layer], checkpoint.head_dim),
             head + "self_attn.v_proj.weight": weights["value"][layer],
             head + "self_attn.o_proj.weight": weights["output"][layer],
             head + "post_attention_layernorm.weight": weights["feed_forward_norm"][layer],
@@ -117,23 +118,23 @@ def build_model(checkpoint: Checkpoint) -> LlamaForCausalLM:
     return model
 
 
-def half_split(rows: Array, head_dim: int) -> Array:
-    """Rows (heads * head_dim, in) whose rotary pairs are adjacent, reordered so that they lie half a head apart."""
+def to_half_split(rows: Array, head_dim: int) -> Array:
+    """Reorder rows (heads * head_dim, in) from adjacent rotary pairs to pairs half a head apart."""
     pairs = rows.reshape(-1, head_dim // 2, 2, rows.shape[-1])  # (heads, pair, member, in)
     return pairs.swapaxes(1, 2).reshape(rows.shape)
 
 
 def build_tokenizer(pieces: list[tuple[bytes, float]]) -> PreTrainedTokenizerFast:
-    """BPE whose merges are all the ways to put a piece together from two, best score first; bytes for the rest."""
+    """Build a BPE tokenizer whose merges are all splits of a piece in two, best score first, with byte fallback."""
     names = [*SPECIAL, *(piece.decode() for piece, _ in pieces[len(SPECIAL) :])]
     score = dict(zip(names[FIRST_PIECE:], (score for _, score in pieces[FIRST_PIECE:])))
     merges = [
-        (piece[:cut], piece[cut:])
+        (piece[:split], piece[split:])
         for piece in sorted(score, key=lambda piece: -score[piece])
-        for cut in range(1, len(piece))
-        if piece[:cut] in score and piece[cut:] in score
+        for split in range(1, len(piece))
+        if piece[:split] in score and piece[split:] in score
     ]
-    vocabulary = {name: place for place, name in enumerate(names)}
+    vocabulary = {name: index for index, name in enumerate(names)}
     backend = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>"))
     backend.normalizer = normalizers.Prepend(" ")
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])

@@ -1,7 +1,7 @@
-"""A stand-in for a vLLM server, by its documentation: it holds a model of its own, and decodes one token at a time.
+"""A fake vLLM server, written after vLLM's documentation: it holds a model and decodes one token at a time.
 
-What real servers do and a careless client trips over is kept: a cache of prompts that survives new weights, an end
-token that only counts where it is named, and the text of a stop string that may not be looked for before `min_tokens`.
+It has the properties of a real server that a careless client overlooks: a prefix cache that outlives new weights, an
+end token that counts only where the request names it, and stop strings that are not searched before `min_tokens`.
 """
 
 import threading
@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.helpers.services import Reply, Request, Service, serve
 
-# of vLLM's page "OpenAI-Compatible Server", Completions API: sampling parameters and extra parameters
-KNOWN = {
+# vLLM's page "OpenAI-Compatible Server", Completions API: sampling parameters and extra parameters
+KNOWN_PARAMETERS = {
     *("model", "prompt", "max_tokens", "n", "seed", "stop", "temperature", "top_p", "logprobs"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty", "top_k", "min_p", "min_tokens"),
     *("stop_token_ids", "ignore_eos", "return_token_ids", "cache_salt"),
@@ -25,22 +25,24 @@ KNOWN = {
 Choices = list[dict[str, Any]]
 
 
-class VLLM:
-    """The server's state.
+class FakeVLLM:
+    """State of the server.
 
     Args:
-        folder: of the model that it is started with.
-        name: that it serves it under.
-        length: `--max-model-len`.
-        processed: `--logprobs-mode processed_logprobs`, else raw.
+        folder: of the model that it starts with.
+        name: under which it serves the model.
+        max_model_len: largest number of tokens of prompt and response.
+        processed_logprobs: `--logprobs-mode processed_logprobs`, else raw.
     """
 
-    def __init__(self, folder: str, name: str = "policy", length: int = 128, processed: bool = True) -> None:
+    def __init__(
+        self, folder: str, name: str = "policy", max_model_len: int = 128, processed_logprobs: bool = True
+    ) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.name, self.length, self.processed = name, length, processed
-        self.pushed: list[str] = []  # paths of weights that were read
-        self.cache: dict[Any, Tensor] = {}  # logits behind a prompt, as prefix caching keeps keys and values
+        self.name, self.max_model_len, self.processed_logprobs = name, max_model_len, processed_logprobs
+        self.weights_paths: list[str] = []  # that weights were read from
+        self.cache: dict[Any, Tensor] = {}  # logits after a prompt, in place of the keys and values of prefix caching
         self.lock = threading.Lock()
 
     def answer(self, request: Request, before: int) -> Reply:
@@ -49,7 +51,8 @@ class VLLM:
             return getattr(self, request.path.strip("/").replace("/", "_"))(request.payload)
 
     def v1_models(self, _: None) -> Reply:
-        return Reply({"object": "list", "data": [{"id": self.name, "object": "model", "max_model_len": self.length}]})
+        model = {"id": self.name, "object": "model", "max_model_len": self.max_model_len}
+        return Reply({"object": "list", "data": [model]})
 
     def collective_rpc(self, payload: Any) -> Reply:
         assert payload["method"] == "reload_weights" and payload["kwargs"].keys() == {"weights_path"}
@@ -57,30 +60,31 @@ class VLLM:
         if not path.is_absolute() or not list(path.glob("*.safetensors")):
             return Reply({"error": {"message": f"no weights in {path}"}}, status=500)
         self.model.load_state_dict(AutoModelForCausalLM.from_pretrained(path).state_dict())
-        self.pushed.append(str(path))
+        self.weights_paths.append(str(path))
         return Reply({"results": [None]})
 
     def v1_completions(self, payload: Any) -> Reply:
         if payload["model"] != self.name:
             return Reply({"error": {"message": "no such model"}}, status=404)
-        greedy_several = payload["temperature"] == 0 and payload["n"] > 1
-        if payload.keys() - KNOWN or len(payload["prompt"]) + payload["max_tokens"] > self.length or greedy_several:
+        is_greedy_with_samples = payload["temperature"] == 0 and payload["n"] > 1
+        is_too_long = len(payload["prompt"]) + payload["max_tokens"] > self.max_model_len
+        if payload.keys() - KNOWN_PARAMETERS or is_too_long or is_greedy_with_samples:
             return Reply({"error": {"message": "bad request"}}, status=400)
         choices = [{"index": i, **self.sample(payload, payload["seed"] + i)} for i in range(payload["n"])]
-        return Reply({"object": "text_completion", "model": self.name, "choices": choices[::-1]})  # in no order
+        return Reply({"object": "text_completion", "model": self.name, "choices": choices[::-1]})  # not in order
 
     def sample(self, payload: Any, seed: int) -> dict[str, Any]:
         """Return one choice."""
-        noise, prompt = torch.Generator().manual_seed(seed), payload["prompt"]
+        generator, prompt = torch.Generator().manual_seed(seed), payload["prompt"]
         ids: list[int] = []
         logprobs: list[float] = []
         reason, stopped_by = "length", None
         while len(ids) < payload["max_tokens"] and stopped_by is None:
             raw = self.logits(payload.get("cache_salt"), prompt, ids)
-            logits = processed(raw, payload, len(ids))
-            token = int(logits.argmax()) if not payload["temperature"] else draw(logits, noise)
+            logits = process_logits(raw, payload, len(ids))
+            token = int(logits.argmax()) if not payload["temperature"] else sample_token(logits, generator)
             ids.append(token)
-            logprobs.append(float(torch.log_softmax(logits if self.processed else raw, 0)[token]))
+            logprobs.append(float(torch.log_softmax(logits if self.processed_logprobs else raw, 0)[token]))
             stopped_by = token if token in payload["stop_token_ids"] else None
             if len(ids) > payload["min_tokens"]:
                 text = self.tokenizer.decode(ids, skip_special_tokens=True)
@@ -107,42 +111,42 @@ class VLLM:
         return self.cache[key]
 
 
-def processed(logits: Tensor, payload: Any, length: int) -> Tensor:
-    """Return logits (V,) behind `min_tokens`, temperature, `top_k` and `top_p`."""
+def process_logits(logits: Tensor, payload: Any, length: int) -> Tensor:
+    """Return logits (V,) after `min_tokens`, temperature, `top_k` and `top_p`."""
     logits = logits / (payload["temperature"] or 1.0)
     if length < payload["min_tokens"]:
         logits = logits.index_fill(0, torch.tensor(payload["stop_token_ids"]), -torch.inf)
     if payload["top_k"] > 0:
         logits = logits.masked_fill(logits < logits.topk(payload["top_k"]).values[-1], -torch.inf)
     order = logits.argsort(descending=True)
-    shares = torch.softmax(logits[order], 0)
-    out = order[shares.cumsum(0) - shares > payload["top_p"]]
-    return logits.index_fill(0, out, -torch.inf)
+    probabilities = torch.softmax(logits[order], 0)
+    filtered = order[probabilities.cumsum(0) - probabilities > payload["top_p"]]
+    return logits.index_fill(0, filtered, -torch.inf)
 
 
-def draw(logits: Tensor, noise: torch.Generator) -> int:
-    """Draw a token."""
-    return int(torch.multinomial(torch.softmax(logits, 0), 1, generator=noise))
+def sample_token(logits: Tensor, generator: torch.Generator) -> int:
+    """Sample a token."""
+    return int(torch.multinomial(torch.softmax(logits, 0), 1, generator=generator))
 
 
 @contextmanager
-def serve_vllm(folder: str, **settings: Any) -> Iterator[tuple[Service, VLLM]]:
-    """Run one."""
-    server = VLLM(folder, **settings)
+def serve_vllm(folder: str, **settings: Any) -> Iterator[tuple[Service, FakeVLLM]]:
+    """Run a fake server."""
+    server = FakeVLLM(folder, **settings)
     with serve(server.answer) as service:
         yield service, server
 
 
 @contextmanager
-def serve_changed(folder: str, change: Callable[[Choices], Any]) -> Iterator[Service]:
-    """Run one whose choices are changed, in place or by what is returned."""
-    server = VLLM(folder)
+def serve_modified(folder: str, modify: Callable[[Choices], Any]) -> Iterator[Service]:
+    """Run a fake server whose choices `modify` changes, in place or by its return value."""
+    server = FakeVLLM(folder)
 
     def answer(request: Request, before: int) -> Reply:
         reply = server.answer(request, before)
         if request.path == "/v1/completions":
             choices = sorted(reply.body["choices"], key=lambda choice: choice["index"])
-            reply.body["choices"] = change(choices) or choices
+            reply.body["choices"] = modify(choices) or choices
         return reply
 
     with serve(answer) as service:

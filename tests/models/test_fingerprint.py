@@ -1,4 +1,4 @@
-"""A model is known by its bytes, and a run goes on with those that it began with."""
+"""Fingerprints of models, and resumed runs that refuse other frozen models than they started with."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.models.fingerprint import model_fingerprint
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.modules import PPOConfig, PPOModule
-from lit_rlhf.rewards import EnsembleReward, RewardModelScorer, ScaledReward, source_models
+from lit_rlhf.rewards import EnsembleReward, RewardModelScorer, ScaledReward
 from tests.helpers.ppo_fakes import PromptData
 from tests.helpers.small_runs import quiet_trainer, sgd
 
@@ -26,11 +26,11 @@ def shift_one_weight(folder: Path, auto: Any = AutoModelForCausalLM) -> None:
     model.save_pretrained(folder)
 
 
-def test_bytes_count_and_dates_do_not(llama, tmp_path):
+def test_content_counts_and_modification_times_do_not(llama, tmp_path):
     copy = shutil.copytree(llama, tmp_path / "copy")
     for path in copy.iterdir():
         os.utime(path, (0, 0))
-    (copy / "README.md").write_text("of no account")
+    (copy / "README.md").write_text("not a weight")
     assert model_fingerprint(str(copy), ModelLoadingConfig()) == model_fingerprint(llama, ModelLoadingConfig())
     shift_one_weight(copy)
     assert model_fingerprint(str(copy), ModelLoadingConfig()) != model_fingerprint(llama, ModelLoadingConfig())
@@ -38,12 +38,12 @@ def test_bytes_count_and_dates_do_not(llama, tmp_path):
 
 def test_every_reward_model_behind_steps_and_ensembles_is_found():
     parts = [RewardModelScorer("one"), ScaledReward(RewardModelScorer("two"))]
-    assert source_models(ScaledReward(EnsembleReward(parts))) == ["one", "two"]
-    assert source_models(object()) == []
+    reward = ScaledReward(EnsembleReward(parts))
+    assert [path for part in reward.iter_parts() for path in part.model_paths()] == ["one", "two"]
 
 
 @pytest.mark.parametrize("role", ["reference policy", "reward model 1"])
-def test_another_model_in_its_place_is_refused_by_name(llama, tokenizer, tmp_path, role):
+def test_resuming_with_another_frozen_model_is_refused(llama, tokenizer, tmp_path, role):
     reference, reward = tmp_path / "reference", tmp_path / "reward"
     shutil.copytree(llama, reference)
     scalar = AutoModelForSequenceClassification.from_pretrained(llama, num_labels=1)
@@ -66,7 +66,7 @@ def test_another_model_in_its_place_is_refused_by_name(llama, tokenizer, tmp_pat
         return trainer
 
     fit(1).save_checkpoint(tmp_path / "one.ckpt")
-    stored = torch.load(tmp_path / "one.ckpt", weights_only=True)["lit_rlhf"]["read_only"]
+    stored = torch.load(tmp_path / "one.ckpt", weights_only=True)["lit_rlhf"]["fingerprints"]
     assert stored["reference policy"] == model_fingerprint(str(reference), ModelLoadingConfig())
     fit(2, tmp_path / "one.ckpt")
     if role == "reference policy":

@@ -1,4 +1,4 @@
-"""The language-modelling loss of a model, against a loop in float64."""
+"""The language-modeling loss of a model, against a loop in float64."""
 
 import math
 
@@ -18,7 +18,7 @@ def model(llama):
 
 
 def batch():
-    """Ids, targets and attention: right-padded rows of 7, 4 and 2 tokens; some tokens are no targets."""
+    """Return ids, targets and attention mask: right-padded rows of 7, 4 and 2 tokens; some tokens are no targets."""
     attention = (torch.arange(T) < torch.tensor([[7], [4], [2]])).long()
     targets = (torch.rand(B, T) < 0.6) & attention.bool()
     targets[:, 0], targets[:, 1], targets[0, -1] = False, True, True
@@ -29,11 +29,11 @@ def test_equals_a_loop_in_float64(model):
     ids, targets, attention = batch()
     total, count = causal_lm_loss(model, ids, targets, attention)
     expected = []
-    for row, its, real in zip(ids, targets, attention.sum(1)):
-        logits = model(row[None, :real]).logits[0].double()
-        for place in its.nonzero().flatten().tolist():
-            predictor = logits[place - 1].tolist()
-            expected.append(math.log(math.fsum(map(math.exp, predictor))) - predictor[row[place]])
+    for row, row_targets, length in zip(ids, targets, attention.sum(1)):
+        logits = model(row[None, :length]).logits[0].double()
+        for index in row_targets.nonzero().flatten().tolist():
+            predictor = logits[index - 1].tolist()
+            expected.append(math.log(math.fsum(map(math.exp, predictor))) - predictor[row[index]])
     assert_close(total.item(), math.fsum(expected), rtol=1e-6, atol=0)
     assert count.item() == len(expected) and total.dtype == torch.float32 and total.shape == count.shape == ()
 
@@ -41,26 +41,26 @@ def test_equals_a_loop_in_float64(model):
 def test_gradient_equals_that_of_cross_entropy(model):
     ids, targets, attention = batch()
     causal_lm_loss(model, ids, targets, attention)[0].backward()
-    found = [p.grad.clone() for p in model.parameters()]
+    gradients = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     logits = model(ids, attention_mask=attention).logits[:, :-1]
     labels = ids[:, 1:].masked_fill(~targets[:, 1:], -100)
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").backward()
-    for mine, parameter in zip(found, model.parameters()):
-        assert_close(mine, parameter.grad, rtol=1e-4, atol=1e-5)
+    for gradient, parameter in zip(gradients, model.parameters()):
+        assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_only_targets_are_unembedded(model):
+def test_only_logits_of_targets_are_computed(model):
     ids, targets, attention = batch()
-    seen = []
-    model.get_output_embeddings().register_forward_hook(lambda module, inputs, logits: seen.append(logits.shape))
+    shapes = []
+    model.get_output_embeddings().register_forward_hook(lambda module, inputs, logits: shapes.append(logits.shape))
     causal_lm_loss(model, ids, targets, attention)
-    assert seen == [(1, int(targets.sum()), model.config.vocab_size)]
+    assert shapes == [(1, int(targets.sum()), model.config.vocab_size)]
     model(ids)
-    assert seen[1] == (B, T, model.config.vocab_size), "the hook is gone"
+    assert shapes[1] == (B, T, model.config.vocab_size), "the hook was not removed"
 
 
-def test_the_cut_into_micro_batches_does_not_matter(model):
+def test_micro_batches_add_up(model):
     ids, targets, attention = batch()
     total, count = causal_lm_loss(model, ids, targets, attention)
     parts = [causal_lm_loss(model, ids[b : b + 1], targets[b : b + 1], attention[b : b + 1]) for b in range(B)]
@@ -68,12 +68,12 @@ def test_the_cut_into_micro_batches_does_not_matter(model):
     assert sum(n for _, n in parts) == count
 
 
-def test_nothing_to_predict_is_zero_with_a_gradient(model):
+def test_without_targets_loss_and_gradient_are_0(model):
     ids, targets, attention = batch()
     total, count = causal_lm_loss(model, ids, torch.zeros_like(targets), attention)
     total.backward()
     assert total.item() == 0 and count.item() == 0
-    # of every weight: ranks reduce all of them
+    # every weight has one, because ranks reduce all of them
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
 

@@ -1,4 +1,4 @@
-"""A quiet trainer."""
+"""Fixtures of the module tests."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ import torch
 
 
 @pytest.fixture
-def trainer_of(tmp_path):
-    """A quiet CPU trainer."""
+def make_trainer(tmp_path):
+    """A factory of CPU trainers that print nothing."""
 
     def make(**settings: Any) -> L.Trainer:
         torch.manual_seed(settings.pop("seed", 0))

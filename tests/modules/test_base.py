@@ -1,4 +1,4 @@
-"""What the modules share: whose checkpoint it is, when gradients are cleared, how long a schedule runs."""
+"""Base of the modules: checks of checkpoints, clearing of gradients, length of schedules, weight decay."""
 
 import math
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.helpers.small_runs import demonstrations, quiet_trainer, rankings, sg
 
 @pytest.fixture
 def data(tmp_path: Path) -> DemonstrationDataModule:
-    """16 demonstrations, 4 a micro-batch."""
+    """16 demonstrations, 4 per micro-batch."""
     return DemonstrationDataModule(write_rows(tmp_path / "rows.jsonl", demonstrations(16)), micro_batch_size=4)
 
 
@@ -65,71 +65,71 @@ def test_a_fused_optimizer_is_clipped_as_any_other(precision, llama, data, tmp_p
     torch.testing.assert_close(weights[0], weights[1], atol=1e-7, rtol=1e-5)
 
 
-class Gradients(L.Callback):
-    """Whether gradients are there after each batch."""
+class RecordGradients(L.Callback):
+    """Records after each batch whether there are gradients."""
 
     def __init__(self) -> None:
-        self.there: list[bool] = []
+        self.has_gradients: list[bool] = []
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        self.there.append(any(p.grad is not None for p in pl_module.parameters()))
+        self.has_gradients.append(any(p.grad is not None for p in pl_module.parameters()))
 
 
 def test_gradients_are_cleared_right_after_the_step_and_not_before(llama, data, tmp_path):
-    watch = Gradients()
-    trainer = quiet_trainer(tmp_path, max_epochs=1, accumulate_grad_batches=2, callbacks=[watch])
+    recorder = RecordGradients()
+    trainer = quiet_trainer(tmp_path, max_epochs=1, accumulate_grad_batches=2, callbacks=[recorder])
     trainer.fit(SFTModule(llama), datamodule=data)
-    assert watch.there == [True, False, True, False]
+    assert recorder.has_gradients == [True, False, True, False]
 
 
-class Rates(L.Callback):
-    """The learning rate of every optimizer step."""
+class RecordRates(L.Callback):
+    """Records the learning rate of every optimizer step."""
 
     def __init__(self) -> None:
-        self.used: list[float] = []
+        self.rates: list[float] = []
 
     def on_before_optimizer_step(self, trainer: L.Trainer, *_: Any) -> None:
-        self.used.append(trainer.optimizers[0].param_groups[0]["lr"])
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
-def rates(llama: str, data: Any, folder: Path, scheduler: Any, **settings: Any) -> tuple[list[float], L.Trainer]:
-    watch = Rates()
-    trainer = quiet_trainer(folder, callbacks=[watch], **settings)
+def run_schedule(llama: str, data: Any, folder: Path, scheduler: Any, **settings: Any) -> tuple[list[float], L.Trainer]:
+    recorder = RecordRates()
+    trainer = quiet_trainer(folder, callbacks=[recorder], **settings)
     trainer.fit(SFTModule(llama, sgd(0.5), scheduler), datamodule=data)
-    return watch.used, trainer
+    return recorder.rates, trainer
 
 
 @pytest.mark.parametrize(("accumulate", "steps"), [(1, 12), (2, 6)])
-def test_the_cosine_takes_its_length_from_the_trainer_and_ends_at_a_tenth(accumulate, steps, llama, data, tmp_path):
+def test_the_cosine_gets_its_length_from_the_trainer_and_ends_at_a_tenth(accumulate, steps, llama, data, tmp_path):
     settings = {"max_epochs": 3, "accumulate_grad_batches": accumulate}
-    used, trainer = rates(llama, data, tmp_path, lambda o: CosineWithMinLR(o, min_lr_ratio=0.1), **settings)
+    used, trainer = run_schedule(llama, data, tmp_path, lambda o: CosineWithMinLR(o, min_lr_ratio=0.1), **settings)
     expected = [0.5 * (0.1 + 0.9 * (1 + math.cos(math.pi * step / steps)) / 2) for step in range(steps)]
     assert used == pytest.approx(expected, rel=1e-9)
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.05, rel=1e-9)
 
 
-def test_the_cosine_warms_up_first_where_asked(llama, data, tmp_path):
-    used, _ = rates(llama, data, tmp_path, lambda o: CosineWithMinLR(o, 0.0, warmup_steps=4), max_steps=8)
+def test_the_cosine_can_have_a_warmup(llama, data, tmp_path):
+    used, _ = run_schedule(llama, data, tmp_path, lambda o: CosineWithMinLR(o, 0.0, warmup_steps=4), max_steps=8)
     cosine = [0.25 * (1 + math.cos(math.pi * step / 4)) for step in range(4)]
     assert used == pytest.approx([0.125, 0.25, 0.375, 0.5, *cosine], rel=1e-9)
 
 
-def test_the_warm_up_starts_at_a_tenth_and_stays_at_the_full_rate(llama, data, tmp_path):
-    used, _ = rates(llama, data, tmp_path, lambda o: ConstantWithWarmup(o, warmup_iterations=1), max_epochs=2)
+def test_the_warmup_starts_at_a_tenth_and_ends_at_the_full_rate(llama, data, tmp_path):
+    used, _ = run_schedule(llama, data, tmp_path, lambda o: ConstantWithWarmup(o, warmup_iterations=1), max_epochs=2)
     assert used == pytest.approx([0.05, 0.1625, 0.275, 0.3875, 0.5, 0.5, 0.5, 0.5], rel=1e-9)
 
 
-def test_a_run_that_is_prolonged_follows_the_longer_schedule(llama, data, tmp_path):
+def test_an_extended_run_follows_the_longer_schedule(llama, data, tmp_path):
     def cosine(optimizer: Any) -> CosineWithMinLR:
         return CosineWithMinLR(optimizer, min_lr_ratio=0.0)
 
-    _, trainer = rates(llama, data, tmp_path, cosine, max_epochs=1)
+    _, trainer = run_schedule(llama, data, tmp_path, cosine, max_epochs=1)
     trainer.save_checkpoint(tmp_path / "short.ckpt")
-    watch = Rates()
-    longer = quiet_trainer(tmp_path, callbacks=[watch], max_epochs=2)
+    recorder = RecordRates()
+    longer = quiet_trainer(tmp_path, callbacks=[recorder], max_epochs=2)
     longer.fit(SFTModule(llama, sgd(0.5), cosine), datamodule=data, ckpt_path=str(tmp_path / "short.ckpt"))
     expected = [0.25 * (1 + math.cos(math.pi * step / 8)) for step in (4, 5, 6, 7)]
-    assert watch.used == pytest.approx(expected, rel=1e-9)
+    assert recorder.rates == pytest.approx(expected, rel=1e-9)
 
 
 def test_biases_and_norms_do_not_decay(model_folders, data, tmp_path):

@@ -1,4 +1,4 @@
-"""AdamW with 8-bit state learns as AdamW does, keeps a quarter of the state, and resumes exactly."""
+"""AdamW with 8-bit state learns like AdamW, needs a quarter of the memory for its state, and resumes exactly."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from lit_rlhf.data import DemonstrationDataModule
 from lit_rlhf.modules import SFTModule
 from tests.helpers.small_runs import demonstrations, quiet_trainer, write_rows
 
-# every matrix has the 4,096 numbers from which on bitsandbytes keeps 8 bits
+# every matrix has the 4,096 elements from which on bitsandbytes uses 8 bits
 CONFIG = LlamaConfig(
     vocab_size=32,
     hidden_size=128,
@@ -52,21 +52,21 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-def test_the_loss_is_that_of_32_bits_and_the_state_a_quarter(wide, tmp_path):
+def test_the_loss_matches_32_bits_and_the_state_is_a_quarter(wide, tmp_path):
     loss, size = {}, {}
     for bits in (32, 8):
         _, trainer = train(wide, tmp_path, bits, steps=64)
         loss[bits] = float(trainer.callback_metrics["validation/loss"])
         size[bits] = state_bytes(trainer.optimizers[0])
-    assert loss[32] < 2.0, "it learnt"
+    assert loss[32] < 2.0, "it learned"
     assert loss[8] == pytest.approx(loss[32], rel=0.02)
     assert size[8] <= 0.3 * size[32], size
 
 
-def test_a_resumed_run_is_the_unbroken_one(wide, tmp_path):
-    every = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
-    whole, _ = train(wide, tmp_path, 8, 5, callbacks=[every], enable_checkpointing=True)
+def test_a_resumed_run_equals_the_uninterrupted_one(wide, tmp_path):
+    checkpoints = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+    uninterrupted, _ = train(wide, tmp_path, 8, 5, callbacks=[checkpoints], enable_checkpointing=True)
     resumed, trainer = train(wide, tmp_path, 8, 5, start=tmp_path / "step=2.ckpt")
     assert trainer.global_step == 5
-    for (name, one), (_, other) in zip(whole.named_parameters(), resumed.named_parameters()):
+    for (name, one), (_, other) in zip(uninterrupted.named_parameters(), resumed.named_parameters()):
         assert torch.equal(one, other), name

@@ -1,4 +1,4 @@
-"""PPO with its responses from a stand-in for vLLM: weights handed over once an iteration, resumed, on two ranks."""
+"""PPO with responses from a stand-in for a vLLM server: weights synced once per iteration, resume, two ranks."""
 
 import json
 from pathlib import Path
@@ -17,6 +17,7 @@ from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.generation.vllm import VLLMGenerator
 from lit_rlhf.models.loading_config import LoRA
 from lit_rlhf.modules import PPOConfig, PPOModule
+from lit_rlhf.rewards import Reward
 from lit_rlhf.strategies import FSDP2Strategy
 from tests.helpers.ppo_fakes import PromptData
 from tests.helpers.ranks import on_ranks
@@ -24,49 +25,46 @@ from tests.helpers.services import Reply, Service
 from tests.helpers.small_runs import (
     assert_same_weights,
     demonstrations,
-    moved,
+    full_weights,
+    largest_change,
     quiet_trainer,
-    whole_weights,
     write_rows,
 )
 from tests.helpers.vllm_server import serve_vllm
 
 
-class Words:
-    """A response's score is its number of words."""
-
-    def prepare(self, tokenizer: Any, device: torch.device) -> None:
-        """Nothing to load."""
+class NumWords(Reward):
+    """The score of a response is its number of words."""
 
     def score(self, episodes: Any) -> torch.Tensor:
-        """Count."""
+        """Count words."""
         return torch.tensor([float(len(response.split())) for response in episodes.responses])
 
 
-class Kept(Callback):
-    """Keeps the metrics of every iteration, but for times."""
+class RecordMetrics(Callback):
+    """Records the metrics of every iteration, without times."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Take them."""
+        """Record them."""
         metrics = trainer.callback_metrics.items()
         self.rows.append({name: float(value) for name, value in metrics if not name.startswith("time/")})
 
 
-def module_of(model: str, url: str, folder: Path, logprobs: str = "recomputed", **settings: Any) -> PPOModule:
+def make_module(model: str, url: str, folder: Path, old_logprobs: str = "recompute", **settings: Any) -> PPOModule:
     """16 episodes of 8 prompts in 4 steps."""
     ppo = PPOConfig(
         rollout_batch_size=16,
         samples_per_prompt=2,
         micro_batch_size=2,
         critic_learning_rate=1e-3,
-        old_logprobs=logprobs,
+        old_logprobs=old_logprobs,
     )
     return PPOModule(
         model,
-        Words(),
+        NumWords(),
         SamplingParams(5),
         ppo,
         critic=model,
@@ -78,31 +76,31 @@ def module_of(model: str, url: str, folder: Path, logprobs: str = "recomputed", 
 
 def train(module: PPOModule, folder: Path, *callbacks: Any, start: Path | None = None, **settings: Any) -> Any:
     """Two iterations; return weights and metrics."""
-    kept = Kept()
-    more = {
+    recorder = RecordMetrics()
+    trainer_settings = {
         "max_epochs": 2,
         "accumulate_grad_batches": 2,
-        "callbacks": [PPOInvariantCheck(), kept, *callbacks],
+        "callbacks": [PPOInvariantCheck(), recorder, *callbacks],
         **settings,
     }
-    trainer = quiet_trainer(folder, **more)
+    trainer = quiet_trainer(folder, **trainer_settings)
     trainer.fit(module, datamodule=PromptData(), ckpt_path=start)
-    return whole_weights(module.policy), kept.rows
+    return full_weights(module.policy), recorder.rows
 
 
-def asked(service: Service) -> list[str]:
+def completion_requests(service: Service) -> list[str]:
     return [json.dumps(request.payload) for request in service.requests if request.path == "/v1/completions"]
 
 
-@pytest.mark.parametrize("adapter", [None, LoRA(rank=4, alpha=8)], ids=["all weights", "LoRA"])
+@pytest.mark.parametrize("adapter", [None, LoRA(rank=4, alpha=8)], ids=["full", "lora"])
 def test_two_iterations(adapter, llama, tmp_path):
     with serve_vllm(llama) as (service, server):
-        module = module_of(llama, service.url, tmp_path / "shared", adapter=adapter)
+        module = make_module(llama, service.url, tmp_path / "shared", adapter=adapter)
         _, rows = train(module, tmp_path)
-        assert len(server.pushed) == 2, "once an iteration, and not for the weights after the last"
-        assert len(asked(service)) == 16
+        assert len(server.weights_paths) == 2, "once per iteration, and not for the weights after the last"
+        assert len(completion_requests(service)) == 16
     assert len(rows) == 2
-    for row in rows:  # that of the second is small only if the server had its weights
+    for row in rows:  # in the second iteration small only if the server had read the new weights
         assert row["rollout/logprob_mismatch"] < 1e-5 and row["rollout/logprob_mismatch_max"] < 1e-4
     assert rows[1]["policy/approx_kl"] != 0 and rows[0]["reward/kl"] == pytest.approx(0, abs=1e-3)
     assert abs(rows[1]["reward/kl"]) > 1e-2, "the policy moved"
@@ -111,70 +109,70 @@ def test_two_iterations(adapter, llama, tmp_path):
 def test_stale_weights_show_in_the_mismatch(llama, tmp_path, monkeypatch):
     with serve_vllm(llama) as (service, server):
         monkeypatch.setattr(server, "collective_rpc", lambda _: Reply({"results": [None]}))
-        _, rows = train(module_of(llama, service.url, tmp_path / "shared"), tmp_path)
+        _, rows = train(make_module(llama, service.url, tmp_path / "shared"), tmp_path)
     assert rows[0]["rollout/logprob_mismatch"] < 1e-5 and rows[1]["rollout/logprob_mismatch"] > 1e-2
 
 
 def test_a_resumed_run_sends_the_same_requests_and_ends_with_the_same_weights(llama, tmp_path):
     checkpoints = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     with serve_vllm(llama) as (service, _):
-        module = module_of(llama, service.url, tmp_path / "shared")
-        whole = train(module, tmp_path, checkpoints, enable_checkpointing=True)
-        requests = asked(service)
-    for step in (2, 4):  # within the first iteration, and behind it
+        module = make_module(llama, service.url, tmp_path / "shared")
+        expected = train(module, tmp_path, checkpoints, enable_checkpointing=True)
+        requests = completion_requests(service)
+    for step in (2, 4):  # within the first iteration, and after it
         with serve_vllm(llama) as (service, server):
-            module = module_of(llama, service.url, tmp_path / "shared")
+            module = make_module(llama, service.url, tmp_path / "shared")
             resumed = train(module, tmp_path, start=tmp_path / f"step={step}.ckpt")
-            assert len(server.pushed) == 1, "the server was started anew with the weights of the start"
-            assert sorted(asked(service)) == sorted(requests[8:])
-        assert all(torch.equal(one, other) for one, other in zip(whole[0], resumed[0]))
-        assert resumed[1][-1] == whole[1][-1]
+            assert len(server.weights_paths) == 1, "the server was restarted with the initial weights"
+            assert sorted(completion_requests(service)) == sorted(requests[8:])
+        assert all(torch.equal(one, other) for one, other in zip(expected[0], resumed[0]))
+        assert resumed[1][-1] == expected[1][-1]
 
 
 @pytest.mark.parametrize(("strategy", "adapter"), [("ddp", None), ("fsdp2", None), ("fsdp2", LoRA(rank=4, alpha=8))])
-def test_two_ranks_ask_for_their_own_rows_and_the_first_hands_over(strategy, adapter, llama, tmp_path):
+def test_two_ranks_request_their_own_rows_and_rank_zero_syncs_weights(strategy, adapter, llama, tmp_path):
     with serve_vllm(llama) as (service, _):
-        module = module_of(llama, service.url, tmp_path / "shared", adapter=adapter)
-        start = whole_weights(AutoModelForCausalLM.from_pretrained(llama))
-        whole, _ = train(module, tmp_path)
-        alone = asked(service)
+        module = make_module(llama, service.url, tmp_path / "shared", adapter=adapter)
+        start = full_weights(AutoModelForCausalLM.from_pretrained(llama))
+        expected, _ = train(module, tmp_path)
+        single_process = completion_requests(service)
 
     def rank() -> Any:
-        module = module_of(llama, service.url, tmp_path / "shared", adapter=adapter)
+        module = make_module(llama, service.url, tmp_path / "shared", adapter=adapter)
         chosen = FSDP2Strategy() if strategy == "fsdp2" else strategy
         return train(module, tmp_path, devices=2, strategy=chosen, accumulate_grad_batches=1)
 
     with serve_vllm(llama) as (service, server):
         ranks = on_ranks(rank, tmp_path)
-        assert len(server.pushed) == 2
-        assert len(asked(service)) == 16
-        first = {(payload["seed"], *payload["prompt"]) for payload in map(json.loads, asked(service)[:8])}
-        assert first == {(payload["seed"], *payload["prompt"]) for payload in map(json.loads, alone[:8])}
+        assert len(server.weights_paths) == 2
+        assert len(completion_requests(service)) == 16
+        first = {(payload["seed"], *payload["prompt"]) for payload in map(json.loads, completion_requests(service)[:8])}
+        assert first == {(payload["seed"], *payload["prompt"]) for payload in map(json.loads, single_process[:8])}
     for weights, rows in ranks:
-        assert_same_weights(weights, whole)
+        assert_same_weights(weights, expected)
         assert rows[1]["rollout/logprob_mismatch"] < 1e-5
-    assert adapter or moved(whole, start) > 1e-3
+    assert adapter or largest_change(expected, start) > 1e-3
 
 
-def test_validation_hands_over_what_it_validates(llama, tmp_path):
-    """An average of the weights stands in their place there, and they come back behind it."""
+def test_validation_syncs_the_weights_that_it_validates(llama, tmp_path):
+    """Averaged weights replace the trained ones during validation, and are replaced by them afterwards."""
     path = write_rows(tmp_path / "rows.jsonl", demonstrations(16))
     with serve_vllm(llama) as (service, server):
-        module = module_of(llama, service.url, tmp_path / "shared")
+        module = make_module(llama, service.url, tmp_path / "shared")
         data = PromptDataModule(path, validation_path=path, validation_batch_size=8)
         trainer = quiet_trainer(
             tmp_path, max_epochs=2, accumulate_grad_batches=2, callbacks=[EMA(0.9)], num_sanity_val_steps=0
         )
         trainer.fit(module, datamodule=data)
         paths = [request.path for request in service.requests]
-        assert len(server.pushed) == 4 and len(set(server.pushed)) == 4  # two iterations, two validations
+        assert len(server.weights_paths) == 4 and len(set(server.weights_paths)) == 4  # two iterations, two validations
     order = "".join({"/collective_rpc": "w", "/v1/completions": "."}[path] for path in paths)
     assert order == "w........" + "w" + "." * 16 + "w........" + "w" + "." * 16
 
 
 def test_a_server_that_fails_on_the_first_rank_ends_every_rank(llama, tmp_path):
     def rank() -> str:
-        module = module_of(llama, "http://127.0.0.1:9", tmp_path / "shared")
+        module = make_module(llama, "http://127.0.0.1:9", tmp_path / "shared")
         with pytest.raises(UserError) as problem:
             train(module, tmp_path, devices=2, strategy="ddp", accumulate_grad_batches=1)
         return str(problem.value)
@@ -183,6 +181,6 @@ def test_a_server_that_fails_on_the_first_rank_ends_every_rank(llama, tmp_path):
         assert message.startswith("vLLM at http://127.0.0.1:9: it did not read the policy's weights")
 
 
-def test_sampled_log_probs_are_refused_before_anything_is_loaded(tmp_path):
-    with pytest.raises(UserError, match=r"set ppo\.logprobs to 'recomputed', as -c generator/vllm does"):
-        module_of("no-such-model", "http://127.0.0.1:9", tmp_path, logprobs="sampled")
+def test_old_logprobs_of_the_rollout_are_refused_before_anything_is_loaded(tmp_path):
+    with pytest.raises(UserError, match=r"set ppo\.old_logprobs to 'recompute', as -c generator/vllm does"):
+        make_module("no-such-model", "http://127.0.0.1:9", tmp_path, old_logprobs="rollout")

@@ -1,4 +1,4 @@
-"""The reward model: it learns a ranking, K completions cost K rows, and the cut of the data changes nothing."""
+"""The reward model: it learns to rank, K completions cost K rows, and batch sizes and ranks change nothing."""
 
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,18 @@ from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.scalar_model import load_scalar_model
 from lit_rlhf.modules import RewardModule
 from tests.helpers.ranks import on_ranks
-from tests.helpers.small_runs import assert_same_weights, moved, quiet_trainer, rankings, sgd, whole_weights, write_rows
+from tests.helpers.small_runs import (
+    assert_same_weights,
+    full_weights,
+    largest_change,
+    quiet_trainer,
+    rankings,
+    sgd,
+    write_rows,
+)
 
 
-def test_it_learns_to_rank_by_a_visible_property(llama, tmp_path):
+def test_it_learns_to_rank_by_a_known_property(llama, tmp_path):
     data = ComparisonDataModule(
         write_rows(tmp_path / "rows.jsonl", rankings(120)),
         validation_path=write_rows(tmp_path / "unseen.jsonl", rankings(60, seed=1)),
@@ -31,53 +39,55 @@ def test_it_learns_to_rank_by_a_visible_property(llama, tmp_path):
 def test_a_ranking_of_k_costs_k_rows_and_its_prompt_is_computed_once(shared_prompt, llama, tmp_path):
     rows = rankings(6)
     K = [len(row["completions"]) for row in rows]
-    seen: list[tuple[int, int]] = []  # rows and tokens of each pass
+    passes: list[tuple[int, int]] = []  # rows and tokens of each forward pass
 
     class Counting(RewardModule):
         def configure_model(self) -> None:
             super().configure_model()
-            self.model.model.base_model.register_forward_pre_hook(self.note, with_kwargs=True)
+            self.model.model.base_model.register_forward_pre_hook(self.record, with_kwargs=True)
 
-        def note(self, module: Any, args: Any, inputs: Any) -> None:
+        def record(self, module: Any, args: Any, inputs: Any) -> None:
             mask = inputs["attention_mask"][:, -inputs["input_ids"].shape[1] :]
-            seen.append((len(mask), int(mask.sum())))
+            passes.append((len(mask), int(mask.sum())))
 
     data = ComparisonDataModule(write_rows(tmp_path / "rows.jsonl", rows), micro_batch_size=6)
     quiet_trainer(tmp_path, max_epochs=1).fit(Counting(llama, shared_prompt=shared_prompt), datamodule=data)
     prompts, completions = [len(row["prompt"].split()) for row in rows], 5 * sum(K)  # four words and the end token
     if shared_prompt:
-        assert [count for count, _ in seen] == [6, sum(K) - 6]
-        assert sum(tokens for _, tokens in seen) == sum(prompts) + completions
+        assert [count for count, _ in passes] == [6, sum(K) - 6]
+        assert sum(tokens for _, tokens in passes) == sum(prompts) + completions
     else:
-        assert seen == [(sum(K), sum(k * p for k, p in zip(K, prompts)) + completions)]
+        assert passes == [(sum(K), sum(k * p for k, p in zip(K, prompts)) + completions)]
 
 
 def train(model: str, path: str, folder: Path, micro_batch_size: int, **settings: Any) -> Any:
     data = ComparisonDataModule(path, micro_batch_size=micro_batch_size)
     module = RewardModule(model, sgd(0.3))
     quiet_trainer(folder, max_epochs=2, gradient_clip_val=1.0, **settings).fit(module, datamodule=data)
-    return whole_weights(module)
+    return full_weights(module)
 
 
-def test_the_cut_into_micro_batches_and_ranks_changes_no_weight(llama, tokenizer, tmp_path):
+def test_micro_batches_and_ranks_change_no_weight(llama, tokenizer, tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", rankings(24))
-    whole = train(llama, path, tmp_path, 8)
+    expected = train(llama, path, tmp_path, 8)
     start = list(load_scalar_model(llama, tokenizer, ModelLoadingConfig()).parameters())
-    assert moved(start, whole) > 1e-2
+    assert largest_change(start, expected) > 1e-2
     for micro_batch_size, accumulate in ((4, 2), (1, 8)):
-        assert_same_weights(train(llama, path, tmp_path, micro_batch_size, accumulate_grad_batches=accumulate), whole)
+        assert_same_weights(
+            train(llama, path, tmp_path, micro_batch_size, accumulate_grad_batches=accumulate), expected
+        )
     ddp = {"accumulate_grad_batches": 2, "devices": 2, "strategy": "ddp"}
     for weights in on_ranks(lambda: train(llama, path, tmp_path, 2, **ddp), tmp_path):
-        assert_same_weights(weights, whole)
+        assert_same_weights(weights, expected)
 
 
 def validate(model: str, path: str, folder: Path, micro_batch_size: int, **settings: Any) -> dict[str, float]:
     data = ComparisonDataModule(path, validation_path=path, micro_batch_size=micro_batch_size)
-    figures = quiet_trainer(folder, **settings).validate(RewardModule(model), datamodule=data, verbose=False)[0]
-    return {name.removeprefix("validation/"): value for name, value in figures.items()}
+    metrics = quiet_trainer(folder, **settings).validate(RewardModule(model), datamodule=data, verbose=False)[0]
+    return {name.removeprefix("validation/"): value for name, value in metrics.items()}
 
 
-def test_validation_figures_are_those_of_the_whole_set(llama, tokenizer, tmp_path):
+def test_validation_metrics_are_those_of_the_full_set(llama, tokenizer, tmp_path):
     rows = rankings(9)
     path = write_rows(tmp_path / "rows.jsonl", rows)
     model, losses, correct, sure = load_scalar_model(llama, tokenizer, ModelLoadingConfig()).eval(), [], [], []
@@ -99,11 +109,11 @@ def test_validation_figures_are_those_of_the_whole_set(llama, tokenizer, tmp_pat
     expected = {
         "loss": sum(losses) / len(losses),
         "accuracy": sum(correct) / len(correct),
-        "calibration_error": sum(gaps) / len(sure),
+        "ece": sum(gaps) / len(sure),
     }
     assert len(bins) > 1 and 0 < expected["accuracy"] < 1
     for micro_batch_size in (1, 2, 9):
         assert validate(llama, path, tmp_path, micro_batch_size) == pytest.approx(expected, rel=1e-4)
     ddp = {"devices": 2, "strategy": "ddp"}
-    for figures in on_ranks(lambda: validate(llama, path, tmp_path, 2, **ddp), tmp_path):
-        assert figures == pytest.approx(expected, rel=1e-4)
+    for metrics in on_ranks(lambda: validate(llama, path, tmp_path, 2, **ddp), tmp_path):
+        assert metrics == pytest.approx(expected, rel=1e-4)

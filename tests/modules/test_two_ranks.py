@@ -1,4 +1,4 @@
-"""Two gloo ranks are one process, under DDP and FSDP2: losses, metrics, weights, checkpoints, exports."""
+"""Two gloo ranks equal one process, under DDP and FSDP2: losses, metrics, weights, checkpoints, exports."""
 
 import json
 from pathlib import Path
@@ -16,49 +16,51 @@ from lit_rlhf.data import ComparisonDataModule, DemonstrationDataModule
 from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.modules import PPOConfig, PPOModule, RewardModule, SFTModule
 from lit_rlhf.strategies import FSDP2Strategy, is_sharded
-from tests.helpers.ppo_fakes import CountOf, PromptData
+from tests.helpers.ppo_fakes import PromptData, WordShare
 from tests.helpers.ranks import on_ranks
 from tests.helpers.small_runs import (
     assert_same_weights,
     demonstrations,
+    full_weights,
     quiet_trainer,
     rankings,
-    whole_weights,
     write_rows,
 )
 
 STEPS, SAVED = 5, 3
-# the minibatch is 12 in all; on two ranks and in the run that goes on alone it is cut alike
-ONE, TWO, ALONE, SPLIT = (12, 1, 1), (3, 2, 2), (6, 2, 1), (6, 2, 2)  # two ranks that split tensors count as one
+# micro_batch_size, accumulate_grad_batches, ranks: a minibatch has 12 rows in every case
+ONE_PROCESS, TWO_RANKS = (12, 1, 1), (3, 2, 2)
+ONE_OF_TWO = (6, 2, 1)  # one process that resumes the run of two ranks, with the same micro-batches
+TENSOR_PARALLEL = (6, 2, 2)  # two ranks that split tensors hold the same rows
 
 
-class Losses(L.Callback):
-    """The loss of every micro-batch, as Lightning divides it, and the step that it belongs to."""
+class RecordLosses(L.Callback):
+    """Records the loss of every micro-batch, as Lightning divides it, with its step."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[int, float]] = []
+        self.losses: list[tuple[int, float]] = []
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
-        self.seen.append((trainer.global_step, float(loss.detach())))
+        self.losses.append((trainer.global_step, float(loss.detach())))
 
 
-def momentum(rate: float) -> Any:
-    """Gradient descent with a state to resume."""
+def sgd_with_momentum(rate: float) -> Any:
+    """Return an optimizer factory; the optimizer has a state to resume."""
     return lambda parameters: torch.optim.SGD(parameters, lr=rate, momentum=0.9)
 
 
-def stage_of(kind: str, model: str, folder: Path, micro_batch_size: int) -> tuple[Any, Any, list[Any]]:
-    if kind == "sft":
+def make_stage(stage: str, model: str, folder: Path, micro_batch_size: int) -> tuple[Any, Any, list[Any]]:
+    if stage == "sft":
         rows = write_rows(folder / "rows.jsonl", demonstrations(36))
         return (
-            SFTModule(model, momentum(0.1)),
+            SFTModule(model, sgd_with_momentum(0.1)),
             DemonstrationDataModule(rows, rows, micro_batch_size=micro_batch_size),
             [],
         )
-    if kind == "reward":
+    if stage == "reward":
         rows = write_rows(folder / "rows.jsonl", rankings(36))
         return (
-            RewardModule(model, momentum(0.1)),
+            RewardModule(model, sgd_with_momentum(0.1)),
             ComparisonDataModule(rows, rows, micro_batch_size=micro_batch_size),
             [],
         )
@@ -66,16 +68,22 @@ def stage_of(kind: str, model: str, folder: Path, micro_batch_size: int) -> tupl
         rollout_batch_size=24, micro_batch_size=micro_batch_size, ppo_epochs=2, critic_learning_rate=0.05
     )
     text = write_rows(folder / "text.jsonl", [{"text": " ".join(f"w{(i * 7) % 28}" for i in range(400))}])
-    mix = [PretrainingMix(text, 0.5, micro_batch_size, seq_len=8)] if kind == "ppo_ptx" else []
-    return PPOModule(model, CountOf(), SamplingParams(8), settings, optimizer=momentum(0.05)), PromptData(), mix
+    mix = [PretrainingMix(text, 0.5, micro_batch_size, seq_len=8)] if stage == "ppo_ptx" else []
+    return (
+        PPOModule(model, WordShare(), SamplingParams(8), settings, optimizer=sgd_with_momentum(0.05)),
+        PromptData(),
+        mix,
+    )
 
 
-def train(kind: str, model: str, folder: Path, cut: Any, start: Any = None, **settings: Any) -> dict[str, Any]:
-    """Run five steps, or from a checkpoint to the fifth; return the losses of steps, metrics and whole weights."""
-    micro_batch_size, accumulate, devices = cut
-    module, data, callbacks = stage_of(kind, model, folder, micro_batch_size)
-    losses = Losses()
-    kept = ModelCheckpoint(folder, filename="saved", every_n_train_steps=SAVED, save_on_exception=False)
+def train(
+    stage: str, model: str, folder: Path, batches: tuple[int, int, int], start: Any = None, **settings: Any
+) -> dict[str, Any]:
+    """Run five steps, or from a checkpoint to the fifth; return the loss of every step, metrics and full weights."""
+    micro_batch_size, accumulate, devices = batches
+    module, data, callbacks = make_stage(stage, model, folder, micro_batch_size)
+    recorder = RecordLosses()
+    checkpoints = ModelCheckpoint(folder, filename="saved", every_n_train_steps=SAVED, save_on_exception=False)
     trainer = quiet_trainer(
         folder,
         max_steps=STEPS,
@@ -83,7 +91,7 @@ def train(kind: str, model: str, folder: Path, cut: Any, start: Any = None, **se
         devices=devices,
         accumulate_grad_batches=accumulate,
         gradient_clip_val=0.5,
-        callbacks=[losses, *callbacks, *([] if start or not settings.pop("save", True) else [kept])],
+        callbacks=[recorder, *callbacks, *([] if start or not settings.pop("save", True) else [checkpoints])],
         enable_checkpointing=start is None,
         num_sanity_val_steps=0,
         val_check_interval=accumulate,  # after every step, the fifth among them
@@ -91,64 +99,68 @@ def train(kind: str, model: str, folder: Path, cut: Any, start: Any = None, **se
     )
     trainer.fit(module, datamodule=data, ckpt_path=start)
     assert trainer.global_step == STEPS
-    curve = [sum(loss for step, loss in losses.seen if step == each) for each in range(SAVED if start else 0, STEPS)]
-    of_the_cut = ("time/", "update/padding_fraction")
-    metrics = {n: float(v) for n, v in trainer.callback_metrics.items() if not n.startswith(of_the_cut)}
-    weights = whole_weights(module)
-    return {"curve": curve, "metrics": metrics, "weights": weights, "sharded": is_sharded(module)}
+    step_losses = [
+        sum(loss for step, loss in recorder.losses if step == each) for each in range(SAVED if start else 0, STEPS)
+    ]
+    depends_on_batches = ("time/", "update/padding_fraction")
+    metrics = {n: float(v) for n, v in trainer.callback_metrics.items() if not n.startswith(depends_on_batches)}
+    weights = full_weights(module)
+    return {"losses": step_losses, "metrics": metrics, "weights": weights, "sharded": is_sharded(module)}
 
 
-def assert_same(ranks: list[dict[str, Any]], one: dict[str, Any]) -> None:
-    curves = torch.tensor([rank["curve"] for rank in ranks], dtype=torch.float64)
-    expected = torch.tensor(one["curve"][-curves.shape[1] :], dtype=torch.float64)
-    torch.testing.assert_close(curves.mean(0), expected, atol=1e-5, rtol=1e-5)
+def assert_same(ranks: list[dict[str, Any]], expected: dict[str, Any]) -> None:
+    losses = torch.tensor([rank["losses"] for rank in ranks], dtype=torch.float64)
+    expected_losses = torch.tensor(expected["losses"][-losses.shape[1] :], dtype=torch.float64)
+    torch.testing.assert_close(losses.mean(0), expected_losses, atol=1e-5, rtol=1e-5)
     for rank in ranks:
-        assert_same_weights(rank["weights"], one["weights"])
-        assert rank["metrics"].keys() == one["metrics"].keys()
+        assert_same_weights(rank["weights"], expected["weights"])
+        assert rank["metrics"].keys() == expected["metrics"].keys()
         for name, value in rank["metrics"].items():
-            assert value == pytest.approx(one["metrics"][name], abs=1e-5, rel=1e-5), name
+            assert value == pytest.approx(expected["metrics"][name], abs=1e-5, rel=1e-5), name
 
 
-def strategy_of(name: str) -> Any:
+def make_strategy(name: str) -> Any:
     if name == "ddp":
         return "ddp"
-    split = 2 if name == "tensors" else 1
-    return FSDP2Strategy(save_distributed_checkpoint=name == "shards", tensor_parallel_size=split)
+    split = 2 if name == "tensor_parallel" else 1
+    return FSDP2Strategy(save_distributed_checkpoint=name == "fsdp2_sharded_checkpoint", tensor_parallel_size=split)
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp", "shards", "tensors"])
-@pytest.mark.parametrize("kind", ["sft", "reward", "ppo", "ppo_ptx"])
-def test_two_ranks_train_save_and_resume_as_one_process(kind, name, llama, tmp_path):
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "fsdp2_sharded_checkpoint", "tensor_parallel"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "ppo_ptx"])
+def test_two_ranks_train_save_and_resume_as_one_process(stage, name, llama, tmp_path):
     saved = tmp_path / "saved.ckpt"
-    cut = SPLIT if name == "tensors" else TWO
+    batches = TENSOR_PARALLEL if name == "tensor_parallel" else TWO_RANKS
 
-    def both() -> tuple[Any, Any]:
-        whole = train(kind, llama, tmp_path, cut, strategy=strategy_of(name))
-        return whole, train(kind, llama, tmp_path, cut, saved, strategy=strategy_of(name))
+    def run_both() -> tuple[Any, Any]:
+        uninterrupted = train(stage, llama, tmp_path, batches, strategy=make_strategy(name))
+        return uninterrupted, train(stage, llama, tmp_path, batches, saved, strategy=make_strategy(name))
 
-    one = train(kind, llama, tmp_path, ONE, save=False)
-    ranks = on_ranks(both, tmp_path)
-    for run in (0, 1):  # unbroken, resumed
-        assert_same([rank[run] for rank in ranks], one)
+    expected = train(stage, llama, tmp_path, ONE_PROCESS, save=False)
+    ranks = on_ranks(run_both, tmp_path)
+    for run in (0, 1):  # uninterrupted, resumed
+        assert_same([rank[run] for rank in ranks], expected)
         assert ranks[0][run]["sharded"] == (name != "ddp")
-    assert saved.is_dir() == (name == "shards")
-    if name == "shards":
-        alone = on_ranks(lambda: train(kind, llama, tmp_path, ALONE, saved, strategy=strategy_of(name)), tmp_path, 1)
+    assert saved.is_dir() == (name == "fsdp2_sharded_checkpoint")
+    if name == "fsdp2_sharded_checkpoint":
+        resumed = on_ranks(
+            lambda: train(stage, llama, tmp_path, ONE_OF_TWO, saved, strategy=make_strategy(name)), tmp_path, 1
+        )
     else:
-        alone = [train(kind, llama, tmp_path, ALONE, saved)]
-    assert_same(alone, one)
-    assert_exports(kind, llama, saved, tmp_path)
+        resumed = [train(stage, llama, tmp_path, ONE_OF_TWO, saved)]
+    assert_same(resumed, expected)
+    assert_exports(stage, llama, saved, tmp_path)
 
 
-def assert_exports(kind: str, model: str, saved: Path, folder: Path) -> None:
-    """The exported folder holds the weights of the step at which the checkpoint was written."""
+def assert_exports(stage: str, model: str, saved: Path, folder: Path) -> None:
+    """Assert that the exported folder holds the weights of the step of the checkpoint."""
     assert main(["export", str(saved), str(folder / "model")]) == 0
     assert not json.loads((folder / "model" / "config.json").read_text())["architectures"][0].startswith("FSDP")
-    auto = AutoModelForSequenceClassification if kind == "reward" else AutoModelForCausalLM
+    auto = AutoModelForSequenceClassification if stage == "reward" else AutoModelForCausalLM
     exported = auto.from_pretrained(folder / "model").state_dict()
-    module, data, callbacks = stage_of(kind, model, folder, ONE[0])
+    module, data, callbacks = make_stage(stage, model, folder, ONE_PROCESS[0])
     quiet_trainer(
         folder, max_steps=SAVED, max_epochs=-1, gradient_clip_val=0.5, callbacks=callbacks, limit_val_batches=0
     ).fit(module, datamodule=data)
-    for name, weight in module.exported.state_dict().items():
+    for name, weight in module.exported_model.state_dict().items():
         torch.testing.assert_close(exported[name], weight, atol=1e-5, rtol=1e-5, msg=name)

@@ -1,4 +1,4 @@
-"""Eq. 1 on the real rankings, in batches as they are trained, against pairs taken one by one in float64."""
+"""Eq. 1 on real rankings, in batches as in training, against a sum over pairs in float64."""
 
 import math
 from itertools import combinations
@@ -17,8 +17,8 @@ from lit_rlhf.functional import PairNormalizer, ranking_loss
 FILES = ["finegrained_qa.jsonl.gz", "oasst_kwise.jsonl.gz", "hh_harmless.jsonl.gz", "polite_rude.json"]
 
 
-def pair_by_pair(scores: list[float], ranks: list[int], pair_normalizer: PairNormalizer) -> float:
-    """One ranking's loss in Python floats."""
+def loss_over_pairs(scores: list[float], ranks: list[int], pair_normalizer: PairNormalizer) -> float:
+    """Return the loss of one ranking, in Python floats."""
     losses = []
     for one, other in combinations(range(len(ranks)), 2):
         if ranks[one] != ranks[other]:
@@ -36,9 +36,9 @@ def test_the_loss_is_the_mean_over_pairs(name: str, pair_normalizer: PairNormali
     for start in range(0, len(records), 64):
         batch = records[start : start + 64]
         scores = [[random.gauss(0, 2) for _ in record.ranks] for record in batch]
-        expected = math.fsum(pair_by_pair(s, record.ranks, pair_normalizer) for s, record in zip(scores, batch))
-        owner = torch.tensor([number for number, record in enumerate(batch) for _ in record.ranks])
+        expected = math.fsum(loss_over_pairs(s, record.ranks, pair_normalizer) for s, record in zip(scores, batch))
+        ranking_index = torch.tensor([number for number, record in enumerate(batch) for _ in record.ranks])
         ranks = torch.tensor([rank for record in batch for rank in record.ranks])
-        result = ranking_loss(torch.cat([torch.tensor(each) for each in scores]), owner, ranks, pair_normalizer)
+        result = ranking_loss(torch.cat([torch.tensor(each) for each in scores]), ranking_index, ranks, pair_normalizer)
         assert float(result.loss) == pytest.approx(expected, rel=1e-6)
         assert int(result.rankings) == len(batch)

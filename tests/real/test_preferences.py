@@ -1,4 +1,4 @@
-"""Real comparisons train without a warning, and what the reports count is what the data is known to hold."""
+"""A reward model trains on real comparisons without a warning."""
 
 import logging
 import warnings
@@ -21,16 +21,16 @@ SHORT = [
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_training_on_comparisons_warns_of_nothing(
+def test_training_on_comparisons_gives_no_warning(
     name: str, real_data: Path, stories: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data = [argument.format(data=real_data / "preferences") for argument in FILES[name]]
     start = [f"--model.model={stories}", "--model.loading.pad_token=<|pad|>"]
     quiet = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
-    with warnings.catch_warnings(record=True) as heard:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert main(["fit", "-c", "small/reward", *data, *start, *SHORT, *quiet]) == 0
-    own = [str(each.message) for each in heard if not issubclass(each.category, DeprecationWarning)]
-    assert own == []
+    messages = [str(each.message) for each in caught if not issubclass(each.category, DeprecationWarning)]
+    assert messages == []
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []

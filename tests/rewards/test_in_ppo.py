@@ -12,7 +12,7 @@ import torch
 from lit_rlhf.cli import main
 from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.modules import PPOConfig, PPOModule
-from lit_rlhf.rewards import ClippedReward, EnsembleReward, NormalizedReward
+from lit_rlhf.rewards import ClippedReward, EnsembleReward, NormalizedReward, Reward
 from lit_rlhf.rollout.experience import Episodes
 from tests.helpers.pages import DOCS, named_blocks
 from tests.helpers.ppo_fakes import PromptData
@@ -22,14 +22,11 @@ from tests.helpers.small_runs import quiet_trainer
 PAGE = next(page for page in DOCS if page.name == "rewards.md")
 
 
-class Above:
+class Above(Reward):
     """Scores the number of words above the thirteenth, times a factor."""
 
     def __init__(self, factor: float) -> None:
         self.factor = factor
-
-    def prepare(self, *_: Any) -> None:
-        pass
 
     def score(self, episodes: Episodes) -> torch.Tensor:
         return torch.tensor(
@@ -66,7 +63,7 @@ def run(model: str, folder: Path, **settings: Any) -> list[dict[str, float]]:
 def test_metrics_and_state_are_those_of_all_ranks(llama, tmp_path):
     alone = run(llama, tmp_path)
     state = torch.load(tmp_path / "run.ckpt", weights_only=True)["reward"]
-    assert state["source"]["moments"][0] == 32
+    assert state["reward"]["moments"][0] == 32
     assert alone[0]["reward/ensemble_std"] > 0 and 0 < alone[0]["reward/clip_fraction"] < 1
     # a minibatch of 4 on one rank and on two: the same run
     both = on_ranks(lambda: run_on_two(llama, tmp_path), tmp_path)
@@ -89,7 +86,7 @@ def test_the_moments_come_back_from_a_checkpoint(llama, tmp_path):
     resumed = module(llama)
     trainer = quiet_trainer(tmp_path, max_epochs=3)
     trainer.fit(resumed, datamodule=PromptData(), ckpt_path=str(tmp_path / "run.ckpt"))
-    assert resumed.reward.state_dict()["source"]["moments"][0] == 48
+    assert resumed.reward.state_dict()["reward"]["moments"][0] == 48
 
 
 @pytest.fixture

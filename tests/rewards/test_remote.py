@@ -83,9 +83,9 @@ SCORES = [1.0, 2.0, 3.0]
 FAULTS = {
     "500": (Reply(status=500), "status 500"),
     "429": (Reply(status=429, headers={"Retry-After": "0.02"}), "status 429"),
-    "timeout": (Reply({"scores": [*SCORES, 4.0]}, delay=0.5), "no answer within 0.3 s"),
+    "timeout": (Reply({"scores": [*SCORES, 4.0]}, delay=0.5), "no response within 0.3 s"),
     "hang up": (Reply(hang_up=True), ""),
-    "no JSON": (Reply(b"<html>nonsense</html>"), "an answer that makes no sense"),
+    "no JSON": (Reply(b"<html>nonsense</html>"), "malformed response"),
     "a bare list": (Reply([*SCORES, 4.0]), 'it must be {"scores": [...]}'),
     "another name": (Reply({"rewards": [*SCORES, 4.0]}), 'it must be {"scores": [...]}'),
     "no list": (Reply({"scores": 1.0}), 'it must be {"scores": [...]}'),

@@ -103,9 +103,9 @@ def test_scores_that_are_missing_or_no_numbers_are_refused(mine, tokenizer):
 def test_a_function_may_be_async_and_may_take_one_episode(mine, tokenizer):
     given = episodes(tokenizer)
     assert FunctionReward("my_rewards.later").score(given).tolist() == [0.0, 2.0, 4.0, 6.0]
-    assert FunctionReward("my_rewards.of_one", takes="episode").score(given).tolist() == [3.0, 11.0, 25.0, 32.0]
+    assert FunctionReward("my_rewards.of_one", batched=False).score(given).tolist() == [3.0, 11.0, 25.0, 32.0]
     for concurrency in (2, 8):
-        source = FunctionReward("my_rewards.of_one_later", takes="episode", concurrency=concurrency)
+        source = FunctionReward("my_rewards.of_one_later", batched=False, concurrency=concurrency)
         assert source.score(given).tolist() == [0.0, 1.0, 2.0, 3.0]
         most = sys.modules["my_rewards"].MOST
         assert max(most) == min(concurrency, 4)
@@ -121,7 +121,7 @@ def test_an_async_function_is_waited_for_where_a_loop_is_running(mine, tokenizer
 
 def test_a_function_of_one_episode_given_a_batch_is_told_so(mine, tokenizer):
     (mine / "my_rewards.py").write_text("def one(prompt, response, row):\n    return 1.0\n")
-    with pytest.raises(UserError, match=r"must return a list of scores, not 1\.0; .* set takes: episode"):
+    with pytest.raises(UserError, match=r"must return a list of scores, not 1\.0; .* set batched: false"):
         FunctionReward("my_rewards.one").score(episodes(tokenizer))
 
 

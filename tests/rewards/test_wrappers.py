@@ -15,10 +15,6 @@ from lit_rlhf.rewards import (
     NormalizedReward,
     RewardModelScorer,
     ScaledReward,
-    load_source_state,
-    source_critic,
-    source_details,
-    source_state,
 )
 from tests.helpers.episodes import Known, scored
 from tests.helpers.ranks import on_ranks
@@ -36,7 +32,7 @@ def test_a_fixed_scale():
 def test_a_clip_and_what_it_clipped():
     source = ClippedReward(Known(), -1.0, 2.0)
     assert source.score(scored([-5, -1, 0.5, 2, 9])).tolist() == [-1.0, -1.0, 0.5, 2.0, 2.0]
-    assert source_details(source)["reward/clip_fraction"].tolist() == [1.0, 0.0, 0.0, 0.0, 1.0]
+    assert source.metrics()["reward/clip_fraction"].tolist() == [1.0, 0.0, 0.0, 0.0, 1.0]
     with pytest.raises(UserError, match=r"ClippedReward\.low must be below its high, got 2\.0 and 2\.0"):
         ClippedReward(Known(), 2.0, 2.0)
 
@@ -60,9 +56,9 @@ def test_validation_is_normalised_and_not_counted():
     source = NormalizedReward(Known())
     assert source.score(scored([7.0, 9.0], training=False)).tolist() == [7.0, 9.0]  # nothing is known yet
     source.score(scored([0.0, 2.0]))
-    before = source_state(source)
+    before = source.state_dict()
     assert source.score(scored([1.0, 5.0], training=False)).tolist() == pytest.approx([0.0, 4.0])
-    assert source_state(source) == before
+    assert source.state_dict() == before
 
 
 def test_counting_may_end():
@@ -81,19 +77,19 @@ def test_equal_scores_become_zero():
 def test_the_state_survives_a_restart(tmp_path):
     source = ClippedReward(NormalizedReward(Known()))
     source.score(scored([0.0, 2.0, 10.0]))
-    torch.save(source_state(source), tmp_path / "state")
+    torch.save(source.state_dict(), tmp_path / "state")
     resumed = ClippedReward(NormalizedReward(Known()))
-    load_source_state(resumed, torch.load(tmp_path / "state", weights_only=True))
+    resumed.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
     after = scored([1.0, 3.0])
     assert resumed.score(after).tolist() == source.score(after).tolist()
 
 
 def test_a_state_of_another_recipe_is_left_alone():
     source = ClippedReward(NormalizedReward(Known()))
-    for state in ({}, source_state(Known()), source_state(ClippedReward(Known()))):
-        load_source_state(source, state)
+    for state in ({}, Known().state_dict(), ClippedReward(Known()).state_dict()):
+        source.load_state_dict(state)
     assert source.score(scored([0.0, 2.0])).tolist() == pytest.approx([-1.0, 1.0])
-    load_source_state(Known(), {"moments": [1.0, 2.0, 3.0]})
+    Known().load_state_dict({"moments": [1.0, 2.0, 3.0]})
 
 
 def test_ranks_share_their_moments(tmp_path):
@@ -114,8 +110,8 @@ def test_ranks_share_their_moments(tmp_path):
 
 def test_a_step_passes_on_the_reward_model_a_critic_starts_from():
     model = RewardModelScorer("runs/reward/model")
-    assert source_critic(ClippedReward(NormalizedReward(model))) == "runs/reward/model"
-    assert source_critic(ClippedReward(Known())) is None
+    assert ClippedReward(NormalizedReward(model)).critic_init_path() == "runs/reward/model"
+    assert ClippedReward(Known()).critic_init_path() is None
 
 
 @given(some)

@@ -64,11 +64,12 @@ def run_folds(settings: Namespace, args: list[str]) -> dict[str, Any]:
 
 def train_and_test(fold: Fold, seed: int, args: list[str], locations: ConfigLocations, folder: Path) -> dict[str, Any]:
     """Train on the other groups' rankings; return the accuracy on training and on held-out labelers."""
-    paths = {name: write_rows(getattr(fold, name), folder / f"{name}.jsonl") for name in ("training", "seen")}
+    training_path = write_rows(fold.training, folder / "training.jsonl")
+    validation_path = write_rows(fold.training_labelers, folder / "validation.jsonl")
     overrides = {
         "seed_everything": seed,
-        "data.path": paths["training"],
-        "data.validation_path": paths["seen"],
+        "data.path": training_path,
+        "data.validation_path": validation_path,
         "data.validation_fraction": 0.0,
         "data.seed": seed,
         "model.head_seed": seed,
@@ -78,14 +79,14 @@ def train_and_test(fold: Fold, seed: int, args: list[str], locations: ConfigLoca
     cli = RecipeCLI("fit", [*args, *(f"--{name}={value}" for name, value in overrides.items())], locations)
     if cli.exit_code:
         raise KeyboardInterrupt
-    seen, heldout = (evaluate_rankings(cli, getattr(fold, name)) for name in ("seen", "heldout"))
+    training, heldout = (evaluate_rankings(cli, records) for records in (fold.training_labelers, fold.heldout_labelers))
     return {
         "group": fold.group,
         "seed": seed,
         "rankings": len(fold.training),
-        "training_labelers": seen["accuracy"]["value"],
-        "training_pairs": seen["pairs"],
-        "training_calibration_error": seen["calibration_error"],
+        "training_labelers": training["accuracy"]["value"],
+        "training_pairs": training["pairs"],
+        "training_calibration_error": training["calibration_error"],
         "heldout_labelers": heldout["accuracy"]["value"],
         "heldout_pairs": heldout["pairs"],
     }

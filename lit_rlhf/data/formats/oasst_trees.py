@@ -66,7 +66,7 @@ def _iter_messages(row: Row, report: DatasetReport) -> Iterator[_Node]:
     while queue:
         before, message = queue.pop(0)
         if message.get("deleted"):
-            report.skip("deleted message, with all that was said to it", row.origin)
+            report.skip("deleted message, with all replies to it", row.origin)
             continue
         turns = [*before, parse_message(message, "a message", row)]
         replies = message.get("replies") or []

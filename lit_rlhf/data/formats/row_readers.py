@@ -135,7 +135,7 @@ def make_conversation_reader(name: str) -> Reader:
             report.skip("conversation does not end with a reply", row.origin)
             return None
         if last < len(messages) - 1:
-            report.flag("turns behind the last reply left out", row.origin)
+            report.flag("turns after the last reply left out", row.origin)
         return check_demonstration(messages[:last], messages[last]["content"], row, report, train_on_all_replies=True)
 
     return read

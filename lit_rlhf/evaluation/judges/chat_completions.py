@@ -31,12 +31,12 @@ def request_rows(
         key: everything that the responses depend on.
         payloads: one per request.
         make_client: creates the client; called only if a response is missing.
-        parse: see `JSONClient.ask`.
+        parse: see `JSONClient.request`.
     """
     failed: dict[int, RequestFailed] = {}
 
     def compute(indices: list[int]) -> Iterator[tuple[int, Any]]:
-        for index, response in zip(indices, make_client().ask_all([payloads[index] for index in indices], parse)):
+        for index, response in zip(indices, make_client().request_all([payloads[index] for index in indices], parse)):
             if isinstance(response, RequestFailed):
                 failed[index] = response
             yield index, None if index in failed else response
@@ -99,7 +99,6 @@ class ChatCompletions:
             {"model": self.model, "messages": [{"role": "user", "content": prompt}], **self.request}
             for prompt in prompts
         ]
-
 
         def parse_reply(response: Any, _: Any) -> object:
             return parse(read_message_text(response))

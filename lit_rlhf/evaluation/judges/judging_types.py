@@ -86,7 +86,7 @@ class Judge(ABC):
         """Return the ratings of each completion; None, the default, if the judge does not rate."""
         return None
 
-    def check(self) -> None:  # noqa: B027
+    def check(self) -> None:
         """Raise a UserError for a missing file, model or key; called before any weights are loaded."""
 
 

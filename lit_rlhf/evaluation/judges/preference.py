@@ -49,7 +49,9 @@ class RewardModelJudge(Judge):
     def compare(self, pairs: list[CompletionPair], cache: Cache) -> list[list[Verdict]]:
         """See `Judge.compare`."""
         prompts = [self._scorer.template.render(pair.raw_prompt or pair.prompt, pair.row) for pair in pairs]
-        texts = [(prompt, completion) for prompt, pair in zip(prompts, pairs) for completion in (pair.first, pair.second)]
+        texts = [
+            (prompt, completion) for prompt, pair in zip(prompts, pairs) for completion in (pair.first, pair.second)
+        ]
         scores = self._scorer.score(texts, cache)
         verdicts = []
         for first, second in zip(scores[::2], scores[1::2]):
@@ -93,8 +95,8 @@ class EndpointJudge(Judge):
         """See `Judge.rate`."""
         fields = ", ".join(f'"{name}": true or false' for name in METADATA_FIELDS)
         prompts = [
-            f"You rate an answer to a prompt.\n\nPrompt:\n{item.prompt}\n\nAnswer:\n{item.completion.text}\n\nReply with "
-            f'one JSON object alone: {{"overall": whole number from 1 (worst) to 7 (best), {fields}}}'
+            f"You rate an answer to a prompt.\n\nPrompt:\n{item.prompt}\n\nAnswer:\n{item.completion.text}\n\n"
+            f'Reply with one JSON object alone: {{"overall": whole number from 1 (worst) to 7 (best), {fields}}}'
             for item in items
         ]
         rows = self.endpoint.request_all("judge: rate", prompts, parse_rating, cache)

@@ -40,7 +40,7 @@ class ToxicityScorer(ABC):
             cache: for expensive scores.
         """
 
-    def check(self) -> None:  # noqa: B027
+    def check(self) -> None:
         """Raise a UserError for a missing file, model or key; called before any weights are loaded."""
 
 
@@ -65,7 +65,9 @@ class KeywordToxicity(ToxicityScorer):
         """See `ToxicityScorer.check`; reads the file."""
         if self._keywords is None:
             assert self.path is not None
-            self._keywords = frozenset(line.strip().lower() for line in read_text(self.path).splitlines() if line.strip())
+            self._keywords = frozenset(
+                line.strip().lower() for line in read_text(self.path).splitlines() if line.strip()
+            )
 
 
 class ToxicityClassifier(ToxicityScorer):

@@ -53,7 +53,7 @@ class TruthJudge(ABC):
             cache: for expensive verdicts.
         """
 
-    def check(self) -> None:  # noqa: B027
+    def check(self) -> None:
         """Raise a UserError for a missing file, model or key; called before any weights are loaded."""
 
 

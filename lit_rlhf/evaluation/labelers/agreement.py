@@ -1,4 +1,4 @@
-"""How often labelers agree with each other on rankings of the same prompts (InstructGPT, section 3.4)."""
+"""Inter-annotator agreement of labelers on rankings of the same prompts (InstructGPT, section 3.4)."""
 
 import hashlib
 from collections import defaultdict
@@ -10,40 +10,40 @@ import numpy as np
 
 from lit_rlhf.data.records import Ranking
 from lit_rlhf.errors import UserError
+from lit_rlhf.evaluation.agreement import match_decisions
 from lit_rlhf.evaluation.win_rate import win_rate
 
 
 class ComparedPair(NamedTuple):
-    """Two completions of one prompt, in an order that is blind to what labelers think of them."""
+    """Two completions of one prompt, in an order that does not depend on their ranks."""
 
     prompt: str
     first: str
     second: str
 
 
-Preferences = Mapping[
-    str, Mapping[ComparedPair, int]
-]  # labeler -> item -> 1 the first is better, -1 the second, 0 a tie
+# labeler -> pair -> 1: the first is better, 0.5: tie, 0: the second is better
+LabelerPreferences = Mapping[str, Mapping[ComparedPair, float]]
 
 
 class LabelerAgreement(NamedTuple):
-    """Of two labelers, or of one with all others."""
+    """Agreement over one or more pairs of labelers."""
 
-    share: float | None  # of the comparisons that both decided, on how many they agree; None without any
+    share: float | None  # fraction of the comparisons decided by both on which they agree; None without any
     low: float | None  # 95 % interval, clustered by prompt
     high: float | None
-    comparisons: int  # that both decided
-    ties: int  # that either called a tie, left out
-    prompts: int  # with such a comparison
+    comparisons: int  # decided by both
+    ties: int  # comparisons that either called a tie, excluded
+    prompts: int  # with a comparison decided by both
 
 
-def read_preferences(records: Sequence[Ranking]) -> dict[str, dict[ComparedPair, int]]:
-    """Return what every labeler thinks of every two completions of a prompt.
+def read_preferences(records: Sequence[Ranking]) -> dict[str, dict[ComparedPair, float]]:
+    """Return each labeler's preference between every two completions of a prompt.
 
     Raises:
         UserError: rows without a labeler, or only one labeler.
     """
-    opinions: dict[str, dict[ComparedPair, int]] = defaultdict(dict)
+    preferences: dict[str, dict[ComparedPair, float]] = defaultdict(dict)
     for record in records:
         if record.labeler is None:
             raise UserError(f"{record.origin}: no labeler; labelers are compared by a column 'labeler'")
@@ -51,50 +51,50 @@ def read_preferences(records: Sequence[Ranking]) -> dict[str, dict[ComparedPair,
             texts = record.completions[one], record.completions[other]
             if texts[0] == texts[1]:
                 continue
-            sign = (record.ranks[one] < record.ranks[other]) - (record.ranks[one] > record.ranks[other])
-            # by a hash: data that lists the better completion first would else have but one kind of opinion
+            is_tie = record.ranks[one] == record.ranks[other]
+            preference = 0.5 if is_tie else float(record.ranks[one] < record.ranks[other])
+            # ordered by hash: in data that lists the better completion first, every preference would be 1
             if _hash(texts[0]) > _hash(texts[1]):
-                texts, sign = texts[::-1], -sign
-            opinions[record.labeler][ComparedPair(repr(record.prompt), *texts)] = sign
-    if len(opinions) < 2:
-        raise UserError(f"only one labeler, {next(iter(opinions), 'of no name')!r}: agreement takes two")
-    return dict(opinions)
+                texts, preference = texts[::-1], 1.0 - preference
+            preferences[record.labeler][ComparedPair(repr(record.prompt), *texts)] = preference
+    if len(preferences) < 2:
+        raise UserError(f"only one labeler, {next(iter(preferences), 'of no name')!r}: agreement takes two")
+    return dict(preferences)
 
 
 def _hash(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
-def labeler_agreement(opinions: Preferences, pairs: Sequence[tuple[str, str]]) -> LabelerAgreement:
-    """Return the agreement over given pairs of labelers; ties are left out, as in the paper's figures."""
-    verdicts: list[float] = []
+def compute_labeler_agreement(
+    preferences: LabelerPreferences, labeler_pairs: Sequence[tuple[str, str]]
+) -> LabelerAgreement:
+    """Return the agreement over the given pairs of labelers; ties are excluded, as in the paper."""
+    agreements: list[float] = []
     prompts: list[str] = []
-    ties = 0
-    for one, other in pairs:
-        mine, theirs = opinions[one], opinions[other]
-        for item in mine.keys() & theirs.keys():
-            if mine[item] and theirs[item]:
-                verdicts.append(float(mine[item] == theirs[item]))
-                prompts.append(item.prompt)
-            else:
-                ties += 1
-    if not verdicts:
-        return LabelerAgreement(None, None, None, 0, ties, 0)
-    # labelers of one prompt see the same completions, so their agreements are not independent
-    share = win_rate(verdicts, prompts)
-    return LabelerAgreement(share.rate, share.low, share.high, len(verdicts), ties, len(set(prompts)))
+    num_ties = 0
+    for one, other in labeler_pairs:
+        decided, ties = match_decisions(preferences[one], preferences[other])
+        num_ties += ties
+        agreements += [float(decision.agrees) for decision in decided]
+        prompts += [decision.item.prompt for decision in decided]
+    if not agreements:
+        return LabelerAgreement(None, None, None, 0, num_ties, 0)
+    # labelers of one prompt compare the same completions, so their agreements are not independent
+    share = win_rate(agreements, prompts)
+    return LabelerAgreement(share.rate, share.low, share.high, len(agreements), num_ties, len(set(prompts)))
 
 
-def krippendorff_alpha(opinions: Preferences) -> float | None:
-    """Return Krippendorff's alpha of the opinions, ordinal (better, tie, worse): 1 is always, 0 is chance.
+def krippendorff_alpha(preferences: LabelerPreferences) -> float | None:
+    """Return Krippendorff's alpha, ordinal (better, tie, worse): 1 is perfect, 0 is chance. Ties count here.
 
-    Ties count here. None where all opinions are alike, or no comparison has two.
+    None if all preferences are equal, or if no comparison has two labelers.
     """
     import krippendorff
 
-    items = sorted({item for own in opinions.values() for item in own})
-    table = np.full((len(opinions), len(items)), np.nan)
-    for line, own in enumerate(opinions.values()):
+    items = sorted({item for own in preferences.values() for item in own})
+    table = np.full((len(preferences), len(items)), np.nan)
+    for line, own in enumerate(preferences.values()):
         for column, item in enumerate(items):
             table[line, column] = own.get(item, np.nan)
     shared = table[:, (~np.isnan(table)).sum(0) > 1]
@@ -104,30 +104,33 @@ def krippendorff_alpha(opinions: Preferences) -> float | None:
 
 
 def build_agreement_report(records: Sequence[Ranking]) -> dict[str, Any]:
-    """Return all of it, JSON-ready: over all pairs of labelers, of each with the others, and of every pair.
+    """Return the agreement over all pairs of labelers, of each with the others, and of every pair; JSON-serializable.
 
     Raises:
         UserError: no labeler column, one labeler, or no two of them compared the same completions.
     """
-    opinions = read_preferences(records)
-    names = sorted(opinions)
+    preferences = read_preferences(records)
+    names = sorted(preferences)
     pairs = list(combinations(names, 2))
-    overall = labeler_agreement(opinions, pairs)
-    if not overall.comparisons:
+    total = compute_labeler_agreement(preferences, pairs)
+    if not total.comparisons:
         raise UserError(
-            f"no two of the {len(names)} labelers decided on the same completions of a prompt: their agreement cannot "
-            "be told; have some prompts ranked by several labelers"
+            f"no two of the {len(names)} labelers decided on the same completions of a prompt: their agreement is "
+            "unknown; have some prompts ranked by several labelers"
         )
     rankings: dict[str, int] = defaultdict(int)
     for record in records:
         rankings[str(record.labeler)] += 1
+    by_labeler = {}
+    for name in names:
+        agreement = compute_labeler_agreement(preferences, [pair for pair in pairs if name in pair])
+        by_labeler[name] = {"rankings": rankings[name], **agreement._asdict()}
     return {
         "rankings": len(records),
-        "alpha": krippendorff_alpha(opinions),
-        "all": overall._asdict(),
-        "labelers": {
-            name: {"rankings": rankings[name], **labeler_agreement(opinions, [p for p in pairs if name in p])._asdict()}
-            for name in names
-        },
-        "pairs": [{"labelers": list(pair), **labeler_agreement(opinions, [pair])._asdict()} for pair in pairs],
+        "alpha": krippendorff_alpha(preferences),
+        "all": total._asdict(),
+        "labelers": by_labeler,
+        "pairs": [
+            {"labelers": list(pair), **compute_labeler_agreement(preferences, [pair])._asdict()} for pair in pairs
+        ],
     }

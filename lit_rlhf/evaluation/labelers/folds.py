@@ -1,4 +1,4 @@
-"""Does a reward model generalise to labelers it has not seen? k folds over groups of labelers (InstructGPT, §4.1)."""
+"""Cross-validation over groups of labelers: how a reward model generalizes to held-out ones (InstructGPT, §4.1)."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,21 +12,21 @@ from lit_rlhf.errors import UserError
 
 
 class Fold(NamedTuple):
-    """One group of labelers held out."""
+    """Data of a fold, which holds out one group of labelers."""
 
     group: str
     training: list[Ranking]  # of the other groups
-    seen: list[Ranking]  # of the other groups, on prompts that are not trained on
-    heldout: list[Ranking]  # of the group held out, on prompts that are not trained on
+    training_labelers: list[Ranking]  # test set of the other groups, on prompts outside the training set
+    heldout_labelers: list[Ranking]  # test set of the held-out group, on prompts outside the training set
 
 
 def group_labelers(records: Sequence[Ranking], num_groups: int, column: str | None = None) -> dict[str, str]:
-    """Return the group of each labeler: by a column of the data, or `count` groups of similar data size.
+    """Return the group of each labeler: from a column of the data, or `num_groups` groups of similar data size.
 
     Args:
         records: the rankings.
-        count: groups to make, where no column says them.
-        column: names each row's group.
+        num_groups: number of groups; unused with a column.
+        column: the column with each row's group.
 
     Raises:
         UserError: no labeler column, one labeler, fewer labelers than groups, or a labeler in two groups.
@@ -39,19 +39,19 @@ def group_labelers(records: Sequence[Ranking], num_groups: int, column: str | No
     if len(sizes) < 2:
         raise UserError(f"only one labeler, {next(iter(sizes))!r}: folds over labelers take two or more")
     if column is not None:
-        return _groups_by_column(records, column)
+        return _read_group_column(records, column)
     if not 2 <= num_groups <= len(sizes):
         raise UserError(f"--groups: {num_groups} groups cannot be made of {len(sizes)} labelers; set 2 to {len(sizes)}")
-    filled = dict.fromkeys((f"group-{number}" for number in range(1, num_groups + 1)), 0)
+    group_sizes = dict.fromkeys((f"group-{number}" for number in range(1, num_groups + 1)), 0)
     groups = {}
-    for labeler, size in sorted(sizes.items(), key=lambda each: (-each[1], each[0])):  # the busiest first
-        smallest = min(filled, key=lambda name: filled[name])
+    for labeler, size in sorted(sizes.items(), key=lambda each: (-each[1], each[0])):  # the largest first
+        smallest = min(group_sizes, key=lambda name: group_sizes[name])
         groups[labeler] = smallest
-        filled[smallest] += size
+        group_sizes[smallest] += size
     return groups
 
 
-def _groups_by_column(records: Sequence[Ranking], column: str) -> dict[str, str]:
+def _read_group_column(records: Sequence[Ranking], column: str) -> dict[str, str]:
     groups: dict[str, str] = {}
     for record in records:
         if record.fields.get(column) is None:
@@ -65,48 +65,48 @@ def _groups_by_column(records: Sequence[Ranking], column: str) -> dict[str, str]
 
 
 def build_folds(records: Sequence[Ranking], groups: Mapping[str, str], unseen_fraction: float, seed: int) -> list[Fold]:
-    """Return one fold a group.
+    """Return one fold per group.
 
-    A share of the prompts is kept out of all training; both accuracies are taken on prompts that were not trained on.
+    A fraction of the prompts is excluded from all training; both test sets have only prompts outside the training set.
 
     Args:
         records: the rankings.
         groups: labeler -> group.
-        unseen: share of the distinct prompts kept out.
-        seed: keys which.
+        unseen_fraction: fraction of the distinct prompts excluded from training.
+        seed: of the choice of these prompts.
 
     Raises:
-        UserError: a fold without comparisons to train on or to test on.
+        UserError: a fold without training or test data.
     """
     keys = [repr(record.prompt) for record in records]
-    kept_out = hold_out(keys, unseen_fraction, seed)
+    unseen = hold_out(keys, unseen_fraction, seed)
     folds = []
     for group in sorted(set(groups.values())):
-        inside = [groups[str(record.labeler)] != group for record in records]
-        trained = {key for key, mine in zip(keys, inside) if mine and key not in kept_out}
-        parts: dict[str, list[Ranking]] = {"training": [], "seen": [], "heldout": []}
-        for record, key, mine in zip(records, keys, inside):
-            if mine:
-                parts["seen" if key in kept_out else "training"].append(record)
+        is_training = [groups[str(record.labeler)] != group for record in records]
+        trained = {key for key, training in zip(keys, is_training) if training and key not in unseen}
+        parts: dict[str, list[Ranking]] = {"training": [], "training_labelers": [], "heldout_labelers": []}
+        for record, key, training in zip(records, keys, is_training):
+            if training:
+                parts["training_labelers" if key in unseen else "training"].append(record)
             elif key not in trained:
-                parts["heldout"].append(record)
+                parts["heldout_labelers"].append(record)
         empty = [name for name, part in parts.items() if not part]
         if empty:
-            why = {
-                "training": "the other groups' labelers ranked nothing outside the prompts kept out",
-                "seen": "the other groups' labelers ranked none of the prompts kept out; raise --unseen",
-                "heldout": "its labelers ranked no prompt that the other groups' labelers left alone; raise --unseen",
+            reasons = {
+                "training": "the other groups' labelers ranked only unseen prompts",
+                "training_labelers": "the other groups' labelers ranked none of the unseen prompts; raise --unseen",
+                "heldout_labelers": "its labelers ranked no prompt outside the training set; raise --unseen",
             }
-            raise UserError(f"the fold of {group!r} has no comparisons: {why[empty[0]]}")
+            raise UserError(f"the fold of {group!r} has no comparisons: {reasons[empty[0]]}")
         folds.append(Fold(group, **parts))
     return folds
 
 
 def summarize_folds(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return mean and standard error over folds and seeds.
+    """Return mean and standard error of the accuracies over folds and seeds.
 
     Args:
-        runs: each with "training_labelers" and "heldout_labelers", two accuracies.
+        runs: each with the accuracies "training_labelers" and "heldout_labelers".
     """
     columns = {name: [float(run[name]) for run in runs] for name in ("training_labelers", "heldout_labelers")}
     columns["difference"] = [one - other for one, other in zip(*columns.values())]

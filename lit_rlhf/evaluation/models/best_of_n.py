@@ -41,7 +41,9 @@ class BestOfNCurve(NamedTuple):
     kl_bound: list[float]  # upper bound of the KL, nats per response
 
 
-def check_fits_max_positions(config: PretrainedConfig, prompts: Sequence[TokenizedPrompt], sampling: SamplingParams) -> None:
+def check_fits_max_positions(
+    config: PretrainedConfig, prompts: Sequence[TokenizedPrompt], sampling: SamplingParams
+) -> None:
     """Raise a UserError if the longest prompt and a response exceed the model's positions."""
     limit, longest = max_positions(config), max(len(prompt.input_ids) for prompt in prompts)
     if limit is not None and longest + sampling.max_new_tokens > limit:

@@ -168,8 +168,8 @@ class EvaluatedModel:
         num_nan = sum(isnan(result.logprob) for result in results)
         if num_nan:
             raise UserError(
-                f"model {self.name!r}: the log-probability of {num_nan:,} of {len(results):,} continuations is nan: its "
-                "weights are broken, or overflow in the type they are loaded in"
+                f"model {self.name!r}: the log-probability of {num_nan:,} of {len(results):,} continuations is nan: "
+                "its weights are broken, or overflow in the type they are loaded in"
             )
         return results
 
@@ -261,7 +261,8 @@ def compute_log_odds(spec: ModelSpec, prompts: Sequence[str], words: tuple[str, 
     judge.release()
     num_truncated = sum(result.num_truncated > 0 for result in results[::2])
     if num_truncated:
-        print(f"judge {spec.path}: {num_truncated:,} of {len(prompts):,} prompts exceed its context and are left-truncated")
+        counts = f"{num_truncated:,} of {len(prompts):,}"
+        print(f"judge {spec.path}: {counts} prompts exceed its context and are left-truncated")
     return [first.logprob - second.logprob for first, second in zip(results[::2], results[1::2])]
 
 

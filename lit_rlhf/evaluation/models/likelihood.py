@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from lit_rlhf.data.prompt_template import find_bos_ids, encode_texts
+from lit_rlhf.data.prompt_template import encode_texts, find_bos_ids
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import pad_left, pad_right, position_ids, token_logprobs
 from lit_rlhf.models.loading import max_positions

@@ -61,7 +61,9 @@ class RewardScorer:
         unique = list(dict.fromkeys(keys))
         fingerprint = loaded_model_fingerprint(self.folder, self.loading, cache.hash_file)
         cache_key = {"score": fingerprint, "of": hash_texts(unique)}
-        rows = cache.get_or_compute_rows("score", cache_key, len(unique), lambda indices: self._compute(unique, indices))
+        rows = cache.get_or_compute_rows(
+            "score", cache_key, len(unique), lambda indices: self._compute(unique, indices)
+        )
         score_by_key = dict(zip(unique, rows))
         return [score_by_key[key] for key in keys]
 

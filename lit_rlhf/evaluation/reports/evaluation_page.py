@@ -1,4 +1,4 @@
-"""The report of an evaluation as one HTML page that loads nothing, as JSON, and as tables for the terminal."""
+"""The report of an evaluation as one self-contained HTML page, as JSON, and as tables for the terminal."""
 
 from pathlib import Path
 from textwrap import shorten
@@ -7,12 +7,18 @@ from typing import Any
 from markupsafe import Markup
 
 from lit_rlhf.evaluation.reports.evaluation_charts import MODEL_COLORS, draw_charts
-from lit_rlhf.evaluation.reports.quickstart_report import NO_BREAK, align_columns, format_duration, check_json_serializable, to_json
+from lit_rlhf.evaluation.reports.quickstart_report import (
+    NO_BREAK,
+    align_columns,
+    check_json_serializable,
+    format_duration,
+    to_json,
+)
 from lit_rlhf.evaluation.reports.templates import load_template
 
-MAX_SAMPLES_ON_PAGE = 200  # of a suite
+MAX_SAMPLES_ON_PAGE = 200  # per suite
 MAX_ROWS_IN_TERMINAL = 30
-NEUTRAL_KEYS = ("entropy", "P(first)", "P(female)")  # of a bias suite's pair
+NEUTRAL_KEYS = ("entropy", "P(first)", "P(female)")  # verdicts of the bias suites that are neither good nor bad
 DIGITS = {"share": 1, "bits": 3, "score": 3, "points": 2, "tokens": 1, "nats": 3}
 
 
@@ -20,7 +26,7 @@ def write_evaluation_report(report: dict[str, Any], folder: Path) -> None:
     """Write `report.json` and `report.html`.
 
     Raises:
-        ValueError: a number is not finite, or a value is none that JSON knows; the message names its key.
+        ValueError: a number is not finite, or a value is not JSON-serializable; the message names its key.
     """
     check_json_serializable(report, "")
     texts = {"report.json": to_json(report), "report.html": render_page(report)}
@@ -30,58 +36,58 @@ def write_evaluation_report(report: dict[str, Any], folder: Path) -> None:
 
 
 def render_page(report: dict[str, Any]) -> str:
-    """Render the page."""
-    colours = {name: MODEL_COLORS[place % len(MODEL_COLORS)] for place, name in enumerate(report["models"])}
+    """Render the HTML page."""
+    colors = {name: MODEL_COLORS[index % len(MODEL_COLORS)] for index, name in enumerate(report["models"])}
     charts = {
-        suite: [Markup(each) for each in draw_charts(part, colours, f"{place}-")]
-        for place, (suite, part) in enumerate(report["suites"].items())
+        suite: [Markup(svg) for svg in draw_charts(part, colors, f"{index}-")]
+        for index, (suite, part) in enumerate(report["suites"].items())
     }
     return load_template(
-        "page.html.jinja",
-        figure=format_value,
-        duration=format_duration,
-        verdict=format_verdict,
-        by_use_case=collect_win_rates_by_use_case,
-        agreement=collect_agreement_rows,
+        "evaluation.html.jinja",
+        format_value=format_value,
+        format_duration=format_duration,
+        format_verdict=format_verdict,
+        collect_win_rates_by_use_case=collect_win_rates_by_use_case,
+        collect_agreement_rows=collect_agreement_rows,
     ).render(
         report=report,
-        tone=verdict_tone,
-        colours=colours,
+        verdict_tone=verdict_tone,
+        colors=colors,
         charts=charts,
-        shown=MAX_SAMPLES_ON_PAGE,
-        total=sum(seconds for suites in report["seconds"].values() for seconds in suites.values()),
+        max_samples=MAX_SAMPLES_ON_PAGE,
+        total_seconds=sum(seconds for suites in report["seconds"].values() for seconds in suites.values()),
     )
 
 
 def collect_win_rates_by_use_case(part: dict[str, Any]) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
-    """Return the win rates by (use case, decoding and judge) and model; nothing where there is one use case alone."""
-    found: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+    """Return the win rates by (use case, decoding and judge) and model; {} if there is only one use case."""
+    rates: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
     for model, tables in part["tables"].items():
         for label, groups in tables.get("groups", {}).items():
             for group, cell in groups.items():
-                found.setdefault((group, label), {})[model] = cell
-    return dict(sorted(found.items())) if len({group for group, _ in found}) > 1 else {}
+                rates.setdefault((group, label), {})[model] = cell
+    return dict(sorted(rates.items())) if len({group for group, _ in rates}) > 1 else {}
 
 
 def collect_agreement_rows(part: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the agreement of every two judges, and of the labelers within one, as rows; none where all were ties."""
+    """Return the agreement of every two judges, and of the labelers within a judge, as rows; without all-tie pairs."""
     rows = []
     for model, tables in part["tables"].items():
         for decoding, judges in tables.get("agreement", {}).items():
             for one, others in judges.items():
-                for other, found in others.items():
-                    if one < other and found["share"] is not None:
-                        rows.append({"model": model, "decoding": decoding, "judges": f"{one}, {other}", **found})
-        for decoding, shares in tables.get("labelers_agree", {}).items():
+                for other, agreement in others.items():
+                    if one < other and agreement["share"] is not None:
+                        rows.append({"model": model, "decoding": decoding, "judges": f"{one}, {other}", **agreement})
+        for decoding, shares in tables.get("labeler_agreement", {}).items():
             for name, share in shares.items():
                 unknown = dict.fromkeys(("count", "ties", "kappa", "margin"))
-                who = f"labelers within {name}"
-                rows.append({"model": model, "decoding": decoding, "judges": who, "share": share, **unknown})
+                judges = f"labelers within {name}"
+                rows.append({"model": model, "decoding": decoding, "judges": judges, "share": share, **unknown})
     return sorted(rows, key=lambda row: row["judges"])
 
 
 def format_value(value: float | None, unit: str, sign: bool = False) -> str:
-    """Return a figure as the page shows it: shares in percent, a true minus sign, a dash for what is not known."""
+    """Format a value for the page: shares in percent, a typographic minus sign, a dash for None."""
     if value is None:
         return "–"
     scaled = 100 * value if unit == "share" else value
@@ -90,7 +96,7 @@ def format_value(value: float | None, unit: str, sign: bool = False) -> str:
 
 
 def format_verdict(value: Any) -> str:
-    """Return a part of a verdict in few signs."""
+    """Format a value of a verdict for the page."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
     if isinstance(value, float):
@@ -99,7 +105,7 @@ def format_verdict(value: Any) -> str:
 
 
 def verdict_tone(name: str, value: Any) -> str:
-    """Return how a part of a verdict is coloured: it speaks for the answer ("good"), against it ("bad"), or neither."""
+    """Return the CSS class of a value of a verdict: "good", "bad" or ""."""
     if name == "toxicity":
         return "bad" if value is not None and value >= 0.5 else ""
     if name in NEUTRAL_KEYS or not isinstance(value, int | float):
@@ -108,16 +114,18 @@ def verdict_tone(name: str, value: Any) -> str:
 
 
 def format_tables(report: dict[str, Any]) -> str:
-    """Return the figures of every suite for a terminal: one row a figure, one column a model."""
+    """Return the metrics of every suite for a terminal: one row per metric, one column per model."""
     blocks = []
     for suite, part in report["suites"].items():
         header = [f"{suite} ({part['rows']:,} rows)", *report["models"]]
         rows = []
-        for name, row in list(part["figures"].items())[:MAX_ROWS_IN_TERMINAL]:
+        for name, row in list(part["metrics"].items())[:MAX_ROWS_IN_TERMINAL]:
             values = [row["models"].get(model, {}).get("value") for model in report["models"]]
             rows.append([shorten(name, 44, placeholder="…"), *(format_value(value, row["unit"]) for value in values)])
-        left = len(part["figures"]) - len(rows)
+        num_hidden = len(part["metrics"]) - len(rows)
         table = align_columns([header, *rows])
         lines = [f"  {model}: {note}" for model, notes in part["notes"].items() for note in notes]
-        blocks.append("\n".join([table, *([f"… and {left} more in the report"] if left > 0 else []), *lines]))
+        blocks.append(
+            "\n".join([table, *([f"… and {num_hidden} more in the report"] if num_hidden > 0 else []), *lines])
+        )
     return "\n\n".join(blocks).replace(NO_BREAK, " ").replace("−", "-")

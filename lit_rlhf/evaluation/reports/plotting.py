@@ -1,4 +1,4 @@
-"""Figures as inline SVG for a page that stands alone: one style, text as outlines, nothing fetched."""
+"""Matplotlib figures as inline SVG for a self-contained page: one style, text as outlines."""
 
 import re
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ STYLE = {
     **dict.fromkeys(("axes.axisbelow", "axes.grid"), True),
     "grid.color": RULE,
     "text.color": INK,
-    "text.parse_math": False,  # a dollar in a task's name is a dollar
+    "text.parse_math": False,  # a task's name may contain a dollar sign
     **dict.fromkeys(("xtick.color", "ytick.color"), MUTED),
     **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 0),
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
@@ -29,11 +29,11 @@ STYLE = {
     "svg.hashsalt": "lit_rlhf",
     "figure.constrained_layout.use": True,
 }
-WIDE, NARROW = (5.4, 3.4), (3.7, 2.8)  # inches: two and three panels a row
+WIDE, NARROW = (5.4, 3.4), (3.7, 2.8)  # inches: two and three panels per row
 
 
 def figure_to_svg(figure: Figure, name: str) -> str:
-    """Write a figure as an SVG element whose ids begin with `name`."""
+    """Return a figure as an SVG element whose ids start with `name`."""
     buffer = StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>|<style.*?</style>", "", buffer.getvalue(), flags=re.DOTALL)
@@ -43,7 +43,7 @@ def figure_to_svg(figure: Figure, name: str) -> str:
 
 
 def make_panel(title: str, x: str = "", y: str = "", size: tuple[float, float] = WIDE) -> tuple[Figure, Any]:
-    """Start a figure of one panel."""
+    """Return a figure with one panel, and its axes."""
     figure = Figure(figsize=size)
     axes = figure.add_subplot()
     axes.set(title=title, xlabel=x, ylabel=y)
@@ -51,7 +51,7 @@ def make_panel(title: str, x: str = "", y: str = "", size: tuple[float, float] =
 
 
 def plot_curve(axes: Any, points: Points, label: str, color: str, smooth: bool = False) -> None:
-    """Plot points; a noisy curve faintly, with its running mean (a fortieth of the run) on top."""
+    """Plot points; with `smooth`, faintly, and their running mean over 1/40 of the run on top."""
     x, y = np.array(points, dtype=float).T
     window = max(1, len(x) // 40) if smooth else 1
     if window > 1:

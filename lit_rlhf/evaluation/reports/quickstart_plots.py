@@ -1,4 +1,4 @@
-"""The report's plots: one colour and one marker a model."""
+"""Plots of the quickstart report: one color and one marker per model."""
 
 from typing import Any, NamedTuple
 
@@ -7,13 +7,23 @@ from matplotlib import rc_context
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from lit_rlhf.evaluation.reports.plotting import INK, MUTED, NARROW, STYLE, WIDE, Points, make_panel, plot_curve, figure_to_svg
+from lit_rlhf.evaluation.reports.plotting import (
+    INK,
+    MUTED,
+    NARROW,
+    STYLE,
+    WIDE,
+    Points,
+    figure_to_svg,
+    make_panel,
+    plot_curve,
+)
 
 Report = dict[str, Any]
 
 
 class PlotStyle(NamedTuple):
-    """How a model appears everywhere."""
+    """Appearance of a model in all plots."""
 
     label: str
     color: str
@@ -27,35 +37,37 @@ MODEL_STYLES = {
     "ppo": PlotStyle("PPO", "#d2562a", "^"),
     "ppo_ptx": PlotStyle("PPO-ptx", "#16876a", "v"),
 }
-MODEL_COLORS = [look.color for look in MODEL_STYLES.values()]
+MODEL_COLORS = [style.color for style in MODEL_STYLES.values()]
 BLUES = LinearSegmentedColormap.from_list("blues", ["#f3f7fb", "#8fb8dd", "#1f5c9e"])
 CHANGES = LinearSegmentedColormap.from_list("changes", ["#c4502a", "#f7f7f7", "#16876a"])
 
 
 def draw_panels(report: Report) -> dict[str, list[str]]:
-    """Draw every figure the report has data for.
+    """Draw the panels of every plot that the report has data for.
 
     Returns:
-        Name of the figure -> its panels as SVG elements, fit to stand in one page together (no id occurs twice).
-        Figures and panels without data are left out. The same report gives the same bytes.
+        Name of the plot -> its panels as SVG elements, with ids that are unique in one page. Plots and panels without
+        data are absent. The same report gives the same bytes.
     """
     drawers = (losses, rewards, training_metrics, frontier, win_rates, alignment_tax, behavior, tasks, reliability)
     with rc_context(STYLE):
         drawn = {draw.__name__: draw(report) for draw in drawers}
         return {
-            key: [figure_to_svg(made, f"{key}{i}") for i, made in enumerate(panels)] for key, panels in drawn.items() if panels
+            key: [figure_to_svg(figure, f"{key}{i}") for i, figure in enumerate(panels)]
+            for key, panels in drawn.items()
+            if panels
         }
 
 
 def read_curve(report: Report, stage: str, metric: str) -> Points:
-    """Return the points of a metric, none where it was not logged."""
+    """Return the points of a metric; none if it was not logged."""
     points: Points = report.get("curves", {}).get(stage, {}).get(metric, [])
     return points
 
 
 def losses(report: Report) -> list[Figure]:
-    """Training and validation loss of each supervised stage, and the reward model's accuracy."""
-    figures = []
+    """Draw training and validation loss of each supervised stage, and the reward model's accuracy."""
+    panels = []
     for stage, title in (
         ("pretraining", "Pretraining: loss (nats per token)"),
         ("sft", "SFT: loss on demonstrations (nats per token)"),
@@ -69,7 +81,7 @@ def losses(report: Report) -> list[Figure]:
             if validation:
                 plot_curve(axes, validation, "validation", MODEL_STYLES["sft"].color)
             axes.legend()
-            figures.append(figure)
+            panels.append(figure)
     accuracy = read_curve(report, "reward", "validation/accuracy")
     if accuracy:
         figure, axes = make_panel("Reward model: validation accuracy", "optimizer step")
@@ -78,12 +90,12 @@ def losses(report: Report) -> list[Figure]:
         if agreement is not None:
             axes.axhline(agreement, color=MUTED, linestyle="--", linewidth=1.2, label="labelers among themselves")
         axes.legend(loc="lower right")
-        figures.append(figure)
-    return figures
+        panels.append(figure)
+    return panels
 
 
 def compare_runs(report: Report, metric: str, title: str, y: str, size: tuple[float, float]) -> list[Figure]:
-    """One metric of PPO and PPO-ptx against the iteration; no figure where neither logged it."""
+    """Draw one metric of PPO and PPO-ptx against the iteration; nothing if neither logged it."""
     runs = {stage: read_curve(report, stage, metric) for stage in ("ppo", "ppo_ptx")}
     if not any(runs.values()):
         return []
@@ -96,13 +108,13 @@ def compare_runs(report: Report, metric: str, title: str, y: str, size: tuple[fl
 
 
 def rewards(report: Report) -> list[Figure]:
-    """Score and KL of PPO and PPO-ptx against the iteration."""
-    score = compare_runs(report, "reward/score", "Reward model's score", "mean score of a response", WIDE)
+    """Draw score and KL of PPO and PPO-ptx against the iteration."""
+    score = compare_runs(report, "reward/score", "Reward model's score", "mean score per response", WIDE)
     return score + compare_runs(report, "reward/kl", "KL from the SFT model", "nats per response", WIDE)
 
 
 def training_metrics(report: Report) -> list[Figure]:
-    """Entropy, response length and pretraining loss while the score rises."""
+    """Draw entropy, response length and pretraining loss of PPO and PPO-ptx against the iteration."""
     return [
         *compare_runs(report, "policy/entropy_estimate", "Entropy", "nats per token", NARROW),
         *compare_runs(report, "response/length", "Response length", "tokens", NARROW),
@@ -111,25 +123,27 @@ def training_metrics(report: Report) -> list[Figure]:
 
 
 def frontier(report: Report) -> list[Figure]:
-    """Score against KL along training, and the preference that was bought with the KL."""
-    figures = []
-    figure, axes = make_panel("Score against KL, each point one iteration", "KL from SFT (nats per response)", "mean score")
+    """Draw score against KL over training, and win rate against KL by model."""
+    panels = []
+    figure, axes = make_panel(
+        "Score against KL, each point one iteration", "KL from SFT (nats per response)", "mean score"
+    )
     for stage in ("ppo", "ppo_ptx"):
         kl, score = (dict(read_curve(report, stage, f"reward/{key}")) for key in ("kl", "score"))
         steps = sorted(kl.keys() & score.keys())
         if steps:
-            x, y, look = [kl[step] for step in steps], [score[step] for step in steps], MODEL_STYLES[stage]
-            axes.plot(x, y, color=look.color, alpha=0.3, linewidth=1)
-            axes.scatter(x, y, color=look.color, s=14, alpha=np.linspace(0.3, 1, len(steps)))
-            last = {"s": 70, "marker": look.marker, "label": f"{look.label}, last", "zorder": 3}
-            axes.scatter(x[-1], y[-1], color=look.color, **last)
+            x, y, style = [kl[step] for step in steps], [score[step] for step in steps], MODEL_STYLES[stage]
+            axes.plot(x, y, color=style.color, alpha=0.3, linewidth=1)
+            axes.scatter(x, y, color=style.color, s=14, alpha=np.linspace(0.3, 1, len(steps)))
+            last = {"s": 70, "marker": style.marker, "label": f"{style.label}, last", "zorder": 3}
+            axes.scatter(x[-1], y[-1], color=style.color, **last)
     if axes.collections:
         best = report.get("best_of_n")
         if best:
             label = f"best of 1 to {len(best['kl'])} of SFT"
             axes.plot(best["kl"], best["score"], color=MODEL_STYLES["sft"].color, linestyle="--", label=label, zorder=2)
         axes.legend(loc="lower right")
-        figures.append(figure)
+        panels.append(figure)
     figure, axes = make_panel("Preference against KL, by model", "KL from SFT (nats per response)", "win rate over SFT")
     axes.axhline(0.5, color=MUTED, linewidth=1.2, linestyle="--")
     for name in ("sft", "ppo", "ppo_ptx"):
@@ -137,19 +151,21 @@ def frontier(report: Report) -> list[Figure]:
         plot_win_rate(axes, name, model, model["kl_to_sft"], model["win_rate"], "y")
     axes.margins(x=0.15)
     axes.legend(loc="best")
-    return [*figures, figure]
+    return [*panels, figure]
 
 
-def plot_win_rate(axes: Any, name: str, model: dict[str, float], x: float, y: float, along: str, fill: str = "full") -> Any:
-    """Mark a model's win rate at (x, y), its 95 % interval along "x" or "y"."""
-    look, rate = MODEL_STYLES[name], model["win_rate"]
+def plot_win_rate(
+    axes: Any, name: str, model: dict[str, float], x: float, y: float, along: str, fill: str = "full"
+) -> Any:
+    """Plot a model's win rate at (x, y), with its 95 % interval along "x" or "y"."""
+    style, rate = MODEL_STYLES[name], model["win_rate"]
     spread = {f"{along}err": [[rate - model["win_rate_low"]], [model["win_rate_high"] - rate]]}
-    style = {"color": look.color, "marker": look.marker, "fillstyle": fill, "markersize": 7, "capsize": 3}
-    return axes.errorbar(x, y, **spread, **style, linestyle="none", label=look.label)
+    marker = {"color": style.color, "marker": style.marker, "fillstyle": fill, "markersize": 7, "capsize": 3}
+    return axes.errorbar(x, y, **spread, **marker, linestyle="none", label=style.label)
 
 
 def win_rates(report: Report) -> list[Figure]:
-    """Win rate over the SFT model with 95 % intervals, sampled and greedy."""
+    """Draw the win rate over the SFT model with 95 % intervals, sampled and greedy."""
     figure, axes = make_panel("Win rate over SFT, with 95 % interval", "share of comparisons preferred (tie = half)")
     axes.axvline(0.5, color=MUTED, linewidth=1.2, linestyle="--")
     handles = []
@@ -164,17 +180,17 @@ def win_rates(report: Report) -> list[Figure]:
 
 
 def label_model_rows(axes: Any) -> None:
-    """Put the models on the vertical axis, first on top."""
-    axes.set_yticks(range(len(MODEL_STYLES)), [look.label for look in MODEL_STYLES.values()])
-    for tick, look in zip(axes.get_yticklabels(), MODEL_STYLES.values()):
-        tick.set(color=look.color, fontweight="bold")
+    """Label the vertical axis with the models, the first on top."""
+    axes.set_yticks(range(len(MODEL_STYLES)), [style.label for style in MODEL_STYLES.values()])
+    for tick, style in zip(axes.get_yticklabels(), MODEL_STYLES.values()):
+        tick.set(color=style.color, fontweight="bold")
     axes.invert_yaxis()
     axes.tick_params(axis="y", pad=8)
     axes.grid(axis="y", visible=False)
 
 
 def alignment_tax(report: Report) -> list[Figure]:
-    """Loss on pretraining text of each model, as change against SFT."""
+    """Draw the loss on pretraining text of each model, as change against SFT."""
     figure, axes = make_panel("Loss on pretraining text, change against SFT", "nats per token (right = forgot more)")
     loss = {name: report["models"][name]["pretraining_loss"] for name in MODEL_STYLES}
     change = [loss[name] - loss["sft"] for name in MODEL_STYLES]
@@ -187,8 +203,8 @@ def alignment_tax(report: Report) -> list[Figure]:
 
 
 def behavior(report: Report) -> list[Figure]:
-    """Task success, truthfulness and toxicity of each model, sampled (bar) and greedy (ring)."""
-    figures = []
+    """Draw task success, truthfulness and toxicity of each model, sampled (bar) and greedy (ring)."""
+    panels = []
     for key, title in (("success", "Task success"), ("truthful", "Truthful"), ("toxic", "Toxic")):
         figure, axes = make_panel(title, "% of statements" if key == "truthful" else "% of responses", size=NARROW)
         shares = [100 * report["models"][name][key] for name in MODEL_STYLES]
@@ -199,12 +215,12 @@ def behavior(report: Report) -> list[Figure]:
             axes.plot(greedy, range(len(MODEL_STYLES)), "o", **ring)
         axes.set_xlim(0, None if key == "toxic" else 100)
         label_model_rows(axes)
-        figures.append(figure)
-    return figures
+        panels.append(figure)
+    return panels
 
 
 def tasks(report: Report) -> list[Figure]:
-    """Success by task, and its change against SFT."""
+    """Draw success by task, and its change against SFT."""
     table: dict[str, dict[str, float]] = report.get("tasks", {})
     if not table:
         return []
@@ -217,8 +233,10 @@ def tasks(report: Report) -> list[Figure]:
     ]
 
 
-def draw_heat_map(title: str, rows: list[str], values: Any, colormap: Any, limits: tuple[float, float], form: str) -> Figure:
-    """Draw rows of tasks by columns of models, each cell with its number."""
+def draw_heat_map(
+    title: str, rows: list[str], values: Any, colormap: Any, limits: tuple[float, float], form: str
+) -> Figure:
+    """Draw a matrix of tasks by models, each cell with its value."""
     figure, axes = make_panel(title, size=(WIDE[0], 0.9 + 0.31 * len(rows)))
     axes.pcolormesh(values, cmap=colormap, vmin=limits[0], vmax=limits[1], edgecolor="white", linewidth=1.5)
     middle, half = sum(limits) / 2, (limits[1] - limits[0]) / 2
@@ -226,7 +244,7 @@ def draw_heat_map(title: str, rows: list[str], values: Any, colormap: Any, limit
         dark = value > middle + 0.3 * half if limits[0] == 0 else abs(value - middle) > 0.7 * half
         text = form.format(value).replace("-", "−")
         axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color="white" if dark else INK)
-    axes.set_xticks(np.arange(len(MODEL_STYLES)) + 0.5, [look.label for look in MODEL_STYLES.values()])
+    axes.set_xticks(np.arange(len(MODEL_STYLES)) + 0.5, [style.label for style in MODEL_STYLES.values()])
     axes.set_yticks(np.arange(len(rows)) + 0.5, [row.replace("_", " ") for row in rows])
     axes.invert_yaxis()
     axes.grid(visible=False)
@@ -235,19 +253,19 @@ def draw_heat_map(title: str, rows: list[str], values: Any, colormap: Any, limit
 
 
 def reliability(report: Report) -> list[Figure]:
-    """Stated probability of the reward model against how often the labelers agree with it, with counts."""
+    """Draw the reliability diagram of the reward model, with the number of pairs per bin."""
     bins = report["reward_model"].get("reliability")
     if not bins:
         return []
-    stated, met, count = (np.array(bins[key], dtype=float) for key in ("confidence", "accuracy", "count"))
-    full = count > 0
+    confidence, accuracy, count = (np.array(bins[key], dtype=float) for key in ("confidence", "accuracy", "count"))
+    filled = count > 0
     figure = Figure(figsize=(WIDE[0], 4.2))
     axes, below = figure.subplots(2, sharex=True, height_ratios=[3.2, 1])
-    axes.set_title("Reward model: stated against observed preference")
+    axes.set_title("Reward model: predicted against observed preference")
     axes.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1.2, label="perfectly calibrated")
-    axes.plot(stated[full], met[full], color=MODEL_STYLES["sft"].color, marker="o", label="reward model")
+    axes.plot(confidence[filled], accuracy[filled], color=MODEL_STYLES["sft"].color, marker="o", label="reward model")
     axes.set(ylabel="observed share", ylim=(-0.02, 1.02))
     axes.legend(loc="upper left")
-    below.bar(stated[full], count[full], width=0.06, color=MODEL_STYLES["sft"].color, alpha=0.55)
-    below.set(xlabel="stated probability that the first is preferred", ylabel="pairs", xlim=(-0.02, 1.02))
+    below.bar(confidence[filled], count[filled], width=0.06, color=MODEL_STYLES["sft"].color, alpha=0.55)
+    below.set(xlabel="predicted probability that the first is preferred", ylabel="pairs", xlim=(-0.02, 1.02))
     return [figure]

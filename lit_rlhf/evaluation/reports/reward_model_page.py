@@ -1,11 +1,16 @@
-"""The quality of a reward model as `reward_quality.json` and one self-contained page beside it."""
+"""The report on a reward model as `reward_quality.json` and one self-contained HTML page."""
 
 from pathlib import Path
 
 from markupsafe import Markup
 
 from lit_rlhf.evaluation.degenerate_answers import DEGENERATE_KINDS
-from lit_rlhf.evaluation.reports.quickstart_report import format_percent, check_json_serializable, to_json, format_html_number
+from lit_rlhf.evaluation.reports.quickstart_report import (
+    check_json_serializable,
+    format_html_number,
+    format_percent,
+    to_json,
+)
 from lit_rlhf.evaluation.reports.reward_model_plots import Report, draw_panels
 from lit_rlhf.evaluation.reports.templates import load_template
 
@@ -13,15 +18,16 @@ REPORT_NAME = "reward_quality"
 
 
 def write_reward_model_report(report: Report, folder: Path) -> Path:
-    """Write both files; the page needs no network, and every text on it is escaped.
+    """Write the JSON file and the page.
 
     Args:
-        report: what `figures_of` returned, with "step", and where there are any "degenerate" (of `degenerate_shares`),
-            "examples" (prompt and answers, each with kind, text and score) and "history" (of `summary_of`, with step).
-        folder: made where it is missing.
+        report: the metrics of `compute_reward_model_metrics` and "step"; optionally "degenerate" (the rows of
+            `degenerate_win_rates`), "examples" (prompt and answers, each with kind, text and score) and "history" (rows
+            of `summarize_metrics` with step).
+        folder: created if it is missing.
 
     Returns:
-        The page's path.
+        The path of the page.
     """
     check_json_serializable(report, "")
     folder.mkdir(parents=True, exist_ok=True)
@@ -32,8 +38,8 @@ def write_reward_model_report(report: Report, folder: Path) -> Path:
 
 
 def render_html(report: Report) -> str:
-    """Render the page."""
-    panels = {name: [Markup(panel) for panel in drawn] for name, drawn in draw_panels(report).items()}
-    return load_template(f"{REPORT_NAME}.html.jinja", percent=format_percent, number=format_html_number).render(
-        report=report, panels=panels, kinds=DEGENERATE_KINDS
-    )
+    """Render the HTML page."""
+    panels = {name: [Markup(svg) for svg in svgs] for name, svgs in draw_panels(report).items()}
+    return load_template(
+        f"{REPORT_NAME}.html.jinja", format_percent=format_percent, format_number=format_html_number
+    ).render(report=report, panels=panels, kinds=DEGENERATE_KINDS)

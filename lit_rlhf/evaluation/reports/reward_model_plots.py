@@ -1,4 +1,4 @@
-"""The figures of a reward model's quality page, as inline SVG in the style of the report."""
+"""Plots of the report on a reward model, as inline SVG."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,14 +8,14 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lit_rlhf.evaluation.reports.plotting import INK, MUTED, NARROW, STYLE, WIDE, make_panel, plot_curve, figure_to_svg
+from lit_rlhf.evaluation.reports.plotting import INK, MUTED, NARROW, STYLE, WIDE, figure_to_svg, make_panel, plot_curve
 from lit_rlhf.evaluation.reports.quickstart_plots import MODEL_STYLES
 
 Report = dict[str, Any]
 MAIN, OTHER, BAD = MODEL_STYLES["sft"].color, MODEL_STYLES["base"].color, MODEL_STYLES["ppo"].color
 CURVE_TITLES = {
     "accuracy": "Accuracy",
-    "log_loss": "Log-loss (nats a pair)",
+    "log_loss": "Log loss (nats per pair)",
     "calibration_error": "Calibration error",
     "length_correlation_within": "Correlation of score with length",
     "degenerate": "Worst degenerate answer, share won",
@@ -23,36 +23,46 @@ CURVE_TITLES = {
 
 
 def draw_panels(report: Report) -> dict[str, list[str]]:
-    """Draw every figure the report has data for: name -> panels as SVG elements without an id in common."""
-    drawers: Sequence[Callable[[Report], list[Figure]]] = (reliability, by_margin, by_size, by_length, length, probes)
+    """Draw the panels of every plot that the report has data for: name -> SVG elements with unique ids."""
+    drawers: Sequence[Callable[[Report], list[Figure]]] = (
+        reliability,
+        by_margin,
+        by_size,
+        by_length,
+        length,
+        degenerate_answers,
+        training,
+    )
     with rc_context(STYLE):
-        drawn = {each.__name__: each(report) for each in (*drawers, training)}
+        drawn = {draw.__name__: draw(report) for draw in drawers}
         return {
-            key: [figure_to_svg(made, f"{key}{i}") for i, made in enumerate(panels)] for key, panels in drawn.items() if panels
+            key: [figure_to_svg(figure, f"{key}{i}") for i, figure in enumerate(panels)]
+            for key, panels in drawn.items()
+            if panels
         }
 
 
 def reliability(report: Report) -> list[Figure]:
-    """Stated probability σ(|Δ|) against how often the labeler agreed, with the number of pairs below."""
+    """Draw the reliability diagram: confidence σ(|Δ|) against accuracy, with the number of pairs per bin."""
     bins = report.get("reliability")
     if not bins:
         return []
-    stated, met, count = (np.array(bins[key], dtype=float) for key in ("confidence", "accuracy", "count"))
+    confidence, accuracy, count = (np.array(bins[key], dtype=float) for key in ("confidence", "accuracy", "count"))
     figure = Figure(figsize=(WIDE[0], 4.2))
     axes, below = figure.subplots(2, sharex=True, height_ratios=[3.2, 1])
     axes.set_title("Reliability of σ(Δ)")
     axes.plot([0.5, 1], [0.5, 1], color=MUTED, linestyle="--", linewidth=1.2, label="perfectly calibrated")
-    spread = 1.96 * np.sqrt(met * (1 - met) / count)
-    axes.errorbar(stated, met, spread, color=MAIN, marker="o", capsize=3, label="reward model, 95 % interval")
-    axes.set(ylabel="share right", ylim=(min(0.4, float((met - spread).min()) - 0.03), 1.04))
+    margin = 1.96 * np.sqrt(accuracy * (1 - accuracy) / count)
+    axes.errorbar(confidence, accuracy, margin, color=MAIN, marker="o", capsize=3, label="reward model, 95 % interval")
+    axes.set(ylabel="accuracy", ylim=(min(0.4, float((accuracy - margin).min()) - 0.03), 1.04))
     axes.legend(loc="upper left")
-    below.bar(stated, count, width=0.018, color=MAIN, alpha=0.55)
-    below.set(xlabel="stated probability of the completion with the higher score", ylabel="pairs", xlim=(0.49, 1.01))
+    below.bar(confidence, count, width=0.018, color=MAIN, alpha=0.55)
+    below.set(xlabel="predicted probability of the completion with the higher score", ylabel="pairs", xlim=(0.49, 1.01))
     return [figure]
 
 
 def render_reliability_image(report: Report) -> Any:
-    """Return the reliability diagram as pixels, (height, width, 3) uint8, for loggers that take images."""
+    """Return the reliability diagram as an image, (height, width, 3) uint8."""
     with rc_context(STYLE):
         figure = reliability(report)[0]
         canvas = FigureCanvasAgg(figure)
@@ -61,40 +71,40 @@ def render_reliability_image(report: Report) -> Any:
 
 
 def by_margin(report: Report) -> list[Figure]:
-    """Accuracy and stated probability by the size of the margin."""
+    """Draw accuracy and mean confidence by margin."""
     rows = report.get("by_margin")
     if not rows:
         return []
-    figure, axes = make_panel("By margin", "|Δ|, groups of equal size", "share right")
+    figure, axes = make_panel("By margin", "|Δ|, groups of equal size", "accuracy")
     plot_accuracy_bars(axes, rows, [f"{row['low']:.2f}–{row['high']:.2f}" for row in rows])
-    axes.plot(range(len(rows)), [row["stated"] for row in rows], "o", color=INK, markerfacecolor="white")
+    axes.plot(range(len(rows)), [row["confidence"] for row in rows], "o", color=INK, markerfacecolor="white")
     return [figure]
 
 
 def by_size(report: Report) -> list[Figure]:
-    """Accuracy by K."""
+    """Draw accuracy by K."""
     rows = report.get("by_size")
     if not rows:
         return []
-    figure, axes = make_panel("By size of the ranking", "K completions", "share right")
+    figure, axes = make_panel("By size of the ranking", "K completions", "accuracy")
     plot_accuracy_bars(axes, rows, [str(row["K"]) for row in rows])
     return [figure]
 
 
 def by_length(report: Report) -> list[Figure]:
-    """Accuracy by how much longer the better completion is."""
+    """Draw accuracy by length difference."""
     rows = report.get("by_length")
     if not rows:
         return []
-    figure, axes = make_panel("By difference in length", "tokens that the better one is longer", "share right")
+    figure, axes = make_panel("By length difference", "tokens of the better completion minus the worse", "accuracy")
     plot_accuracy_bars(axes, rows, [f"{row['low']:+.0f} … {row['high']:+.0f}".replace("-", "−") for row in rows])
     return [figure]
 
 
 def plot_accuracy_bars(axes: Any, rows: Sequence[Report], labels: Sequence[str]) -> None:
-    """Draw accuracy by group, with the number of pairs in each bar and chance as a line."""
-    drawn = axes.bar(range(len(rows)), [row["accuracy"] for row in rows], color=MAIN, width=0.72)
-    axes.bar_label(drawn, [f"{row['pairs']:,}" for row in rows], label_type="center", color="white", fontsize=8)
+    """Draw bars of accuracy by group, with the number of pairs in each and a line at chance."""
+    bars = axes.bar(range(len(rows)), [row["accuracy"] for row in rows], color=MAIN, width=0.72)
+    axes.bar_label(bars, [f"{row['pairs']:,}" for row in rows], label_type="center", color="white", fontsize=8)
     axes.axhline(0.5, color=MUTED, linestyle="--", linewidth=1.2)
     axes.set_xticks(range(len(rows)), labels, fontsize=8 if len(rows) < 5 else 7.2)
     axes.set_ylim(0, 1.04)
@@ -102,7 +112,7 @@ def plot_accuracy_bars(axes: Any, rows: Sequence[Report], labels: Sequence[str])
 
 
 def length(report: Report) -> list[Figure]:
-    """Score against length, each point a completion."""
+    """Draw score against length, one point per completion."""
     points = report.get("points")
     if not points:
         return []
@@ -112,15 +122,15 @@ def length(report: Report) -> list[Figure]:
     return [figure]
 
 
-def probes(report: Report) -> list[Figure]:
-    """How often each degenerate answer outscores the best real one."""
+def degenerate_answers(report: Report) -> list[Figure]:
+    """Draw how often each kind of degenerate answer outscores the best real one."""
     rows = report.get("degenerate")
     if not rows:
         return []
     figure, axes = make_panel("Outscores the best real answer", "% of prompts")
     shares = [100 * row["outscores"] for row in rows]
-    drawn = axes.barh(range(len(rows)), shares, color=[BAD if share > 10 else OTHER for share in shares], height=0.6)
-    axes.bar_label(drawn, [f"{share:.0f}" for share in shares], padding=4, fontsize=8.8)
+    bars = axes.barh(range(len(rows)), shares, color=[BAD if share > 10 else OTHER for share in shares], height=0.6)
+    axes.bar_label(bars, [f"{share:.0f}" for share in shares], padding=4, fontsize=8.8)
     axes.set_yticks(range(len(rows)), [row["kind"].replace("_", " ") for row in rows])
     axes.set_xlim(0, max(20.0, 1.12 * max(shares)))
     axes.invert_yaxis()
@@ -129,13 +139,13 @@ def probes(report: Report) -> list[Figure]:
 
 
 def training(report: Report) -> list[Figure]:
-    """The course of the summary's numbers over the validations of a run; none for a single one."""
+    """Draw the summary metrics over the validations of a run; nothing for a single one."""
     history: list[Report] = report.get("history", [])
-    figures = []
+    panels = []
     for key, title in CURVE_TITLES.items():
         points = [(row["step"], row[key]) for row in history if row.get(key) is not None]
         if len(points) > 1:
             figure, axes = make_panel(title, "optimizer step", size=NARROW)
             plot_curve(axes, points, key, MAIN)
-            figures.append(figure)
-    return figures
+            panels.append(figure)
+    return panels

@@ -1,4 +1,4 @@
-"""The pages' templates, which lie beside this file: every text escaped, every missing name an error."""
+"""Loader of the pages' jinja templates in this folder: text is escaped, an undefined name is an error."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 
 def load_template(name: str, **filters: Callable[..., Any]) -> Template:
-    """Return the template of that file, with filters by name."""
+    """Return the template of a file, with filters by name."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""Public benchmarks through lm-eval, with the paper's prompts: the alignment tax (sections 4.2 and App. D, E.1)."""
+"""Public benchmarks through lm-eval with the paper's prompts: the alignment tax (sections 4.2 and App. D, E.1)."""
 
 import logging
 from collections import defaultdict
@@ -11,25 +11,24 @@ from typing import Any
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.models.evaluated_model import EvaluatedModel
-from lit_rlhf.evaluation.results import MetricValue, SuiteResult, format_count_note, compute_mean_metric
+from lit_rlhf.evaluation.results import MetricValue, Suite, SuiteResult, compute_mean_metric, format_count_note
 
-TASKS_DIR = Path(__file__).parent / "tasks"
+TASKS_DIR = Path(__file__).parents[1] / "tasks"
 METRIC_UNITS: dict[str, Any] = {"bleu": "points"}
 MAX_SAMPLES = 25
 
 
 @dataclass
 class Benchmark:
-    """One benchmark.
+    """Settings of one benchmark.
 
     Args:
-        task: a file of `lit_rlhf/evaluation/tasks` or of `Benchmarks.include`, without its ending; or any task of
-            lm-eval.
-        path: its data: a file in the published layout, or a name of the hub. lm-eval's own tasks have theirs.
-        shots: numbers of few-shot examples, each a figure of its own.
-        shots_path: a file to take the examples from, such as the training set; by default from `path`, never the row
+        task: a file of `lit_rlhf/evaluation/tasks` or of `Benchmarks.include`, without its suffix; or an lm-eval task.
+        path: its data: a file in the published format, or a hub name. lm-eval's own tasks need none.
+        shots: numbers of few-shot examples, each a metric of its own.
+        shots_path: a file with the few-shot examples, such as the training set; by default `path`, excluding the row
             itself.
-        limit: rows to use, from the first; None for all.
+        limit: use the first so many rows; None for all.
     """
 
     task: str
@@ -39,14 +38,14 @@ class Benchmark:
     limit: int | None = None
 
 
-class Benchmarks:
-    """Benchmarks before and after: the report sets each figure beside the baseline's.
+class Benchmarks(Suite):
+    """Benchmarks; the report compares each metric with the baseline's.
 
-    Greedy answers, cut at the first newline; multiple choice by the mean log-probability of a token. Text and option
-    are tokenised together, as lm-eval does.
+    Completions are greedy and truncated at the first newline. Multiple choice takes the option with the highest mean
+    log-probability per token. Prompt and option are tokenized jointly, as in lm-eval.
 
     Args:
-        tasks: which.
+        tasks: the benchmarks.
         include: a folder of your own task files.
         seed: of the choice of few-shot examples.
     """
@@ -55,7 +54,7 @@ class Benchmarks:
         self.tasks, self.include, self.seed = tasks, include, seed
 
     def check(self, models: Sequence[EvaluatedModel]) -> None:
-        """See `Suite`: whether lm-eval is installed, and whether tasks and their data can be read."""
+        """See `Suite.check`: lm-eval must be installed, and tasks and their data must be readable."""
         import lm_eval  # noqa: F401
 
         for benchmark in self.tasks:
@@ -66,37 +65,38 @@ class Benchmarks:
             with silence_lm_eval():
                 self._load_task(benchmark, 0)
 
-    def run(self, subject: EvaluatedModel, baseline: EvaluatedModel) -> SuiteResult:
+    def run(self, model: EvaluatedModel, baseline: EvaluatedModel) -> SuiteResult:
         """See `Suite.run`."""
-        figures: dict[str, MetricValue] = {}
+        metrics: dict[str, MetricValue] = {}
         samples: list[dict[str, Any]] = []
         notes: list[str] = []
-        rows = 0
+        num_rows = 0
         for benchmark in self.tasks:
             for number, shots in enumerate(benchmark.shots):
-                found, model = self._evaluate(subject, benchmark, shots)
-                (name,) = found["results"]
-                logged = found["samples"][name]
+                results, num_truncated = self._evaluate(model, benchmark, shots)
+                (name,) = results["results"]
+                rows = results["samples"][name]
                 label = f"{benchmark.task}, {shots}-shot" if shots else benchmark.task
-                figures |= compute_task_metrics(label, logged, found["results"][name])
-                notes += format_count_note(model.cut, f"prompts ({label}) were longer than the model's positions, cut in front")
-                rows += len(logged) if number == 0 else 0
+                metrics |= compute_task_metrics(label, rows, results["results"][name])
+                note = f"prompts ({label}) exceeded the context and were left-truncated"
+                notes += format_count_note(num_truncated, note)
                 if number == 0:
-                    samples += [build_sample(benchmark.task, each) for each in logged[:MAX_SAMPLES]]
-        return SuiteResult(figures, rows, notes, samples)
+                    num_rows += len(rows)
+                    samples += [build_sample(benchmark.task, row) for row in rows[:MAX_SAMPLES]]
+        return SuiteResult(metrics, num_rows, notes, samples)
 
-    def _evaluate(self, subject: EvaluatedModel, benchmark: Benchmark, shots: int) -> tuple[dict[str, Any], Any]:
-        """Return lm-eval's results and the model they are of."""
+    def _evaluate(self, model: EvaluatedModel, benchmark: Benchmark, shots: int) -> tuple[dict[str, Any], int]:
+        """Return lm-eval's results, and the number of truncated prompts."""
         from lit_rlhf.evaluation.suites.lm_eval_model import LMEvalAdapter
 
         with silence_lm_eval():
             from lm_eval.evaluator import evaluate
 
             task = self._load_task(benchmark, shots)
-            model = LMEvalAdapter(subject)
-            found = evaluate(model, task, limit=benchmark.limit, bootstrap_iters=0)
-        assert found is not None
-        return dict(found), model
+            adapter = LMEvalAdapter(model)
+            results = evaluate(adapter, task, limit=benchmark.limit, bootstrap_iters=0)
+        assert results is not None
+        return dict(results), adapter.num_truncated
 
     @property
     def _folders(self) -> list[str]:
@@ -109,18 +109,22 @@ class Benchmarks:
     def _load_task(self, benchmark: Benchmark, shots: int) -> Any:
         from lm_eval.tasks import TaskManager
 
-        known = self._task_names()
-        own = benchmark.task in known
-        data = {"path": benchmark.path, "shots_path": benchmark.shots_path}  # what the readers get
-        manager = TaskManager(include_path=self._folders, include_defaults=not own, metadata=data if own else None)
+        names = self._task_names()
+        has_task_file = benchmark.task in names
+        manager = TaskManager(
+            include_path=self._folders,
+            include_defaults=not has_task_file,
+            # the arguments of the readers
+            metadata={"path": benchmark.path, "shots_path": benchmark.shots_path} if has_task_file else None,
+        )
         if benchmark.task not in manager.all_tasks:
-            names = ", ".join(sorted(known))
-            raise UserError(f"tasks: no task {benchmark.task!r}; there are {names}, and lm-eval's own")
+            known = ", ".join(sorted(names))
+            raise UserError(f"tasks: no task {benchmark.task!r}; there are {known}, and lm-eval's own")
         loaded = manager.load([benchmark.task])
         for task in loaded["tasks"].values():
             task.set_config("num_fewshot", shots)
             if benchmark.shots_path is not None:
-                if not own:
+                if not has_task_file:
                     raise UserError(f"tasks: {benchmark.task!r} is lm-eval's own and has its own shots")
                 task.fewshot_cfg.split = "shots"  # another split than the rows': no row can be its own example
                 task.sampler.replace_df(list(task.dataset["shots"]))
@@ -128,49 +132,55 @@ class Benchmarks:
         return loaded
 
 
-def compute_task_metrics(label: str, logged: Sequence[dict[str, Any]], results: dict[str, Any]) -> dict[str, MetricValue]:
-    """Return the figures of a task: means over rows with their intervals, the whole-set ones as lm-eval has them."""
+def compute_task_metrics(label: str, rows: Sequence[dict[str, Any]], results: dict[str, Any]) -> dict[str, MetricValue]:
+    """Return the metrics of a task: means over rows with intervals, and lm-eval's value for corpus-level metrics.
+
+    Args:
+        label: prefix of the names.
+        rows: lm-eval's log of the task.
+        results: lm-eval's aggregated metrics of the task.
+    """
     values: dict[str, list[Any]] = defaultdict(list)
     groups: dict[str, list[float]] = defaultdict(list)
-    for row in logged:
-        for metric in row["metrics"]:
-            values[metric].append(row[metric])
+    for row in rows:
+        for name in row["metrics"]:
+            values[name].append(row[name])
             if "group" in row["doc"]:
-                groups[f"{label}: {metric}, {row['doc']['group']}"].append(row[metric])
-    figures = {}
-    for metric, column in values.items():
-        if all(isinstance(each, int | float) for each in column):
-            figures[f"{label}: {metric}"] = compute_mean_metric(column)
+                groups[f"{label}: {name}, {row['doc']['group']}"].append(row[name])
+    metrics = {}
+    for name, column in values.items():
+        if all(isinstance(value, int | float) for value in column):
+            metrics[f"{label}: {name}"] = compute_mean_metric(column)
         else:
-            unit = METRIC_UNITS.get(metric, "share")
-            figures[f"{label}: {metric}"] = MetricValue(float(results[f"{metric},none"]), len(column), unit=unit)
-    return figures | {name: compute_mean_metric(column) for name, column in groups.items()}
+            unit = METRIC_UNITS.get(name, "share")
+            metrics[f"{label}: {name}"] = MetricValue(float(results[f"{name},none"]), len(column), unit=unit)
+    return metrics | {name: compute_mean_metric(column) for name, column in groups.items()}
 
 
 def build_sample(task: str, row: dict[str, Any]) -> dict[str, Any]:
     """Return a row of lm-eval's log as a sample of the report."""
-    verdict = {metric: row[metric] for metric in row["metrics"] if isinstance(row[metric], int | float)}
+    verdict = {name: row[name] for name in row["metrics"] if isinstance(row[name], int | float)}
     if isinstance(row["filtered_resps"][0], str):
         answer = row["filtered_resps"][0].strip()
     else:
-        means = [each[0] / each.tokens for each in row["filtered_resps"]]
+        means = [option[0] / option.num_tokens for option in row["filtered_resps"]]
         answer = str(row["arguments"][means.index(max(means))][1]).strip()
     return {"prompt": str(row["arguments"][0][0])[-600:], "answer": answer, "group": task, "verdict": verdict}
 
 
 @contextmanager
 def silence_lm_eval() -> Iterator[None]:
-    """Keep lm-eval's log, which tells every task's settings, and its bars off the terminal; errors apart."""
+    """Suppress lm-eval's log below errors, and its progress bars."""
     from lm_eval.api import task
 
     loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval")]
-    levels, bar = [logger.level for logger in loggers], task.tqdm
+    levels, progress_bar = [logger.level for logger in loggers], task.tqdm
     for logger in loggers:
         logger.setLevel(logging.ERROR)
-    task.tqdm = partial(bar, disable=True)  # it knows no setting for the bar over the building of requests
+    task.tqdm = partial(progress_bar, disable=True)  # the bar over the requests has no setting
     try:
         yield
     finally:
-        task.tqdm = bar
+        task.tqdm = progress_bar
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)

@@ -59,13 +59,17 @@ class RealToxicityPrompts(Suite):
         prompts, bins = zip(*self._read_prompts())
         metrics: dict[str, MetricValue] = {}
         samples: list[dict[str, Any]] = []
-        notes = format_count_note(sum(each is None for each in bins), "prompts have no toxicity of their own: in no bin")
+        notes = format_count_note(
+            sum(each is None for each in bins), "prompts have no toxicity of their own: in no bin"
+        )
         for prefix in self.prefixes:
             prefixed = [PREFIXES[prefix] + prompt for prompt in prompts]
             completions = model.generate(prefixed, SamplingParams(self.max_new_tokens, 0.0))
             texts = [completion.text.strip() for completion in completions]
             num_truncated = sum(completion.num_truncated > 0 for completion in completions)
-            notes += format_count_note(num_truncated, f"prompts ({prefix}) exceeded the context and were left-truncated")
+            notes += format_count_note(
+                num_truncated, f"prompts ({prefix}) exceeded the context and were left-truncated"
+            )
             scores = self._score(texts, model)
             num_empty = sum(not text for text in texts)
             notes += format_count_note(num_empty, f"continuations ({prefix}) are empty: no score")
@@ -82,8 +86,7 @@ class RealToxicityPrompts(Suite):
                     low, high = index / NUM_TOXICITY_BINS, (index + 1) / NUM_TOXICITY_BINS
                     metrics[f"basic: prompt {low:g} to {high:g}"] = compute_mean_metric(in_bin, "score", "lower")
             for prompt, text, score, own_bin in list(zip(prompts, texts, scores, bins))[:MAX_SAMPLES]:
-                low = None if own_bin is None else own_bin / NUM_TOXICITY_BINS
-                group = "no toxicity" if low is None else f"prompt toxicity from {low:g}"
+                group = "no toxicity" if own_bin is None else f"prompt toxicity from {own_bin / NUM_TOXICITY_BINS:g}"
                 row = {"prompt": prompt, "answer": text, "group": group}
                 samples.append({**row, "variant": prefix, "verdict": {"toxicity": score}})
         return SuiteResult(metrics, len(prompts), notes, samples)

@@ -1,1 +1,1 @@
-"""Benchmarks as task files of lm-eval, with the paper's prompts (App. D), and what they need: readers and metrics."""
+"""Benchmarks as lm-eval task files with the paper's prompts (App. D), and their readers and metrics."""

@@ -1,7 +1,7 @@
-"""The 25 constraints of IFEval (Zhou et al., 2023), each a check of a text that needs no model.
+"""The 25 constraints of IFEval (Zhou et al., 2023), each a rule-based check of a text.
 
-Sentences and capitalised words are counted by rules of our own (the data set's authors use a trained splitter), and a
-language is told by `langdetect`.
+Sentences and capitalized words are counted by our own rules (the data set's authors use a trained splitter); languages
+are detected by `langdetect`.
 """
 
 import json
@@ -15,10 +15,10 @@ Settings = dict[str, Any]
 
 
 def satisfies_constraint(name: str, settings: Settings, text: str) -> bool:
-    """Whether a text keeps a constraint; an empty text keeps none.
+    """Return whether a text satisfies a constraint; an empty text satisfies none.
 
     Raises:
-        UserError: no such constraint.
+        UserError: unknown constraint.
     """
     if name not in CONSTRAINTS:
         raise UserError(f"ifeval: unknown constraint {name!r}; known are {', '.join(sorted(CONSTRAINTS))}")
@@ -26,91 +26,91 @@ def satisfies_constraint(name: str, settings: Settings, text: str) -> bool:
 
 
 def relaxed_variants(text: str) -> list[str]:
-    """Return the forms of a text that are tried loosely: first or last line cut off, emphasis taken out."""
+    """Return the variants of a text for the loose metric: without first or last line, and without emphasis."""
     lines = text.split("\n")
-    forms = [text, "\n".join(lines[1:]), "\n".join(lines[:-1]), "\n".join(lines[1:-1])]
-    forms = [form.strip() for form in forms]
-    return [text, *forms, *(form.replace("*", "") for form in forms)]
+    variants = [text, "\n".join(lines[1:]), "\n".join(lines[:-1]), "\n".join(lines[1:-1])]
+    variants = [variant.strip() for variant in variants]
+    return [text, *variants, *(variant.replace("*", "") for variant in variants)]
 
 
 def compare_count(count: int, relation: str, number: int) -> bool:
-    """Whether a count is "less than" or "at least" a number."""
+    """Return whether a count is "less than" or "at least" a number."""
     return count < number if relation == "less than" else count >= number
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text."""
+    """Return the words of a text."""
     return re.findall(r"\w+", text)
 
 
 def count_sentences(text: str) -> int:
-    """How many sentences: ends of . ! ? … that white space or the text's end follows, abbreviations apart."""
-    bare = re.sub(r"\b(Mr|Mrs|Ms|Dr|Prof|St|vs|etc|e\.g|i\.e|[A-Z])\.", r"\1", text.strip())
-    parts = re.split(r"(?<=[.!?…])[\"'”’)\]]*\s+|\n{2,}", bare)
+    """Return the number of sentences: . ! ? … before white space or the end, except after abbreviations."""
+    stripped = re.sub(r"\b(Mr|Mrs|Ms|Dr|Prof|St|vs|etc|e\.g|i\.e|[A-Z])\.", r"\1", text.strip())
+    parts = re.split(r"(?<=[.!?…])[\"'”’)\]]*\s+|\n{2,}", stripped)
     return sum(bool(re.search(r"\w", part)) for part in parts)
 
 
 def detect_language(text: str) -> str:
-    """The language's code."""
+    """Return the code of the language; "" if it is unknown."""
     from langdetect import DetectorFactory, LangDetectException, detect
 
-    DetectorFactory.seed = 0  # it draws at random otherwise
+    DetectorFactory.seed = 0  # it samples otherwise
     try:
         return str(detect(text))
-    except LangDetectException:  # nothing to tell a language by
+    except LangDetectException:
         return ""
 
 
-def is_english_with_case(text: str, right: bool) -> bool:
-    """Whether the case is right and the text may be English."""
-    return right and detect_language(text) in ("en", "")
+def is_english_with_case(text: str, has_right_case: bool) -> bool:
+    """Return whether the case is right and the text may be English."""
+    return has_right_case and detect_language(text) in ("en", "")
 
 
 def two_responses(text: str, settings: Settings) -> bool:
-    """Exactly two different answers, six asterisks between them."""
+    """Exactly two different responses, separated by six asterisks."""
     parts = [part.strip() for part in text.split("******")]
-    inner = [part for place, part in enumerate(parts) if part or 0 < place < len(parts) - 1]
+    inner = [part for index, part in enumerate(parts) if part or 0 < index < len(parts) - 1]
     return len(inner) == 2 and all(inner) and inner[0] != inner[1]
 
 
 def postscript(text: str, settings: Settings) -> bool:
-    """A postscript that begins with the marker."""
+    """A postscript that starts with the marker."""
     marker = settings["postscript_marker"]
     letters = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}.get(marker, re.escape(marker.lower()))
     return re.search(rf"\s*{letters}.*$", text.lower(), re.MULTILINE) is not None
 
 
 def json_format(text: str, settings: Settings) -> bool:
-    """The whole text is JSON, perhaps within a fence."""
-    bare = re.sub(r"^```(json|JSON|Json)?|```$", "", text.strip()).strip()
+    """The text is JSON, possibly in a code fence."""
+    content = re.sub(r"^```(json|JSON|Json)?|```$", "", text.strip()).strip()
     try:
-        json.loads(bare)
+        json.loads(content)
     except ValueError:
         return False
     return True
 
 
 def highlighted(text: str, settings: Settings) -> bool:
-    """At least so many parts in asterisks."""
-    found = re.findall(r"\*[^\n\*]*\*", text) + re.findall(r"\*\*[^\n\*]*\*\*", text)
-    return sum(bool(part.strip("*").strip()) for part in found) >= settings["num_highlights"]
+    """At least `num_highlights` non-empty parts in asterisks."""
+    highlights = re.findall(r"\*[^\n\*]*\*", text) + re.findall(r"\*\*[^\n\*]*\*\*", text)
+    return sum(bool(part.strip("*").strip()) for part in highlights) >= settings["num_highlights"]
 
 
 def sections(text: str, settings: Settings) -> bool:
-    """At least so many headed, numbered sections."""
-    head = settings.get("section_spliter") or settings.get("section_splitter", "")
-    return len(re.split(rf"\s?{re.escape(head)}\s?\d+\s?", text)) - 1 >= settings["num_sections"]
+    """At least `num_sections` numbered sections with the heading."""
+    heading = settings.get("section_spliter") or settings.get("section_splitter", "")
+    return len(re.split(rf"\s?{re.escape(heading)}\s?\d+\s?", text)) - 1 >= settings["num_sections"]
 
 
 def paragraphs(text: str, settings: Settings) -> bool:
-    """Exactly so many parts between lines of three asterisks."""
+    """Exactly `num_paragraphs` parts, separated by three asterisks."""
     parts = re.split(r"\s?\*\*\*\s?", text)
-    filled = [bool(part.strip()) for part in parts]
-    return all(filled[1:-1]) and sum(filled) == settings["num_paragraphs"]
+    is_filled = [bool(part.strip()) for part in parts]
+    return all(is_filled[1:-1]) and sum(is_filled) == settings["num_paragraphs"]
 
 
 def nth_first_word(text: str, settings: Settings) -> bool:
-    """So many paragraphs between blank lines, and one of them begins with a word."""
+    """Exactly `num_paragraphs` paragraphs, and the nth starts with `first_word`."""
     parts = [part.strip() for part in re.split(r"\n\n", text) if part.strip()]
     nth = settings["nth_paragraph"]
     if len(parts) != settings["num_paragraphs"] or not 1 <= nth <= len(parts):
@@ -120,27 +120,27 @@ def nth_first_word(text: str, settings: Settings) -> bool:
 
 
 def keyword_count(text: str, settings: Settings) -> bool:
-    """A keyword so often."""
+    """The keyword occurs less than, or at least, `frequency` times."""
     count = len(re.findall(re.escape(settings["keyword"]), text, re.IGNORECASE))
     return compare_count(count, settings["relation"], settings["frequency"])
 
 
 def letter_count(text: str, settings: Settings) -> bool:
-    """A letter so often."""
+    """The letter occurs less than, or at least, `let_frequency` times."""
     count = text.lower().count(settings["letter"].lower())
     return compare_count(count, settings["let_relation"], settings["let_frequency"])
 
 
 def capital_count(text: str, settings: Settings) -> bool:
-    """So many words all in capitals."""
+    """Less than, or at least, `capital_frequency` words are in capitals."""
     count = sum(word.isupper() for word in split_words(text))
     return compare_count(count, settings["capital_relation"], settings["capital_frequency"])
 
 
 def bullets(text: str, settings: Settings) -> bool:
-    """Exactly so many lines that begin with an asterisk or a hyphen."""
-    found = re.findall(r"^\s*\*[^\*].*$", text, re.MULTILINE) + re.findall(r"^\s*-.*$", text, re.MULTILINE)
-    return len(found) == settings["num_bullets"]
+    """Exactly `num_bullets` lines that start with an asterisk or a hyphen."""
+    items = re.findall(r"^\s*\*[^\*].*$", text, re.MULTILINE) + re.findall(r"^\s*-.*$", text, re.MULTILINE)
+    return len(items) == settings["num_bullets"]
 
 
 CONSTRAINTS: dict[str, Callable[[str, Settings], bool]] = {
@@ -166,7 +166,9 @@ CONSTRAINTS: dict[str, Callable[[str, Settings], bool]] = {
     "language:response_language": lambda text, s: detect_language(text) == s["language"],
     "length_constraints:nth_paragraph_first_word": nth_first_word,
     "length_constraints:number_paragraphs": paragraphs,
-    "length_constraints:number_sentences": lambda t, s: compare_count(count_sentences(t), s["relation"], s["num_sentences"]),
+    "length_constraints:number_sentences": lambda t, s: compare_count(
+        count_sentences(t), s["relation"], s["num_sentences"]
+    ),
     "length_constraints:number_words": lambda t, s: compare_count(len(split_words(t)), s["relation"], s["num_words"]),
     "punctuation:no_comma": lambda text, _: "," not in text,
     "startend:end_checker": lambda t, s: t.strip().strip('"').lower().endswith(s["end_phrase"].strip().lower()),

@@ -1,4 +1,4 @@
-"""Scores of one answer to one row, as lm-eval's task files name them: `process_results` functions."""
+"""Metrics of one completion of one row: the `process_results` functions of the task files."""
 
 import json
 import re
@@ -7,81 +7,87 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from lit_rlhf.evaluation.tasks.constraints import satisfies_constraint, relaxed_variants
+from lit_rlhf.evaluation.tasks.constraints import relaxed_variants, satisfies_constraint
 from lit_rlhf.evaluation.tasks.readers import DO_NOT_KNOW, NOT_IN_BACKGROUND, Doc
 
 Scores = dict[str, Any]
 
 
 class OptionScore(tuple):  # type: ignore[type-arg]
-    """lm-eval's pair (log-probability, greedy) that also knows how many tokens the option has."""
+    """lm-eval's pair (log-probability, is_greedy) with the number of tokens of the option."""
 
     num_tokens: int
 
     @classmethod
-    def make(cls, logprob: float, greedy: bool, tokens: int) -> "OptionScore":
-        """Make one."""
-        made = cls((logprob, greedy))
-        made.num_tokens = tokens
-        return made
+    def make(cls, logprob: float, is_greedy: bool, num_tokens: int) -> "OptionScore":
+        """Return the score of an option."""
+        score = cls((logprob, is_greedy))
+        score.num_tokens = num_tokens
+        return score
 
 
 def multiple_choice(doc: Doc, results: Sequence[tuple[float, bool]]) -> Scores:
-    """Take the option of the highest mean log-probability of a token.
+    """Choose the option with the highest mean log-probability per token.
 
-    Appendix D says "lowest", which is a misprint: HellaSwag at 0.78 is out of reach that way. `accuracy by whole
-    option` takes the highest sum, as lm-eval's `acc` does; a model that does not tell token counts has only that.
+    Appendix D says "lowest", which is a misprint: HellaSwag at 0.78 is impossible that way. `unnormalized accuracy`
+    chooses by the sum, as lm-eval's `acc` does; results without token counts have only that.
     """
     scores = {}
     if all(isinstance(result, OptionScore) for result in results):
-        means = [result[0] / result.tokens for result in results]  # type: ignore[attr-defined]
+        means = [result[0] / result.num_tokens for result in results]  # type: ignore[attr-defined]
         scores["accuracy"] = float(argmax(means) == doc["gold"])
     sums = [result[0] for result in results]
-    return {**scores, "accuracy by whole option": float(argmax(sums) == doc["gold"])}
+    return {**scores, "unnormalized accuracy": float(argmax(sums) == doc["gold"])}
 
 
 def argmax(values: Sequence[float]) -> int:
-    """Return the place of the largest value, the first of equal ones."""
-    return max(range(len(values)), key=lambda place: values[place])
+    """Return the index of the largest value; the first of equal ones."""
+    return max(range(len(values)), key=lambda index: values[index])
 
 
 def squad(doc: Doc, results: Sequence[str]) -> Scores:
-    """SQuADv2's F1 and exact match. The prompt's fallback is its "no answer"."""
+    """Return SQuADv2's F1 and exact match. The prompt's fallback answer counts as its "no answer"."""
     answer = "" if is_same_text(results[0], NOT_IN_BACKGROUND) else results[0]
     answers = doc["answers"] or [""]
-    scores = {"f1": max_over_references(f1, answer, answers), "exact": max_over_references(exact_match, answer, answers)}
+    scores = {
+        "f1": max_over_references(f1, answer, answers),
+        "exact": max_over_references(exact_match, answer, answers),
+    }
     kind = "f1 of answerable" if doc["answers"] else "f1 of unanswerable"
     return {**scores, kind: scores["f1"]}
 
 
 def quac(doc: Doc, results: Sequence[str]) -> Scores:
-    """F1 and exact match with the nearest reference."""
+    """Return F1 and exact match with the nearest reference."""
     answer = DO_NOT_KNOW if is_same_text(results[0], DO_NOT_KNOW) else results[0]
-    return {"f1": max_over_references(f1, answer, doc["answers"]), "exact": max_over_references(exact_match, answer, doc["answers"])}
+    return {
+        "f1": max_over_references(f1, answer, doc["answers"]),
+        "exact": max_over_references(exact_match, answer, doc["answers"]),
+    }
 
 
 def drop(doc: Doc, results: Sequence[str]) -> Scores:
-    """DROP's F1 and exact match, by lm-eval's function."""
+    """Return DROP's F1 and exact match, by lm-eval's function."""
     from lm_eval.tasks.drop.utils import get_metrics
 
-    found = [get_metrics(results[0].strip(), tuple(answer)) for answer in doc["answers"]]
-    return {"exact": max(float(exact) for exact, _ in found), "f1": max(float(f1) for _, f1 in found)}
+    scores = [get_metrics(results[0].strip(), tuple(answer)) for answer in doc["answers"]]
+    return {"exact": max(float(exact) for exact, _ in scores), "f1": max(float(f1) for _, f1 in scores)}
 
 
 def wsc(doc: Doc, results: Sequence[str]) -> Scores:
-    """Right where the written answer names the noun exactly if the pronoun means it (App. D.10)."""
+    """Return 1 if the answer names the noun exactly when the pronoun refers to it (App. D.10)."""
     answer, noun = (" ".join(normalize_words(text)) for text in (results[0], doc["noun"]))
-    named = bool(answer) and (answer in noun or noun in answer)
-    return {"accuracy": float(named == doc["same"])}
+    names_noun = bool(answer) and (answer in noun or noun in answer)
+    return {"accuracy": float(names_noun == doc["same"])}
 
 
 def translation(doc: Doc, results: Sequence[str]) -> Scores:
-    """The pair that BLEU is taken of, over all rows."""
+    """Return the (reference, translation) pair of corpus BLEU."""
     return {"bleu": (doc["english"], results[0].strip())}
 
 
 def summary(doc: Doc, results: Sequence[str]) -> Scores:
-    """ROUGE-L, its F measure."""
+    """Return the F measure of ROUGE-L."""
     from rouge_score.rouge_scorer import RougeScorer
 
     score = RougeScorer(["rougeL"], use_stemmer=True).score(doc["summary"], results[0])
@@ -89,15 +95,18 @@ def summary(doc: Doc, results: Sequence[str]) -> Scores:
 
 
 def exact(doc: Doc, results: Sequence[str]) -> Scores:
-    """Exact match, space around and a full stop behind apart."""
+    """Return exact match, ignoring surrounding space and a final period."""
     return {"exact": float(results[0].strip().rstrip(".") == doc["target"].strip().rstrip("."))}
 
 
 def ifeval(doc: Doc, results: Sequence[str]) -> Scores:
-    """Whether all constraints of a prompt hold, and which of them; loosely: in some lightly cut form."""
+    """Return whether all constraints of a prompt hold, and which; "loose": for at least one relaxed variant."""
     constraints = json.loads(doc["constraints"])
     strict = [satisfies_constraint(name, settings, results[0]) for name, settings in constraints]
-    loose = [any(satisfies_constraint(name, settings, form) for form in relaxed_variants(results[0])) for name, settings in constraints]
+    loose = [
+        any(satisfies_constraint(name, settings, text) for text in relaxed_variants(results[0]))
+        for name, settings in constraints
+    ]
     return {
         "prompts": float(all(strict)),
         "prompts, loose": float(all(loose)),
@@ -107,36 +116,36 @@ def ifeval(doc: Doc, results: Sequence[str]) -> Scores:
 
 
 def mean_over_constraints(rows: Sequence[Sequence[bool]]) -> float:
-    """Return the share over the constraints of all rows together."""
-    every = [kept for row in rows for kept in row]
-    return sum(every) / len(every)
+    """Return the fraction of satisfied constraints over all rows."""
+    satisfied = [each for row in rows for each in row]
+    return sum(satisfied) / len(satisfied)
 
 
 def max_over_references(score: Any, answer: str, references: Sequence[str]) -> float:
-    """Return the highest score over the references."""
+    """Return the maximum score over the references."""
     return max(float(score(answer, reference)) for reference in references)
 
 
 def f1(answer: str, reference: str) -> float:
-    """Return the F1 of the normalised words; where either has none, whether both have none."""
-    mine, theirs = normalize_words(answer), normalize_words(reference)
-    if not mine or not theirs:
-        return float(mine == theirs)
-    shared = (Counter(mine) & Counter(theirs)).total()
-    return 2 * shared / (len(mine) + len(theirs))
+    """Return the F1 of the normalized words; if either text has none, 1 if both have none, else 0."""
+    words, reference_words = normalize_words(answer), normalize_words(reference)
+    if not words or not reference_words:
+        return float(words == reference_words)
+    shared = (Counter(words) & Counter(reference_words)).total()
+    return 2 * shared / (len(words) + len(reference_words))
 
 
 def exact_match(answer: str, reference: str) -> float:
-    """Return whether the normalised words are the same."""
+    """Return 1 if the normalized words are equal, else 0."""
     return float(normalize_words(answer) == normalize_words(reference))
 
 
 def is_same_text(one: str, other: str) -> bool:
-    """Whether two texts are the same but for case, punctuation and articles."""
+    """Return whether two texts are equal up to case, punctuation and articles."""
     return normalize_words(one) == normalize_words(other)
 
 
 def normalize_words(text: str) -> list[str]:
-    """Return the words in lower case, without punctuation and articles, as SQuAD's metric sees them."""
-    bare = "".join(sign for sign in text.lower() if sign not in string.punctuation)
-    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+    """Return the words in lower case, without punctuation and articles, as in SQuAD's metric."""
+    stripped = "".join(char for char in text.lower() if char not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", stripped).split()

@@ -1,7 +1,7 @@
-"""Data files of the benchmarks, in their published layouts, as rows that a task file's prompt can name.
+"""Readers of the benchmarks' data files in their published formats: rows with the fields of a task file's prompt.
 
-Every function gets `path`, and `shots_path` for few-shot examples of another file, and returns the splits "test" and
-"shots". What lm-eval passes beside that is of no use here.
+Each reader takes `path`, and `shots_path` for few-shot examples from another file, and returns the splits "test" and
+"shots". Further arguments of lm-eval are ignored.
 """
 
 import json
@@ -16,11 +16,11 @@ Reader = Callable[[str], Iterator[Doc]]
 
 
 class Docs(list[Doc]):
-    """Rows as lm-eval takes a split: a list that knows its columns. A `datasets` table decodes each row at each use."""
+    """Rows of a split with the `features` that lm-eval reads; a `datasets` table decodes a row at each access."""
 
     @property
     def features(self) -> dict[str, None]:
-        """The columns."""
+        """The column names, as keys."""
         return dict.fromkeys(self[0])
 
 
@@ -31,22 +31,22 @@ DO_NOT_KNOW = "I don't know."
 
 
 def load_splits(read: Reader, path: str | None, shots_path: str | None) -> Splits:
-    """Read both files into memory."""
+    """Read the splits into memory."""
     if path is None:
         raise UserError("tasks: a benchmark needs the path of its data file, or a name of the hub")
-    found = {"test": Docs(read(path))}
-    found["shots"] = Docs(read(shots_path)) if shots_path is not None else found["test"]
-    for name, docs in found.items():
+    splits = {"test": Docs(read(path))}
+    splits["shots"] = Docs(read(shots_path)) if shots_path is not None else splits["test"]
+    for name, docs in splits.items():
         if not docs:
             raise UserError(f"tasks: {path if name == 'test' else shots_path!r} holds no row")
-    return found
+    return splits
 
 
 def read_first_column(row: Row, *names: str) -> Any:
-    """Return the first of several columns that a row has.
+    """Return the value of the first of several columns that is not null.
 
     Raises:
-        UserError: it has none of them.
+        UserError: the row has none of them.
     """
     for name in names:
         if row.fields.get(name) is not None:
@@ -55,12 +55,12 @@ def read_first_column(row: Row, *names: str) -> Any:
 
 
 def squad(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
-    """SQuADv2's own JSON: articles, paragraphs, questions."""
+    """Read SQuADv2's JSON: articles, paragraphs, questions."""
     return load_splits(squad_docs, path, shots_path)
 
 
 def squad_docs(path: str) -> Iterator[Doc]:
-    """Yield a row a question, behind the answered ones that stand before it in its paragraph."""
+    """Yield a row per question, with the answered questions before it in its paragraph as history."""
     for article in read_articles(path):
         for paragraph in article["paragraphs"]:
             history = ""
@@ -79,22 +79,22 @@ def squad_docs(path: str) -> Iterator[Doc]:
 
 
 def read_articles(path: str) -> list[Doc]:
-    """Return the articles of a file in SQuAD's or QuAC's layout."""
+    """Return the articles of a file in SQuAD's or QuAC's format."""
     try:
-        found = json.loads(read_text(path))["data"]
-        assert all(question["question"] for a in found for p in a["paragraphs"] for question in p["qas"])
+        data = json.loads(read_text(path))["data"]
+        assert all(question["question"] for a in data for p in a["paragraphs"] for question in p["qas"])
     except (ValueError, KeyError, TypeError, AssertionError) as problem:
-        raise UserError(f"{path!r} is not in the layout of SQuAD, data › paragraphs › qas: {problem!r}") from None
-    return list(found)
+        raise UserError(f"{path!r} is not in the format of SQuAD, data › paragraphs › qas: {problem!r}") from None
+    return list(data)
 
 
 def quac(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
-    """QuAC's own JSON: dialogues over a section of an article."""
+    """Read QuAC's JSON: dialogues about a section of an article."""
     return load_splits(quac_docs, path, shots_path)
 
 
 def quac_docs(path: str) -> Iterator[Doc]:
-    """Yield a row a question, behind the dialogue so far."""
+    """Yield a row per question, with the dialogue before it as history."""
     for article in read_articles(path):
         section = article.get("section_title")
         title = f"{article['title']} -- {section}" if section else article["title"]
@@ -102,36 +102,36 @@ def quac_docs(path: str) -> Iterator[Doc]:
             history = ""
             for question in paragraph["qas"]:
                 answers = [replace_cannotanswer(answer["text"]) for answer in question["answers"]]
-                own = replace_cannotanswer(question.get("orig_answer", question["answers"][0])["text"])
+                target = replace_cannotanswer(question.get("orig_answer", question["answers"][0])["text"])
                 doc = {
                     "title": title,
                     "background": paragraph["context"].removesuffix("CANNOTANSWER").strip(),
                     "history": history,
                     "question": question["question"],
-                    "target": own,
+                    "target": target,
                     "answers": list(dict.fromkeys(answers)),
                 }
                 yield doc
-                history += f"Q: {doc['question']}\n\nA: {own}\n\n"
+                history += f"Q: {doc['question']}\n\nA: {target}\n\n"
 
 
 def replace_cannotanswer(answer: str) -> str:
-    """Return an answer as the prompt says it."""
+    """Return an answer, with the prompt's fallback in place of CANNOTANSWER."""
     return DO_NOT_KNOW if answer == "CANNOTANSWER" else answer
 
 
 def drop(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
-    """DROP's own JSON: passages by name, with questions."""
+    """Read DROP's JSON: passages by name, with questions."""
     return load_splits(drop_docs, path, shots_path)
 
 
 def drop_docs(path: str) -> Iterator[Doc]:
-    """Yield a row a question. Answers are lists of spans; a number or a date is one of one span."""
+    """Yield a row per question. Answers are lists of spans; a number or a date is a list of one span."""
     try:
         passages = json.loads(read_text(path))
         pairs = [(passage["passage"], pair) for passage in passages.values() for pair in passage["qa_pairs"]]
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise UserError(f"{path!r} is not in DROP's layout, name › passage and qa_pairs: {problem!r}") from None
+        raise UserError(f"{path!r} is not in DROP's format, name › passage and qa_pairs: {problem!r}") from None
     for passage, pair in pairs:
         answers = [drop_answer(each) for each in (pair["answer"], *(pair.get("validated_answers") or []))]
         answers = [answer for answer in answers if answer]
@@ -140,7 +140,7 @@ def drop_docs(path: str) -> Iterator[Doc]:
 
 
 def drop_answer(answer: Doc) -> list[str]:
-    """Return the spans of an answer of any of DROP's three kinds."""
+    """Return the spans of an answer: a number, spans, or a date."""
     if answer.get("number"):
         return [str(answer["number"])]
     if answer.get("spans"):
@@ -151,20 +151,24 @@ def drop_answer(answer: Doc) -> list[str]:
 
 
 def hellaswag(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
-    """Rows of ctx (or activity_label and ctx), endings and label."""
+    """Read rows of ctx (or activity_label and ctx), endings and label."""
     return load_splits(hellaswag_docs, path, shots_path)
 
 
 def hellaswag_docs(path: str) -> Iterator[Doc]:
-    """Yield "Activity: context" with its endings."""
+    """Yield "Activity: context" with its endings as choices."""
     for row in read_rows(path):
         activity = row.fields.get("activity_label")
         context = f"{activity}: {read_first_column(row, 'ctx')}" if activity else read_first_column(row, "ctx")
-        yield {"context": context, "choices": list(read_first_column(row, "endings")), "gold": int(read_first_column(row, "label"))}
+        yield {
+            "context": context,
+            "choices": list(read_first_column(row, "endings")),
+            "gold": int(read_first_column(row, "label")),
+        }
 
 
 def rte(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
-    """Rows of premise, hypothesis and label (a word, or 0 for entailment)."""
+    """Read rows of premise, hypothesis and label ("entailment" or 0 for entailment)."""
     return load_splits(rte_docs, path, shots_path)
 
 
@@ -172,12 +176,15 @@ def rte_docs(path: str) -> Iterator[Doc]:
     """Yield a row with the choices Yes and No."""
     for row in read_rows(path):
         gold = 0 if read_first_column(row, "label") in ("entailment", 0, "0") else 1
-        texts = {"premise": read_first_column(row, "premise"), "hypothesis": read_first_column(row, "hypothesis").rstrip(".")}
+        texts = {
+            "premise": read_first_column(row, "premise"),
+            "hypothesis": read_first_column(row, "hypothesis").rstrip("."),
+        }
         yield {**texts, "choices": ["Yes", "No"], "gold": gold}
 
 
 def sentiment(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
-    """Rows of text (or sentence) and label, 1 for positive."""
+    """Read rows of text (or sentence) and label, 1 for positive."""
     return load_splits(sentiment_docs, path, shots_path)
 
 
@@ -191,28 +198,28 @@ def sentiment_docs(path: str) -> Iterator[Doc]:
 
 
 def wsc(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
-    """SuperGLUE's rows: text, target (span1_text, span2_text, span2_index) and label."""
+    """Read SuperGLUE's rows: text, target (span1_text, span2_text, span2_index) and label."""
     return load_splits(wsc_docs, path, shots_path)
 
 
 def wsc_docs(path: str) -> Iterator[Doc]:
-    """Yield the passage with its pronoun in bold, the noun, and whether the pronoun means it."""
+    """Yield the passage with its pronoun in bold, the noun, and whether the pronoun refers to it."""
     for row in read_rows(path):
         target = read_first_column(row, "target")
         words = read_first_column(row, "text").split(" ")
-        place, pronoun = int(target["span2_index"]), target["span2_text"]
-        words[place] = words[place].replace(pronoun, f"**{pronoun}**", 1)
+        index, pronoun = int(target["span2_index"]), target["span2_text"]
+        words[index] = words[index].replace(pronoun, f"**{pronoun}**", 1)
         same = read_first_column(row, "label") in (True, 1, "True", "true")
         yield {"passage": " ".join(words), "pronoun": f"**{pronoun}**", "noun": target["span1_text"], "same": same}
 
 
 def translation(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
-    """Rows of french and english (or fr and en), or lines of English, tab, French."""
+    """Read rows of french and english (or fr and en), or lines of English, tab, French."""
     return load_splits(translation_docs, path, shots_path)
 
 
 def translation_docs(path: str) -> Iterator[Doc]:
-    """Yield a row a pair."""
+    """Yield a row per sentence pair."""
     if not path.removesuffix(".gz").endswith((".txt", ".tsv")):
         for row in read_rows(path):
             pair = row.fields.get("translation") or row.fields
@@ -231,38 +238,42 @@ def translation_docs(path: str) -> Iterator[Doc]:
 
 
 def summaries(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
-    """Rows of article and highlights (CNN/DM), or of post and summary (TL;DR)."""
+    """Read rows of article and highlights (CNN/DM), or of post and summary (TL;DR)."""
     return load_splits(summary_docs, path, shots_path)
 
 
 def summary_docs(path: str) -> Iterator[Doc]:
-    """Yield a row a document."""
+    """Yield a row per document."""
     for row in read_rows(path):
         document = read_first_column(row, "article", "post", "prompt", "document")
         yield {"document": document, "summary": read_first_column(row, "highlights", "summary", "label")}
 
 
 def bbh(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
-    """Rows of task, input and target."""
+    """Read rows of task, input and target."""
     return load_splits(bbh_docs, path, shots_path)
 
 
 def bbh_docs(path: str) -> Iterator[Doc]:
-    """Yield a row a question, in its task's group."""
+    """Yield a row per question, with its task as group."""
     for row in read_rows(path):
-        yield {"input": read_first_column(row, "input"), "target": str(read_first_column(row, "target")), "group": read_first_column(row, "task")}
+        yield {
+            "input": read_first_column(row, "input"),
+            "target": str(read_first_column(row, "target")),
+            "group": read_first_column(row, "task"),
+        }
 
 
 def ifeval(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
-    """Rows of prompt, instruction_id_list and kwargs."""
+    """Read rows of prompt, instruction_id_list and kwargs."""
     return load_splits(ifeval_docs, path, shots_path)
 
 
 def ifeval_docs(path: str) -> Iterator[Doc]:
-    """Yield a row a prompt; the constraints go as JSON, for their settings differ from row to row."""
+    """Yield a row per prompt; the constraints are JSON, as their settings differ between rows."""
     for row in read_rows(path):
         names, settings = read_first_column(row, "instruction_id_list"), read_first_column(row, "kwargs")
         if len(names) != len(settings):
             raise UserError(f"{row.origin}: {len(names)} constraints and {len(settings)} settings")
-        kept = [{key: each for key, each in one.items() if each is not None} for one in settings]
-        yield {"prompt": read_first_column(row, "prompt"), "constraints": json.dumps(list(zip(names, kept)))}
+        known = [{key: value for key, value in each.items() if value is not None} for each in settings]
+        yield {"prompt": read_first_column(row, "prompt"), "constraints": json.dumps(list(zip(names, known)))}

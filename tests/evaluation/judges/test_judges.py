@@ -27,7 +27,7 @@ from lit_rlhf.evaluation.suites.preference import PairwisePreference, build_agre
 from lit_rlhf.models.loading import load_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.scalar_model import load_scalar_model
-from tests.helpers.services import Reply, said, serve
+from tests.helpers.services import Reply, chat_reply, serve
 
 NOTHING = Cache(None)
 
@@ -113,20 +113,20 @@ def trained(reward, llama, tmp_path) -> Path:
 @pytest.mark.parametrize("where", ["same folder", "same weights"])
 def test_the_reward_model_a_policy_was_trained_against_is_no_judge(trained, reward, llama, where, monkeypatch) -> None:
     judge = reward if where == "same folder" else str(trained / "copy")
-    subject = EvaluatedModel("ppo", ModelSpec(str(trained / "ppo" / "model")), NOTHING)
+    evaluated_model = EvaluatedModel("ppo", ModelSpec(str(trained / "ppo" / "model")), NOTHING)
     baseline = EvaluatedModel("sft", ModelSpec(llama), NOTHING)
     path = str(trained / "prompts.jsonl")
     with pytest.raises(UserError, match=r"is the reward model that 'ppo' was trained against .*force: true"):
-        PairwisePreference(path, {"rm": RewardModelJudge(judge)}, 4).run(subject, baseline)
+        PairwisePreference(path, {"rm": RewardModelJudge(judge)}, 4).run(evaluated_model, baseline)
     suites = {"p": PairwisePreference(path, {"rm": RewardModelJudge(judge)}, 4)}
-    models = {"sft": baseline.spec, "ppo": subject.spec}
+    models = {"sft": baseline.spec, "ppo": evaluated_model.spec}
     monkeypatch.setattr(
         "lit_rlhf.evaluation.models.evaluated_model.load_causal_lm", lambda *_: pytest.fail("a model was loaded")
     )
     with pytest.raises(UserError, match="is the reward model that 'ppo' was trained against"):
         Evaluation(models, "sft", suites, str(trained / "out")).run()
     monkeypatch.undo()
-    assert PairwisePreference(path, {"rm": RewardModelJudge(judge, force=True)}, 4).run(subject, baseline).num_rows == 6
+    assert PairwisePreference(path, {"rm": RewardModelJudge(judge, force=True)}, 4).run(evaluated_model, baseline).num_rows == 6
     assert PairwisePreference(path, {"rm": RewardModelJudge(judge)}, 4).run(baseline, baseline).num_rows == 6
 
 
@@ -134,8 +134,8 @@ def test_an_endpoint_judge_and_its_failures(tmp_path) -> None:
     def reply(request, before):
         question = request.payload["messages"][0]["content"]
         if "w1 w2\n" in question:
-            return said('```json\n{"better": "a", "reason": "short"}\n```')
-        return said("hard to say") if "Answer A:\nw1\n" in question else Reply(status=500)
+            return chat_reply('```json\n{"better": "a", "reason": "short"}\n```')
+        return chat_reply("hard to say") if "Answer A:\nw1\n" in question else Reply(status=500)
 
     cache = Cache(tmp_path, progress=False)
     with serve(reply) as service:
@@ -153,7 +153,7 @@ def test_an_endpoint_judge_and_its_failures(tmp_path) -> None:
 
 def test_ratings_of_an_endpoint_carry_the_papers_fields() -> None:
     flags = dict.fromkeys(METADATA_FIELDS, False) | {"hallucination": True}
-    with serve(lambda *_: said(json.dumps({"overall": 3, **flags}))) as service:
+    with serve(lambda *_: chat_reply(json.dumps({"overall": 3, **flags}))) as service:
         judge = EndpointJudge(ChatCompletions(service.url, "m", api_key_env=None))
         ((rating,),) = judge.rate([RatedItem("p", {}, answer("a"))], NOTHING)
     assert (rating.overall, rating.flags) == (3, flags)
@@ -262,12 +262,12 @@ def test_agreement_is_between_judges_by_majority_and_within_a_group_of_labelers(
 
 def test_rows_that_are_no_prompts_are_counted(llama, tmp_path) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "w1"}\n{"prompt": ""}\n{"prompt": "w2"}\n')
-    subject = EvaluatedModel("m", ModelSpec(llama), NOTHING)
+    evaluated_model = EvaluatedModel("m", ModelSpec(llama), NOTHING)
     found = PairwisePreference(str(tmp_path / "prompts.jsonl"), {"local": HuggingFaceJudge(llama)}, 3).run(
-        subject, subject
+        evaluated_model, evaluated_model
     )
     assert (found.num_rows, found.notes) == (2, ["1 rows skipped: empty prompt"])
     with pytest.raises(UserError, match="limit: it must be 1 or more, or none, got 0"):
         PairwisePreference(str(tmp_path / "prompts.jsonl"), {"local": HuggingFaceJudge(llama)}, limit=0).check(
-            [subject]
+            [evaluated_model]
         )

@@ -26,7 +26,7 @@ from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.models.loading import load_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.scalar_model import load_scalar_model
-from tests.helpers.services import Reply, Service, said, serve
+from tests.helpers.services import Reply, Service, chat_reply, serve
 
 FAILURES = {
     "rate limit": Reply(status=429),
@@ -34,8 +34,8 @@ FAILURES = {
     "too slow": Reply({}, delay=0.4),
     "hung up": Reply(hang_up=True),
     "no JSON": Reply(b"<html>busy</html>"),
-    "nonsense": said("Both are fine, I would say."),
-    "off the scale": said('{"better": "C", "overall": 11, "true": "perhaps", "informative": 3}'),
+    "nonsense": chat_reply("Both are fine, I would say."),
+    "off the scale": chat_reply('{"better": "C", "overall": 11, "true": "perhaps", "informative": 3}'),
 }
 
 
@@ -86,7 +86,7 @@ def verdict(request) -> Reply:
     better = "A" if "Answer A:\nmodel" in str(request.payload.get("messages", [{}])[0].get("content")) else "B"
     words = {"better": better, "overall": 6, "hallucination": False, "true": True, "informative": True}
     toxicity = {"attributeScores": {"TOXICITY": {"summaryScore": {"value": 0.75}}}}
-    return Reply({**said(json.dumps(words)).body, **toxicity})
+    return Reply({**chat_reply(json.dumps(words)).body, **toxicity})
 
 
 def of_row_1(request) -> bool:
@@ -94,9 +94,9 @@ def of_row_1(request) -> bool:
 
 
 @pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
-@pytest.mark.parametrize("suite, figures, told, about_a_row", SUITES.values(), ids=SUITES)
+@pytest.mark.parametrize("suite, metrics, told, about_a_row", SUITES.values(), ids=SUITES)
 def test_a_service_that_fails_leaves_a_row_out(
-    suite, figures, told, about_a_row, failure, rows, llama, tmp_path, capsys
+    suite, metrics, told, about_a_row, failure, rows, llama, tmp_path, capsys
 ) -> None:
     cache, healthy = Cache(tmp_path / "cache", progress=False), []
 
@@ -111,30 +111,30 @@ def test_a_service_that_fails_leaves_a_row_out(
         found = run(service)
         tries = Counter(json.dumps(request.payload) for request in service.requests)
         assert sorted(tries.values()) == [1] * 2 * about_a_row + [2] * about_a_row
-        assert {name: found.metrics[name].value for name in figures} == figures
+        assert {name: found.metrics[name].value for name in metrics} == metrics
         assert found.notes == told
         assert "1 of 3 without an answer: 1 " in capsys.readouterr().out
-        for name in figures:
+        for name in metrics:
             if name != "T = 1: hallucination":  # a field that is absent does not apply to an answer
                 assert found.metrics[name].missing == 1, name
         healthy.append(True)
         service.requests.clear()
         again = run(service)
         assert len(service.requests) == about_a_row and all(map(of_row_1, service.requests))
-        assert {name: again.metrics[name].value for name in figures} == figures
-        assert {again.metrics[name].missing for name in figures} == {0}
+        assert {name: again.metrics[name].value for name in metrics} == metrics
+        assert {again.metrics[name].missing for name in metrics} == {0}
         assert again.notes == [note for note in told if "prompts" in note]
 
 
 @pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
-@pytest.mark.parametrize("suite, figures, told, about_a_row", SUITES.values(), ids=SUITES)
-def test_a_failure_that_passes_costs_nothing(suite, figures, told, about_a_row, failure, rows, llama, tmp_path) -> None:
+@pytest.mark.parametrize("suite, metrics, told, about_a_row", SUITES.values(), ids=SUITES)
+def test_a_failure_that_passes_costs_nothing(suite, metrics, told, about_a_row, failure, rows, llama, tmp_path) -> None:
     with serve(lambda request, before: failure if before == 0 else verdict(request)) as service:
         model, baseline = (EvaluatedModel(name, ModelSpec(llama), Cache(None)) for name in ("model", "baseline"))
         found = suite(rows, service).run(model, baseline)
         assert len(service.requests) == 2 * 3 * about_a_row
-    assert {name: found.figures[name].value for name in figures} == figures
-    assert {found.figures[name].missing for name in figures} == {0}
+    assert {name: found.metrics[name].value for name in metrics} == metrics
+    assert {found.metrics[name].missing for name in metrics} == {0}
 
 
 @pytest.fixture(scope="module")
@@ -183,22 +183,22 @@ def test_a_local_judge_without_a_verdict_leaves_every_row_out(make, rows, broken
     model, baseline = (EvaluatedModel(name, ModelSpec(llama), Cache(None)) for name in ("model", "baseline"))
     suite = make(rows, broken, tmp_path)
     found = suite.run(model, baseline)
-    figure = found.figures[FIGURE[type(suite).__name__]]
+    figure = found.metrics[FIGURE[type(suite).__name__]]
     assert (figure.value, figure.missing) == (None, 3)
     assert any(note.startswith("3 ") and "prompts" not in note for note in found.notes)
 
 
 def test_a_model_without_numbers_is_no_unlikely_one(broken, tmp_path) -> None:
     (tmp_path / "pairs.csv").write_text("sent_more,sent_less,stereo_antistereo,bias_type\nw1 w2,w1 w3,stereo,age\n")
-    subject = EvaluatedModel("m", ModelSpec(broken["language"]), Cache(None))
+    evaluated_model = EvaluatedModel("m", ModelSpec(broken["language"]), Cache(None))
     with pytest.raises(UserError, match="'m': the log-probability of 2 of 2 continuations is nan"):
-        CrowSPairs(str(tmp_path / "pairs.csv"), ["basic"]).run(subject, subject)
+        CrowSPairs(str(tmp_path / "pairs.csv"), ["basic"]).run(evaluated_model, evaluated_model)
 
 
 def test_nothing_is_chosen_by_scores_that_overflow(broken, llama) -> None:
-    subject = EvaluatedModel("m", ModelSpec(llama, best_of=BestOf(broken["reward"], n=2)), Cache(None))
+    evaluated_model = EvaluatedModel("m", ModelSpec(llama, best_of=BestOf(broken["reward"], n=2)), Cache(None))
     with pytest.raises(UserError, match="2 of 2 scores are not finite; nothing can be chosen by them"):
-        subject.generate(["w1"], SamplingParams(2))
+        evaluated_model.generate(["w1"], SamplingParams(2))
 
 
 class Wild:
@@ -213,6 +213,6 @@ class Wild:
 
 @pytest.mark.parametrize("true", [nan, -0.1, 1.5])
 def test_a_truth_judge_off_the_scale_stops(true, rows, llama) -> None:
-    subject = EvaluatedModel("m", ModelSpec(llama), Cache(None))
+    evaluated_model = EvaluatedModel("m", ModelSpec(llama), Cache(None))
     with pytest.raises(UserError, match="Wild gave Truth"):
-        TruthfulQA(rows, Wild(true), ["qa"]).run(subject, subject)
+        TruthfulQA(rows, Wild(true), ["qa"]).run(evaluated_model, evaluated_model)

@@ -1,4 +1,4 @@
-"""From opinions to a win rate: both orders, position bias, ties, missing verdicts; length control; agreement."""
+"""From verdicts to a win rate: both orders, position bias, ties, missing verdicts; length control."""
 
 import math
 import random
@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_rlhf.evaluation.cache import Cache
-from lit_rlhf.evaluation.judges.agreement import agreements, between, overall
-from lit_rlhf.evaluation.judges.judging_types import CompletionPair, Verdict
+from lit_rlhf.evaluation.judges.judging_types import CompletionPair, Judge, Verdict
 from lit_rlhf.evaluation.judges.pairwise import compare_completions
 from lit_rlhf.evaluation.length_control import length_controlled_win_rate
 from lit_rlhf.evaluation.models.generation import Completion
@@ -21,76 +20,76 @@ def pair(first: str, second: str, prompt: str = "p") -> CompletionPair:
     return CompletionPair(prompt, {}, Completion(first, True, len(first)), Completion(second, True, len(second)))
 
 
-class Longest:
-    """Prefers the longer answer; what it saw is kept."""
+class LongestJudge(Judge):
+    """Prefers the longer completion and records the pairs."""
 
-    def __init__(self, sees_order: bool = True) -> None:
-        self.sees_order, self.seen = sees_order, []
+    def __init__(self, is_order_sensitive: bool = True) -> None:
+        self.is_order_sensitive, self.calls = is_order_sensitive, []
 
     def compare(self, pairs, cache):
-        self.seen.append([(pair.first.text, pair.second.text) for pair in pairs])
+        self.calls.append([(pair.first.text, pair.second.text) for pair in pairs])
         sizes = [(len(pair.first.text), len(pair.second.text)) for pair in pairs]
         return [[Verdict("longest", 0.5 if a == b else float(a > b))] for a, b in sizes]
 
 
-class FirstShown:
-    """Always prefers what it sees first."""
+class FirstPositionJudge(Judge):
+    """Always prefers the completion that is shown first."""
 
     def compare(self, pairs, cache):
         return [[Verdict("first", 1.0)] for _ in pairs]
 
 
-class Silent:
-    """Has no verdict where the first answer begins with a question mark."""
+class FailingJudge(Judge):
+    """Has no verdict if the first completion starts with a question mark."""
 
     def compare(self, pairs, cache):
-        return [[Verdict("silent", None if pair.first.text.startswith("?") else 1.0)] for pair in pairs]
+        return [[Verdict("failing", None if pair.first.text.startswith("?") else 1.0)] for pair in pairs]
 
 
-def test_both_orders_are_asked_and_turned_back() -> None:
-    judge = Longest()
+def test_both_orders_are_compared_and_mirrored() -> None:
+    judge = LongestJudge()
     result = compare_completions(judge, [pair("aaa", "b"), pair("a", "bb"), pair("aa", "bb")], NOTHING)
-    assert judge.seen == [[("aaa", "b"), ("a", "bb"), ("aa", "bb")], [("b", "aaa"), ("bb", "a"), ("bb", "aa")]]
+    assert judge.calls == [[("aaa", "b"), ("a", "bb"), ("aa", "bb")], [("b", "aaa"), ("bb", "a"), ("bb", "aa")]]
     assert [vote.preference for vote in result.verdicts] == [1, 1, 0, 0, 0.5, 0.5]
     assert [vote.pair_index for vote in result.verdicts] == [0, 0, 1, 1, 2, 2]
     assert result.length_differences == [2, 2, -1, -1, 0, 0]
-    figures = result.compute_metrics()
-    assert figures["win rate"].value == 0.5
-    assert figures["ties"].value == pytest.approx(1 / 3)
-    assert figures["first shown preferred"].value == 0.5
-    assert figures["same in both orders"].value == 1.0
+    metrics = result.compute_metrics()
+    assert metrics["win rate"].value == 0.5
+    assert metrics["ties"].value == pytest.approx(1 / 3)
+    assert metrics["first shown preferred"].value == 0.5
+    assert metrics["same in both orders"].value == 1.0
 
 
-def test_a_bias_for_a_position_cancels_and_shows() -> None:
-    figures = compare_completions(FirstShown(), [pair("a", "b"), pair("c", "d")], NOTHING).compute_metrics()
-    assert figures["win rate"].value == 0.5
-    assert figures["first shown preferred"].value == 1.0
-    assert figures["same in both orders"].value == 0.0
+def test_a_position_bias_cancels_and_is_measured() -> None:
+    metrics = compare_completions(FirstPositionJudge(), [pair("a", "b"), pair("c", "d")], NOTHING).compute_metrics()
+    assert metrics["win rate"].value == 0.5
+    assert metrics["first shown preferred"].value == 1.0
+    assert metrics["same in both orders"].value == 0.0
 
 
-@pytest.mark.parametrize("judge", [Longest(), Longest(sees_order=False), FirstShown()])
+@pytest.mark.parametrize("judge", [LongestJudge(), LongestJudge(is_order_sensitive=False), FirstPositionJudge()])
 def test_a_model_against_itself_is_exactly_one_half(judge) -> None:
     won = compare_completions(judge, [pair(text, text) for text in ("a", "bb", "", "ccc")], NOTHING).compute_win_rate()
     assert (won.rate, won.low, won.high) == (0.5, 0.5, 0.5)
 
 
-def test_the_same_text_is_a_tie_that_no_judge_is_asked_about() -> None:
-    judge = Longest()
+def test_identical_texts_are_a_tie_without_a_verdict() -> None:
+    judge = LongestJudge()
     compare_completions(judge, [pair("a", "a"), pair("a", "bb")], NOTHING)
-    assert judge.seen == [[("a", "bb")], [("bb", "a")]]
+    assert judge.calls == [[("a", "bb")], [("bb", "a")]]
 
 
 def test_a_verdict_in_one_order_only_is_missing_and_no_loss() -> None:
-    result = compare_completions(Silent(), [pair("?", "b"), pair("a", "b"), pair("a", "?")], NOTHING)
+    result = compare_completions(FailingJudge(), [pair("?", "b"), pair("a", "b"), pair("a", "?")], NOTHING)
     assert result.num_missing == 2
     assert [vote.pair_index for vote in result.verdicts] == [1, 1]
-    figures = compare_completions(Silent(), [pair("?", "??")], NOTHING).compute_metrics()
-    assert (figures["win rate"].value, figures["win rate"].missing) == (None, 1)
+    metrics = compare_completions(FailingJudge(), [pair("?", "??")], NOTHING).compute_metrics()
+    assert (metrics["win rate"].value, metrics["win rate"].missing) == (None, 1)
 
 
 def test_the_interval_counts_both_orders_of_a_prompt_once() -> None:
     pairs = [pair("aa", "b")] * 30 + [pair("a", "bb")] * 70
-    won = compare_completions(Longest(), pairs, NOTHING).compute_win_rate()
+    won = compare_completions(LongestJudge(), pairs, NOTHING).compute_win_rate()
     margin = 1.959963984540054 * math.sqrt(0.3 * 0.7 / 99)
     assert (won.rate, won.count) == (pytest.approx(0.3), 200)
     assert won.high - won.low == pytest.approx(2 * margin, abs=1e-12)
@@ -114,7 +113,7 @@ def test_length_control_finds_the_constant_of_a_logistic_model() -> None:
     assert controlled == pytest.approx(1 / (1 + math.exp(0.4)), abs=0.015)
 
 
-def test_where_length_alone_decides_nothing_is_left() -> None:
+def test_length_control_is_one_half_if_length_alone_decides() -> None:
     differences = [float(d) for d in range(-50, 150) if d]
     preferences = [float(d > 0) for d in differences]
     assert sum(preferences) / len(preferences) > 0.7
@@ -127,23 +126,3 @@ def test_swapping_the_models_mirrors_the_controlled_rate(rows) -> None:
     there = length_controlled_win_rate(preferences, differences)
     back = length_controlled_win_rate([1 - p for p in preferences], [-d for d in differences])
     assert there == pytest.approx(1 - back, abs=1e-6)
-
-
-def test_agreement_by_hand() -> None:
-    one = {1: 1.0, 2: 1.0, 3: 0.0, 4: 0.5, 5: 1.0}
-    other = {1: 1.0, 2: 0.0, 3: 0.0, 4: 1.0, 6: 1.0}
-    found = between(one, other)
-    assert (found.share, found.count, found.ties) == (pytest.approx(2 / 3), 3, 1)
-    # shares of "better": 2/3 and 1/3; chance 2/9 + 2/9; kappa (6/9 - 4/9) / (5/9)
-    assert found.kappa == pytest.approx(0.4)
-    assert found.margin == pytest.approx(1.959963984540054 * math.sqrt(2 / 27))
-    assert between({1: 0.5}, {1: 1.0})[:4] == (None, None, 0, 1)
-    assert between({1: 1.0}, {1: 1.0}).kappa is None
-
-
-def test_agreement_of_many_is_over_all_their_pairs() -> None:
-    verdicts = {"a": {1: 1.0, 2: 1.0}, "b": {1: 1.0, 2: 0.0}, "c": {1: 0.0}}
-    table = agreements(verdicts)
-    assert table["a"]["b"] == table["b"]["a"]
-    assert overall(verdicts) == pytest.approx((1 + 0 + 0 + 0) / 4)
-    assert overall({"a": {1: 1.0}, "b": {2: 1.0}}) is None

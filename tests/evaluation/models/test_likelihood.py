@@ -23,8 +23,8 @@ SENTENCES = [
 ]
 
 
-def test_meets_a_direct_sum_in_float64(subject, stories) -> None:
-    for pair, found in zip(SENTENCES, subject.likelihoods(SENTENCES)):
+def test_meets_a_direct_sum_in_float64(evaluated_model, stories) -> None:
+    for pair, found in zip(SENTENCES, evaluated_model.likelihoods(SENTENCES)):
         expected, tokens = logprob(stories, *pair)
         assert found.logprob == pytest.approx(expected, abs=1e-4, rel=1e-6)
         assert (found.tokens, found.cut) == (tokens, 0)
@@ -44,9 +44,9 @@ def test_a_shared_context_is_exact_for_every_architecture(model_folders, name) -
         assert found[place].logprob == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_context_too_long_is_cut_in_front_and_counted(subject, stories) -> None:
+def test_a_context_too_long_is_cut_in_front_and_counted(evaluated_model, stories) -> None:
     pair = ("Lily saw a cat. " * 120, " The cat was happy.")
-    (found,) = subject.likelihoods([pair])
+    (found,) = evaluated_model.likelihoods([pair])
     before, own = ids_apart(stories, *pair)
     assert found.cut == len(before) + len(own) - 512 > 0
     assert found.logprob == pytest.approx(logprob(stories, *pair)[0], abs=1e-4)
@@ -74,9 +74,9 @@ def test_greedy_is_told_from_the_likeliest_tokens(tiny) -> None:
     assert (found[0].is_greedy, found[1].is_greedy) == (True, False)
 
 
-def test_joint_moves_space_and_cuts_the_whole_text(subject) -> None:
+def test_joint_moves_space_and_cuts_the_whole_text(evaluated_model) -> None:
     assert move_trailing_space("Answer: ", "yes") == ("Answer:", " yes")
-    tokenizer = subject.tokenizer
+    tokenizer = evaluated_model.tokenizer
     pair = ("She was ", "very happy")
     ((context, rest),) = encode_pairs(tokenizer, [pair], "joint")
     assert context == tokenizer("She was")["input_ids"]
@@ -85,9 +85,9 @@ def test_joint_moves_space_and_cuts_the_whole_text(subject) -> None:
 
 
 def test_a_tokenizer_without_padding_adds_no_token(stories) -> None:
-    subject = EvaluatedModel("stories", ModelSpec(stories), Cache(None))
-    assert subject.tokenizer.pad_token_id == subject.tokenizer.eos_token_id
-    assert subject.model.get_input_embeddings().num_embeddings == len(subject.tokenizer) == 512
+    evaluated_model = EvaluatedModel("stories", ModelSpec(stories), Cache(None))
+    assert evaluated_model.tokenizer.pad_token_id == evaluated_model.tokenizer.eos_token_id
+    assert evaluated_model.model.get_input_embeddings().num_embeddings == len(evaluated_model.tokenizer) == 512
 
 
 def test_half_precision_weights_are_summed_in_float32(llama) -> None:
@@ -110,9 +110,9 @@ def test_a_begin_token_that_a_chat_template_wrote_is_not_doubled(stories, monkey
         return [Completion("", True, 1)] * len(rows)
 
     monkeypatch.setattr("lit_rlhf.evaluation.models.evaluated_model.generate", remember)
-    subject = EvaluatedModel("stories", ModelSpec(stories, template=CHAT), Cache(None))
-    subject.generate([subject.template.render("Once"), "Once"], SamplingParams(4, 0.0))
-    begin = subject.tokenizer.bos_token_id
+    evaluated_model = EvaluatedModel("stories", ModelSpec(stories, template=CHAT), Cache(None))
+    evaluated_model.generate([evaluated_model.template.render("Once"), "Once"], SamplingParams(4, 0.0))
+    begin = evaluated_model.tokenizer.bos_token_id
     assert [row.count(begin) for row in seen] == [1, 1] and all(row[0] == begin for row in seen)
 
 

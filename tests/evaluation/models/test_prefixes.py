@@ -66,13 +66,13 @@ def expected(llama: str) -> list[float]:
 
 
 def test_the_prefix_whose_answers_score_highest_is_taken_for_every_prompt(few, llama) -> None:
-    subject = EvaluatedModel("few", ModelSpec(llama, prefixes="few.json", best_prefix=best()), NOTHING)
+    evaluated_model = EvaluatedModel("few", ModelSpec(llama, prefixes="few.json", best_prefix=best()), NOTHING)
     scores = expected(llama)
-    assert [each.score for each in subject.scored_prefixes] == pytest.approx(scores, abs=1e-5)
-    assert [each[::2] for each in subject.scored_prefixes] == [(prefix, 5) for prefix in PREFIXES]
+    assert [each.score for each in evaluated_model.scored_prefixes] == pytest.approx(scores, abs=1e-5)
+    assert [each[::2] for each in evaluated_model.scored_prefixes] == [(prefix, 5) for prefix in PREFIXES]
     taken = PREFIXES[scores.index(max(scores))]
     assert len(set(scores)) == 3 and taken != PREFIXES[0]
-    assert subject.prepend_prefix(["a", "b", "c"]) == [taken + prompt for prompt in "abc"]
+    assert evaluated_model.prepend_prefix(["a", "b", "c"]) == [taken + prompt for prompt in "abc"]
     turned = EvaluatedModel("few", ModelSpec(llama, prefixes="few.json", best_prefix=best(limit=2)), NOTHING)
     assert {each.num_prompts for each in turned.scored_prefixes} == {2}
 
@@ -107,9 +107,9 @@ def test_a_choice_that_was_made_is_not_made_again(few, llama, monkeypatch) -> No
 
 
 def test_few_shot_prefixes_go_in_front_of_the_prompts_in_turn(few, llama) -> None:
-    subject = EvaluatedModel("few", ModelSpec(llama, prefixes="few.json"), NOTHING)
-    assert subject.prepend_prefix(list("abcd")) == [PREFIXES[i % 3] + prompt for i, prompt in enumerate("abcd")]
-    assert subject.scored_prefixes == []
+    evaluated_model = EvaluatedModel("few", ModelSpec(llama, prefixes="few.json"), NOTHING)
+    assert evaluated_model.prepend_prefix(list("abcd")) == [PREFIXES[i % 3] + prompt for i, prompt in enumerate("abcd")]
+    assert evaluated_model.scored_prefixes == []
     assert EvaluatedModel("one", ModelSpec(llama, prefix="w9 "), NOTHING).prepend_prefix(["a"]) == ["w9 a"]
     with pytest.raises(UserError, match="has prefix and prefixes"):
         EvaluatedModel("both", ModelSpec(llama, prefix="a", prefixes="b"), NOTHING)

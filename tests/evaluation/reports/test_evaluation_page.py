@@ -1,4 +1,4 @@
-"""Parts of the evaluation's page: win rates by use case, agreement, colours, axes."""
+"""Parts of the evaluation's page: win rates by use case, agreement, colors, axes."""
 
 import re
 
@@ -18,7 +18,7 @@ def test_win_rates_by_use_case_and_the_agreement_of_judges_stand_on_the_page() -
         "agreement": {"T = 1": {"a": {"b": told, "c": tied}, "b": {"a": told}, "c": {"a": tied}}},
         "labelers_agree": {"T = 1": {"b": 0.5}},
     }
-    part = {"kind": "Preference", "rows": 8, "figures": {}, "notes": {}, "samples": [], "tables": {"PPO": tables}}
+    part = {"kind": "Preference", "rows": 8, "metrics": {}, "notes": {}, "samples": [], "tables": {"PPO": tables}}
     assert list(collect_win_rates_by_use_case(part)) == [("chat", "T = 1, b"), ("open_qa", "T = 1, a"), ("open_qa", "T = 1, b")]
     assert [(row["judges"], row["share"]) for row in collect_agreement_rows(part)] == [("a, b", 0.75), ("labelers within b", 0.5)]
     models = {name: {"path": name, "identity": name} for name in ("SFT", "PPO")}
@@ -31,7 +31,7 @@ def test_win_rates_by_use_case_and_the_agreement_of_judges_stand_on_the_page() -
     assert collect_win_rates_by_use_case(part) == {}  # one use case alone is the win rate again
 
 
-def test_a_verdict_is_coloured_by_what_it_means() -> None:
+def test_a_verdict_is_colored_by_what_it_means() -> None:
     assert [verdict_tone("judge", value) for value in (1.0, 0.5, 0.0, None, True, "good")] == [
         "good",
         "",
@@ -47,17 +47,17 @@ def test_a_verdict_is_coloured_by_what_it_means() -> None:
 @pytest.mark.parametrize("values, lowest", [((0.0, 0.0), 0.0), ((0.2, 0.3), 0.0), ((-0.2, 0.3), -0.2)])
 def test_an_axis_shows_no_negative_scores_where_there_are_none(values: tuple[float, float], lowest: float) -> None:
     cells = [{"value": value, "low": None, "high": None} for value in values]
-    figures = {str(place): {"unit": "score", "models": {"m": cell}} for place, cell in enumerate(cells)}
-    left, right = charts.draw({"figures": figures}, list(figures), {"m": "#000000"}).axes[0].get_xlim()
+    metrics = {str(place): {"unit": "score", "models": {"m": cell}} for place, cell in enumerate(cells)}
+    left, right = charts.draw({"metrics": metrics}, list(metrics), {"m": "#000000"}).axes[0].get_xlim()
     assert lowest - 0.05 * (right - left) < left < min(*values, 0.0)
 
 
-def test_benchmarks_are_drawn_with_one_figure_a_task_and_number_of_shots(monkeypatch) -> None:
+def test_benchmarks_are_drawn_with_one_metric_per_task_and_number_of_shots(monkeypatch) -> None:
     names = [f"{label}: {metric}" for label in ("a", "a, 2-shot", "b") for metric in ("accuracy", "exact, group 1")]
     row = {"unit": "share", "models": {"m": {"value": 0.5, "low": None, "high": None}}}
     drawn: list[list[str]] = []
-    monkeypatch.setattr(charts, "draw", lambda part, names, colours: drawn.append(names))
+    monkeypatch.setattr(charts, "draw", lambda part, names, colors: drawn.append(names))
     monkeypatch.setattr(charts, "svg", lambda *_: "")
     for kind in ("Benchmarks", "TruthfulQA"):
-        charts.chart({"kind": kind, "figures": dict.fromkeys(names, row)}, {"m": "#000000"}, "")
+        charts.chart({"kind": kind, "metrics": dict.fromkeys(names, row)}, {"m": "#000000"}, "")
     assert drawn == [["a: accuracy", "a, 2-shot: accuracy", "b: accuracy"], names]

@@ -43,7 +43,7 @@ def test_page_has_each_part_once(whole: tuple[str, str]) -> None:
     assert len(ids) == len(set(ids)), "an id occurs twice"
     links = [a["href"] for tag, a in page.tags if tag == "a"]
     assert links and all((link or "")[1:] in ids for link in links)
-    results, training = ("win_rates", "alignment_tax", "behaviour", "tasks"), ("losses", "rewards", "beside")
+    results, training = ("win_rates", "alignment_tax", "behavior", "tasks"), ("losses", "rewards", "beside")
     for name in (*results, *training, "frontier", "reliability"):
         assert f"figure-{name}" in ids
     assert sum(tag == "svg" for tag, _ in page.tags) == 1 + 1 + 3 + 2 + 4 + 2 + 3 + 2 + 1
@@ -57,7 +57,7 @@ def test_samples_cannot_write_tags(whole: tuple[str, str]) -> None:
     assert "</td></table><script>alert('response')</script>" in page.text
 
 
-def test_page_shows_every_models_figures(whole: tuple[str, str], report: dict[str, Any]) -> None:
+def test_page_shows_every_models_metrics(whole: tuple[str, str], report: dict[str, Any]) -> None:
     text = " ".join("".join(Page(whole[1]).text).replace("\N{NO-BREAK SPACE}", " ").replace("−", "-").split())
     for decoding in ("models", "greedy"):
         for label, model in zip(("base", "few-shot", "SFT", "PPO", "PPO-ptx"), report[decoding].values()):

@@ -40,13 +40,13 @@ READERS = {"sst": readers.sentiment, "fr_en": readers.translation, "squadv2": re
 
 
 @pytest.fixture(scope="module")
-def hflm(subject) -> HFLM:
+def hflm(evaluated_model) -> HFLM:
     """lm-eval's own model class on the same weights."""
-    model = AutoModelForCausalLM.from_pretrained(subject.candidate.path)
-    return HFLM(pretrained=model, tokenizer=subject.tokenizer, batch_size=4, device="cpu", max_length=512)
+    model = AutoModelForCausalLM.from_pretrained(evaluated_model.spec.path)
+    return HFLM(pretrained=model, tokenizer=evaluated_model.tokenizer, batch_size=4, device="cpu", max_length=512)
 
 
-def prompts_of(loaded) -> list[str]:
+def build_prompts(loaded) -> list[str]:
     ((_, task),) = loaded["tasks"].items()
     task.build_all_requests(limit=2, rank=0, world_size=1)
     return [instance.args[0] for instance in task.instances]
@@ -65,7 +65,7 @@ def test_every_row_of_every_file(evaluation_data, name) -> None:
 def test_the_prompts_are_those_of_the_paper(evaluation_data) -> None:
     def first(name: str, shots: int = 0) -> str:
         benchmark = Benchmark(name, str(evaluation_data / FILES[name][0]))
-        return prompts_of(Benchmarks([benchmark])._load_task(benchmark, shots))[0]
+        return build_prompts(Benchmarks([benchmark])._load_task(benchmark, shots))[0]
 
     squad = first("squadv2")
     head = "Answer each question using information in the preceding background paragraph. If there is not enough "
@@ -87,7 +87,7 @@ def test_the_prompts_are_those_of_the_paper(evaluation_data) -> None:
     )
 
 
-def test_questions_of_a_paragraph_stand_behind_the_answered_ones(evaluation_data) -> None:
+def test_questions_of_a_paragraph_have_the_answered_ones_as_history(evaluation_data) -> None:
     docs = readers.squad(str(evaluation_data / FILES["squadv2"][0]))["test"]
     assert docs[1]["history"] == "Q: In what country is Normandy located?\n\nA: France\n\n"
     assert sum(not doc["answers"] for doc in docs) == 1527
@@ -101,39 +101,39 @@ def test_shots_are_never_the_row_itself_and_may_come_from_another_file(evaluatio
     own = Benchmark("rte", str(tmp_path / "test.jsonl"))
     other = Benchmark("rte", str(tmp_path / "test.jsonl"), shots_path=str(tmp_path / "train.jsonl"))
     for benchmark, shots, allowed in ((own, 3, {0, 1, 2, 3}), (other, 2, {4, 5})):
-        for prompt in prompts_of(Benchmarks([benchmark])._load_task(benchmark, shots)):
+        for prompt in build_prompts(Benchmarks([benchmark])._load_task(benchmark, shots)):
             *before, last = prompt.split("Passage: premise ")[1:]
             numbers = [int(part[0]) for part in before]
             assert len(set(numbers)) == shots and set(numbers) <= allowed - {int(last[0])}
-    same = [prompts_of(Benchmarks([own], seed=s)._load_task(own, 2)) for s in (1, 1, 2)]
+    same = [build_prompts(Benchmarks([own], seed=s)._load_task(own, 2)) for s in (1, 1, 2)]
     assert same[0] == same[1] != same[2]
 
 
 @pytest.mark.parametrize("name, shots", [("hellaswag", 0), ("rte", 1), ("sst", 2)])
-def test_the_same_choice_scores_as_lm_evals_model(subject, hflm, evaluation_data, name, shots) -> None:
+def test_the_same_choice_scores_as_lm_evals_model(evaluated_model, hflm, evaluation_data, name, shots) -> None:
     benchmark = Benchmark(name, str(evaluation_data / FILES[name][0]), [shots])
     suite = Benchmarks([benchmark])
     both = [
         evaluate(model, suite._load_task(benchmark, shots), limit=12, bootstrap_iters=0)
-        for model in (hflm, LMEvalAdapter(subject))
+        for model in (hflm, LMEvalAdapter(evaluated_model))
     ]
     rows = [found["samples"][name] for found in both]
     for theirs, mine in zip(*rows, strict=True):
         assert [each[0] for each in mine["filtered_resps"]] == pytest.approx(
             [each[0] for each in theirs["filtered_resps"]], rel=4e-6, abs=1e-4
         )
-        assert mine["accuracy by whole option"] == theirs["accuracy by whole option"]
+        assert mine["unnormalized accuracy"] == theirs["unnormalized accuracy"]
         assert "accuracy" in mine and "accuracy" not in theirs
     suite.tasks[0].limit = 12
-    value = suite.run(subject, subject).metrics[f"{name}{f', {shots}-shot' if shots else ''}: accuracy by whole option"]
-    assert value.value == both[0]["results"][name]["accuracy by whole option,none"]
+    value = suite.run(evaluated_model, evaluated_model).metrics[f"{name}{f', {shots}-shot' if shots else ''}: unnormalized accuracy"]
+    assert value.value == both[0]["results"][name]["unnormalized accuracy,none"]
 
 
-def test_answers_are_those_of_lm_evals_model(subject, hflm, evaluation_data) -> None:
+def test_answers_are_those_of_lm_evals_model(evaluated_model, hflm, evaluation_data) -> None:
     benchmark = Benchmark("squadv2", str(evaluation_data / FILES["squadv2"][0]))
     both = [
         evaluate(model, Benchmarks([benchmark])._load_task(benchmark, 0), limit=4, bootstrap_iters=0)["samples"]["squadv2"]
-        for model in (hflm, LMEvalAdapter(subject))
+        for model in (hflm, LMEvalAdapter(evaluated_model))
     ]
     assert [row["filtered_resps"] for row in both[0]] == [row["filtered_resps"] for row in both[1]]
 
@@ -147,7 +147,7 @@ def own_task(file: str, split: str, rows: list[dict[str, Any]]) -> Any:
     return TaskManager(include_defaults=False).load([config])
 
 
-def test_truthfulqa_scores_as_lm_evals_own_task(subject, hflm, evaluation_data) -> None:
+def test_truthfulqa_scores_as_lm_evals_own_task(evaluated_model, hflm, evaluation_data) -> None:
     path, rows = str(evaluation_data / "truthfulqa_first400.csv"), 6
 
     def targets(right, wrong):
@@ -161,24 +161,24 @@ def test_truthfulqa_scores_as_lm_evals_own_task(subject, hflm, evaluation_data) 
         }
         for q in map(read_question, read_rows(path)[:rows])
     ]
-    mine = TruthfulQA(path, prompts=["qa"], boundary="joint", limit=rows).run(subject, subject).metrics
+    mine = TruthfulQA(path, prompts=["qa"], boundary="joint", limit=rows).run(evaluated_model, evaluated_model).metrics
     for name, label in (("truthfulqa_mc1", "qa: MC1"), ("truthfulqa_mc2", "qa: MC2")):
         task = own_task(f"truthfulqa/{name}.yaml", "validation", docs)
         found = evaluate(hflm, task, bootstrap_iters=0)
         assert mine[label].value == pytest.approx(found["results"][name]["acc,none"], abs=1e-5)
 
 
-def test_crows_pairs_scores_as_lm_evals_own_task(subject, hflm, evaluation_data) -> None:
+def test_crows_pairs_scores_as_lm_evals_own_task(evaluated_model, hflm, evaluation_data) -> None:
     path = str(evaluation_data / "crows_pairs_anonymized.csv")
     docs = [{key: row.fields[key] for key in ("sent_more", "sent_less")} for row in read_rows(path)[:12]]
     found = evaluate(hflm, own_task("crows_pairs/crows_pairs_english.yaml", "validation", docs), bootstrap_iters=0)
-    mine = CrowSPairs(path, ["basic"], limit=12).run(subject, subject)
+    mine = CrowSPairs(path, ["basic"], limit=12).run(evaluated_model, evaluated_model)
     assert mine.metrics["basic, stereotype"].value == found["results"]["crows_pairs_english"]["pct_stereotype,none"]
     pairs = [[logprob for logprob, _ in row["filtered_resps"]] for row in found["samples"]["crows_pairs_english"]]
     assert mine.metrics["basic"].value == pytest.approx(sum(map(entropy_bits, pairs)) / 12, abs=1e-5)
 
 
-def test_hellaswag_scores_as_lm_evals_own_task(subject, hflm, evaluation_data) -> None:
+def test_hellaswag_scores_as_lm_evals_own_task(evaluated_model, hflm, evaluation_data) -> None:
     rows = read_rows(str(evaluation_data / FILES["hellaswag"][0]))[:12]
     docs = [
         {"activity_label": "A", "ctx_a": row.fields["ctx"], "ctx_b": "then", "endings": row.fields["endings"]}
@@ -187,7 +187,7 @@ def test_hellaswag_scores_as_lm_evals_own_task(subject, hflm, evaluation_data) -
     ]
     theirs, mine = (
         evaluate(model, own_task("hellaswag/hellaswag.yaml", "validation", docs), bootstrap_iters=0)["results"]
-        for model in (hflm, LMEvalAdapter(subject))
+        for model in (hflm, LMEvalAdapter(evaluated_model))
     )
     for metric in ("acc,none", "acc_norm,none"):
         assert mine["hellaswag"][metric] == theirs["hellaswag"][metric]
@@ -238,8 +238,8 @@ def test_the_fallback_of_the_prompt_is_no_answer() -> None:
 
 def test_multiple_choice_takes_the_highest_mean_not_the_lowest() -> None:
     options = [OptionScore.make(-6.0, False, 6), OptionScore.make(-5.0, False, 2), OptionScore.make(-30.0, False, 10)]
-    assert metrics.multiple_choice({"gold": 0}, options) == {"accuracy by whole option": 0.0, "accuracy": 1.0}
-    assert metrics.multiple_choice({"gold": 1}, [(-6.0, False), (-5.0, True)]) == {"accuracy by whole option": 1.0}
+    assert metrics.multiple_choice({"gold": 0}, options) == {"unnormalized accuracy": 0.0, "accuracy": 1.0}
+    assert metrics.multiple_choice({"gold": 1}, [(-6.0, False), (-5.0, True)]) == {"unnormalized accuracy": 1.0}
 
 
 def test_wsc_counts_a_named_noun_where_the_pronoun_means_it(tmp_path) -> None:
@@ -259,10 +259,10 @@ def test_rouge_and_bleu_reach_their_ends(tmp_path, tiny) -> None:
     (tmp_path / "news.jsonl").write_text('{"article": "w1 w2 w3", "highlights": "w4"}\n')
     (tmp_path / "pairs.jsonl").write_text('{"translation": {"fr": "w1 w2", "en": "w3"}}\n')
     tasks = [Benchmark("tldr", str(tmp_path / "news.jsonl")), Benchmark("fr_en", str(tmp_path / "pairs.jsonl"))]
-    found = Benchmarks(tasks).run(tiny, tiny)
-    assert set(found.metrics) == {"tldr: rouge-l", "fr_en: bleu"}
-    assert found.metrics["fr_en: bleu"].unit == "points"
-    assert (found.num_rows, found.metrics["tldr: rouge-l"].count) == (2, 1)
+    result = Benchmarks(tasks).run(tiny, tiny)
+    assert set(result.metrics) == {"tldr: rouge-l", "fr_en: bleu"}
+    assert result.metrics["fr_en: bleu"].unit == "points"
+    assert (result.num_rows, result.metrics["tldr: rouge-l"].count) == (2, 1)
 
 
 def test_ifeval_counts_prompts_and_single_constraints() -> None:
@@ -298,11 +298,11 @@ def test_a_task_of_ones_own_and_an_unknown_one(tmp_path, tiny, monkeypatch) -> N
         Benchmarks([Benchmark("sst", str(tmp_path / "bad.jsonl"))]).run(tiny, tiny)
 
 
-def test_bbh_has_a_figure_for_each_task(evaluation_data, tiny, tmp_path) -> None:
+def test_bbh_has_a_metric_for_each_task(evaluation_data, tiny, tmp_path) -> None:
     rows = read_rows(str(evaluation_data / "bbh_all.jsonl.gz"))
     tasks = Counter(row.fields["task"] for row in rows)
     assert len(tasks) == 27
     first = {row.fields["task"]: row.fields for row in rows}.values()
     (tmp_path / "bbh.jsonl").write_text("".join(json.dumps(row) + "\n" for row in first))
-    found = Benchmarks([Benchmark("bbh", str(tmp_path / "bbh.jsonl"))]).run(tiny, tiny)
-    assert len(found.metrics) == 28 and found.num_rows == 27
+    result = Benchmarks([Benchmark("bbh", str(tmp_path / "bbh.jsonl"))]).run(tiny, tiny)
+    assert len(result.metrics) == 28 and result.num_rows == 27

@@ -25,29 +25,29 @@ def reference_entropy(stories: str, prefix: str, sentences: list[str]) -> float:
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
-def test_crows_pairs_on_twenty_rows_in_float64(subject, stories, evaluation_data, prefix) -> None:
+def test_crows_pairs_on_twenty_rows_in_float64(evaluated_model, stories, evaluation_data, prefix) -> None:
     path = str(evaluation_data / "crows_pairs_anonymized.csv")
-    found = CrowSPairs(path, prefixes=[prefix], limit=20).run(subject, subject)
+    result = CrowSPairs(path, prefixes=[prefix], limit=20).run(evaluated_model, evaluated_model)
     pairs = [[row.fields["sent_more"], row.fields["sent_less"]] for row in read_rows(path)[:20]]
     expected = [reference_entropy(stories, PREFIXES[prefix], pair) for pair in pairs]
-    assert found.metrics[prefix].value == pytest.approx(sum(expected) / 20, abs=1e-5)
+    assert result.metrics[prefix].value == pytest.approx(sum(expected) / 20, abs=1e-5)
     if prefix == "basic":
-        assert [s["verdict"]["entropy"] for s in found.samples] == pytest.approx(expected, abs=1e-4)
+        assert [s["verdict"]["entropy"] for s in result.samples] == pytest.approx(expected, abs=1e-4)
         likelier = [logprob(stories, "", one)[0] > logprob(stories, "", other)[0] for one, other in pairs]
-        assert found.metrics["basic, stereotype"].value == sum(likelier) / 20
-        assert [s["answer"] for s in found.samples] == [pair[not first] for pair, first in zip(pairs, likelier)]
+        assert result.metrics["basic, stereotype"].value == sum(likelier) / 20
+        assert [s["answer"] for s in result.samples] == [pair[not first] for pair, first in zip(pairs, likelier)]
 
 
-def test_winogender_on_twenty_rows_in_float64(subject, stories, evaluation_data) -> None:
+def test_winogender_on_twenty_rows_in_float64(evaluated_model, stories, evaluation_data) -> None:
     path = str(evaluation_data / "all_sentences.tsv")
-    found = Winogender(path, str(evaluation_data / "occupations-stats.tsv"), ["basic"], limit=20).run(subject, subject)
+    result = Winogender(path, str(evaluation_data / "occupations-stats.tsv"), ["basic"], limit=20).run(evaluated_model, evaluated_model)
     groups = group_by_template(read_rows(path))[0]
     triples = [[group[gender] for gender in ("male", "female", "neutral")] for group in list(groups.values())[:20]]
     two = [reference_entropy(stories, "", triple[:2]) for triple in triples]
     three = [reference_entropy(stories, "", triple) for triple in triples]
-    assert found.metrics["basic"].value == pytest.approx(sum(two) / 20, abs=1e-5)
-    assert found.metrics["basic, three ways"].value == pytest.approx(sum(three) / 20, abs=1e-5)
-    assert found.metrics["basic"].count == found.metrics["basic, correlation with jobs"].count == 20
+    assert result.metrics["basic"].value == pytest.approx(sum(two) / 20, abs=1e-5)
+    assert result.metrics["basic, three ways"].value == pytest.approx(sum(three) / 20, abs=1e-5)
+    assert result.metrics["basic"].count == result.metrics["basic, correlation with jobs"].count == 20
 
 
 def test_every_row_of_the_files_is_used(evaluation_data) -> None:
@@ -82,7 +82,7 @@ def test_correlation_by_hand() -> None:
     assert pearson_correlation([(1.0, 0.0), (1.0, 1.0)]) is None
 
 
-def test_a_name_of_another_form_and_a_missing_gender_are_told(tmp_path) -> None:
+def test_a_malformed_id_and_a_missing_gender_are_reported(tmp_path) -> None:
     path = tmp_path / "sentences.tsv"
     path.write_text("sentid\tsentence\ncook.guest.1.male\tHe cooks.\n")
     with pytest.raises(UserError, match=r"sentences.tsv:2: sentid must be profession\.other"):

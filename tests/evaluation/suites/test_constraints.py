@@ -1,4 +1,4 @@
-"""Each of IFEval's constraints: a text that keeps it, and one that just does not."""
+"""Each of IFEval's constraints: a text that satisfies it, and one that just does not."""
 
 import json
 
@@ -72,10 +72,10 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("name, settings, kept, broken", CASES)
-def test_a_constraint(name, settings, kept, broken) -> None:
-    assert satisfies_constraint(name, settings, kept)
-    assert not satisfies_constraint(name, settings, broken)
+@pytest.mark.parametrize("name, settings, satisfying, violating", CASES)
+def test_a_constraint(name, settings, satisfying, violating) -> None:
+    assert satisfies_constraint(name, settings, satisfying)
+    assert not satisfies_constraint(name, settings, violating)
     assert not satisfies_constraint(name, settings, " \n")
 
 
@@ -90,7 +90,7 @@ def test_every_constraint_of_the_data_set_is_known_with_its_settings(evaluation_
     assert json.dumps(sorted(set(CONSTRAINTS) - names)) == "[]"
 
 
-def test_sentences_and_loose_forms() -> None:
+def test_sentence_count_and_relaxed_variants() -> None:
     assert [count_sentences(text) for text in ("", "One", 'He said "go!" Then left.', "e.g. this", "a\n\nb")] == [
         0,
         1,

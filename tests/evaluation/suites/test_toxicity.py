@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from lit_rlhf.data.sources import read_rows
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache
-from lit_rlhf.evaluation.judges.toxicity import KeywordToxicity, Perspective, ToxicityClassifier
+from lit_rlhf.evaluation.judges.toxicity import KeywordToxicity, Perspective, ToxicityClassifier, ToxicityScorer
 from lit_rlhf.evaluation.models.generation import Completion
 from lit_rlhf.evaluation.suites.bias import PREFIXES
 from lit_rlhf.evaluation.suites.toxicity import RealToxicityPrompts, balance_by_toxicity, read_text_and_toxicity
@@ -30,62 +30,62 @@ def prompts(tmp_path) -> str:
     return str(tmp_path / "prompts.jsonl")
 
 
-class Fixed:
-    """Scores by the text; None for what it does not know."""
+class FixedScorer(ToxicityScorer):
+    """Returns a fixed score per text, None for any other text."""
 
     def __init__(self, scores: dict[str, float]) -> None:
-        self.scores, self.seen = scores, []
+        self.scores, self.texts = scores, []
 
     def score(self, texts, cache):
-        self.seen += texts
+        self.texts += texts
         return [self.scores.get(text) for text in texts]
 
 
-def test_an_empty_continuation_and_one_without_a_score_are_counted_and_no_zero(tiny, prompts, monkeypatch) -> None:
+def test_empty_continuations_and_those_without_a_score_are_missing_not_zero(tiny, prompts, monkeypatch) -> None:
     texts = [" calm", "", " rude", "unknown", " calm", "  "]
-    asked = []
+    prompts_by_prefix = []
     monkeypatch.setattr(
-        type(tiny), "answers", lambda self, p, *_, **__: asked.append(p) or [Completion(t, True, 1) for t in texts]
+        type(tiny), "answers", lambda self, p, *_, **__: prompts_by_prefix.append(p) or [Completion(t, True, 1) for t in texts]
     )
-    scorer = Fixed({"calm": 0.1, "rude": 0.7})
-    found = RealToxicityPrompts(prompts, scorer, prefixes=["basic", "respectful"]).run(tiny, tiny)
-    figure = found.metrics["basic"]
-    assert (figure.value, figure.count, figure.missing) == (pytest.approx(0.3), 3, 3)
-    assert found.metrics["basic, toxic"].value == pytest.approx(1 / 3)
-    assert found.metrics["basic: prompt 0 to 0.25"][:2] == (pytest.approx(0.1), 1)  # the other one is empty
-    assert found.metrics["basic: prompt 0.75 to 1"].value is None
-    assert found.notes == [
-        "1 prompts have no toxicity of their own: in no band",
+    scorer = FixedScorer({"calm": 0.1, "rude": 0.7})
+    result = RealToxicityPrompts(prompts, scorer, prefixes=["basic", "respectful"]).run(tiny, tiny)
+    metric = result.metrics["basic"]
+    assert (metric.value, metric.count, metric.missing) == (pytest.approx(0.3), 3, 3)
+    assert result.metrics["basic, toxic"].value == pytest.approx(1 / 3)
+    assert result.metrics["basic: prompt 0 to 0.25"][:2] == (pytest.approx(0.1), 1)  # the other one is empty
+    assert result.metrics["basic: prompt 0.75 to 1"].value is None
+    assert result.notes == [
+        "1 prompts have no toxicity of their own: in no bin",
         "2 continuations (basic) are empty: no score",
         "1 continuations (basic) got no score",
         "2 continuations (respectful) are empty: no score",
         "1 continuations (respectful) got no score",
     ]
-    assert "" not in scorer.seen
-    assert asked[1] == [PREFIXES["respectful"] + prompt for prompt in asked[0]]
+    assert "" not in scorer.texts
+    assert prompts_by_prefix[1] == [PREFIXES["respectful"] + prompt for prompt in prompts_by_prefix[0]]
 
 
 def test_a_score_off_the_scale_stops(tiny, prompts, monkeypatch) -> None:
     monkeypatch.setattr(type(tiny), "answers", lambda self, p, *_, **__: [Completion("calm", True, 1) for _ in p])
-    with pytest.raises(UserError, match=r"Fixed gave a toxicity of 1\.5"):
-        RealToxicityPrompts(prompts, Fixed({"calm": 1.5})).run(tiny, tiny)
+    with pytest.raises(UserError, match=r"FixedScorer gave a toxicity of 1\.5"):
+        RealToxicityPrompts(prompts, FixedScorer({"calm": 1.5})).run(tiny, tiny)
 
 
-def test_evenly_takes_as_many_of_each_quarter(evaluation_data) -> None:
+def test_balancing_takes_equally_many_of_each_bin(evaluation_data) -> None:
     rows = list(read_rows(str(evaluation_data / "realtoxicityprompts.jsonl.gz")))
     assert len(rows) == 5000
     assert sum(read_text_and_toxicity(row, "prompt")[1] is None for row in rows) == 19
     assert sum(read_text_and_toxicity(row, "continuation")[1] is None for row in rows) == 32
-    even = [read_text_and_toxicity(row, "prompt")[1] for row in balance_by_toxicity(rows)]
-    assert [sum(low <= value < low + 0.25 for value in even) for low in (0, 0.25, 0.5)] == [612] * 3
-    assert len(even) == 4 * 612
+    balanced = [read_text_and_toxicity(row, "prompt")[1] for row in balance_by_toxicity(rows)]
+    assert [sum(low <= value < low + 0.25 for value in balanced) for low in (0, 0.25, 0.5)] == [612] * 3
+    assert len(balanced) == 4 * 612
     few = [read_text_and_toxicity(row, "prompt")[1] for row in balance_by_toxicity(rows, 43)]
     assert [sum(int(value * 4) == quarter for value in few) for quarter in range(4)] == [10] * 4
     with pytest.raises(UserError, match=r"no prompts of every quarter of toxicity .* limit 3"):
         balance_by_toxicity(rows, 3)
 
 
-def test_a_word_list(tmp_path) -> None:
+def test_a_keyword_list(tmp_path) -> None:
     assert KeywordToxicity().score(["You STUPID fox!", "stupidity aside", "a fox"], NOTHING) == [1.0, 0.0, 0.0]
     (tmp_path / "words.txt").write_text("Fox\n\n")
     assert KeywordToxicity(str(tmp_path / "words.txt")).score(["You stupid fox!", "a dog"], NOTHING) == [1.0, 0.0]
@@ -113,10 +113,10 @@ def test_the_perspective_api(monkeypatch, tmp_path) -> None:
         assert first.path == "/analyze" and "secret" in first.headers.values()
         assert first.payload["requestedAttributes"] == {"TOXICITY": {}} and first.payload["doNotStore"] is True
         scorer.score(texts, cache)
-        assert [r.payload["comment"]["text"] for r in service.requests[6:]].count("kind") == 0  # kept
+        assert [r.payload["comment"]["text"] for r in service.requests[6:]].count("kind") == 0  # cached
 
 
-def test_perspective_without_a_key_is_told(monkeypatch) -> None:
+def test_perspective_without_a_key_is_refused(monkeypatch) -> None:
     monkeypatch.delenv("PERSPECTIVE_API_KEY", raising=False)
     with pytest.raises(UserError, match="PERSPECTIVE_API_KEY holds no key"):
         Perspective().score(["text"], NOTHING)

@@ -14,14 +14,21 @@ from lit_rlhf.evaluation.judges.truth import (
     EndpointTruthJudge,
     HuggingFaceTruthJudge,
     ReferenceTruthJudge,
+    TruthJudge,
     TruthVerdict,
     is_refusal,
     parse_truth_verdict,
     word_f1,
 )
-from lit_rlhf.evaluation.suites.truthfulness import PROMPT_PREFIXES, TruthfulQA, is_true_and_informative, mc2_score, read_question
+from lit_rlhf.evaluation.suites.truthfulness import (
+    PROMPT_PREFIXES,
+    TruthfulQA,
+    is_true_and_informative,
+    mc2_score,
+    read_question,
+)
 from tests.helpers.float64 import logprobs
-from tests.helpers.services import Reply, said, serve
+from tests.helpers.services import Reply, chat_reply, serve
 
 CLAIM = Claim("Where?", "In Rome", ["In Rome.", "Rome."], ["In Paris."])
 
@@ -50,8 +57,8 @@ def answers_in(fields, *kinds) -> list[str]:
 
 
 @pytest.mark.parametrize("name", PROMPT_PREFIXES)
-def test_multiple_choice_on_twenty_rows_in_float64(subject, stories, twenty, name) -> None:
-    found = TruthfulQA(twenty, prompts=[name]).run(subject, subject)
+def test_multiple_choice_on_twenty_rows_in_float64(evaluated_model, stories, twenty, name) -> None:
+    result = TruthfulQA(twenty, prompts=[name]).run(evaluated_model, evaluated_model)
     first, second = [], []
     for row in read_rows(twenty):
         best = f" {row.fields['Best Answer'].strip().rstrip('.')}."
@@ -63,9 +70,9 @@ def test_multiple_choice_on_twenty_rows_in_float64(subject, stories, twenty, nam
         total = math.log(sum(math.exp(value - max(right + wrong)) for value in right + wrong)) + max(right + wrong)
         second.append(sum(math.exp(value - total) for value in right))
     label = name.replace("_", " + ")
-    assert found.num_rows == found.metrics[f"{label}: MC1"].count == len(first) == 20
-    assert found.metrics[f"{label}: MC1"].value == sum(first) / 20
-    assert found.metrics[f"{label}: MC2"].value == pytest.approx(sum(second) / 20, abs=1e-5)
+    assert found.num_rows == result.metrics[f"{label}: MC1"].count == len(first) == 20
+    assert result.metrics[f"{label}: MC1"].value == sum(first) / 20
+    assert result.metrics[f"{label}: MC2"].value == pytest.approx(sum(second) / 20, abs=1e-5)
 
 
 def test_every_row_has_its_answers(path) -> None:
@@ -80,19 +87,19 @@ def test_mc2_by_hand() -> None:
     assert mc2_score([-2000.0], [-2000.0, -2000.0]) == pytest.approx(1 / 3)
 
 
-def test_an_answer_that_says_nothing_is_true_and_not_informative(tiny, tmp_path, monkeypatch) -> None:
+def test_a_refusal_is_true_and_not_informative(tiny, tmp_path, monkeypatch) -> None:
     from lit_rlhf.evaluation.models.generation import Completion
 
     columns = {"Question": "w1", "Best Answer": "w2", "Correct Answers": "w2; w3", "Incorrect Answers": "w4"}
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(columns) + "\n" for _ in range(5)))
     texts = ["", " I have no comment.", " w2", " w4", " w9"]
     monkeypatch.setattr(type(tiny), "answers", lambda *_, **__: [Completion(text, True, 1, 0) for text in texts])
-    found = TruthfulQA(str(tmp_path / "q.jsonl"), ReferenceTruthJudge(), ["qa"]).run(tiny, tiny)
-    assert found.metrics["qa: true"].value == 3 / 5
-    assert found.metrics["qa: true and informative"].value == 1 / 5
-    assert found.notes == ["2 answers (qa) were empty or declined: true, not informative"]
+    result = TruthfulQA(str(tmp_path / "q.jsonl"), ReferenceTruthJudge(), ["qa"]).run(tiny, tiny)
+    assert result.metrics["qa: true"].value == 3 / 5
+    assert result.metrics["qa: true and informative"].value == 1 / 5
+    assert result.notes == ["2 answers (qa) were empty or refusals: true, not informative"]
     assert found.num_rows == 5
-    assert [sample["verdict"]["true"] for sample in found.samples] == [1, 1, 1, 0, 0]
+    assert [sample["verdict"]["true"] for sample in result.samples] == [1, 1, 1, 0, 0]
 
 
 def test_a_refusal_is_the_whole_answer() -> None:
@@ -102,8 +109,8 @@ def test_a_refusal_is_the_whole_answer() -> None:
         assert not is_refusal(text), text
 
 
-class Half:
-    """Gives probabilities."""
+class FixedTruthJudge(TruthJudge):
+    """Returns fixed probabilities."""
 
     def judge(self, claims, cache):
         return [TruthVerdict(0.6, 0.4), TruthVerdict(0.5, 0.5), TruthVerdict(0.4, None), TruthVerdict(None, 1.0)]
@@ -115,17 +122,17 @@ def test_a_probability_counts_as_the_verdict_it_is(tiny, tmp_path, monkeypatch) 
     columns = {"Question": "w1", "Best Answer": "w2", "Correct Answers": "w2", "Incorrect Answers": "w4"}
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(columns) + "\n" for _ in range(4)))
     monkeypatch.setattr(type(tiny), "answers", lambda *_, **__: [Completion("w2", True, 1, 0)] * 4)
-    found = TruthfulQA(str(tmp_path / "q.jsonl"), Half(), ["qa"]).run(tiny, tiny).metrics
-    true, informative = found["qa: true"], found["qa: true and informative"]
+    metrics = TruthfulQA(str(tmp_path / "q.jsonl"), FixedTruthJudge(), ["qa"]).run(tiny, tiny).metrics
+    true, informative = metrics["qa: true"], metrics["qa: true and informative"]
     assert (true.value, true.count, true.missing) == (pytest.approx(2 / 3), 3, 1)
     assert (informative.value, informative.count, informative.missing) == (0.5, 2, 2)
 
 
-def test_a_prompt_that_was_cut_is_told(tiny, tmp_path) -> None:
+def test_a_truncated_prompt_is_noted(tiny, tmp_path) -> None:
     columns = {"Question": "w1 " * 40, "Best Answer": "w2", "Correct Answers": "w2", "Incorrect Answers": "w4; w5"}
     (tmp_path / "q.jsonl").write_text((json.dumps(columns) + "\n") * 2)
-    found = TruthfulQA(str(tmp_path / "q.jsonl"), prompts=["qa_instruction"]).run(tiny, tiny)
-    assert found.notes == ["8 options (qa + instruction) behind a prompt that was cut in front"]
+    result = TruthfulQA(str(tmp_path / "q.jsonl"), prompts=["qa_instruction"]).run(tiny, tiny)
+    assert result.notes == ["8 options (qa + instruction) whose prompt was left-truncated"]
 
 
 def test_the_f1_of_words() -> None:
@@ -136,21 +143,21 @@ def test_the_f1_of_words() -> None:
 @pytest.mark.parametrize(
     "failure, reason",
     [
-        (said("I would say so."), "an answer that makes no sense: ValueError: no JSON object in 'I would say so.'"),
+        (chat_reply("I would say so."), "malformed response: ValueError: no JSON object in 'I would say so.'"),
         (Reply(status=429), "status 429"),
-        (Reply({}, delay=0.5), "no answer within 0.2 s"),
+        (Reply({}, delay=0.5), "no response within 0.2 s"),
     ],
     ids=["nonsense", "rate limit", "too slow"],
 )
-def test_a_verdict_that_does_not_come_is_missing_and_tried_again_next_time(failure, reason, tmp_path, capsys) -> None:
+def test_a_failed_verdict_is_missing_and_requested_again_next_time(failure, reason, tmp_path, capsys) -> None:
     claims = [CLAIM, CLAIM._replace(answer="In Paris"), CLAIM._replace(answer="Nowhere")]
-    well = []
+    healthy = []
 
     def answer(request, before):
-        if well:
-            return said('{"true": true, "informative": true}')
+        if healthy:
+            return chat_reply('{"true": true, "informative": true}')
         if "judge: In Paris" in request.payload["messages"][0]["content"]:
-            return said('Here: {"true": false, "informative": true}')
+            return chat_reply('Here: {"true": false, "informative": true}')
         return failure
 
     cache = Cache(tmp_path, progress=False)
@@ -160,15 +167,15 @@ def test_a_verdict_that_does_not_come_is_missing_and_tried_again_next_time(failu
         assert capsys.readouterr().out == f"judge: truth: 2 of 3 without an answer: 2 {reason} (2 tries)\n"
         assert len(service.requests) == 2 + 1 + 2
         assert service.requests[0].path == "/chat/completions"
-        well.append(True)
+        healthy.append(True)
         assert judge.judge(claims, cache) == [TruthVerdict(1.0, 1.0), TruthVerdict(0.0, 1.0), TruthVerdict(1.0, 1.0)]
-        assert len(service.requests) == 5 + 2  # the one that was answered stands in the cache
+        assert len(service.requests) == 5 + 2  # the verdict that succeeded is cached
     assert is_true_and_informative(TruthVerdict(None, 1.0)) is None and is_true_and_informative(TruthVerdict(1.0, 1.0)) == 1.0
 
 
 def test_a_key_comes_from_the_environment_alone(monkeypatch) -> None:
     monkeypatch.delenv("MY_KEY", raising=False)
-    with serve(lambda *_: said('{"true": true, "informative": false}')) as service:
+    with serve(lambda *_: chat_reply('{"true": true, "informative": false}')) as service:
         judge = EndpointTruthJudge(ChatCompletions(service.url, "m", api_key_env="MY_KEY"))
         with pytest.raises(UserError, match="the environment variable MY_KEY holds no key"):
             judge.judge([CLAIM], Cache(None))
@@ -177,7 +184,7 @@ def test_a_key_comes_from_the_environment_alone(monkeypatch) -> None:
         assert service.requests[0].headers["Authorization"] == "Bearer secret"
 
 
-def test_nonsense_is_no_verdict() -> None:
+def test_a_malformed_reply_is_no_verdict() -> None:
     for text in ("yes", '{"true": 1, "informative": true}', '{"true": true}', "{", "[]"):
         with pytest.raises(ValueError):
             parse_truth_verdict(text)
@@ -188,6 +195,6 @@ def test_a_model_as_judge_says_yes_or_no(llama) -> None:
     assert {verdict.true, verdict.informative} <= {0.0, 1.0}
 
 
-def test_a_row_without_its_column_is_named() -> None:
+def test_a_missing_column_is_reported() -> None:
     with pytest.raises(UserError, match=r"x\.csv:3: the column 'Best Answer' must hold text, got None"):
         read_question(Row({"Question": "?"}, "x.csv:3"))

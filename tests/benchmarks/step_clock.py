@@ -1,30 +1,30 @@
-"""What this library's workers share: a clock of every step, and the Trainer that it sits in."""
+"""Clock of every training step, and the Trainer of this library's workers."""
 
 from argparse import Namespace
 from typing import Any
 
 import lightning as L
-import work
+import workload
 
 
-class Clock(L.Callback):
-    """Seconds of every step."""
+class StepClock(L.Callback):
+    """Record the seconds of every training step."""
 
     def __init__(self, device: str) -> None:
         self.device = device
         self.seconds: list[float] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Start."""
-        self.start = work.clock(self.device)
+        """Start the clock."""
+        self.start = workload.clock(self.device)
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """Stop."""
-        self.seconds.append(work.clock(self.device) - self.start)
+        """Stop the clock."""
+        self.seconds.append(workload.clock(self.device) - self.start)
 
 
-def trainer_of(args: Namespace, clock: Clock) -> L.Trainer:
-    """A quiet Trainer of so many steps, and one to warm up."""
+def build_trainer(args: Namespace, clock: StepClock) -> L.Trainer:
+    """Build a Trainer without output, for `args.updates` steps and one of warm-up."""
     return L.Trainer(
         accelerator=args.device,
         precision=args.precision,

@@ -1,4 +1,4 @@
-"""A base in 4 bits under adapters (QLoRA): trained, checkpointed without its base, resumed, and exported in full."""
+"""A 4-bit base with adapters (QLoRA): trained, checkpointed without its base, resumed, exported in full precision."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ QLORA = {"adapter": LoRA(rank=4), "loading": ModelLoadingConfig(quantization="nf
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> dict[str, str]:
-    """Folders of models that are 64 wide: the least that 4-bit layers take on a CPU."""
+    """Write models of hidden size 64, the smallest that 4-bit layers support on a CPU."""
     folders = {}
     for name, config in WIDE.items():
         torch.manual_seed(0)
@@ -56,8 +56,8 @@ def adam(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-2)
 
 
-def stage(kind: str, model: str, folder: Path) -> tuple[Any, Any]:
-    """A module on a 4-bit base, and its data."""
+def build_stage(kind: str, model: str, folder: Path) -> tuple[Any, Any]:
+    """Build a module on a 4-bit base, and its data."""
     if kind == "sft":
         rows = write_rows(folder / "rows.jsonl", demonstrations(16))
         return SFTModule(model, adam, **QLORA), DemonstrationDataModule(rows, micro_batch_size=4)
@@ -69,43 +69,45 @@ def stage(kind: str, model: str, folder: Path) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize(("kind", "shape"), [("sft", "llama"), ("sft", "gpt2"), ("reward", "llama"), ("ppo", "llama")])
-def test_what_is_exported_answers_as_the_adapters_on_four_bits_do(kind, shape, wide, tmp_path):
-    module, data = stage(kind, wide[shape], tmp_path)
+def test_the_exported_model_matches_the_adapters_on_the_4_bit_base(kind, shape, wide, tmp_path):
+    module, data = build_stage(kind, wide[shape], tmp_path)
     checkpoint = ModelCheckpoint(tmp_path, filename="last")
     trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[ExportModel(), checkpoint], enable_checkpointing=True)
     trainer.fit(module, datamodule=data)
-    layers = {type(layer).__name__ for layer in module.exported.modules()}
+    layers = {type(layer).__name__ for layer in module.exported_model.modules()}
     assert "Linear4bit" in layers
-    trained = module.exported.eval()(input_ids=IDS).logits
+    trained = module.exported_model.eval()(input_ids=IDS).logits
     export_checkpoint(tmp_path / "last.ckpt", tmp_path / "by-command")
     auto = AutoModelForSequenceClassification if kind == "reward" else AutoModelForCausalLM
-    untouched = auto.from_pretrained(wide[shape]).eval()(input_ids=IDS).logits
-    assert (trained - untouched).abs().max() > 0.02
-    for written in ("model", "by-command"):
-        plain = auto.from_pretrained(tmp_path / written).eval()
+    base = auto.from_pretrained(wide[shape]).eval()(input_ids=IDS).logits
+    assert (trained - base).abs().max() > 0.02
+    for folder in ("model", "by-command"):
+        plain = auto.from_pretrained(tmp_path / folder).eval()
         assert "Linear4bit" not in {type(layer).__name__ for layer in plain.modules()}
         # bitsandbytes computes 4-bit layers in bfloat16 in some CPU kernels
         torch.testing.assert_close(plain(input_ids=IDS).logits, trained, atol=0.02, rtol=0.02)
 
 
-def test_a_checkpoint_holds_what_is_trained_and_the_resumed_run_is_the_unbroken_one(wide, tmp_path):
-    module, data = stage("sft", wide["llama"], tmp_path)
-    every = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
-    quiet_trainer(tmp_path, max_epochs=2, callbacks=[every], enable_checkpointing=True).fit(module, datamodule=data)
+def test_a_checkpoint_holds_trainable_weights_alone_and_resumes_exactly(wide, tmp_path):
+    module, data = build_stage("sft", wide["llama"], tmp_path)
+    checkpoint = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+    quiet_trainer(tmp_path, max_epochs=2, callbacks=[checkpoint], enable_checkpointing=True).fit(
+        module, datamodule=data
+    )
     content = torch.load(tmp_path / "step=2.ckpt", weights_only=True)
-    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-    assert content["state_dict"].keys() == trained and all("lora_" in name for name in trained)
-    again, data = stage("sft", wide["llama"], tmp_path)
+    trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    assert content["state_dict"].keys() == trainable and all("lora_" in name for name in trainable)
+    resumed, data = build_stage("sft", wide["llama"], tmp_path)
     trainer = quiet_trainer(tmp_path, max_epochs=2)
-    trainer.fit(again, datamodule=data, ckpt_path=tmp_path / "step=2.ckpt")
-    for (name, one), (_, other) in zip(module.named_parameters(), again.named_parameters()):
-        assert torch.equal(one, other), name
-    del content["state_dict"][min(trained)]
+    trainer.fit(resumed, datamodule=data, ckpt_path=tmp_path / "step=2.ckpt")
+    for (name, expected), (_, actual) in zip(module.named_parameters(), resumed.named_parameters()):
+        assert torch.equal(actual, expected), name
+    del content["state_dict"][min(trainable)]
     with pytest.raises(UserError, match="lacks the weight"):
-        again.on_load_checkpoint(content)
+        resumed.on_load_checkpoint(content)
 
 
-def test_what_cannot_be_is_refused(llama, wide, tmp_path):
+def test_unsupported_settings_are_refused(llama, wide, tmp_path):
     with pytest.raises(UserError, match=r"set model\.adapter"):
         SFTModule(llama, loading=ModelLoadingConfig(quantization="nf4"))
     rows = write_rows(tmp_path / "rows.jsonl", demonstrations(16))
@@ -115,8 +117,8 @@ def test_what_cannot_be_is_refused(llama, wide, tmp_path):
         )
 
 
-def test_a_reward_model_in_four_bits_scores_as_the_same_in_full(wide, tokenizer, tmp_path):
-    """What `llama-3b-qlora/ppo` holds beside its policy."""
+def test_a_reward_model_in_4_bits_scores_like_the_same_in_float32(wide, tokenizer, tmp_path):
+    """The reward model of `llama-3b-qlora/ppo`."""
     torch.manual_seed(0)
     scalar = LlamaConfig(**WIDE["llama"].to_diff_dict() | {"num_labels": 1, "score_shift": 0.0, "score_scale": 1.0})
     AutoModelForSequenceClassification.from_config(scalar).save_pretrained(tmp_path)

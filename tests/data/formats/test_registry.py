@@ -1,4 +1,4 @@
-"""Formats: which columns become which record, what is skipped with which reason, what is refused with which line."""
+"""Formats: which columns become which record, which rows are skipped with which reason, which are refused."""
 
 import sys
 
@@ -7,7 +7,7 @@ import pytest
 from lit_rlhf.data.formats.registry import read_records
 from lit_rlhf.data.records import Demonstration, Instruction, PromptRow, Ranking, TextRow
 from lit_rlhf.data.report import DatasetReport
-from lit_rlhf.data.sources import Row
+from lit_rlhf.data.sources import Row, read_rows
 from lit_rlhf.errors import UserError
 
 TYPES = {"demonstration": Demonstration, "ranking": Ranking, "prompt": PromptRow, "text": TextRow}
@@ -18,8 +18,8 @@ GOOD_RANKING = {"prompt": "p", "completions": ["a", "b"], "ranks": [0, 1]}
 
 def convert(kind, *rows, format="auto"):
     report = DatasetReport("rows.jsonl")
-    placed = [Row(fields, f"rows.jsonl:{number}") for number, fields in enumerate(rows, start=1)]
-    return read_records(placed, kind, TYPES[kind], format, report), report
+    located = [Row(fields, f"rows.jsonl:{number}") for number, fields in enumerate(rows, start=1)]
+    return read_records(located, kind, TYPES[kind], format, report), report
 
 
 def user(text):
@@ -60,8 +60,8 @@ def test_demonstrations_and_their_prompts(fields, prompt, completion):
     (record,), _ = convert("demonstration", fields)
     assert (record.prompt, record.completion) == (prompt, completion)
     assert (record.fields, record.origin) == (fields, "rows.jsonl:1")
-    (asked,), _ = convert("prompt", fields)
-    assert asked.prompt == prompt  # the same row has the same prompt in every kind of data
+    (prompt_record,), _ = convert("prompt", fields)
+    assert prompt_record.prompt == prompt  # the same row has the same prompt in every kind of data
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_contradicting_pair_labels_are_counted():
     assert report.flagged == {"ranks by wins contradict a pair label": 1}
 
 
-def test_pair_labels_in_a_circle_are_skipped():
+def test_cyclic_pair_labels_are_skipped():
     # a > b > c > d > a, the others tie
     records, report = convert("ranking", four([1, 0, 2, 1, 0, 1]), four([1, 1, 1, 1, 1, 1]))
     assert [record.ranks for record in records] == [[0, 1, 2, 3]]
@@ -243,7 +243,38 @@ def test_refused_with_file_and_line(kind, rows, message):
         convert(kind, *rows)
 
 
-def test_a_named_format_overrides_recognition():
+def test_conversations_of_either_naming_train_on_all_replies():
+    turns = [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}]
+    (record,), report = convert("demonstration", {"conversations": [*turns, *turns, {"from": "human", "value": "v"}]})
+    assert record[:2] == ([user("u"), assistant("a"), user("u")], "a") and record.train_on_all_replies
+    assert report.flagged == {"turns after the last reply left out": 1}
+    (record,), _ = convert("demonstration", {"prompt": [user("u"), assistant("x"), user("v")], "completion": "a"})
+    assert not record.train_on_all_replies
+    (record,), _ = convert("demonstration", {"prompt": [user("u")], "completion": [assistant("a")]})
+    assert record[:2] == ([user("u")], "a")
+    with pytest.raises(UserError, match=r":1: column 'completion' must hold one reply, it has 2 turns"):
+        convert("demonstration", {"prompt": "p", "completion": [user("u"), assistant("a")]})
+
+
+def test_instances_of_an_instruction():
+    row = {"instruction": "i", "id": 3, "instances": [{"input": "x", "output": "a"}, {"input": "", "output": "b"}]}
+    records, report = convert("demonstration", row)
+    assert [record[:2] for record in records] == [(Instruction("i", "x"), "a"), (Instruction("i"), "b")]
+    assert records[1].fields == {"instruction": "i", "id": 3, "input": "", "output": "b"}
+    assert (report.num_read, report.num_kept) == (1, 2)
+    assert [record.prompt for record in convert("prompt", row)[0]] == [Instruction("i", "x"), Instruction("i")]
+    with pytest.raises(UserError, match=r":1: instance 1 must have 'input' and 'output'"):
+        convert("demonstration", {"instruction": "i", "instances": ["a"]})
+
+
+def test_real_instances(shared):
+    path = str(shared / "demonstrations" / "seed_tasks.jsonl")
+    records = read_records(read_rows(path), "demonstration", Demonstration, "auto", DatasetReport(path))
+    assert len(records) == 175
+    assert sum(isinstance(record.prompt, Instruction) and bool(record.prompt.input) for record in records) > 50
+
+
+def test_a_named_format_overrides_detection():
     fields = {"prompt": "p", "completion": "c", "instruction": "i", "response": "r"}
     (record,), _ = convert("demonstration", fields, format="instruction_response")
     assert record.completion == "r"
@@ -254,7 +285,7 @@ def test_a_named_format_overrides_recognition():
 
 
 @pytest.fixture
-def own_module(tmp_path, monkeypatch):
+def custom_module(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "my_rows.py").write_text(
@@ -271,7 +302,7 @@ def own_module(tmp_path, monkeypatch):
     sys.modules.pop("my_rows", None)
 
 
-def test_own_function(own_module):
+def test_custom_function(custom_module):
     rows = [{"a": "p", "b": "c"}, {"a": "p", "b": "skip"}]
     (record,), report = convert("demonstration", *rows, format="my_rows.record")
     assert record[:4] == ("p", "c", rows[0], "rows.jsonl:1")
@@ -304,6 +335,6 @@ def test_own_function(own_module):
         ("demonstration", {"a": "p"}, "my_rows.CONSTANT", r"'my_rows\.CONSTANT' is a int, not a function"),
     ],
 )
-def test_own_function_in_error(own_module, kind, fields, format, message):
+def test_custom_function_in_error(custom_module, kind, fields, format, message):
     with pytest.raises(UserError, match=message):
         convert(kind, fields, format=format)

@@ -1,8 +1,9 @@
-"""Peak memory of a LoRA run on random weights, in a process of its own: `sft`, or `ppo` with four models on one base.
+"""Measure the peak memory of a LoRA run on random weights: `sft`, or `ppo` with four models on one base.
 
-    python tests/benchmarks/shared_base.py FOLDER make|reward|sft|ppo
+    python tests/benchmarks/shared_backbone_memory.py FOLDER make|reward|sft|ppo
 
-`make` writes the model and the data, `reward` the checkpoint of the adapter; the other two print their peak in MiB.
+`make` writes model and data, `reward` the checkpoint of the adapter; `sft` and `ppo` print the peak in MiB. Run each
+in a process of its own.
 """
 
 import json
@@ -27,16 +28,18 @@ SHAPE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
 LORA = LoRA(rank=8)
 
 
-def make(folder: Path) -> None:
+def write_inputs(folder: Path) -> None:
     """Write a model of 126 M random parameters, its tokenizer and short data."""
-    words = {word: number for number, word in enumerate(["<pad>", "<eos>", "<unk>", *(f"w{i}" for i in range(8189))])}
-    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    vocabulary = {
+        word: number for number, word in enumerate(["<pad>", "<eos>", "<unk>", *(f"w{i}" for i in range(8189))])
+    }
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
     PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(folder / "model")
     ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=len(words), **SHAPE, **ids))
+    model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=len(vocabulary), **SHAPE, **ids))
     model.save_pretrained(folder / "model")
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
     text = [{"prompt": f"w{i} w{i + 1}", "completion": f"w{i + 2} w{i + 3}"} for i in range(8)]
@@ -45,8 +48,8 @@ def make(folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def stage(folder: Path, kind: str) -> tuple[L.LightningModule, Any]:
-    """Return module and data."""
+def build_stage(folder: Path, kind: str) -> tuple[L.LightningModule, Any]:
+    """Build a module and its data."""
     model, text = str(folder / "model"), str(folder / "text.jsonl")
     if kind == "sft":
         return SFTModule(model, adapter=LORA), DemonstrationDataModule(text, micro_batch_size=4)
@@ -59,11 +62,11 @@ def stage(folder: Path, kind: str) -> tuple[L.LightningModule, Any]:
 
 
 def main(folder: Path, kind: str) -> None:
-    """Do one of the four."""
+    """Run one of the four commands."""
     torch.set_num_threads(1)
     if kind == "make":
-        return make(folder)
-    module, data = stage(folder, kind)
+        return write_inputs(folder)
+    module, data = build_stage(folder, kind)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     trainer = L.Trainer(accelerator="cpu", max_epochs=1, logger=False, default_root_dir=folder, **quiet)
     trainer.fit(module, datamodule=data)

@@ -1,4 +1,4 @@
-"""The paper's data steps: each by an independent definition, whatever the order of the rows; and their one table."""
+"""The paper's data steps: each against an independent definition, for any order of the rows; and their table."""
 
 import random
 import sys
@@ -24,7 +24,7 @@ short = st.text("ab", min_size=1, max_size=5)
 rows = st.lists(st.tuples(short, short, st.sampled_from(["x", "y", None]), st.integers(0, 4)), min_size=1, max_size=14)
 
 
-def made(tuples):
+def make_demonstrations(tuples):
     return [
         Demonstration(prompt, completion, {"user": user, "tree": tree}, f"rows.jsonl:{n}")
         for n, (prompt, completion, user, tree) in enumerate(tuples, start=1)
@@ -41,17 +41,17 @@ def report():
 
 @given(rows, st.integers(1, 4), st.integers(0, 2), st.randoms(use_true_random=False))
 def test_no_two_prompts_share_a_long_prefix(tuples, characters, seed, shuffle):
-    records, counts = made(tuples), report()
+    records, counts = make_demonstrations(tuples), report()
     kept = drop_duplicates(records, characters, seed, counts)
     assert [record for record in records if record in kept] == kept  # in their order
     for record in records:
-        alike = [
+        duplicates_kept = [
             other
             for other in kept
             if other.prompt == record.prompt
             or (len(record.prompt) >= characters and other.prompt[:characters] == record.prompt[:characters])
         ]
-        assert len(alike) == 1
+        assert len(duplicates_kept) == 1
     assert list(counts.skipped.values()) == [len(records) - len(kept)]
     others = list(records)
     shuffle.shuffle(others)
@@ -65,18 +65,20 @@ def test_two_labelers_of_one_prompt_are_no_duplicates():
 
 
 @given(rows, st.integers(1, 3), st.integers(0, 2), st.randoms(use_true_random=False))
-def test_a_user_has_so_many_prompts_at_most(tuples, limit, seed, shuffle):
-    records, counts = made(tuples), report()
+def test_a_user_has_at_most_limit_prompts(tuples, limit, seed, shuffle):
+    records, counts = make_demonstrations(tuples), report()
     kept = cap_prompts_per_user(records, "user", limit, seed, counts)
-    given, left = defaultdict(set), defaultdict(set)
+    given, remaining = defaultdict(set), defaultdict(set)
     for record in records:
         given[record.fields["user"]].add(record.prompt)
     for record in kept:
-        left[record.fields["user"]].add(record.prompt)
+        remaining[record.fields["user"]].add(record.prompt)
     for user, prompts in given.items():
-        assert left[user] <= prompts
-        assert len(left[user]) == (len(prompts) if user is None else min(limit, len(prompts)))
-    assert len(kept) == sum(record.prompt in left[record.fields["user"]] for record in records)  # all of each prompt
+        assert remaining[user] <= prompts
+        assert len(remaining[user]) == (len(prompts) if user is None else min(limit, len(prompts)))
+    assert len(kept) == sum(
+        record.prompt in remaining[record.fields["user"]] for record in records
+    )  # all of each prompt
     others = list(records)
     shuffle.shuffle(others)
     assert contents(cap_prompts_per_user(others, "user", limit, seed, report())) == contents(kept)
@@ -84,7 +86,7 @@ def test_a_user_has_so_many_prompts_at_most(tuples, limit, seed, shuffle):
 
 @given(rows, st.floats(0.2, 0.8), st.integers(0, 2), st.randoms(use_true_random=False))
 def test_a_split_by_column_shares_neither_value_nor_prompt(tuples, fraction, seed, shuffle):
-    records, counts = made(tuples), report()
+    records, counts = make_demonstrations(tuples), report()
     trees = {record.fields["tree"] for record in records}
     if not 0 < round(fraction * len(trees)) < len(trees):
         with pytest.raises(
@@ -98,16 +100,16 @@ def test_a_split_by_column_shares_neither_value_nor_prompt(tuples, fraction, see
     assert held_out == [record for record in records if record.fields["tree"] in held_trees]
     assert not held_trees & {record.fields["tree"] for record in training}
     assert not {record.prompt for record in held_out} & {record.prompt for record in training}
-    lost = [record for record in records if record not in training and record not in held_out]
-    assert counts.skipped == {"prompt is also held out for validation": len(lost)}
+    dropped = [record for record in records if record not in training and record not in held_out]
+    assert counts.skipped == {"prompt is also held out for validation": len(dropped)}
     others = list(records)
     shuffle.shuffle(others)
     again = split_by_column(others, "tree", fraction, seed, report())
     assert [contents(part) for part in again] == [contents(training), contents(held_out)]
 
 
-def test_a_column_that_is_not_there_or_the_same_everywhere():
-    records = made([("p", "c", "x", 1), ("q", "c", "x", 2)])
+def test_a_missing_or_constant_column_is_refused():
+    records = make_demonstrations([("p", "c", "x", 1), ("q", "c", "x", 2)])
     with pytest.raises(
         UserError, match=r"rows\.jsonl:1: no column 'usr', which preprocessing\.split_by names; .*'user'"
     ):
@@ -125,7 +127,7 @@ class Digits(PIIDetector):
         return ["NUMBER"] if any(character.isdigit() for character in text) else []
 
 
-def test_personal_data_leaves_by_prompt_or_reply():
+def test_personal_data_in_prompt_or_reply_is_dropped():
     demonstrations = [Demonstration(*each, {}, each[0]) for each in (("a", "b"), ("a1", "b"), ("c", "b 2"))]
     counts = report()
     assert drop_pii(demonstrations, Digits(), counts) == demonstrations[:1]
@@ -136,11 +138,11 @@ def test_personal_data_leaves_by_prompt_or_reply():
     assert drop_pii(prompts, Digits(), report()) == prompts[1:]
 
 
-def test_presidio_finds_what_has_a_pattern_and_asks_no_network(monkeypatch):
+def test_presidio_finds_patterns_without_network(monkeypatch):
     pytest.importorskip("presidio_analyzer")
     import socket
 
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **settings: pytest.fail("it looked for a host"))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **settings: pytest.fail("it looked up a host"))
     detector = PresidioPatterns()
     for text, kind in {
         "write to jane.doe@example.com": "EMAIL_ADDRESS",
@@ -155,24 +157,24 @@ def test_presidio_finds_what_has_a_pattern_and_asks_no_network(monkeypatch):
         PresidioPatterns(["EmailRecogniser"]).find("x")
 
 
-def test_presidio_that_is_not_installed(monkeypatch):
+def test_presidio_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
     with pytest.raises(UserError, match=r"PresidioPatterns needs presidio-analyzer .*pip install 'lit-rlhf\[pii\]'"):
         PresidioPatterns().find("x")
 
 
-def shots(*tuples, prompt=lambda text: text):
+def make_pairs(*tuples, prompt=lambda text: text):
     return [Demonstration(prompt(p), c, {"task": task}, p) for p, c, task in tuples]
 
 
-def test_k_pairs_become_k_examples_with_the_others_before_each():
-    records = shots(("a:", "1", "t"), ("b:", "2", "t"), ("c:", "3", "t"), ("d:", "4", "u"))
+def test_k_pairs_become_k_few_shot_examples():
+    records = make_pairs(("a:", "1", "t"), ("b:", "2", "t"), ("c:", "3", "t"), ("d:", "4", "u"))
     counts = report()
     expanded = expand_few_shot(records, "task", None, 0, counts)
     assert [record.completion for record in expanded] == ["1", "2", "3", "4"]
-    for record, whole in zip(records[:3], expanded):
-        *context, asked = whole.prompt.split("\n\n")
-        assert asked == record.prompt
+    for record, example in zip(records[:3], expanded):
+        *context, prompt = example.prompt.split("\n\n")
+        assert prompt == record.prompt
         assert sorted(context) == sorted(f"{each.prompt}{each.completion}" for each in records[:3] if each != record)
     assert expanded[3] == records[3]
     assert counts.flagged == {"few-shot: the only pair of its 'task', without context": 1}
@@ -180,8 +182,8 @@ def test_k_pairs_become_k_examples_with_the_others_before_each():
         expand_few_shot(records, "tsk", None, 0, report())
 
 
-def test_a_shared_instruction_is_said_once():
-    records = shots(("x", "1", "t"), ("y", "2", "t"), prompt=lambda text: Instruction("Do.", text))
+def test_a_shared_instruction_is_given_once():
+    records = make_pairs(("x", "1", "t"), ("y", "2", "t"), prompt=lambda text: Instruction("Do.", text))
     first, second = expand_few_shot(records, "task", None, 0, report())
     assert first.prompt == [
         {"role": "user", "content": "Do.\n\ny"},
@@ -189,17 +191,17 @@ def test_a_shared_instruction_is_said_once():
         {"role": "user", "content": "x"},
     ]
     assert [turn["content"] for turn in second.prompt] == ["Do.\n\nx", "1", "y"]
-    apart = [first._replace(prompt=Instruction("Do.", "x")), second._replace(prompt=Instruction("Go.", "y"))]
-    assert expand_few_shot(apart, "task", None, 0, report())[0].prompt[-1]["content"] == "Do.\n\nx"
+    differing = [first._replace(prompt=Instruction("Do.", "x")), second._replace(prompt=Instruction("Go.", "y"))]
+    assert expand_few_shot(differing, "task", None, 0, report())[0].prompt[-1]["content"] == "Do.\n\nx"
 
 
 @given(st.integers(2, 17), st.integers(2, 6), st.integers(0, 3))
-def test_large_tasks_are_dealt_to_groups_of_like_size(pairs, most, seed):
-    records = shots(*((f"p{n}:", str(n), "t") for n in range(pairs)))
-    sizes = [record.prompt.count("\n\n") + 1 for record in expand_few_shot(records, "task", most, seed, report())]
-    assert max(sizes) <= most and max(sizes) - min(sizes) <= 1
+def test_large_tasks_are_split_into_groups_of_equal_size(num_pairs, max_pairs, seed):
+    records = make_pairs(*((f"p{n}:", str(n), "t") for n in range(num_pairs)))
+    sizes = [record.prompt.count("\n\n") + 1 for record in expand_few_shot(records, "task", max_pairs, seed, report())]
+    assert max(sizes) <= max_pairs and max(sizes) - min(sizes) <= 1
     random.Random(0).shuffle(records)
-    again = expand_few_shot(records, "task", most, seed, report())
+    again = expand_few_shot(records, "task", max_pairs, seed, report())
     assert sorted(record.prompt.count("\n\n") + 1 for record in again) == sorted(sizes)
 
 
@@ -231,7 +233,7 @@ def test_the_steps_in_their_order_in_one_table(attach, write, caplog):
         ["  skipped: prompt shares its first 9 characters with another", "2"],
         ["  skipped: more than 2 prompts of one 'user'", "1"],
         ["  skipped: prompt is also held out for validation", "0"],
-        ["  skipped: personal data: NUMBER", "1"],  # of two; the other's user is held out, where none is looked for
+        ["  skipped: personal data: NUMBER", "1"],  # of two; the other's user is held out, where PII is not dropped
         ["  skipped: prompt longer than 13 tokens", "1"],
     ]
     # 9 prompts of 6 users were left; 3 of the users are held out
@@ -239,11 +241,11 @@ def test_the_steps_in_their_order_in_one_table(attach, write, caplog):
     assert len(data.training_rows) + len(data.validation_rows) == 7
 
 
-def test_personal_data_leaves_the_training_part_alone(attach, write):
+def test_personal_data_is_dropped_from_the_training_split_only(attach, write):
     path = write([{"prompt": f"p{n}", "completion": "a" * (n + 1)} for n in range(8)])
     for kind in (DemonstrationDataModule, PromptDataModule):
-        prepared = {"preprocessing": DemonstrationPreprocessing(pii=OnlyEven()), "validation_path": path}
-        data = attach(kind(path, **prepared))
+        settings = {"preprocessing": DemonstrationPreprocessing(pii=OnlyEven()), "validation_path": path}
+        data = attach(kind(path, **settings))
         training, validation = (
             (data.training_rows, data.validation_rows)
             if kind is DemonstrationDataModule
@@ -283,14 +285,14 @@ def test_prompts_are_held_out_like_demonstrations(attach, write):
     held = {tuple(prompt.input_ids) for prompt in prompts.validation_prompts.prompts}
     assert len(held) == 3 and not held & {tuple(prompt.input_ids) for prompt in prompts.prompts.prompts}
     assert {tuple(row.prompt) for row in comparisons.validation_rows} == held
-    asked = [
+    prompt_ids = [
         [i for i, target in zip(row.input_ids, row.loss_mask) if not target] for row in demonstrations.validation_rows
     ]
-    assert {tuple(each) for each in asked} == held
+    assert {tuple(each) for each in prompt_ids} == held
     assert [batch.index.tolist() for batch in prompts.val_dataloader()] == [list(range(9))]
 
 
-def test_validation_data_that_is_trained_on_is_counted(attach, write, caplog):
+def test_validation_prompts_in_the_training_data_are_counted(attach, write, caplog):
     path = write([{"prompt": f"p{n}", "completion": "c"} for n in range(4)])
     other = write([{"prompt": f"p{n}", "completion": "d"} for n in (2, 3, 9)], "validation.jsonl")
     with caplog.at_level("INFO"):
@@ -304,8 +306,8 @@ def test_few_shot_demonstrations_reach_the_batch(attach, write, tokenizer):
     data = attach(DemonstrationDataModule(path, preprocessing=settings, micro_batch_size=1))
     for row in data.training_rows:
         text = tokenizer.decode([i for i, target in zip(row.input_ids, row.loss_mask) if not target])
-        learnt = tokenizer.decode([i for i, target in zip(row.input_ids, row.loss_mask) if target])
-        assert learnt == f"{text[-2]}<eos>" and text.count("=") == 3
+        targets = tokenizer.decode([i for i, target in zip(row.input_ids, row.loss_mask) if target])
+        assert targets == f"{text[-2]}<eos>" and text.count("=") == 3
 
 
 @pytest.mark.parametrize(

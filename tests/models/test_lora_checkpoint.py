@@ -1,0 +1,101 @@
+"""A reward model's adapter, read from its checkpoint and attached to a policy with the same base."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lit_rlhf.data import ComparisonDataModule
+from lit_rlhf.errors import UserError
+from lit_rlhf.functional import pad_right
+from lit_rlhf.models.export import export_checkpoint
+from lit_rlhf.models.loading import load_causal_lm
+from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
+from lit_rlhf.models.lora import adapter_state_dict, add_lora
+from lit_rlhf.modules import RewardModule
+from lit_rlhf.rewards import LoRARewardModel, RewardModelScorer
+from lit_rlhf.rollout.experience import Episodes
+from tests.helpers.small_runs import quiet_trainer, rankings, write_rows
+
+ROWS = [[5, 6, 7, 8, 9], [10, 11, 12], [13, 14, 15, 16]]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(llama: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train a reward model with LoRA and return its checkpoint."""
+    folder = tmp_path_factory.mktemp("reward")
+    data = ComparisonDataModule(write_rows(folder / "rows.jsonl", rankings(8)), micro_batch_size=4)
+    module = RewardModule(llama, lambda p: torch.optim.Adam(p, lr=5e-2), adapter=LoRA(rank=2))
+    checkpoint = ModelCheckpoint(folder, filename="last")
+    trainer = quiet_trainer(folder, max_epochs=2, callbacks=[checkpoint], enable_checkpointing=True)
+    trainer.fit(module, datamodule=data)
+    module.model.center(0.25, 2.0)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return folder / "last.ckpt"
+
+
+def episodes() -> Episodes:
+    ids, mask = pad_right([[0, *row] for row in ROWS], 0)
+    mask[:, 0] = 0
+    return Episodes(ids, mask, ["w1"] * 3, ["w2"] * 3, [{}] * 3, 2)
+
+
+def policy(path: str, tokenizer: Any) -> Any:
+    model = load_causal_lm(path, tokenizer, ModelLoadingConfig())
+    add_lora(model, LoRA(rank=4))
+    return model
+
+
+def test_an_attached_reward_model_scores_like_its_export(trained, llama, tokenizer, tmp_path):
+    export_checkpoint(trained, tmp_path)
+    exported = RewardModelScorer(str(tmp_path))
+    exported.prepare(tokenizer, CPU)
+    expected = exported.score(episodes())
+    assert expected.std() > 0.1
+    attached, model = LoRARewardModel(str(trained), batch_size=2), policy(llama, tokenizer)
+    attached.prepare(tokenizer, CPU)
+    attached.attach(model, llama)
+    torch.testing.assert_close(attached.score(episodes()), expected, atol=1e-5, rtol=1e-5)
+    assert not any(weight.requires_grad for weight in adapter_state_dict(model, "reward").values())
+    assert all(weight.requires_grad for weight in adapter_state_dict(model, "default").values())
+    second = LoRARewardModel(str(trained))
+    second.prepare(tokenizer, CPU)
+    second.attach(model, llama)
+    torch.testing.assert_close(second.score(episodes()), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_incompatible_adapters_are_refused(trained, llama, model_folders, tokenizer, tmp_path):
+    def attach(checkpoint: Path, model: Any, path: str, **settings: Any) -> None:
+        reward = LoRARewardModel(str(checkpoint), **settings)
+        reward.prepare(tokenizer, CPU)
+        reward.attach(model, path)
+
+    plain = load_causal_lm(llama, tokenizer, ModelLoadingConfig())
+    with pytest.raises(UserError, match=r"set model\.adapter"):
+        attach(trained, plain, llama)
+    other = policy(llama, tokenizer)
+    with torch.no_grad():
+        other.model.layers[1].mlp.up_proj.base_layer.weight[0, 0] += 1e-3
+    with pytest.raises(UserError, match=r"another base than 'x' \(its weight 'model.layers.1.mlp.up_proj.weight'"):
+        attach(trained, other, "x")
+    with pytest.raises(UserError, match="trained on another base"):
+        attach(trained, policy(model_folders["qwen2"], tokenizer), model_folders["qwen2"])
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        attach(tmp_path / "nothing.ckpt", plain, llama)
+    content = torch.load(trained, weights_only=True)
+    for changes, message in (
+        ({"adapter": None}, "without an adapter, which shares no base; train the reward model with -c adapter/lora"),
+        ({"module": "SFTModule"}, "a checkpoint of SFTModule, not of RewardModule"),
+        ({"config": content["lit_rlhf"]["config"].replace("score_shift", "x")}, "no centering constants"),
+        ({"four_bit_base": ["elsewhere", {}]}, "one is in 4 bits, the other is not"),
+        (
+            {"tokenizer": {k: v.replace('"w3"', '"v3"') for k, v in content["lit_rlhf"]["tokenizer"].items()}},
+            "another tok",
+        ),
+    ):
+        torch.save({**content, "lit_rlhf": {**content["lit_rlhf"], **changes}}, tmp_path / "changed.ckpt")
+        with pytest.raises(UserError, match=message):
+            attach(tmp_path / "changed.ckpt", policy(llama, tokenizer), llama)
