@@ -1,6 +1,7 @@
 """Open Lightning checkpoints: one file, or the folder of shards that FSDP2 writes on request."""
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ def open_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
         raise DamagedCheckpoint(f"there is no checkpoint {path}")
     if path.is_dir() and not (file.is_file() and is_sharded_checkpoint(path)):
         raise DamagedCheckpoint(f"the folder {path} is no complete checkpoint of shards")
+    if not zipfile.is_zipfile(file):  # the format of torch.save
+        raise DamagedCheckpoint(f"{path} is no readable checkpoint (truncated, or not written by torch.save)")
     try:
         content = torch.load(file, map_location=device, weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:

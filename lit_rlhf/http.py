@@ -121,7 +121,7 @@ class JSONClient:
                 reason = f"malformed response: {type(error).__name__}: {str(error)[:100]}"
             if attempt < self.retries:
                 time.sleep(pause)
-        return RequestFailed(f"{reason} ({self.retries + 1} tries)")
+        return RequestFailed(f"{reason} ({self.retries + 1} attempts)")
 
     def request_all(
         self, payloads: Sequence[Any], parse: Callable[[Any, Any], Response]

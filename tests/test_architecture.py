@@ -1,9 +1,12 @@
 """The rules of docs/architecture.md: which package may import which."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.helpers.pages import blocks
 
 ROOT = Path(__file__).parent.parent / "lit_rlhf"
 
@@ -131,3 +134,23 @@ def test_the_page_lists_every_floor() -> None:
     page = (ROOT.parent / "docs" / "architecture.md").read_text()
     for name in set(MAY_IMPORT) - {"__main__"}:
         assert f"`lit_rlhf.{name}`" in page, f"docs/architecture.md does not say what lit_rlhf.{name} contains"
+
+
+def read_fields(source: str) -> dict[str, list[str]]:
+    """Return the lines of the annotated fields, with their comments, of every class of a source."""
+    lines = [re.sub(r"  # type: ignore\[\w+\]", "", line) for line in source.splitlines()]
+    classes = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
+    return {
+        node.name: [lines[field.lineno - 1] for field in node.body if isinstance(field, ast.AnnAssign)]
+        for node in classes
+    }
+
+
+def test_the_types_on_the_page_are_those_of_the_code() -> None:
+    (block,) = blocks(ROOT.parent / "docs" / "architecture.md", "python")
+    _, *parts = re.split(r"^# lit_rlhf/(\S+\.py)$", block, flags=re.MULTILINE)
+    assert len(parts) == 2 * 6
+    for name, source in zip(parts[::2], parts[1::2]):
+        fields = read_fields((ROOT / name).read_text())
+        for type_name, on_page in read_fields(source).items():
+            assert on_page == fields[type_name], f"{name}: {type_name}"

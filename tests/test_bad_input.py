@@ -1,4 +1,4 @@
-"""Bad input: exit code 2 and one clear line that names the thing, before any weight is read."""
+"""Bad input: exit code 2 and one line that names the cause, before any weight is read."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tests.helpers.small_runs import demonstrations, rankings, write_rows
 Fit = Callable[..., tuple[int, list[str], str]]
 
 
-def stage(module: str, model: dict[str, Any], data: str, settings: dict[str, Any]) -> dict[str, Any]:
+def make_recipe(module: str, model: dict[str, Any], data: str, settings: dict[str, Any]) -> dict[str, Any]:
     optimizer = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
     return {
         "model": {"class_path": f"lit_rlhf.modules.{module}", "init_args": {**model, "optimizer": optimizer}},
@@ -35,7 +35,7 @@ def stage(module: str, model: dict[str, Any], data: str, settings: dict[str, Any
 
 @pytest.fixture
 def project(llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with sound recipes of the three steps and their data."""
+    """A working directory with valid recipes of the three steps and their data."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(os.sys.modules, "mine", raising=False)
     write_rows(tmp_path / "demonstrations.jsonl", demonstrations(8))
@@ -47,9 +47,9 @@ def project(llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
         "def words(prompts, responses, rows):\n    return [len(r.split()) for r in responses]\n"
     )
     recipes = {
-        "sft": stage("SFTModule", {"model": llama}, "DemonstrationDataModule", {"path": "demonstrations.jsonl"}),
-        "reward": stage("RewardModule", {"model": llama}, "ComparisonDataModule", {"path": "rankings.jsonl"}),
-        "ppo": stage(
+        "sft": make_recipe("SFTModule", {"model": llama}, "DemonstrationDataModule", {"path": "demonstrations.jsonl"}),
+        "reward": make_recipe("RewardModule", {"model": llama}, "ComparisonDataModule", {"path": "rankings.jsonl"}),
+        "ppo": make_recipe(
             "PPOModule",
             {
                 "model": llama,
@@ -70,7 +70,7 @@ def project(llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The models whose weights were read."""
+    """Names of the models whose weights were read."""
     names: list[str] = []
     for auto in (AutoModelForCausalLM, AutoModelForSequenceClassification):
         original = auto.from_pretrained.__func__
@@ -85,7 +85,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def fit(project: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Fit:
-    """Run `lit-rlhf fit -c ARGS`: exit code, lines that begin with "error:", all that was printed."""
+    """Run `lit-rlhf fit -c ARGS`; return the exit code, the "error:" lines, and everything printed."""
 
     def run(*args: str) -> tuple[int, list[str], str]:
         capfd.readouterr()
@@ -100,7 +100,7 @@ def fit(project: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCapt
     return run
 
 
-def refused(result: tuple[int, list[str], str], *parts: str) -> None:
+def assert_refused(result: tuple[int, list[str], str], *parts: str) -> None:
     code, errors, printed = result
     assert code == 2, printed
     assert len(errors) == 1, printed
@@ -109,7 +109,7 @@ def refused(result: tuple[int, list[str], str], *parts: str) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["sft.yaml", "reward.yaml", "ppo.yaml"])
-def test_the_sound_recipes_run(recipe, fit, reads):
+def test_the_valid_recipes_run(recipe, fit, reads):
     code, errors, printed = fit(recipe)
     assert (code, errors) == (0, []), printed
     assert reads
@@ -140,7 +140,7 @@ UNKNOWN = {
 @pytest.mark.parametrize("kind", UNKNOWN)
 def test_an_unknown_name_gets_the_nearest(kind, fit, reads):
     args, parts = UNKNOWN[kind]
-    refused(fit(*args), *parts)
+    assert_refused(fit(*args), *parts)
     assert not reads
 
 
@@ -192,7 +192,7 @@ def test_bad_data_names_file_and_line(kind, fit, project, reads):
     if lines is not None:
         (project / path).write_text("".join(line + "\n" for line in lines))
     limit = [] if kind != "every prompt too long" else ["--data.max_prompt_length=20"]
-    refused(fit(f"{recipe}.yaml", f"--data.path={path}", *limit), *parts)
+    assert_refused(fit(f"{recipe}.yaml", f"--data.path={path}", *limit), *parts)
     assert not reads or kind == "fewer rows than a minibatch", "before any weight is read"
 
 
@@ -200,7 +200,7 @@ def test_bad_data_names_file_and_line(kind, fit, project, reads):
     ("policy", "said"),
     [("drop", "skipped: prompt longer than"), ("truncate", "of these: prompt truncated to its last")],
 )
-def test_long_prompts_go_by_their_policy_and_are_counted(policy, said, fit, project):
+def test_overlong_prompts_follow_their_policy_and_are_counted(policy, said, fit, project):
     rows = [*demonstrations(8), {**ROW, "prompt": "w1 " * 30}]
     write_rows(project / "mixed.jsonl", rows)
     settings = ("--data.path=mixed.jsonl", "--data.max_prompt_length=20", f"--data.overlong_prompts={policy}")
@@ -211,7 +211,7 @@ def test_long_prompts_go_by_their_policy_and_are_counted(policy, said, fit, proj
         assert "20 tokens" in line and "first: mixed.jsonl:9" in line and " 1  " in line
 
 
-def test_some_tied_rankings_are_counted_and_left_out(fit, project):
+def test_some_tied_rankings_are_counted_and_skipped(fit, project):
     tied = {**RANKING, "ranks": [1, 1, 1]}
     write_rows(project / "some.jsonl", [*rankings(8), tied, tied])
     code, _, printed = fit("reward.yaml", "--data.path=some.jsonl")
@@ -229,7 +229,9 @@ def test_more_tokens_than_the_model_has_positions_are_refused(recipe, fit, proje
         else {**ROW, "prompt": long}
     )
     write_rows(project / "long.jsonl", [row] * 8)
-    refused(fit(f"{recipe}.yaml", "--data.path=long.jsonl"), "more than the model's 128 positions", "max_prompt_length")
+    assert_refused(
+        fit(f"{recipe}.yaml", "--data.path=long.jsonl"), "more than the model's 128 positions", "max_prompt_length"
+    )
     assert not reads
 
 
@@ -237,9 +239,9 @@ def test_pretraining_blocks_longer_than_the_model_are_refused(fit, project, read
     (project / "text.txt").write_text("w1 w2 " * 400)
     mix = "{class_path: lit_rlhf.callbacks.PretrainingMix, init_args: {path: text.txt, seq_len: 200}}"
     (project / "mix.yaml").write_text(f"trainer: {{callbacks+: [{mix}]}}")
-    refused(fit("sft.yaml", "-c", "mix.yaml"), "PretrainingMix: a block has 200 tokens", "model's 128 positions")
+    assert_refused(fit("sft.yaml", "-c", "mix.yaml"), "PretrainingMix: a block has 200 tokens", "model's 128 positions")
     text = ("--data=lit_rlhf.data.PretrainingDataModule", "--data.path=text.txt", "--data.seq_len=200")
-    refused(fit("sft.yaml", *text), "has 200 tokens", "model's 128 positions", "data.seq_len")
+    assert_refused(fit("sft.yaml", *text), "has 200 tokens", "model's 128 positions", "data.seq_len")
     assert not reads
 
 
@@ -259,7 +261,7 @@ def test_a_padding_token_equal_to_the_end_token_is_refused(recipe, fit, llama, p
 
     folder = changed_model(llama, project / "same", same)
     reads.clear()
-    refused(
+    assert_refused(
         fit(f"{recipe}.yaml", f"--model.model={folder}"), "padding equal to its end token '<eos>'", "loading.pad_token"
     )
     assert not reads
@@ -271,7 +273,7 @@ def test_a_padding_token_equal_to_the_end_token_is_refused(recipe, fit, llama, p
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(recipe, fit, llama, project, reads):
     folder = changed_model(llama, project / "larger", lambda tokenizer: tokenizer.add_tokens(["new", "newer"]))
     reads.clear()
-    refused(fit(f"{recipe}.yaml", f"--model.model={folder}"), "34 tokens, but a vocabulary of 32", folder)
+    assert_refused(fit(f"{recipe}.yaml", f"--model.model={folder}"), "34 tokens, but a vocabulary of 32", folder)
     assert not reads
 
 
@@ -279,28 +281,30 @@ def test_a_reward_model_that_does_not_fit_the_policy_is_refused(fit, llama, proj
     folder = changed_model(llama, project / "other", lambda tokenizer: tokenizer.add_tokens(["new", "newer"]))
     reads.clear()
     reward = ("--model.reward=lit_rlhf.rewards.RewardModelScorer", f"--model.reward.model={folder}")
-    refused(fit("ppo.yaml", *reward), "has another tokenizer than the policy", folder)
+    assert_refused(fit("ppo.yaml", *reward), "has another tokenizer than the policy", folder)
     uncentered = ("--model.reward=lit_rlhf.rewards.RewardModelScorer", f"--model.reward.model={llama}")
-    refused(fit("ppo.yaml", *uncentered), "no centring constants", "CenterScores")
+    assert_refused(fit("ppo.yaml", *uncentered), "no centring constants", "CenterScores")
     assert not reads
 
 
 def test_sizes_that_do_not_divide_are_refused(fit, reads):
-    refused(
+    assert_refused(
         fit("ppo.yaml", "--model.ppo.rollout_batch_size=10"),
         "rollout_batch_size 10 is not a multiple of the minibatch 4",
     )
-    refused(fit("ppo.yaml", "--model.ppo.micro_batch_size=0"), "ppo.micro_batch_size must be at least 1, got 0")
-    refused(fit("sft.yaml", "--data.micro_batch_size=0"), "micro_batch_size: 0 must be at least 1")
+    assert_refused(fit("ppo.yaml", "--model.ppo.micro_batch_size=0"), "ppo.micro_batch_size must be at least 1, got 0")
+    assert_refused(fit("sft.yaml", "--data.micro_batch_size=0"), "micro_batch_size: 0 must be at least 1")
     assert not reads
 
 
 def test_an_output_folder_that_cannot_be_written_is_refused(fit, project, reads):
     (project / "taken").write_text("")
-    refused(fit("sft.yaml", "--trainer.default_root_dir=taken/run"), "cannot write to the output folder taken/run")
+    assert_refused(
+        fit("sft.yaml", "--trainer.default_root_dir=taken/run"), "cannot write to the output folder taken/run"
+    )
     export = "{class_path: lit_rlhf.callbacks.ExportModel, init_args: {directory: ../taken/model}}"
     (project / "export.yaml").write_text(f"trainer: {{callbacks+: [{export}]}}")
-    refused(fit("sft.yaml", "-c", "export.yaml"), "cannot write to", "taken/model")
+    assert_refused(fit("sft.yaml", "-c", "export.yaml"), "cannot write to", "taken/model")
     assert not reads
 
 
@@ -315,14 +319,14 @@ def checkpoint(fit: Fit, project: Path) -> str:
 def test_a_checkpoint_of_another_module_is_refused(recipe, fit, checkpoint, reads):
     reads.clear()
     module = {"reward": "RewardModule", "ppo": "PPOModule"}[recipe]
-    refused(fit(f"{recipe}.yaml", f"--ckpt_path={checkpoint}"), "SFTModule", module)
+    assert_refused(fit(f"{recipe}.yaml", f"--ckpt_path={checkpoint}"), "SFTModule", module)
     assert not reads
 
 
-def test_a_checkpoint_that_is_missing_or_none_is_refused(fit, project, reads):
+def test_a_missing_or_invalid_checkpoint_is_refused(fit, project, reads):
     (project / "text.ckpt").write_text("no checkpoint")
-    refused(fit("sft.yaml", "--ckpt_path=nowhere.ckpt"), "no checkpoint nowhere.ckpt")
-    refused(fit("sft.yaml", "--ckpt_path=text.ckpt"), "text.ckpt is no readable checkpoint")
+    assert_refused(fit("sft.yaml", "--ckpt_path=nowhere.ckpt"), "no checkpoint nowhere.ckpt")
+    assert_refused(fit("sft.yaml", "--ckpt_path=text.ckpt"), "text.ckpt is no readable checkpoint")
     assert not reads
 
 
@@ -334,20 +338,20 @@ KEPT = (
 )
 
 
-def test_a_reward_that_is_no_number_stops_and_keeps_the_last_checkpoint(fit, project):
-    refused(fit("ppo.yaml", "--model.reward.function=mine.nan", *KEPT), "8 of 8 scores at step 0 are not finite")
+def test_a_non_finite_reward_stops_and_keeps_the_last_checkpoint(fit, project):
+    assert_refused(fit("ppo.yaml", "--model.reward.function=mine.nan", *KEPT), "8 of 8 scores at step 0 are not finite")
     assert not (project / "kept").exists()
     # the second iteration, of two steps each
     result = fit("ppo.yaml", "--model.reward.function=mine.later_infinite", *KEPT)
-    refused(result, "1 of 8 scores at step 2 are not finite", "prompt")
+    assert_refused(result, "1 of 8 scores at step 2 are not finite", "prompt")
     assert torch.load(project / "kept" / "last.ckpt", weights_only=True)["global_step"] == 2
     code, _, printed = fit("ppo.yaml", *KEPT, "--ckpt_path=kept/last.ckpt")
     assert code == 0, printed
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(fit, project):
-    # so high a rate that the second loss overflows
-    refused(fit("sft.yaml", "--model.optimizer.lr=1e30", *KEPT), "the loss is nan at step 1 (epoch 0, batch 1)")
+def test_a_non_finite_loss_stops_and_keeps_the_last_checkpoint(fit, project):
+    # at this learning rate the second loss overflows
+    assert_refused(fit("sft.yaml", "--model.optimizer.lr=1e30", *KEPT), "the loss is nan at step 1 (epoch 0, batch 1)")
     saved = torch.load(project / "kept" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 1
     code, _, printed = fit("sft.yaml", *KEPT, "--trainer.max_steps=1", "--ckpt_path=kept/last.ckpt")

@@ -54,14 +54,14 @@ def test_a_temporary_failure_is_retried_and_a_lasting_one_is_reported(failure) -
         assert len(service.requests) == 3
     with serve(lambda request, before: failure) as service:
         answer = JSONClient(service.url, **FAST).request({}, value)
-        assert isinstance(answer, RequestFailed) and "(3 tries)" in answer.reason
+        assert isinstance(answer, RequestFailed) and "(3 attempts)" in answer.reason
         assert len(service.requests) == 3
 
 
 def test_a_truncated_number_is_no_response() -> None:
     with serve(lambda request, before: Reply(b"0.9", headers={"Content-Length": "4"})) as service:
         answer = JSONClient(service.url, **FAST).request({}, lambda answer, _: float(answer))
-    assert answer == RequestFailed("a response that ends 1 bytes early (3 tries)")
+    assert answer == RequestFailed("a response that ends 1 bytes early (3 attempts)")
 
 
 def test_a_bad_request_is_not_retried() -> None:

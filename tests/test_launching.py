@@ -1,4 +1,4 @@
-"""Several nodes: the environments of torchrun and SLURM, as two nodes of one process each; the page's scripts."""
+"""Two nodes of one process each, in the environments of torchrun and SLURM; the launch scripts in the docs."""
 
 import os
 import re
@@ -20,13 +20,13 @@ from tests.helpers.small_runs import assert_same_weights, demonstrations, full_w
 PAGE = ROOT / "docs" / "hardware.md"
 
 
-def be_torchrun() -> None:
-    """One process a node: what torchrun sets where --nproc-per-node is 1."""
+def set_torchrun_environment() -> None:
+    """Set the environment of torchrun with --nproc-per-node=1."""
     os.environ |= {"GROUP_RANK": os.environ["RANK"], "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 
 
-def be_slurm() -> None:
-    """One task a node: what srun sets."""
+def set_slurm_environment() -> None:
+    """Set the environment of srun with one task per node."""
     rank = os.environ["RANK"]
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "TORCHELASTIC_RUN_ID"):
         del os.environ[name]
@@ -44,8 +44,8 @@ def train(model: str, folder: Path, micro_batch_size: int, **settings: Any) -> l
     return full_weights(module)
 
 
-@pytest.mark.parametrize("environment", [be_torchrun, be_slurm])
-def test_two_nodes_are_one_process(environment, llama, tmp_path):
+@pytest.mark.parametrize("environment", [set_torchrun_environment, set_slurm_environment])
+def test_two_nodes_equal_one_process(environment, llama, tmp_path):
     def node() -> Any:
         environment()
         ddp = train(llama, tmp_path, 4, num_nodes=2, strategy="ddp")
@@ -57,7 +57,7 @@ def test_two_nodes_are_one_process(environment, llama, tmp_path):
             assert_same_weights(weights, one)
 
 
-def test_the_pages_scripts_start_as_many_processes_as_their_recipe_has_devices():
+def test_the_scripts_start_as_many_processes_as_their_recipe_has_devices():
     scripts = [text for text in blocks(PAGE, "sh") if "lit_rlhf fit" in text or "lit-rlhf fit" in text]
     assert len(scripts) == 2
     for script in scripts:

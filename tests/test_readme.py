@@ -1,4 +1,4 @@
-"""Every shell command of README.md and docs/ is accounted for, and the README's three stages and snippet run."""
+"""Every shell command of README.md and docs/ is run or parsed, and the README's three stages and snippet run."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from lit_rlhf.commands.support.quickstart_pipeline import copy_recipes
 from tests.helpers.pages import DOCS, README, ROOT, blocks, commands, named_blocks
 
 PAGES = {page.relative_to(ROOT).as_posix(): page for page in (README, *DOCS) if page.name != "extending.md"}
-# what shortens a stage to seconds on the tiny model
+# settings that shorten a stage to seconds on the tiny model
 SHORT = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 SHORT_STAGE = {
     "small/sft": ["--data.micro_batch_size=4"],
@@ -32,12 +32,12 @@ def run(line: str, *more: str) -> int:
 
 
 @pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
-def test_every_command_is_accounted_for(
+def test_every_command_is_valid(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In the order of the page, in an empty folder: quick commands run, long ones are parsed to the last setting."""
+    """In the order of the page, in an empty folder: quick commands run, long ones are parsed."""
     monkeypatch.chdir(tmp_path)
-    copy_recipes(Path("runs/quickstart"))  # what the quickstart writes before its first stage
+    copy_recipes(Path("runs/quickstart"))  # written by the quickstart before its first stage
     for name, text in (named_blocks(page, "python") | named_blocks(page, "yaml")).items():
         Path(name).write_text(text)
     targets = set(re.findall(r"^(\w+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -51,15 +51,15 @@ def test_every_command_is_accounted_for(
             assert run(line, "--print_config") == 0, f"{line}\n{capsys.readouterr().err}"
             assert "class_path: lit_rlhf.modules." in capsys.readouterr().out
         elif words[1] == "evaluate":
-            assert run(line) == 2, line  # the recipe is understood; there is no model here
+            assert run(line) == 2, line  # the recipe parses; there is no model here
             assert "there is no folder 'runs/quickstart/" in capsys.readouterr().err, line
         elif words[1] == "sweep":
             monkeypatch.setattr(sweep_runs, "start_process", lambda run, jobs: 0)  # every run's recipe is parsed
             assert run(line) == 0, f"{line}\n{capsys.readouterr().err}"
-        elif words[1] == "plan":  # the recipe is understood; the model is on the hub, or is not there yet
+        elif words[1] == "plan":  # the recipe parses; the model is on the hub, or does not exist yet
             assert run(line) == 0 or re.search("hub|no folder", capsys.readouterr().err), line
         elif words[1] in ("export", "generate", "labelers", "rank", "best-of-n"):
-            assert run(line) == 2, line  # there is no such folder or file here; what is given is understood
+            assert run(line) == 2, line  # the arguments parse; there is no such folder or file here
             assert re.search("no (such )?(checkpoint|folder|data file)", capsys.readouterr().err), line
         else:
             assert words[1] in ("recipes", "fit") or words[1].startswith("--"), f"{page.name}: {line}"
@@ -72,7 +72,7 @@ def write_rows(path: str, rows: list[dict[str, object]]) -> None:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user's folder with the data files that the README names."""
+    """A folder with the data files that the README names."""
     monkeypatch.chdir(tmp_path)
     prompts = [f"w{i} w{i + 1}" for i in range(20)]
     write_rows("demonstrations.jsonl", [{"prompt": each, "completion": f" {each}"} for each in prompts])

@@ -1,4 +1,4 @@
-"""Every shipped recipe, alone and under every overlay, becomes module, data module and trainer; its head says how."""
+"""Every shipped recipe, alone and with every overlay, instantiates; its header comment is complete and correct."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ EVALUATIONS = {name: path for name, path in shipped_recipes().items() if is_eval
 RECIPES = {name: p for name, p in shipped_recipes().items() if not is_overlay(name) and not is_evaluation(name)}
 OVERLAYS = {name: path for name, path in shipped_recipes().items() if is_overlay(name)}
 STAGES = ("quickstart/pretraining", "quickstart/sft", "quickstart/reward", "quickstart/ppo", "quickstart/ppo-ptx")
-# refused on one CPU, or for want of a package or a server: tests/cli/test_overlays.py
+# refused on one CPU, or without a package or a server: tests/cli/test_overlays.py
 REFUSED = (
     "generator/vllm",
     "optimizer/adamw-8bit-sharded",
@@ -26,63 +26,66 @@ REFUSED = (
     "precision/16-mixed",
     "strategy/deepspeed",
 )
-OF_PPO = ("compute/offload-frozen",)  # refused on the other stages
-HEAD = {"recipe": ("Hardware", "Command", "Override", "Expect"), "overlay": ("Hardware", "Command")}
+PPO_ONLY = ("compute/offload-frozen",)  # refused on the other stages
+HEADER = {"recipe": ("Hardware", "Command", "Override", "Expect"), "overlay": ("Hardware", "Command")}
 
 
 @pytest.fixture
 def instantiate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Everything that `fit` does before it runs, in an empty folder, on one CPU; no model may be read."""
-    made: list[RecipeCLI] = []
+    """Run `fit` up to the instantiation, in an empty folder, on one CPU; reading a model fails."""
+    instantiated: list[RecipeCLI] = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr(RecipeCLI, "_run_subcommand", lambda cli, _: made.append(cli))
+    monkeypatch.setattr(RecipeCLI, "_run_subcommand", lambda cli, _: instantiated.append(cli))
     for auto in ("AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoTokenizer", "AutoConfig"):
         monkeypatch.setattr(f"transformers.{auto}.from_pretrained", lambda *_, **__: pytest.fail("a model was read"))
 
     def run(*names: str) -> RecipeCLI:
         recipes = [word for name in names for word in ("-c", name)]
         assert main(["fit", *recipes, "--trainer.accelerator=cpu", "--trainer.devices=1"]) == 0
-        return made[-1]
+        return instantiated[-1]
 
     return run
 
 
-def assert_made(cli: RecipeCLI) -> None:
+def assert_instantiated(cli: RecipeCLI) -> None:
     assert isinstance(cli.model, LitModule)
     assert isinstance(cli.datamodule, L.LightningDataModule)
     assert isinstance(cli.trainer, L.Trainer)
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_becomes_module_data_and_trainer(name, instantiate):
-    assert_made(instantiate(name))
+def test_a_recipe_instantiates(name, instantiate):
+    assert_instantiated(instantiate(name))
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_overlay_goes_onto_every_stage(stage, instantiate):
+def test_every_overlay_works_on_every_stage(stage, instantiate):
     plain = instantiate(stage)
-    for overlay in OVERLAYS.keys() - set(REFUSED if "ppo" in stage else (*REFUSED, *OF_PPO)):
+    for overlay in OVERLAYS.keys() - set(REFUSED if "ppo" in stage else (*REFUSED, *PPO_ONLY)):
         cli = instantiate(stage, overlay)
-        assert_made(cli)
+        assert_instantiated(cli)
         kinds = [type(callback).__name__ for callback in cli.trainer.callbacks]
         for callback in plain.trainer.callbacks:
             assert type(callback).__name__ in kinds, f"{overlay} loses {type(callback).__name__}"
 
 
-def optimizer_of(cli: RecipeCLI) -> dict[str, Any]:
+def read_optimizer(cli: RecipeCLI) -> dict[str, Any]:
     settings = cli.config["fit"]["model"]["init_args"]["optimizer"]
     return {"class_path": settings["class_path"], **settings["init_args"]}
 
 
 @pytest.mark.parametrize("overlay", [n for n in OVERLAYS if n.startswith("optimizer/") and n not in REFUSED])
 def test_an_optimizer_overlay_keeps_rate_and_betas(overlay, instantiate):
-    before, after = optimizer_of(instantiate("quickstart/sft")), optimizer_of(instantiate("quickstart/sft", overlay))
+    before, after = (
+        read_optimizer(instantiate("quickstart/sft")),
+        read_optimizer(instantiate("quickstart/sft", overlay)),
+    )
     assert (after["lr"], list(after["betas"])) == (before["lr"], list(before["betas"]))
     assert overlay == "optimizer/adamw" or after["class_path"].startswith("bitsandbytes.optim.")
 
 
-def test_overlays_change_what_they_say(instantiate):
+def test_overlays_change_their_settings(instantiate):
     for precision in ("32-true", "bf16-mixed"):
         assert (
             instantiate("quickstart/sft", f"precision/{precision}").config["fit"]["trainer"]["precision"] == precision
@@ -99,14 +102,14 @@ def test_overlays_change_what_they_say(instantiate):
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
-def test_the_head_says_what_it_is_on_what_and_how(name):
+def test_the_header_names_title_hardware_and_command(name):
     lines = shipped_recipes()[name].read_text().splitlines()
     head = []
     for line in lines:
         if not line.startswith("#"):
             break
         head.append(line)
-    fields = HEAD["overlay" if is_overlay(name) else "recipe"]
+    fields = HEADER["overlay" if is_overlay(name) else "recipe"]
     assert len(head[0]) > 20 and head[0].endswith("."), "a title that says what it is"
     for line, field in zip(head[1:], fields, strict=True):
         assert re.match(rf"# {field}: +\S", line), f"{name}: the line of {field} is {line!r}"
@@ -116,7 +119,7 @@ def test_the_head_says_what_it_is_on_what_and_how(name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_override_of_the_head_is_one(name, instantiate, capsys):
+def test_the_override_of_the_header_is_valid(name, instantiate, capsys):
     lines = RECIPES[name].read_text().splitlines()
     settings = re.findall(r"--[\w.+]+=\S+", next(line for line in lines if line.startswith("# Override:")))
     assert settings
@@ -124,7 +127,7 @@ def test_the_override_of_the_head_is_one(name, instantiate, capsys):
 
 
 @pytest.mark.parametrize("name", EVALUATIONS)
-def test_an_evaluation_becomes_suites_and_its_override_is_one(name, tmp_path, monkeypatch):
+def test_an_evaluation_instantiates_and_its_override_is_valid(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = EVALUATIONS[name].read_text().splitlines()
     settings = re.findall(r"--[\w.+]+=\S+", next(line for line in lines if line.startswith("# Override:")))

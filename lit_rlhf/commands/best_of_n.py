@@ -49,10 +49,10 @@ def run(command: str, args: list[str]) -> int:
 
 def check_settings(settings: Namespace) -> None:
     """Refuse invalid settings before anything is loaded."""
-    for name, least in (("n", 1), ("limit", 1), ("batch_size", 1), ("max_prompt_length", 1)):
+    for name in ("n", "limit", "batch_size", "max_prompt_length"):
         value = getattr(settings, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name.replace('_', '-')} must be {least} or more, got {value}")
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be 1 or more, got {value}")
     if settings.missing_eos_score is not None and settings.missing_eos_penalty is not None:
         raise UserError("--missing-eos-score and --missing-eos-penalty exclude each other")
     if settings.temperature <= 0:
@@ -76,7 +76,11 @@ def sample_and_write(settings: Namespace) -> Any:
     from lit_rlhf.data.prompt_template import PromptTemplate
     from lit_rlhf.data.prompts import read_prompts
     from lit_rlhf.data.truncation import TruncationPolicy
-    from lit_rlhf.evaluation.models.best_of_n import compute_best_of_n_curve, check_fits_max_positions, sample_candidates
+    from lit_rlhf.evaluation.models.best_of_n import (
+        check_fits_max_positions,
+        compute_best_of_n_curve,
+        sample_candidates,
+    )
     from lit_rlhf.generation.sampling import MissingEOS, SamplingParams
     from lit_rlhf.models.loading import load_causal_lm, load_config, load_tokenizer
     from lit_rlhf.models.loading_config import ModelLoadingConfig

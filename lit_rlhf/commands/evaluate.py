@@ -43,6 +43,7 @@ def instantiate_evaluation(args: list[str], locations: ConfigLocations) -> Any:
     """Return the evaluation that recipes and arguments describe; an error of jsonargparse becomes one line."""
     from jsonargparse import ArgumentParser
 
+    from lit_rlhf.commands.support.compatibility import get_class_name
     from lit_rlhf.commands.support.recipe_cli import unwrap_error
     from lit_rlhf.evaluation.run import Evaluation
 
@@ -54,7 +55,7 @@ def instantiate_evaluation(args: list[str], locations: ConfigLocations) -> Any:
     except ArgumentError as problem:
         options = [action.dest for action in parser._actions]
         raise UserError(explain_parse_error(str(problem), options, locations)) from None
-    if str(getattr(config.logger, "class_path", "")).endswith("WandbLogger"):
+    if get_class_name(config.logger) == "WandbLogger":
         prepare_wandb(os.environ)
     try:
         # constructors run here; a ValueError of theirs is about their settings

@@ -30,7 +30,7 @@ def run(command: str, args: list[str]) -> int:
     add = parser.add_argument
     add("file", nargs="?", default="-", help="JSONL, JSON, CSV or Parquet; - reads JSONL from stdin [-]")
     add("--model", action="append", required=True, metavar="DIR", help="a reward model; repeat it for an ensemble")
-    add("--aggregate", default="mean", metavar="NAME", help="mean, min or mean_minus_std [%(default)s]")
+    add("--aggregation", default="mean", metavar="NAME", help="mean, min or mean_minus_std [%(default)s]")
     add("--num-std", type=float, default=1.0, metavar="C", help="mean_minus_std is mean - C std [%(default)s]")
     add("--template", metavar="NAME", help="template of the prompts in training [none]")
     add("--out", type=Path, metavar="FILE", help="output file [stdout]")
@@ -55,8 +55,8 @@ def check_settings(settings: Namespace) -> None:
     """Refuse invalid settings before anything is read."""
     from lit_rlhf.functional import AGGREGATIONS
 
-    if settings.aggregate not in AGGREGATIONS:
-        raise UserError(f"--aggregate must be one of {', '.join(AGGREGATIONS)}, got {settings.aggregate!r}")
+    if settings.aggregation not in AGGREGATIONS:
+        raise UserError(f"--aggregation must be one of {', '.join(AGGREGATIONS)}, got {settings.aggregation!r}")
     if settings.num_std < 0:
         raise UserError(f"--num-std must be 0 or more, got {settings.num_std}")
     if settings.batch_size < 1:
@@ -119,7 +119,7 @@ def rank_groups(groups: list[CompletionGroup], settings: Namespace) -> list[dict
     from lit_rlhf.functional import aggregate_scores
 
     members = torch.stack([score_completions(path, groups, settings) for path in settings.model])  # (M, N)
-    scores = aggregate_scores(members, settings.aggregate, settings.num_std)
+    scores = aggregate_scores(members, settings.aggregation, settings.num_std)
     std = members.std(0, correction=0)  # (N,)
     rows, start = [], 0
     for group in groups:

@@ -184,8 +184,11 @@ class CompiledCacheBatch(StaticCacheBatch):
     def prefill(self) -> Tensor:
         """See `DecodeBatch.prefill`."""
         logits = super().prefill()
+        self.cache.layer_class_to_replicate = None  # all layers exist; compiled code is specialized on its arguments
         for layer in self.cache.layers:
             layer.column = self.column
+            if len(layer.keys) == 1:
+                layer.keys, layer.values = layer.keys.repeat(2, 1, 1, 1), layer.values.repeat(2, 1, 1, 1)
             for states in (layer.keys, layer.values):
                 states[:, :, self.cache_position :] = 0  # masked, but 0 x NaN would be NaN
                 torch._dynamo.maybe_mark_dynamic(states, [0, 2])
@@ -199,10 +202,12 @@ class CompiledCacheBatch(StaticCacheBatch):
         filled = self.columns < self.cache_position
         hidden = to_attention_mask(torch.zeros_like(filled)[None, None, None], self.attn_implementation)
         mask = torch.where(filled, self.attention_mask, hidden).contiguous()
-        inputs = tokens[:, None].contiguous(), mask, self.position_ids.contiguous()
+        inputs = [tokens[:, None].contiguous(), mask, self.position_ids.contiguous()]
+        if len(tokens) == 1:  # computed twice: a size of 1 is never dynamic
+            inputs = [torch.cat([each, each]) for each in inputs]
         for tensor, dims in zip(inputs, ([0], [0, 3], [0])):
             torch._dynamo.maybe_mark_dynamic(tensor, dims)
-        logits = self.compiled_step(self.model, *inputs, self.cache)
+        logits = self.compiled_step(self.model, *inputs, self.cache)[: len(tokens)]
         for layer in self.cache.layers:
             layer.cache_position = self.cache_position
         return logits
@@ -248,9 +253,10 @@ class StaticCacheLayer(DynamicLayer):
     def _allocate(self, prompts: Tensor) -> Tensor:
         """Return memory for all columns, with those of the prompts (B, H, P, d) filled in."""
         count, heads, width, head_dim = prompts.shape
-        states = prompts.new_empty(count, self.num_samples, heads, self.max_length, head_dim)
-        states[..., :width, :] = prompts[:, None]
-        return states.flatten(0, 1)
+        # no view of another tensor: compiled code is specialized on the shape of a view's base
+        states = prompts.new_empty(count * self.num_samples, heads, self.max_length, head_dim)
+        states.view(count, self.num_samples, *states.shape[1:])[..., :width, :] = prompts[:, None]
+        return states
 
     def move(self, source: Tensor, target: Tensor) -> None:
         """Copy the rows `source` over the rows `target`."""

@@ -158,7 +158,7 @@ class LitModule(LightningModule, DataRequirements):
         """
 
     def normalize_loss(self, total: Tensor, normalizer: Tensor) -> Tensor:
-        """Return the loss of a micro-batch such that the gradients of a minibatch add up to that of its sum / normalizer.
+        """Return the loss of a micro-batch, scaled such that gradients add up to that of minibatch sum / normalizer.
 
         Lightning divides by accumulate_grad_batches and strategies average over ranks; both are multiplied back.
         """
@@ -181,7 +181,7 @@ class LitModule(LightningModule, DataRequirements):
             checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name in trainable}
 
     def frozen_model_paths(self) -> dict[str, str]:
-        """Return the models that a run uses without training them, which its checkpoints do not contain: role to path."""
+        """Return the models that a run uses but neither trains nor saves in its checkpoints: role to path."""
         return {} if self.loading.quantization is None else {"base": self.model_path}
 
     @cached_property
@@ -196,8 +196,8 @@ class LitModule(LightningModule, DataRequirements):
         for role, identity in self.model_fingerprints.items():
             if stored.get(role, identity) != identity:
                 raise UserError(
-                    f"ckpt_path: the {role} {self.frozen_model_paths()[role]!r} is not the one that this run began with "
-                    f"({identity[:19]} now, {stored[role][:19]} then); put that one back, or start a new run from "
+                    f"ckpt_path: the {role} {self.frozen_model_paths()[role]!r} is not the one that this run began "
+                    f"with ({identity[:19]} now, {stored[role][:19]} then); put that one back, or start a new run from "
                     "`lit-rlhf export`"
                 )
 

@@ -28,14 +28,14 @@ class RewardModule(LitModule):
     The prompt is computed once for all its completions, whose passes continue from its keys and values.
 
     Args:
-        model: folder or hub name of a language model (SFT, or the base model), or of a reward model to continue training.
+        model: folder or hub name of a language model (SFT, or the base model), or of a reward model to train on.
         optimizer: a callable from parameter groups to an optimizer (paper, 6B: Adam at 9e-6).
         scheduler: a callable from the optimizer to a scheduler (paper: cosine to 10 %).
         head_seed: seed of a new head, drawn from N(0, 1/√(d+1)).
         adapter: train low-rank adapters and the head instead of all weights.
         loading: how weights and tokenizer are loaded.
         pair_normalizer: what Eq. 1 divides the loss of a ranking by: its untied pairs, or all C(K, 2) pairs.
-        shared_prompt: compute a prompt once for all its completions if the model supports it; otherwise K complete rows.
+        shared_prompt: compute a prompt once for all its completions if the model supports it, and not K times.
     """
 
     export_prefix = "model.model."

@@ -63,8 +63,8 @@ def test_an_ensemble_from_stdin_and_a_written_file(models, tokenizer, tmp_path, 
     text = json.dumps(ROWS[0]) + "\n"
     for more, expected in (
         ([], members.mean(0)),
-        (["--aggregate=min"], members.min(0).values),
-        (["--aggregate=mean_minus_std", "--num-std=2"], members.mean(0) - 2 * std),
+        (["--aggregation=min"], members.min(0).values),
+        (["--aggregation=mean_minus_std", "--num-std=2"], members.mean(0) - 2 * std),
     ):
         monkeypatch.setattr("sys.stdin", io.StringIO(text))
         assert ranked(capsys, *args, *more, "--out", str(tmp_path / "out.jsonl")) == []
@@ -94,7 +94,7 @@ def test_the_table_starts_with_the_best(models, tmp_path, capsys):
             [],
             "stdin:1: prompt and completion have 132 tokens",
         ),
-        ("", ["--aggregate=median"], "--aggregate must be one of mean, min, mean_minus_std"),
+        ("", ["--aggregation=median"], "--aggregation must be one of mean, min, mean_minus_std"),
         ("", ["--modle=x"], "no option '--modle' (did you mean '--model'?)"),
         ("", ["no.jsonl"], "no data file 'no.jsonl'"),
     ],

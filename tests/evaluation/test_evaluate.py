@@ -1,4 +1,4 @@
-"""`lit-rlhf evaluate`: every real file end to end, twice alike; going on after a kill; the page, in a browser too."""
+"""`lit-rlhf evaluate`: every real file end to end, reproducibility, resuming after a kill, the page in a browser."""
 
 import json
 import os
@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from lit_rlhf.cli import main
-from lit_rlhf.evaluation import cache, likelihood, subjects
+from lit_rlhf.evaluation import cache
+from lit_rlhf.evaluation.models import evaluated_model, likelihood
 from lit_rlhf.evaluation.reports.evaluation_page import format_tables, render_page, write_evaluation_report
 from lit_rlhf.evaluation.run import log_report
 from tests.helpers.html_page import Page
@@ -34,14 +35,14 @@ def evaluated(stories: str, evaluation_data: Path, tmp_path_factory: pytest.Temp
     return folder
 
 
-def metrics(out: Path) -> dict[str, Any]:
+def read_report(out: Path) -> dict[str, Any]:
     report = json.loads((out / "report.json").read_text())
     report.pop("seconds")
     return report
 
 
 def test_every_suite_has_its_rows_and_metrics(evaluated: Path) -> None:
-    report = metrics(evaluated / "out")
+    report = read_report(evaluated / "out")
     rows = {name: suite["rows"] for name, suite in report["suites"].items()}
     benchmarks = 2 + 2 + 3 + 3 + 3 + 2 + 3 + 3 + 3
     assert rows == {
@@ -54,15 +55,15 @@ def test_every_suite_has_its_rows_and_metrics(evaluated: Path) -> None:
     }
     for suite in report["suites"].values():
         for row in suite["metrics"].values():
-            if set(row["models"]) != {"stories", "few-shot"}:  # nobody was asked about a model against itself
+            if set(row["models"]) != {"stories", "few-shot"}:  # identical completions have no verdicts
                 assert row["models"].keys() == {"few-shot"}
                 continue
             base, other = row["models"]["stories"], row["models"]["few-shot"]
             if None not in (base["value"], other["value"]):
                 assert base["change"] == 0.0 and other["change"] == pytest.approx(other["value"] - base["value"])
-    won = report["suites"]["preference"]["metrics"]["T = 1: win rate"]["models"]["stories"]
-    assert (won["value"], won["low"], won["high"]) == (0.5, 0.5, 0.5)
-    assert any("cut in front" in note for note in report["suites"]["benchmarks"]["notes"]["stories"])
+    win_rate = report["suites"]["preference"]["metrics"]["T = 1: win rate"]["models"]["stories"]
+    assert (win_rate["value"], win_rate["low"], win_rate["high"]) == (0.5, 0.5, 0.5)
+    assert any("left-truncated" in note for note in report["suites"]["benchmarks"]["notes"]["stories"])
 
 
 def test_twice_gives_the_same_metrics_to_the_last_bit(evaluated: Path, tmp_path: Path) -> None:
@@ -70,10 +71,10 @@ def test_twice_gives_the_same_metrics_to_the_last_bit(evaluated: Path, tmp_path:
     recipe |= {"out": str(tmp_path / "out"), "models": {"stories": recipe["models"]["stories"]}}
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(recipe))
     assert main(["evaluate", "-c", str(tmp_path / "again.yaml"), "--progress=false"]) == 0
-    first, second = metrics(evaluated / "out"), metrics(tmp_path / "out")
+    first, second = read_report(evaluated / "out"), read_report(tmp_path / "out")
     for name, suite in second["suites"].items():
-        for figure, row in suite["metrics"].items():
-            assert row["models"]["stories"] == first["suites"][name]["metrics"][figure]["models"]["stories"]
+        for metric, row in suite["metrics"].items():
+            assert row["models"]["stories"] == first["suites"][name]["metrics"][metric]["models"]["stories"]
         for mine, theirs in zip(suite["samples"], first["suites"][name]["samples"]):
             assert mine["answers"]["stories"] == theirs["answers"]["stories"]
         assert suite["notes"].get("stories") == first["suites"][name]["notes"].get("stories")
@@ -83,17 +84,17 @@ def test_a_finished_evaluation_computes_nothing_again(evaluated: Path, monkeypat
     monkeypatch.setattr(
         "lit_rlhf.evaluation.models.evaluated_model.load_causal_lm", lambda *_: pytest.fail("a model was loaded")
     )
-    before = metrics(evaluated / "out")
+    before = read_report(evaluated / "out")
     assert main(["evaluate", "-c", str(evaluated / "recipe.yaml"), "--progress=false"]) == 0
-    assert metrics(evaluated / "out") == before
+    assert read_report(evaluated / "out") == before
 
 
 def killed_before(call: int, module: ModuleType, name: str, args: list[str]) -> int:
-    """Run the command in a fork that stands still before that call of a function, and is then killed; its status."""
+    """Run the command in a fork that blocks before a given call of a function and is then killed; return its status."""
     reads, writes = os.pipe()
     child = os.fork()
     if child == 0:
-        cache.FLUSH_SECONDS = 0.0  # by itself it waits some seconds: this test is done before
+        cache.FLUSH_SECONDS = 0.0  # the default of seconds is longer than this test
         calls, function = iter(range(call)), getattr(module, name)
 
         def counted(*values: Any) -> Any:
@@ -116,10 +117,16 @@ def killed_before(call: int, module: ModuleType, name: str, args: list[str]) -> 
 
 TOXICITY = {"scorer": {"class_path": "lit_rlhf.evaluation.KeywordToxicity"}, "prefixes": ["basic"], "limit": 120}
 WORK = {
-    "answers": (subjects, "generate", "RealToxicityPrompts", "realtoxicityprompts.jsonl.gz", TOXICITY),
+    "answers": (
+        evaluated_model,
+        "generate_completions",
+        "RealToxicityPrompts",
+        "realtoxicityprompts.jsonl.gz",
+        TOXICITY,
+    ),
     "likelihoods": (
         likelihood,
-        "forward",
+        "score_continuations",
         "CrowSPairs",
         "crows_pairs_anonymized.csv",
         {"prefixes": ["basic"], "limit": 60},
@@ -128,7 +135,7 @@ WORK = {
 
 
 @pytest.mark.parametrize("module, name, kind, file, settings", WORK.values(), ids=WORK)
-def test_an_evaluation_that_was_killed_goes_on_where_it_was(
+def test_an_evaluation_that_was_killed_resumes(
     module, name, kind, file, settings, stories: str, evaluation_data: Path, tmp_path: Path, monkeypatch
 ) -> None:
     suite = {
@@ -144,14 +151,15 @@ def test_an_evaluation_that_was_killed_goes_on_where_it_was(
     calls, function = [], getattr(module, name)
     monkeypatch.setattr(module, name, lambda *values: calls.append(1) or function(*values))
     assert main(args) == 0
-    resumed, left = metrics(tmp_path / "out"), len(calls)
+    resumed, num_remaining = read_report(tmp_path / "out"), len(calls)
     shutil.rmtree(tmp_path / "out")
     assert main(args) == 0
-    assert left in (len(calls) - left - 15, len(calls) - left - 14)  # the chunk in hand may be done again, no other
-    assert metrics(tmp_path / "out") == resumed
+    num_total = len(calls) - num_remaining
+    assert num_remaining in (num_total - 15, num_total - 14)  # at most the current batch is computed again
+    assert read_report(tmp_path / "out") == resumed
 
 
-def test_an_evaluation_that_was_interrupted_says_that_it_goes_on(llama, tmp_path, monkeypatch, capsys) -> None:
+def test_an_interrupted_evaluation_says_that_it_can_be_resumed(llama, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pairs.csv").write_text("sent_more,sent_less,stereo_antistereo,bias_type\nw1 w2,w1 w3,stereo,age\n")
     suite = {"class_path": "lit_rlhf.evaluation.CrowSPairs", "init_args": {"path": "pairs.csv"}}
@@ -161,10 +169,10 @@ def test_an_evaluation_that_was_interrupted_says_that_it_goes_on(llama, tmp_path
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(likelihood, "forward", interrupt)
+    monkeypatch.setattr(likelihood, "score_continuations", interrupt)
     assert main(["evaluate", "-c", "recipe.yaml", "--progress=false"]) == 130
-    told = "what was computed is kept in out/cache: the same command goes on from there\ninterrupted\n"
-    assert capsys.readouterr().err.endswith(told)
+    message = "what was computed is kept in out/cache: the same command goes on from there\ninterrupted\n"
+    assert capsys.readouterr().err.endswith(message)
 
 
 def test_the_page_loads_nothing_and_escapes_everything(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +192,7 @@ def test_the_page_loads_nothing_and_escapes_everything(evaluated: Path, monkeypa
     attack = "</td><script>alert('x')</script>"
     report["suites"]["toxicity"]["samples"][0]["answers"]["stories"]["text"] = attack
     report["suites"]["toxicity"]["samples"][0]["group"] = attack
-    monkeypatch.setattr("lit_rlhf.evaluation.reports.evaluation_page.chart", lambda *_: [])  # plots take their time
+    monkeypatch.setattr("lit_rlhf.evaluation.reports.evaluation_page.draw_charts", lambda *_: [])  # plots are slow
     assert sum(tag == "script" for tag, _ in Page(render_page(report)).tags) == 1
 
 
@@ -222,7 +230,7 @@ def test_the_page_works_in_a_browser_without_a_fault_or_a_request(evaluated: Pat
         str(BROWSER),
         *f"--headless --no-sandbox --disable-gpu {quiet} --enable-logging=stderr --v=0".split(),
         f"--user-data-dir={tmp_path / 'profile'}",
-        "--host-resolver-rules=MAP * ~NOTFOUND",  # what the browser itself would like to ask goes nowhere
+        "--host-resolver-rules=MAP * ~NOTFOUND",  # no requests of the browser itself
         "--dump-dom",
         f"file://{tmp_path / 'page.html'}",
     ]
@@ -230,10 +238,10 @@ def test_the_page_works_in_a_browser_without_a_fault_or_a_request(evaluated: Pat
     assert "CONSOLE" not in found.stderr, found.stderr
     title = re.search(r"<title>(.*?)</title>", found.stdout, re.DOTALL)
     assert title is not None
-    seen = json.loads(title.group(1).replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
-    assert seen["faults"] == [] and seen["resources"] == []
-    assert seen["moved"] and seen["same"]
-    assert seen["groups"] == [seen["chosen"]]
+    state = json.loads(title.group(1).replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
+    assert state["faults"] == [] and state["resources"] == []
+    assert state["moved"] and state["same"]
+    assert state["groups"] == [state["chosen"]]
 
 
 def test_the_tables_of_the_terminal_align(evaluated: Path) -> None:
@@ -243,7 +251,7 @@ def test_the_tables_of_the_terminal_align(evaluated: Path) -> None:
     assert len({len(line) for line in block[:4]}) == 1
 
 
-def test_weights_and_biases_gets_figures_and_tables(evaluated: Path, tmp_path: Path, monkeypatch) -> None:
+def test_weights_and_biases_gets_metrics_and_tables(evaluated: Path, tmp_path: Path, monkeypatch) -> None:
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 
@@ -284,7 +292,7 @@ def test_weights_and_biases_gets_figures_and_tables(evaluated: Path, tmp_path: P
         ({"models": {"m": {"path": "./nowhere"}}}, "model: there is no folder './nowhere'"),
     ],
 )
-def test_what_is_wrong_with_a_recipe_is_told_in_one_line(
+def test_an_error_in_a_recipe_is_one_line(
     change: dict[str, Any], message: str, llama: str, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -298,7 +306,7 @@ def test_what_is_wrong_with_a_recipe_is_told_in_one_line(
     assert error.count("\n") == 1 and message in error, error
 
 
-def test_a_value_that_json_cannot_say_is_named(evaluated: Path, tmp_path: Path) -> None:
+def test_a_value_that_is_not_json_serializable_is_named(evaluated: Path, tmp_path: Path) -> None:
     report = json.loads((evaluated / "out" / "report.json").read_text())
     report["suites"]["toxicity"]["metrics"]["basic"]["models"]["stories"]["value"] = float("nan")
     with pytest.raises(ValueError, match=r"suites\.toxicity\.metrics\.basic\.models\.stories\.value is nan"):

@@ -1,4 +1,4 @@
-"""Figures of a reward model's quality, against loops over pairs."""
+"""Reward model metrics against loops over pairs; degenerate answers; the page."""
 
 import json
 import math
@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 
 from lit_rlhf.evaluation.degenerate_answers import DEGENERATE_KINDS, DegenerateAnswers
 from lit_rlhf.evaluation.reports.reward_model_page import write_reward_model_report
-from lit_rlhf.evaluation.reward_model_metrics import ScoredRankings, degenerate_win_rates, compute_reward_model_metrics, summarize_metrics
+from lit_rlhf.evaluation.reward_model_metrics import (
+    ScoredRankings,
+    compute_reward_model_metrics,
+    degenerate_win_rates,
+    summarize_metrics,
+)
 
 # (ranking, rank, score, length); few values, so that ties of every kind are common
 completions = st.lists(
@@ -30,16 +35,16 @@ def scored(rows) -> ScoredRankings:
 
 
 def pairs(rows) -> list[dict[str, Any]]:
-    """Every pair told apart, as (margin, right, K, tokens by which the better is longer)."""
-    found = []
+    """Every untied pair: margin, correct, K, length difference."""
+    untied = []
     for one, other in combinations(rows, 2):
         if one[0] == other[0] and one[1] != other[1]:
             better, worse = (one, other) if one[1] < other[1] else (other, one)
             margin = better[2] - worse[2]
-            right = 1.0 if margin > 0 else 0.5 if margin == 0 else 0.0
+            correct = 1.0 if margin > 0 else 0.5 if margin == 0 else 0.0
             K = sum(row[0] == one[0] for row in rows)
-            found.append({"margin": margin, "right": right, "K": K, "longer": better[3] - worse[3]})
-    return found
+            untied.append({"margin": margin, "correct": correct, "K": K, "length_difference": better[3] - worse[3]})
+    return untied
 
 
 @given(completions)
@@ -52,43 +57,46 @@ def test_metrics_equal_loops_over_pairs(rows):
     if not expected:
         assert "accuracy" not in metrics and summarize_metrics(metrics)["accuracy"] is None
         return
-    right = [pair["right"] for pair in expected]
-    assert metrics["accuracy"]["value"] == pytest.approx(statistics.fmean(right))
+    correct = [pair["correct"] for pair in expected]
+    assert metrics["accuracy"]["value"] == pytest.approx(statistics.fmean(correct))
     losses = [math.log1p(math.exp(-pair["margin"])) for pair in expected]
     assert metrics["log_loss"] == pytest.approx(statistics.fmean(losses))
-    surer = [1 / (1 + math.exp(-abs(pair["margin"]))) for pair in expected]
+    confidences = [1 / (1 + math.exp(-abs(pair["margin"]))) for pair in expected]
     bins: dict[int, list[float]] = {}
-    for stated, met in zip(surer, right):
-        bins.setdefault(min(int(stated * 20), 19), []).append(met - stated)
+    for confidence, outcome in zip(confidences, correct):
+        bins.setdefault(min(int(confidence * 20), 19), []).append(outcome - confidence)
     error = sum(abs(math.fsum(gaps)) for gaps in bins.values()) / len(expected)
     assert metrics["calibration_error"] == pytest.approx(error, abs=1e-9)
     assert sum(metrics["reliability"]["count"]) == len(expected)
     for row in metrics["by_size"]:
-        mine = [pair["right"] for pair in expected if pair["K"] == row["K"]]
-        assert (row["pairs"], row["accuracy"]) == (len(mine), pytest.approx(statistics.fmean(mine)))
-    for name, value in (("by_margin", lambda pair: abs(pair["margin"])), ("by_length", lambda pair: pair["longer"])):
+        own = [pair["correct"] for pair in expected if pair["K"] == row["K"]]
+        assert (row["pairs"], row["accuracy"]) == (len(own), pytest.approx(statistics.fmean(own)))
+    for name, value in (
+        ("by_margin", lambda pair: abs(pair["margin"])),
+        ("by_length", lambda pair: pair["length_difference"]),
+    ):
         assert sum(row["pairs"] for row in metrics[name]) == len(expected)
         for row in metrics[name]:
-            mine = [pair["right"] for pair in expected if row["low"] <= value(pair) <= row["high"]]
-            assert (row["pairs"], row["accuracy"]) == (len(mine), pytest.approx(statistics.fmean(mine)))
+            own = [pair["correct"] for pair in expected if row["low"] <= value(pair) <= row["high"]]
+            assert (row["pairs"], row["accuracy"]) == (len(own), pytest.approx(statistics.fmean(own)))
 
 
 @given(completions)
-def test_who_prefers_the_longer_one(rows):
-    unequal = [pair for pair in pairs(rows) if pair["longer"]]
+def test_longer_preferred(rows):
+    unequal = [pair for pair in pairs(rows) if pair["length_difference"]]
     longer = compute_reward_model_metrics(scored(rows)).get("longer_preferred", {"labelers": None, "model": None})
     if not unequal:
         assert longer == {"labelers": None, "model": None}
         return
-    by_labelers = [float(pair["longer"] > 0) for pair in unequal]
-    by_model = [pair["right"] if pair["longer"] > 0 else 1 - pair["right"] for pair in unequal]
+    by_labelers = [float(pair["length_difference"] > 0) for pair in unequal]
+    by_model = [pair["correct"] if pair["length_difference"] > 0 else 1 - pair["correct"] for pair in unequal]
     assert longer == {
         "labelers": pytest.approx(statistics.fmean(by_labelers)),
         "model": pytest.approx(statistics.fmean(by_model)),
     }
 
 
-def test_degenerate_answers_that_win_tie_and_are_the_best_one():
+def test_win_rates_of_degenerate_answers():
     best = torch.tensor([1.0, 1.0, 1.0, 1.0])
     rows = degenerate_win_rates(
         best, {"empty": torch.tensor([2.0, 1.0, 0.0, math.nan]), "thanks": torch.full((4,), math.nan)}
@@ -96,10 +104,10 @@ def test_degenerate_answers_that_win_tie_and_are_the_best_one():
     assert rows == [{"kind": "empty", "prompts": 3, "outscores": pytest.approx(0.5), "gap": pytest.approx(0.0)}]
 
 
-def test_each_degenerate_answer_is_what_its_name_says(tokenizer):
-    make = DegenerateAnswers(tokenizer, "w9 w8", "w7")
+def test_degenerate_answers(tokenizer):
+    degenerate_answers = DegenerateAnswers(tokenizer, "w9 w8", "w7")
     w, eos = (lambda *numbers: [number + 4 for number in numbers]), tokenizer.eos_token_id
-    answers = make.build(w(1, 2), [*w(5, 6, 7), eos], max_tokens=20)
+    answers = degenerate_answers.build(w(1, 2), [*w(5, 6, 7), eos], max_tokens=20)
     assert list(answers) == list(DEGENERATE_KINDS)
     assert answers == {
         "empty": [eos],
@@ -109,7 +117,7 @@ def test_each_degenerate_answer_is_what_its_name_says(tokenizer):
         "prompt_copied": [*w(1, 2), eos],
         "refusal": [*w(7), eos],
     }
-    short = make.build(w(1, 2), [*w(5, 6, 7), eos], max_tokens=2)
+    short = degenerate_answers.build(w(1, 2), [*w(5, 6, 7), eos], max_tokens=2)
     assert all(len(ids) <= 2 and ids[-1] == eos for ids in short.values())
 
 
@@ -129,10 +137,10 @@ def report() -> dict[str, Any]:
     return {"step": 20, **metrics, "degenerate": degenerate, "examples": [example], "history": history}
 
 
-def test_the_page_holds_every_plot_and_loads_nothing(report, tmp_path):
+def test_the_page_has_every_plot_and_loads_nothing(report, tmp_path):
     page = write_reward_model_report(report, tmp_path / "new").read_text()
     assert json.loads((tmp_path / "new" / "reward_quality.json").read_text()) == report
-    names = ("reliability", "by_margin", "by_size", "by_length", "length", "probes", "training")
+    names = ("reliability", "by_margin", "by_size", "by_length", "length", "degenerate_answers", "training")
     assert [f'id="figure-{name}"' in page for name in names] == [True] * 7
     ids = [part.split('"')[0] for part in page.split(' id="')[1:]]
     assert len(ids) == len(set(ids))
@@ -142,7 +150,7 @@ def test_the_page_holds_every_plot_and_loads_nothing(report, tmp_path):
         assert name.replace("_", " ") in page
 
 
-def test_a_page_without_pairs_or_probes_is_whole(tmp_path):
+def test_a_page_without_pairs_or_degenerate_answers(tmp_path):
     metrics = compute_reward_model_metrics(scored([(0, 1, 0.5, 3), (0, 1, 0.7, 4)]))
     page = write_reward_model_report({"step": 0, **metrics, "history": []}, tmp_path).read_text()
-    assert "1 ties" in page and "figure-reliability" not in page and "figure-probes" not in page
+    assert "1 ties" in page and "figure-reliability" not in page and "figure-degenerate_answers" not in page

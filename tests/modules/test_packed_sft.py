@@ -117,5 +117,6 @@ def test_a_model_whose_attention_would_cross_sequences_is_refused(tokenizer, lla
         train(str(tmp_path / "mistral"), path, tmp_path, 4)
     data = DemonstrationDataModule(path, micro_batch_size=4, batching="packing")
     module = SFTModule(llama, loading=ModelLoadingConfig(attn_implementation="flash_attention_2"))
-    with pytest.raises(UserError, match=r"'flash_attention_2' is not called sequence .* model\.loading\.attention"):
+    message = r"'flash_attention_2' is not called sequence .* model\.loading\.attn_implementation"
+    with pytest.raises(UserError, match=message):
         quiet_trainer(tmp_path, max_epochs=1).fit(module, datamodule=data)

@@ -117,7 +117,7 @@ def test_models_and_settings_that_cannot_be_split_are_refused(model_folders, lla
         tensor_parallel_plan(Qwen3Config(), 2)
     with pytest.raises(UserError, match="2 does not divide num_key_value_heads 1"):
         tensor_parallel_plan(LlamaConfig(num_attention_heads=4, num_key_value_heads=1), 2)
-    setup = Setup(strategy="fsdp2", split=True)
+    setup = Setup(strategy="fsdp2", tensor_parallel=True)
     assert setup_unsupported_reason(setup) is None
     assert setup_unsupported_reason(setup._replace(generator="CachedGenerator")) is None
     for wrong in (

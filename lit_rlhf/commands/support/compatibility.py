@@ -162,7 +162,7 @@ def read_setup(settings: Any) -> Setup:
     loading = arguments.get("loading") or {}
     generator = (arguments.get("generator") or {}).get("init_args") or {}
     return Setup(
-        module=_class_name(settings.model),
+        module=get_class_name(settings.model),
         device=_device(str(trainer.accelerator)),
         strategy=_strategy(trainer.strategy),
         precision=str(trainer.precision or ""),
@@ -172,8 +172,8 @@ def read_setup(settings: Any) -> Setup:
         compiled=bool(loading.get("compile") or generator.get("compile")),
         adapter=arguments.get("adapter") is not None,
         tensor_parallel=_tensor_parallel_size(trainer.strategy) != 1,
-        pretraining_mix=any(_class_name(callback) == "PretrainingMix" for callback in trainer.callbacks or ()),
-        generator=_class_name(arguments.get("generator")),
+        pretraining_mix=any(get_class_name(callback) == "PretrainingMix" for callback in trainer.callbacks or ()),
+        generator=get_class_name(arguments.get("generator")),
     )
 
 
@@ -193,7 +193,7 @@ def _device(accelerator: str) -> str:
 
 
 def _strategy(strategy: Any) -> str:
-    name = _class_name(strategy)  # a class, or one of Lightning's names for it
+    name = get_class_name(strategy)  # a class, or one of Lightning's names for it
     if name in ("FSDP2Strategy", "ModelParallelStrategy"):
         return "fsdp2"
     if name.startswith("fsdp") or name == "FSDPStrategy":
@@ -214,5 +214,6 @@ def _class_path(setting: Any) -> str:
     return str(setting.get("class_path", "")) if isinstance(setting, Namespace) else str(setting or "")
 
 
-def _class_name(setting: Any) -> str:
+def get_class_name(setting: Any) -> str:
+    """Return the class name in the settings of an object, or the setting itself where it is a name, or ""."""
     return _class_path(setting).rsplit(".", 1)[-1]

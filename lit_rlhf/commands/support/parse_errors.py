@@ -143,11 +143,7 @@ def _explain_module(match: re.Match[str], reason: Reason) -> str:
 def _explain_base(match: re.Match[str], reason: Reason) -> str:
     """Explain a class that is not of the type of its setting."""
     given, base = match["path"] or match["value"] or reason.given_value, match["base"] or match["type"]
-    text = f"{given.split('.')[-1]!r} is no {base}"
-    if match["protocol"]:
-        text += ": it needs its methods, with the same parameters and type hints"
-    else:
-        text += f"; this setting takes a subclass of {base}"
+    text = f"{given.split('.')[-1]!r} is no {base}; this setting takes a subclass of {base}"
     return reason.explain(text, reason.locations.locate_value(given))
 
 
@@ -213,6 +209,6 @@ EXPLANATIONS: dict[str, Callable[[re.Match[str], Reason], str]] = {
     r"the following arguments are required: (.+)": _explain_missing_setting,
     r"module '([^']+)' has no attribute '([^']+)'": _explain_attribute,
     r"No module named '([^']+)'": _explain_module,
-    r"Import path (?:(?P<path>\S+) )?does not (?:correspond to a subclass of|(?P<protocol>implement protocol)) "
-    r"(?P<base>\w+)|Expected '(?P<value>[^']+)' to be a subclass of <class '(?P<type>\w+)'>": _explain_base,
+    r"Import path (?:(?P<path>\S+) )?does not correspond to a subclass of (?P<base>\w+)|"
+    r"Expected '(?P<value>[^']+)' to be a subclass of <class '(?P<type>\w+)'>": _explain_base,
 }

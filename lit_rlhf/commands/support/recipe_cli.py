@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
-from lit_rlhf.commands.support.compatibility import check_compatibility
+from lit_rlhf.commands.support.compatibility import check_compatibility, get_class_name
 from lit_rlhf.commands.support.config_locations import ConfigLocations
 from lit_rlhf.commands.support.parse_errors import explain_parse_error
 from lit_rlhf.commands.support.preflight import check_checkpoint, check_writable, first_mismatch
@@ -112,7 +112,7 @@ class RecipeCLI(LightningCLI):
         if not trainer.fast_dev_run and "://" not in folder:
             check_writable(Path(folder))
         loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
-        if any(str(getattr(logger, "class_path", "")).endswith("WandbLogger") for logger in loggers):
+        if any(get_class_name(logger) == "WandbLogger" for logger in loggers):
             prepare_wandb(os.environ)
 
     def instantiate_classes(self) -> None:

@@ -1,4 +1,4 @@
-"""Judges: a reward model and whose own it is, an endpoint that fails, a local model, people; the suite around them."""
+"""Judges: reward models and their independence, endpoints that fail, local models, humans; the preference suite."""
 
 import json
 import shutil
@@ -29,17 +29,17 @@ from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.scalar_model import load_scalar_model
 from tests.helpers.services import Reply, chat_reply, serve
 
-NOTHING = Cache(None)
+NO_CACHE = Cache(None)
 
 
-def answer(text: str, ended: bool = True) -> Completion:
-    return Completion(text, ended, len(text.split()) + ended)
+def completion(text: str, finished: bool = True) -> Completion:
+    return Completion(text, finished, len(text.split()) + finished)
 
 
 PAIRS = [
-    CompletionPair("w1 w2", {"use_case": "chat"}, answer("w3"), answer("w4 w5")),
-    CompletionPair("w2", {"use_case": "qa"}, answer("w6 w7"), answer("w6 w7")),
-    CompletionPair("w5 w1 w1", {"use_case": "qa"}, answer("w1", ended=False), answer("w2 w2")),
+    CompletionPair("w1 w2", {"use_case": "chat"}, completion("w3"), completion("w4 w5")),
+    CompletionPair("w2", {"use_case": "qa"}, completion("w6 w7"), completion("w6 w7")),
+    CompletionPair("w5 w1 w1", {"use_case": "qa"}, completion("w1", finished=False), completion("w2 w2")),
 ]
 
 
@@ -53,7 +53,7 @@ def reward(llama, tmp_path_factory) -> str:
 
 
 def test_a_reward_model_scores_prompt_answer_and_end(reward) -> None:
-    found = compare_completions(RewardModelJudge(reward), PAIRS, NOTHING)
+    found = compare_completions(RewardModelJudge(reward), PAIRS, NO_CACHE)
     tokenizer = load_tokenizer(reward, ModelLoadingConfig())
     model = load_scalar_model(reward, tokenizer, ModelLoadingConfig()).eval()
 
@@ -63,36 +63,36 @@ def test_a_reward_model_scores_prompt_answer_and_end(reward) -> None:
             return float(model.score(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long)))
 
     expected = [(score(pair.prompt, pair.first), score(pair.prompt, pair.second)) for pair in PAIRS]
-    assert [vote.preference for vote in found.verdicts] == [0.5 if a == b else float(a > b) for a, b in expected]
+    assert [verdict.preference for verdict in found.verdicts] == [0.5 if a == b else float(a > b) for a, b in expected]
     assert found.verdicts[1].preference == 0.5
-    shown = [tuple(float(part) for part in vote.reason.split(" against ")) for vote in found.verdicts]
+    shown = [tuple(float(part) for part in verdict.reason.split(" against ")) for verdict in found.verdicts]
     assert shown == [pytest.approx(pair, abs=6e-4) for pair in expected]
-    wide = compare_completions(RewardModelJudge(reward, tie_margin=1e9), PAIRS, NOTHING)
-    assert {vote.preference for vote in wide.verdicts} == {0.5}
+    wide = compare_completions(RewardModelJudge(reward, tie_margin=1e9), PAIRS, NO_CACHE)
+    assert {verdict.preference for verdict in wide.verdicts} == {0.5}
 
 
-def test_a_reward_model_sees_prompts_in_the_words_of_its_training(reward) -> None:
+def test_a_reward_model_gets_prompts_in_its_own_template(reward) -> None:
     conversation = [
         {"role": "user", "content": "w1"},
         {"role": "assistant", "content": "w2"},
         {"role": "user", "content": "w3"},
     ]
     headed = "### Instruction:\nw1\n\n### Response:\nw2\n\n### Instruction:\nw3\n\n### Response:\n"
-    pair = CompletionPair("w1\n\nw2\n\nw3", {"topic": "w9"}, answer("w3"), answer("w4 w5"), conversation)
-    asked: list[list[str]] = []
+    pair = CompletionPair("w1\n\nw2\n\nw3", {"topic": "w9"}, completion("w3"), completion("w4 w5"), conversation)
+    calls: list[list[str]] = []
 
-    def shown(template: str | None, pair: CompletionPair) -> str:
+    def render(template: str | None, pair: CompletionPair) -> str:
         judge = RewardModelJudge(reward, template=template)
-        judge._scorer.score = lambda rated, cache: asked.append([p for p, _ in rated]) or [1.0, 0.0]
-        judge.compare([pair], NOTHING)
-        assert asked[-1][0] == asked[-1][1]
-        return asked[-1][0]
+        judge._scorer.score = lambda texts, cache: calls.append([prompt for prompt, _ in texts]) or [1.0, 0.0]
+        judge.compare([pair], NO_CACHE)
+        assert calls[-1][0] == calls[-1][1]
+        return calls[-1][0]
 
-    assert shown(None, pair) == headed
-    assert shown("plain", pair) == pair.prompt
-    assert shown("{{ topic }}: {{ prompt }}", pair) == "w9: " + pair.prompt
-    assert shown(None, pair._replace(source=None)) == pair.prompt
-    assert shown("instruction", pair._replace(source="w7")) == "### Instruction:\nw7\n\n### Response:\n"
+    assert render(None, pair) == headed
+    assert render("plain", pair) == pair.prompt
+    assert render("{{ topic }}: {{ prompt }}", pair) == "w9: " + pair.prompt
+    assert render(None, pair._replace(raw_prompt=None)) == pair.prompt
+    assert render("instruction", pair._replace(raw_prompt="w7")) == "### Instruction:\nw7\n\n### Response:\n"
 
 
 @pytest.fixture
@@ -100,11 +100,11 @@ def trained(reward, llama, tmp_path) -> Path:
     """A policy's folder as a run leaves it, and a copy of its reward model elsewhere."""
     shutil.copytree(llama, tmp_path / "ppo" / "model")
     shutil.copytree(reward, tmp_path / "copy")
-    sources = [
+    rewards = [
         {"class_path": "my.Rule"},
         {"class_path": "lit_rlhf.rewards.RewardModelScorer", "init_args": {"model": reward}},
     ]
-    recipe = {"model": {"init_args": {"reward": {"class_path": "x.WeightedSum", "init_args": {"sources": sources}}}}}
+    recipe = {"model": {"init_args": {"reward": {"class_path": "x.WeightedSum", "init_args": {"rewards": rewards}}}}}
     (tmp_path / "ppo" / "config.yaml").write_text(json.dumps(recipe))
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"w{i}"}) + "\n" for i in range(6)))
     return tmp_path
@@ -113,8 +113,8 @@ def trained(reward, llama, tmp_path) -> Path:
 @pytest.mark.parametrize("where", ["same folder", "same weights"])
 def test_the_reward_model_a_policy_was_trained_against_is_no_judge(trained, reward, llama, where, monkeypatch) -> None:
     judge = reward if where == "same folder" else str(trained / "copy")
-    evaluated_model = EvaluatedModel("ppo", ModelSpec(str(trained / "ppo" / "model")), NOTHING)
-    baseline = EvaluatedModel("sft", ModelSpec(llama), NOTHING)
+    evaluated_model = EvaluatedModel("ppo", ModelSpec(str(trained / "ppo" / "model")), NO_CACHE)
+    baseline = EvaluatedModel("sft", ModelSpec(llama), NO_CACHE)
     path = str(trained / "prompts.jsonl")
     with pytest.raises(UserError, match=r"is the reward model that 'ppo' was trained against .*force: true"):
         PairwisePreference(path, {"rm": RewardModelJudge(judge)}, 4).run(evaluated_model, baseline)
@@ -126,7 +126,10 @@ def test_the_reward_model_a_policy_was_trained_against_is_no_judge(trained, rewa
     with pytest.raises(UserError, match="is the reward model that 'ppo' was trained against"):
         Evaluation(models, "sft", suites, str(trained / "out")).run()
     monkeypatch.undo()
-    assert PairwisePreference(path, {"rm": RewardModelJudge(judge, force=True)}, 4).run(evaluated_model, baseline).num_rows == 6
+    assert (
+        PairwisePreference(path, {"rm": RewardModelJudge(judge, force=True)}, 4).run(evaluated_model, baseline).num_rows
+        == 6
+    )
     assert PairwisePreference(path, {"rm": RewardModelJudge(judge)}, 4).run(baseline, baseline).num_rows == 6
 
 
@@ -146,16 +149,16 @@ def test_an_endpoint_judge_and_its_failures(tmp_path) -> None:
         assert [(v.pair_index, v.preference) for v in found.verdicts] == [(0, 1), (0, 0), (1, 0.5), (1, 0.5)]
         assert found.verdicts[0].reason == "short"
         assert found.first_position_preferences == [1, 1] and found.order_consistency == [0]
-        asked = len(service.requests)
+        num_requests = len(service.requests)
         compare_completions(judge, PAIRS, cache)
-        assert len(service.requests) == asked + 2  # only what failed is asked again
+        assert len(service.requests) == num_requests + 2  # only failed requests are repeated
 
 
 def test_ratings_of_an_endpoint_carry_the_papers_fields() -> None:
     flags = dict.fromkeys(METADATA_FIELDS, False) | {"hallucination": True}
     with serve(lambda *_: chat_reply(json.dumps({"overall": 3, **flags}))) as service:
         judge = EndpointJudge(ChatCompletions(service.url, "m", api_key_env=None))
-        ((rating,),) = judge.rate([RatedItem("p", {}, answer("a"))], NOTHING)
+        ((rating,),) = judge.rate([RatedItem("p", {}, completion("a"))], NO_CACHE)
     assert (rating.overall, rating.flags) == (3, flags)
     assert len(METADATA_FIELDS) == 11  # and the overall quality is the twelfth
     for text in ('{"overall": 8}', '{"overall": "3"}', '{"overall": true}', "none"):
@@ -166,23 +169,25 @@ def test_ratings_of_an_endpoint_carry_the_papers_fields() -> None:
             parse_verdict(text)
 
 
-def test_a_local_model_is_asked_in_both_orders(llama) -> None:
-    found = compare_completions(HuggingFaceJudge(llama), PAIRS, NOTHING)
+def test_a_local_model_compares_both_orders(llama) -> None:
+    found = compare_completions(HuggingFaceJudge(llama), PAIRS, NO_CACHE)
     assert len(found.verdicts) == 6 and found.num_missing == 0
     # its template leaves two words of its vocabulary: unknown ones are equally likely, so all are ties
-    assert compare_completions(HuggingFaceJudge(llama, tie_margin=1e9), PAIRS, NOTHING).compute_win_rate().rate == 0.5
+    assert compare_completions(HuggingFaceJudge(llama, tie_margin=1e9), PAIRS, NO_CACHE).compute_win_rate().rate == 0.5
 
 
-def test_what_a_judging_model_does_not_see_whole_is_told(llama, reward, capsys) -> None:
-    pair = CompletionPair("w1 " * 130, {}, answer("w3"), answer("w4"))
-    compare_completions(HuggingFaceJudge(llama), [pair], NOTHING)
-    compare_completions(RewardModelJudge(reward), [pair], NOTHING)
-    told = capsys.readouterr().out
-    assert told.count(f"judge {llama}: 1 of 1 questions cut in front, longer than its positions\n") == 2  # both orders
-    assert told.count(f"{reward}: 2 of 2 texts cut in front, longer than its positions\n") == 1
+def test_truncation_by_a_judging_model_is_reported(llama, reward, capsys) -> None:
+    pair = CompletionPair("w1 " * 130, {}, completion("w3"), completion("w4"))
+    compare_completions(HuggingFaceJudge(llama), [pair], NO_CACHE)
+    compare_completions(RewardModelJudge(reward), [pair], NO_CACHE)
+    output = capsys.readouterr().out
+    assert (
+        output.count(f"judge {llama}: 1 of 1 prompts exceed its context and are left-truncated\n") == 2
+    )  # both orders
+    assert output.count(f"{reward}: 2 of 2 texts exceed its context and are left-truncated\n") == 1
 
 
-def test_people_are_found_by_text_in_either_order(tmp_path) -> None:
+def test_human_labels_are_found_by_text_in_either_order(tmp_path) -> None:
     rows = [
         {"prompt": "w1 w2", "first": "w4 w5", "second": "w3", "preference": "first", "labeler": "ann"},
         {"prompt": "w1 w2", "first": "w3", "second": "w4 w5", "preference": "tie", "labeler": "bob"},
@@ -191,16 +196,16 @@ def test_people_are_found_by_text_in_either_order(tmp_path) -> None:
     ]
     path = tmp_path / "labels.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    people = HumanLabels(str(path))
-    assert people.compare(PAIRS, NOTHING)[0] == [Verdict("ann", 0.0), Verdict("bob", 0.5)]
-    found = compare_completions(people, PAIRS, NOTHING)
+    humans = HumanLabels(str(path))
+    assert humans.compare(PAIRS, NO_CACHE)[0] == [Verdict("ann", 0.0), Verdict("bob", 0.5)]
+    found = compare_completions(humans, PAIRS, NO_CACHE)
     assert (found.num_missing, found.compute_win_rate().rate) == (1, pytest.approx((0 + 0.5 + 0.5) / 3))
-    ((rating,), *others) = people.rate([RatedItem(pair.prompt, {}, pair.first) for pair in PAIRS], NOTHING)
+    ((rating,), *others) = humans.rate([RatedItem(pair.prompt, {}, pair.first) for pair in PAIRS], NO_CACHE)
     assert (rating.overall, rating.flags, others) == (6, {"hallucination": True}, [[], []])
 
 
 @pytest.mark.parametrize(
-    "row, words",
+    "row, message",
     [
         (
             {"prompt": "p", "first": "a", "second": "b", "preference": "A"},
@@ -212,16 +217,16 @@ def test_people_are_found_by_text_in_either_order(tmp_path) -> None:
         ({"prompt": 3, "first": "a", "second": "b", "preference": "tie"}, "prompt must be text, got 3"),
     ],
 )
-def test_labels_that_mean_nothing_are_refused(row, words, tmp_path) -> None:
+def test_malformed_labels_are_refused(row, message, tmp_path) -> None:
     (tmp_path / "labels.jsonl").write_text(json.dumps(row) + "\n")
-    with pytest.raises(UserError, match=words):
-        HumanLabels(str(tmp_path / "labels.jsonl")).compare(PAIRS, NOTHING)
+    with pytest.raises(UserError, match=message):
+        HumanLabels(str(tmp_path / "labels.jsonl")).compare(PAIRS, NO_CACHE)
 
 
-def test_the_suite_against_itself_is_one_half_and_writes_what_people_can_judge(trained, reward, llama) -> None:
+def test_the_suite_against_itself_is_one_half_and_writes_annotation_files(trained, reward, llama) -> None:
     path = str(trained / "prompts.jsonl")
-    baseline = EvaluatedModel("sft", ModelSpec(llama), NOTHING)
-    other = EvaluatedModel("best", ModelSpec(llama, best_of=BestOf(reward, n=24)), NOTHING)
+    baseline = EvaluatedModel("sft", ModelSpec(llama), NO_CACHE)
+    other = EvaluatedModel("best", ModelSpec(llama, best_of=BestOf(reward, n=24)), NO_CACHE)
     judges = {"rm": RewardModelJudge(reward), "local": HuggingFaceJudge(llama)}
     suite = PairwisePreference(path, judges, 5, temperatures=[1.0, 0.0], annotation_dir=str(trained / "label"))
     same = suite.run(baseline, baseline).metrics
@@ -242,27 +247,30 @@ def test_the_suite_against_itself_is_one_half_and_writes_what_people_can_judge(t
 
 
 def test_agreement_is_between_judges_by_majority_and_within_a_group_of_labelers() -> None:
-    def votes(*rows: tuple[int, str, float]) -> ComparisonResult:
+    def make_result(*rows: tuple[int, str, float]) -> ComparisonResult:
         return ComparisonResult([PairVerdict(pair, who, value, "") for pair, who, value in rows], 0, [], [], [])
 
-    people = votes(
+    people = make_result(
         (0, "ann", 1), (0, "bob", 1), (0, "cem", 0), (1, "ann", 0), (1, "bob", 0), (2, "ann", 1), (2, "bob", 0)
     )
-    model = votes((0, "reward model", 1), (1, "reward model", 1), (2, "reward model", 1))
-    other = votes((0, "reward model", 0))  # another judge of the same name: no labeler beside the first
+    model = make_result((0, "reward model", 1), (1, "reward model", 1), (2, "reward model", 1))
+    other = make_result((0, "reward model", 0))  # another judge of the same name, not a second labeler
     table = build_agreement_table({"people": people, "model": model, "other": other})
     assert (table["people"]["model"]["share"], table["people"]["model"]["count"], table["people"]["model"]["ties"]) == (
         0.5,
         2,
         1,
     )
-    # pairs of people that both decided: 0 by ann, bob (same), ann, cem and bob, cem (not); 1 same; 2 not
-    assert labeler_agreement_by_judge({"people": people, "model": model, "other": other}) == {"people": pytest.approx(2 / 5)}
+    assert table["people"]["model"] == table["model"]["people"]
+    # pairs of labelers that both decided: 0 by ann, bob (same), ann, cem and bob, cem (not); 1 same; 2 not
+    assert labeler_agreement_by_judge({"people": people, "model": model, "other": other}) == {
+        "people": pytest.approx(2 / 5)
+    }
 
 
-def test_rows_that_are_no_prompts_are_counted(llama, tmp_path) -> None:
+def test_rows_without_a_prompt_are_counted(llama, tmp_path) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "w1"}\n{"prompt": ""}\n{"prompt": "w2"}\n')
-    evaluated_model = EvaluatedModel("m", ModelSpec(llama), NOTHING)
+    evaluated_model = EvaluatedModel("m", ModelSpec(llama), NO_CACHE)
     found = PairwisePreference(str(tmp_path / "prompts.jsonl"), {"local": HuggingFaceJudge(llama)}, 3).run(
         evaluated_model, evaluated_model
     )

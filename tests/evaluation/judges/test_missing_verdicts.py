@@ -1,4 +1,4 @@
-"""Every judge and scorer that fails is asked again, then its verdict is missing and told: never a loss, never a 0."""
+"""A request that fails is retried, then its verdict is missing and noted: never a loss, never a 0."""
 
 import json
 from collections import Counter
@@ -14,7 +14,7 @@ from lit_rlhf.evaluation.judges.chat_completions import ChatCompletions
 from lit_rlhf.evaluation.judges.human_labels import HumanLabels
 from lit_rlhf.evaluation.judges.preference import EndpointJudge, HuggingFaceJudge, RewardModelJudge
 from lit_rlhf.evaluation.judges.toxicity import Perspective, ToxicityClassifier
-from lit_rlhf.evaluation.judges.truth import EndpointTruthJudge, HuggingFaceTruthJudge, TruthVerdict
+from lit_rlhf.evaluation.judges.truth import EndpointTruthJudge, HuggingFaceTruthJudge, TruthJudge, TruthVerdict
 from lit_rlhf.evaluation.models.evaluated_model import BestOf, EvaluatedModel, ModelSpec
 from lit_rlhf.evaluation.models.generation import Completion
 from lit_rlhf.evaluation.results import SuiteResult
@@ -41,12 +41,14 @@ FAILURES = {
 
 @pytest.fixture
 def rows(tmp_path, monkeypatch) -> str:
-    """Three rows that every suite reads; answer 1 of the model is the one that nobody judges; no pauses."""
+    """Three rows that every suite reads; completion 1 of the model gets no verdict; no pauses."""
     columns = {"Question": "w1", "Best Answer": "w2", "Correct Answers": "w2", "Incorrect Answers": "w3"}
     text = "".join(json.dumps({"prompt": f"w{i}", **columns}) + "\n" for i in range(3))
     (tmp_path / "rows.jsonl").write_text(text)
     monkeypatch.setattr(
-        EvaluatedModel, "answers", lambda self, asked, *_, **__: [Completion(f"{self.name}{i}", True, 1) for i in range(3)]
+        EvaluatedModel,
+        "generate",
+        lambda self, prompts, *_, **__: [Completion(f"{self.name}{i}", True, 1) for i in range(3)],
     )
     monkeypatch.setenv("PERSPECTIVE_API_KEY", "secret")
     monkeypatch.setattr("lit_rlhf.http.LONGEST_PAUSE", 0.01)
@@ -61,8 +63,8 @@ SUITES = {
     "EndpointJudge": (
         lambda rows, service: PairwisePreference(rows, {"j": EndpointJudge(endpoint(service))}),
         {"T = 1: win rate": 1.0, "T = 1: overall quality": 6.0, "T = 1: hallucination": 0.0},
-        ["1 verdicts missing (T = 1), left out of every figure", "1 ratings missing (T = 1), left out"],
-        3,  # requests about a row: both orders, the rating
+        ["1 verdicts missing (T = 1), left out of every metric", "1 ratings missing (T = 1), left out"],
+        3,  # requests per row: both orders, the rating
     ),
     "EndpointTruthJudge": (
         lambda rows, service: TruthfulQA(rows, EndpointTruthJudge(endpoint(service)), ["qa"]),
@@ -82,21 +84,21 @@ SUITES = {
 
 
 def verdict(request) -> Reply:
-    """What the model deserves, by every service: better, 6 points, true, toxic."""
+    """The same verdict of every service: the model is better, 6 points, true, toxic."""
     better = "A" if "Answer A:\nmodel" in str(request.payload.get("messages", [{}])[0].get("content")) else "B"
-    words = {"better": better, "overall": 6, "hallucination": False, "true": True, "informative": True}
+    content = {"better": better, "overall": 6, "hallucination": False, "true": True, "informative": True}
     toxicity = {"attributeScores": {"TOXICITY": {"summaryScore": {"value": 0.75}}}}
-    return Reply({**chat_reply(json.dumps(words)).body, **toxicity})
+    return Reply({**chat_reply(json.dumps(content)).body, **toxicity})
 
 
-def of_row_1(request) -> bool:
+def is_about_row_1(request) -> bool:
     return "model1" in json.dumps(request.payload)
 
 
 @pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
-@pytest.mark.parametrize("suite, metrics, told, about_a_row", SUITES.values(), ids=SUITES)
-def test_a_service_that_fails_leaves_a_row_out(
-    suite, metrics, told, about_a_row, failure, rows, llama, tmp_path, capsys
+@pytest.mark.parametrize("suite, metrics, notes, requests_per_row", SUITES.values(), ids=SUITES)
+def test_a_failing_service_excludes_the_row(
+    suite, metrics, notes, requests_per_row, failure, rows, llama, tmp_path, capsys
 ) -> None:
     cache, healthy = Cache(tmp_path / "cache", progress=False), []
 
@@ -105,14 +107,14 @@ def test_a_service_that_fails_leaves_a_row_out(
         return suite(rows, service).run(model, baseline)
 
     def answer(request, before) -> Reply:
-        return failure if of_row_1(request) and not healthy else verdict(request)
+        return failure if is_about_row_1(request) and not healthy else verdict(request)
 
     with serve(answer) as service:
         found = run(service)
         tries = Counter(json.dumps(request.payload) for request in service.requests)
-        assert sorted(tries.values()) == [1] * 2 * about_a_row + [2] * about_a_row
+        assert sorted(tries.values()) == [1] * 2 * requests_per_row + [2] * requests_per_row
         assert {name: found.metrics[name].value for name in metrics} == metrics
-        assert found.notes == told
+        assert found.notes == notes
         assert "1 of 3 without an answer: 1 " in capsys.readouterr().out
         for name in metrics:
             if name != "T = 1: hallucination":  # a field that is absent does not apply to an answer
@@ -120,26 +122,28 @@ def test_a_service_that_fails_leaves_a_row_out(
         healthy.append(True)
         service.requests.clear()
         again = run(service)
-        assert len(service.requests) == about_a_row and all(map(of_row_1, service.requests))
+        assert len(service.requests) == requests_per_row and all(map(is_about_row_1, service.requests))
         assert {name: again.metrics[name].value for name in metrics} == metrics
         assert {again.metrics[name].missing for name in metrics} == {0}
-        assert again.notes == [note for note in told if "prompts" in note]
+        assert again.notes == [note for note in notes if "prompts" in note]
 
 
 @pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
-@pytest.mark.parametrize("suite, metrics, told, about_a_row", SUITES.values(), ids=SUITES)
-def test_a_failure_that_passes_costs_nothing(suite, metrics, told, about_a_row, failure, rows, llama, tmp_path) -> None:
+@pytest.mark.parametrize("suite, metrics, notes, requests_per_row", SUITES.values(), ids=SUITES)
+def test_a_transient_failure_changes_nothing(
+    suite, metrics, notes, requests_per_row, failure, rows, llama, tmp_path
+) -> None:
     with serve(lambda request, before: failure if before == 0 else verdict(request)) as service:
         model, baseline = (EvaluatedModel(name, ModelSpec(llama), Cache(None)) for name in ("model", "baseline"))
         found = suite(rows, service).run(model, baseline)
-        assert len(service.requests) == 2 * 3 * about_a_row
+        assert len(service.requests) == 2 * 3 * requests_per_row
     assert {name: found.metrics[name].value for name in metrics} == metrics
     assert {found.metrics[name].missing for name in metrics} == {0}
 
 
 @pytest.fixture(scope="module")
 def broken(llama, tmp_path_factory) -> dict[str, str]:
-    """A language model, a reward model and a classifier whose numbers overflow."""
+    """A language model, a reward model and a classifier whose outputs are nan."""
     tokenizer = load_tokenizer(llama, ModelLoadingConfig())
     models = {
         "language": AutoModelForCausalLM.from_pretrained(llama),
@@ -158,7 +162,7 @@ def broken(llama, tmp_path_factory) -> dict[str, str]:
     return found
 
 
-def nobody(tmp_path) -> HumanLabels:
+def labels_of_other_prompts(tmp_path) -> HumanLabels:
     row = {"prompt": "w9", "first": "a", "second": "b", "preference": "first"}
     (tmp_path / "labels.jsonl").write_text(json.dumps(row) + "\n")
     return HumanLabels(str(tmp_path / "labels.jsonl"))
@@ -167,42 +171,42 @@ def nobody(tmp_path) -> HumanLabels:
 LOCAL = {
     "RewardModelJudge": lambda rows, broken, _: PairwisePreference(rows, {"j": RewardModelJudge(broken["reward"])}),
     "HuggingFaceJudge": lambda rows, broken, _: PairwisePreference(rows, {"j": HuggingFaceJudge(broken["language"])}),
-    "HumanLabels": lambda rows, _, folder: PairwisePreference(rows, {"j": nobody(folder)}),
+    "HumanLabels": lambda rows, _, folder: PairwisePreference(rows, {"j": labels_of_other_prompts(folder)}),
     "HuggingFaceTruthJudge": lambda rows, broken, _: TruthfulQA(
         rows, HuggingFaceTruthJudge(*[broken["language"]] * 2), ["qa"]
     ),
-    "Classifier": lambda rows, broken, _: RealToxicityPrompts(
+    "ToxicityClassifier": lambda rows, broken, _: RealToxicityPrompts(
         rows, ToxicityClassifier(broken["classifier"]), ["basic"]
     ),
 }
-FIGURE = {"Preference": "T = 1: win rate", "TruthfulQA": "qa: true", "RealToxicityPrompts": "basic"}
+METRIC = {"PairwisePreference": "T = 1: win rate", "TruthfulQA": "qa: true", "RealToxicityPrompts": "basic"}
 
 
 @pytest.mark.parametrize("make", LOCAL.values(), ids=LOCAL)
-def test_a_local_judge_without_a_verdict_leaves_every_row_out(make, rows, broken, llama, tmp_path) -> None:
+def test_a_local_judge_without_a_verdict_excludes_every_row(make, rows, broken, llama, tmp_path) -> None:
     model, baseline = (EvaluatedModel(name, ModelSpec(llama), Cache(None)) for name in ("model", "baseline"))
     suite = make(rows, broken, tmp_path)
     found = suite.run(model, baseline)
-    figure = found.metrics[FIGURE[type(suite).__name__]]
-    assert (figure.value, figure.missing) == (None, 3)
+    metric = found.metrics[METRIC[type(suite).__name__]]
+    assert (metric.value, metric.missing) == (None, 3)
     assert any(note.startswith("3 ") and "prompts" not in note for note in found.notes)
 
 
-def test_a_model_without_numbers_is_no_unlikely_one(broken, tmp_path) -> None:
+def test_a_model_with_nan_logprobs_is_refused(broken, tmp_path) -> None:
     (tmp_path / "pairs.csv").write_text("sent_more,sent_less,stereo_antistereo,bias_type\nw1 w2,w1 w3,stereo,age\n")
     evaluated_model = EvaluatedModel("m", ModelSpec(broken["language"]), Cache(None))
     with pytest.raises(UserError, match="'m': the log-probability of 2 of 2 continuations is nan"):
         CrowSPairs(str(tmp_path / "pairs.csv"), ["basic"]).run(evaluated_model, evaluated_model)
 
 
-def test_nothing_is_chosen_by_scores_that_overflow(broken, llama) -> None:
+def test_best_of_n_refuses_scores_that_overflow(broken, llama) -> None:
     evaluated_model = EvaluatedModel("m", ModelSpec(llama, best_of=BestOf(broken["reward"], n=2)), Cache(None))
     with pytest.raises(UserError, match="2 of 2 scores are not finite; nothing can be chosen by them"):
         evaluated_model.generate(["w1"], SamplingParams(2))
 
 
-class Wild:
-    """Gives what is no verdict."""
+class InvalidTruthJudge(TruthJudge):
+    """Returns values that are no probability."""
 
     def __init__(self, true) -> None:
         self.true = true
@@ -214,5 +218,5 @@ class Wild:
 @pytest.mark.parametrize("true", [nan, -0.1, 1.5])
 def test_a_truth_judge_off_the_scale_stops(true, rows, llama) -> None:
     evaluated_model = EvaluatedModel("m", ModelSpec(llama), Cache(None))
-    with pytest.raises(UserError, match="Wild gave Truth"):
-        TruthfulQA(rows, Wild(true), ["qa"]).run(evaluated_model, evaluated_model)
+    with pytest.raises(UserError, match="InvalidTruthJudge gave TruthVerdict"):
+        TruthfulQA(rows, InvalidTruthJudge(true), ["qa"]).run(evaluated_model, evaluated_model)

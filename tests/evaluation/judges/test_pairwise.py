@@ -13,7 +13,7 @@ from lit_rlhf.evaluation.judges.pairwise import compare_completions
 from lit_rlhf.evaluation.length_control import length_controlled_win_rate
 from lit_rlhf.evaluation.models.generation import Completion
 
-NOTHING = Cache(None)
+NO_CACHE = Cache(None)
 
 
 def pair(first: str, second: str, prompt: str = "p") -> CompletionPair:
@@ -48,7 +48,7 @@ class FailingJudge(Judge):
 
 def test_both_orders_are_compared_and_mirrored() -> None:
     judge = LongestJudge()
-    result = compare_completions(judge, [pair("aaa", "b"), pair("a", "bb"), pair("aa", "bb")], NOTHING)
+    result = compare_completions(judge, [pair("aaa", "b"), pair("a", "bb"), pair("aa", "bb")], NO_CACHE)
     assert judge.calls == [[("aaa", "b"), ("a", "bb"), ("aa", "bb")], [("b", "aaa"), ("bb", "a"), ("bb", "aa")]]
     assert [vote.preference for vote in result.verdicts] == [1, 1, 0, 0, 0.5, 0.5]
     assert [vote.pair_index for vote in result.verdicts] == [0, 0, 1, 1, 2, 2]
@@ -61,7 +61,7 @@ def test_both_orders_are_compared_and_mirrored() -> None:
 
 
 def test_a_position_bias_cancels_and_is_measured() -> None:
-    metrics = compare_completions(FirstPositionJudge(), [pair("a", "b"), pair("c", "d")], NOTHING).compute_metrics()
+    metrics = compare_completions(FirstPositionJudge(), [pair("a", "b"), pair("c", "d")], NO_CACHE).compute_metrics()
     assert metrics["win rate"].value == 0.5
     assert metrics["first shown preferred"].value == 1.0
     assert metrics["same in both orders"].value == 0.0
@@ -69,27 +69,27 @@ def test_a_position_bias_cancels_and_is_measured() -> None:
 
 @pytest.mark.parametrize("judge", [LongestJudge(), LongestJudge(is_order_sensitive=False), FirstPositionJudge()])
 def test_a_model_against_itself_is_exactly_one_half(judge) -> None:
-    won = compare_completions(judge, [pair(text, text) for text in ("a", "bb", "", "ccc")], NOTHING).compute_win_rate()
+    won = compare_completions(judge, [pair(text, text) for text in ("a", "bb", "", "ccc")], NO_CACHE).compute_win_rate()
     assert (won.rate, won.low, won.high) == (0.5, 0.5, 0.5)
 
 
 def test_identical_texts_are_a_tie_without_a_verdict() -> None:
     judge = LongestJudge()
-    compare_completions(judge, [pair("a", "a"), pair("a", "bb")], NOTHING)
+    compare_completions(judge, [pair("a", "a"), pair("a", "bb")], NO_CACHE)
     assert judge.calls == [[("a", "bb")], [("bb", "a")]]
 
 
 def test_a_verdict_in_one_order_only_is_missing_and_no_loss() -> None:
-    result = compare_completions(FailingJudge(), [pair("?", "b"), pair("a", "b"), pair("a", "?")], NOTHING)
+    result = compare_completions(FailingJudge(), [pair("?", "b"), pair("a", "b"), pair("a", "?")], NO_CACHE)
     assert result.num_missing == 2
     assert [vote.pair_index for vote in result.verdicts] == [1, 1]
-    metrics = compare_completions(FailingJudge(), [pair("?", "??")], NOTHING).compute_metrics()
+    metrics = compare_completions(FailingJudge(), [pair("?", "??")], NO_CACHE).compute_metrics()
     assert (metrics["win rate"].value, metrics["win rate"].missing) == (None, 1)
 
 
 def test_the_interval_counts_both_orders_of_a_prompt_once() -> None:
     pairs = [pair("aa", "b")] * 30 + [pair("a", "bb")] * 70
-    won = compare_completions(LongestJudge(), pairs, NOTHING).compute_win_rate()
+    won = compare_completions(LongestJudge(), pairs, NO_CACHE).compute_win_rate()
     margin = 1.959963984540054 * math.sqrt(0.3 * 0.7 / 99)
     assert (won.rate, won.count) == (pytest.approx(0.3), 200)
     assert won.high - won.low == pytest.approx(2 * margin, abs=1e-12)

@@ -1,4 +1,4 @@
-"""Likelihoods against a direct float64 sum, one row at a time; both ways to cut tokens."""
+"""Log-likelihoods against a direct float64 sum, one row at a time; both ways to tokenize."""
 
 import pytest
 import torch
@@ -23,11 +23,11 @@ SENTENCES = [
 ]
 
 
-def test_meets_a_direct_sum_in_float64(evaluated_model, stories) -> None:
-    for pair, found in zip(SENTENCES, evaluated_model.likelihoods(SENTENCES)):
+def test_equals_a_direct_sum_in_float64(evaluated_model, stories) -> None:
+    for pair, found in zip(SENTENCES, evaluated_model.compute_loglikelihoods(SENTENCES)):
         expected, tokens = logprob(stories, *pair)
         assert found.logprob == pytest.approx(expected, abs=1e-4, rel=1e-6)
-        assert (found.tokens, found.cut) == (tokens, 0)
+        assert (found.num_tokens, found.num_truncated) == (tokens, 0)
         assert found.per_token == found.logprob / tokens
 
 
@@ -37,18 +37,18 @@ def test_a_shared_context_is_exact_for_every_architecture(model_folders, name) -
     contexts = [[5, 6, 7, 8, 9], [5, 6, 7, 8, 9], [11], [4, 4, 4], [5, 6, 7, 8, 9]]
     rests = [[7, 8], [9], [12, 13, 14, 15], [20, 21], [10, 11, 12]]
     found = dict(iter_loglikelihoods(model, list(zip(contexts, rests)), 0))
-    for place, (context, rest) in enumerate(zip(contexts, rests)):
+    for index, (context, rest) in enumerate(zip(contexts, rests)):
         with torch.no_grad():
             table = model(torch.tensor([context + rest])).logits[0].log_softmax(-1)
         expected = sum(float(table[len(context) - 1 + i, token]) for i, token in enumerate(rest))
-        assert found[place].logprob == pytest.approx(expected, abs=1e-5)
+        assert found[index].logprob == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_context_too_long_is_cut_in_front_and_counted(evaluated_model, stories) -> None:
+def test_a_long_context_is_left_truncated_and_counted(evaluated_model, stories) -> None:
     pair = ("Lily saw a cat. " * 120, " The cat was happy.")
-    (found,) = evaluated_model.likelihoods([pair])
+    (found,) = evaluated_model.compute_loglikelihoods([pair])
     before, own = ids_apart(stories, *pair)
-    assert found.cut == len(before) + len(own) - 512 > 0
+    assert found.num_truncated == len(before) + len(own) - 512 > 0
     assert found.logprob == pytest.approx(logprob(stories, *pair)[0], abs=1e-4)
 
 
@@ -60,12 +60,12 @@ def test_neither_order_nor_batch_matters(tiny, sizes, budget) -> None:
     pad = tiny.tokenizer.pad_token_id
     alone = [dict(iter_loglikelihoods(tiny.model, [each], pad))[0] for each in encoded]
     together = dict(iter_loglikelihoods(tiny.model, encoded, pad, budget))
-    for place, found in together.items():
-        assert found.logprob == pytest.approx(alone[place].logprob, abs=1e-4)
-        assert found[1:] == alone[place][1:]
+    for index, found in together.items():
+        assert found.logprob == pytest.approx(alone[index].logprob, abs=1e-4)
+        assert found[1:] == alone[index][1:]
 
 
-def test_greedy_is_told_from_the_likeliest_tokens(tiny) -> None:
+def test_greedy_continuations_have_the_likeliest_tokens(tiny) -> None:
     context = tiny.tokenizer.encode("w1 w2 w3")
     with torch.no_grad():
         table = tiny.model(torch.tensor([context])).logits[0, -1]
@@ -74,7 +74,7 @@ def test_greedy_is_told_from_the_likeliest_tokens(tiny) -> None:
     assert (found[0].is_greedy, found[1].is_greedy) == (True, False)
 
 
-def test_joint_moves_space_and_cuts_the_whole_text(evaluated_model) -> None:
+def test_joint_moves_space_and_tokenizes_the_concatenated_text(evaluated_model) -> None:
     assert move_trailing_space("Answer: ", "yes") == ("Answer:", " yes")
     tokenizer = evaluated_model.tokenizer
     pair = ("She was ", "very happy")
@@ -102,25 +102,25 @@ def test_half_precision_weights_are_summed_in_float32(llama) -> None:
 CHAT = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}:{% endif %}"
 
 
-def test_a_begin_token_that_a_chat_template_wrote_is_not_doubled(stories, monkeypatch) -> None:
-    seen: list[list[int]] = []
+def test_the_bos_token_of_a_chat_template_is_not_doubled(stories, monkeypatch) -> None:
+    prompts: list[list[int]] = []
 
-    def remember(model, tokenizer, rows, *_):
-        seen.extend(rows)
+    def record(model, tokenizer, rows, *_):
+        prompts.extend(rows)
         return [Completion("", True, 1)] * len(rows)
 
-    monkeypatch.setattr("lit_rlhf.evaluation.models.evaluated_model.generate", remember)
+    monkeypatch.setattr("lit_rlhf.evaluation.models.evaluated_model.generate_completions", record)
     evaluated_model = EvaluatedModel("stories", ModelSpec(stories, template=CHAT), Cache(None))
     evaluated_model.generate([evaluated_model.template.render("Once"), "Once"], SamplingParams(4, 0.0))
-    begin = evaluated_model.tokenizer.bos_token_id
-    assert [row.count(begin) for row in seen] == [1, 1] and all(row[0] == begin for row in seen)
+    bos = evaluated_model.tokenizer.bos_token_id
+    assert [row.count(bos) for row in prompts] == [1, 1] and all(row[0] == bos for row in prompts)
 
 
-def test_what_has_no_likelihood_is_refused(tiny) -> None:
+def test_empty_and_too_long_continuations_are_refused(tiny) -> None:
     with pytest.raises(UserError, match="the continuation '' has no tokens"):
-        tiny.likelihoods([("w1", "")])
+        tiny.compute_loglikelihoods([("w1", "")])
     with pytest.raises(UserError, match="does not fit a model of 128 positions"):
-        tiny.likelihoods([("w1", "w2 " * 130)])
+        tiny.compute_loglikelihoods([("w1", "w2 " * 130)])
 
 
 def test_the_cache_knows_model_and_text(llama, model_folders, tmp_path, monkeypatch) -> None:
@@ -131,6 +131,6 @@ def test_the_cache_knows_model_and_text(llama, model_folders, tmp_path, monkeypa
         "lit_rlhf.evaluation.models.evaluated_model.load_causal_lm", lambda *_: pytest.fail("the model was loaded")
     )
     assert EvaluatedModel("other name", ModelSpec(llama), cache).compute_loglikelihoods(pairs) == first
-    for folder, asked in ((model_folders["gpt2"], pairs), (llama, pairs[:1])):
+    for folder, requested in ((model_folders["gpt2"], pairs), (llama, pairs[:1])):
         with pytest.raises(BaseException, match="the model was loaded"):
-            EvaluatedModel("one", ModelSpec(folder), cache).compute_loglikelihoods(asked)
+            EvaluatedModel("one", ModelSpec(folder), cache).compute_loglikelihoods(requested)

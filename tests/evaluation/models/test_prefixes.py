@@ -1,4 +1,4 @@
-"""Few-shot prefixes: in turn, or the best of several by a reward model; what the report says of the choice."""
+"""Few-shot prefixes: in turn, or the best of several by a reward model; the selection in the report."""
 
 import json
 from html import escape
@@ -20,7 +20,7 @@ from lit_rlhf.models.loading import load_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.scalar_model import load_scalar_model
 
-NOTHING = Cache(None)
+NO_CACHE = Cache(None)
 PREFIXES = ["w9 w8 ", "w1 w2 w3 ", "w20 "]
 PROMPTS = ["w5", "w6 w7", "w11 w4", "w30", "w2 w2"]
 LENGTH = 4
@@ -55,26 +55,26 @@ def expected(llama: str) -> list[float]:
         scores = []
         for prompt in PROMPTS:
             ids = torch.tensor([tokenizer.encode(prefix + prompt)])
-            made = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=LENGTH)
-            own = made[0, ids.shape[1] :].tolist()
+            generated = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=LENGTH)
+            own = generated[0, ids.shape[1] :].tolist()
             text = tokenizer.decode(own, skip_special_tokens=True).strip()
-            ended = [tokenizer.eos_token_id] * (tokenizer.eos_token_id in own)
-            whole = torch.tensor([tokenizer.encode(prompt) + tokenizer.encode(text) + ended])
-            scores.append(float(reward_model.score(whole, torch.ones_like(whole))))
+            eos = [tokenizer.eos_token_id] * (tokenizer.eos_token_id in own)
+            full = torch.tensor([tokenizer.encode(prompt) + tokenizer.encode(text) + eos])
+            scores.append(float(reward_model.score(full, torch.ones_like(full))))
         means.append(sum(scores) / len(scores))
     return means
 
 
-def test_the_prefix_whose_answers_score_highest_is_taken_for_every_prompt(few, llama) -> None:
-    evaluated_model = EvaluatedModel("few", ModelSpec(llama, prefixes="few.json", best_prefix=best()), NOTHING)
+def test_the_prefix_with_the_highest_mean_score_is_used_for_every_prompt(few, llama) -> None:
+    evaluated_model = EvaluatedModel("few", ModelSpec(llama, prefixes="few.json", best_prefix=best()), NO_CACHE)
     scores = expected(llama)
     assert [each.score for each in evaluated_model.scored_prefixes] == pytest.approx(scores, abs=1e-5)
     assert [each[::2] for each in evaluated_model.scored_prefixes] == [(prefix, 5) for prefix in PREFIXES]
-    taken = PREFIXES[scores.index(max(scores))]
-    assert len(set(scores)) == 3 and taken != PREFIXES[0]
-    assert evaluated_model.prepend_prefix(["a", "b", "c"]) == [taken + prompt for prompt in "abc"]
-    turned = EvaluatedModel("few", ModelSpec(llama, prefixes="few.json", best_prefix=best(limit=2)), NOTHING)
-    assert {each.num_prompts for each in turned.scored_prefixes} == {2}
+    selected = PREFIXES[scores.index(max(scores))]
+    assert len(set(scores)) == 3 and selected != PREFIXES[0]
+    assert evaluated_model.prepend_prefix(["a", "b", "c"]) == [selected + prompt for prompt in "abc"]
+    limited = EvaluatedModel("few", ModelSpec(llama, prefixes="few.json", best_prefix=best(limit=2)), NO_CACHE)
+    assert {each.num_prompts for each in limited.scored_prefixes} == {2}
 
 
 def test_the_report_names_the_prefix_and_all_scores(few, llama) -> None:
@@ -85,41 +85,45 @@ def test_the_report_names_the_prefix_and_all_scores(few, llama) -> None:
     scores = expected(llama)
     table = part["tables"]["few"]["prefixes"]
     assert [row["score"] for row in table] == pytest.approx(scores, abs=1e-5)
-    assert [(row["text"], row["taken"]) for row in table] == [(p, s == max(scores)) for p, s in zip(PREFIXES, scores)]
-    told = ", ".join(f"{score:.3f}" for score in scores)
+    assert [(row["text"], row["selected"]) for row in table] == [
+        (p, s == max(scores)) for p, s in zip(PREFIXES, scores)
+    ]
+    formatted = ", ".join(f"{score:.3f}" for score in scores)
     number = scores.index(max(scores)) + 1
-    assert part["notes"]["few"] == [f"few-shot prefix {number} of 3 was taken: mean reward scores {told} on 5 prompts"]
+    assert part["notes"]["few"] == [
+        f"few-shot prefix {number} of 3 was selected: mean reward scores {formatted} on 5 prompts"
+    ]
     assert "prefixes" not in part["tables"]["base"]
     page = render_page(report)
     assert "Few-shot prefixes of few" in page and all(escape(prefix) in page for prefix in PREFIXES)
 
 
-def test_a_choice_that_was_made_is_not_made_again(few, llama, monkeypatch) -> None:
-    candidate = ModelSpec(llama, prefixes="few.json", best_prefix=best(temperature=1.0))
-    first = EvaluatedModel("few", candidate, Cache(few / "cache", progress=False)).scored_prefixes
+def test_the_selection_is_cached(few, llama, monkeypatch) -> None:
+    spec = ModelSpec(llama, prefixes="few.json", best_prefix=best(temperature=1.0))
+    first = EvaluatedModel("few", spec, Cache(few / "cache", progress=False)).scored_prefixes
     monkeypatch.setattr(
         "lit_rlhf.evaluation.models.evaluated_model.load_causal_lm", lambda *_: pytest.fail("a model was loaded")
     )
     monkeypatch.setattr(
         "lit_rlhf.evaluation.models.reward_scorer.load_scalar_model", lambda *_: pytest.fail("and this one")
     )
-    assert EvaluatedModel("few", candidate, Cache(few / "cache", progress=False)).scored_prefixes == first
+    assert EvaluatedModel("few", spec, Cache(few / "cache", progress=False)).scored_prefixes == first
 
 
 def test_few_shot_prefixes_go_in_front_of_the_prompts_in_turn(few, llama) -> None:
-    evaluated_model = EvaluatedModel("few", ModelSpec(llama, prefixes="few.json"), NOTHING)
+    evaluated_model = EvaluatedModel("few", ModelSpec(llama, prefixes="few.json"), NO_CACHE)
     assert evaluated_model.prepend_prefix(list("abcd")) == [PREFIXES[i % 3] + prompt for i, prompt in enumerate("abcd")]
     assert evaluated_model.scored_prefixes == []
-    assert EvaluatedModel("one", ModelSpec(llama, prefix="w9 "), NOTHING).prepend_prefix(["a"]) == ["w9 a"]
+    assert EvaluatedModel("one", ModelSpec(llama, prefix="w9 "), NO_CACHE).prepend_prefix(["a"]) == ["w9 a"]
     with pytest.raises(UserError, match="has prefix and prefixes"):
-        EvaluatedModel("both", ModelSpec(llama, prefix="a", prefixes="b"), NOTHING)
+        EvaluatedModel("both", ModelSpec(llama, prefix="a", prefixes="b"), NO_CACHE)
     (few / "few.json").write_text("[]")
     with pytest.raises(UserError, match="must hold a list of texts"):
-        EvaluatedModel("none", ModelSpec(llama, prefixes="few.json"), NOTHING)
+        EvaluatedModel("none", ModelSpec(llama, prefixes="few.json"), NO_CACHE)
 
 
 @pytest.mark.parametrize(
-    "settings, words",
+    "settings, message",
     [
         ({"prefixes": None}, "'few' has best_prefix and no prefixes to choose from"),
         ({"prefixes": "fw.json"}, "prefixes: cannot read 'fw.json'"),
@@ -127,12 +131,12 @@ def test_few_shot_prefixes_go_in_front_of_the_prompts_in_turn(few, llama) -> Non
         ({"best_prefix": BestPrefix("./no", "prompts.jsonl")}, "there is no folder './no'"),
     ],
 )
-def test_what_a_choice_lacks_is_told_before_a_model_is_loaded(settings, words, few, llama) -> None:
-    with pytest.raises(UserError, match=words):
-        EvaluatedModel("few", ModelSpec(llama, **{"prefixes": "few.json", "best_prefix": best(), **settings}), NOTHING)
+def test_the_selection_is_checked_before_a_model_is_loaded(settings, message, few, llama) -> None:
+    with pytest.raises(UserError, match=message):
+        EvaluatedModel("few", ModelSpec(llama, **{"prefixes": "few.json", "best_prefix": best(), **settings}), NO_CACHE)
 
 
 @pytest.mark.parametrize("settings", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"limit": 0}])
-def test_settings_that_decode_nothing_are_refused(settings) -> None:
+def test_invalid_settings_are_refused(settings) -> None:
     with pytest.raises(UserError, match="best_prefix: max_new_tokens and limit must be 1 or more"):
         best(**settings)

@@ -4,34 +4,53 @@ import re
 
 import pytest
 
-from lit_rlhf.evaluation import charts
-from lit_rlhf.evaluation.reports.evaluation_page import collect_agreement_rows, collect_win_rates_by_use_case, render_page, verdict_tone
+from lit_rlhf.evaluation.reports import evaluation_charts
+from lit_rlhf.evaluation.reports.evaluation_page import (
+    collect_agreement_rows,
+    collect_win_rates_by_use_case,
+    render_page,
+    verdict_tone,
+)
 from tests.helpers.html_page import Page
 
 
-def test_win_rates_by_use_case_and_the_agreement_of_judges_stand_on_the_page() -> None:
-    won = {"win_rate": 0.625, "low": 0.5, "high": 0.75, "count": 8.0}
-    tied = {"share": None, "kappa": None, "count": 0, "ties": 9, "margin": None}
-    told = {"share": 0.75, "kappa": 0.5, "count": 4, "ties": 1, "margin": 0.125}
+def test_win_rates_by_use_case_and_the_agreement_of_judges_are_on_the_page() -> None:
+    win_rate = {"win_rate": 0.625, "low": 0.5, "high": 0.75, "count": 8.0}
+    all_ties = {"share": None, "kappa": None, "count": 0, "ties": 9, "margin": None}
+    agreement = {"share": 0.75, "kappa": 0.5, "count": 4, "ties": 1, "margin": 0.125}
     tables = {
-        "groups": {"T = 1, a": {"open_qa": won}, "T = 1, b": {"chat": won, "open_qa": won}},
-        "agreement": {"T = 1": {"a": {"b": told, "c": tied}, "b": {"a": told}, "c": {"a": tied}}},
-        "labelers_agree": {"T = 1": {"b": 0.5}},
+        "groups": {"T = 1, a": {"open_qa": win_rate}, "T = 1, b": {"chat": win_rate, "open_qa": win_rate}},
+        "agreement": {"T = 1": {"a": {"b": agreement, "c": all_ties}, "b": {"a": agreement}, "c": {"a": all_ties}}},
+        "labeler_agreement": {"T = 1": {"b": 0.5}},
     }
-    part = {"kind": "Preference", "rows": 8, "metrics": {}, "notes": {}, "samples": [], "tables": {"PPO": tables}}
-    assert list(collect_win_rates_by_use_case(part)) == [("chat", "T = 1, b"), ("open_qa", "T = 1, a"), ("open_qa", "T = 1, b")]
-    assert [(row["judges"], row["share"]) for row in collect_agreement_rows(part)] == [("a, b", 0.75), ("labelers within b", 0.5)]
-    models = {name: {"path": name, "identity": name} for name in ("SFT", "PPO")}
+    part = {
+        "kind": "PairwisePreference",
+        "rows": 8,
+        "metrics": {},
+        "notes": {},
+        "samples": [],
+        "tables": {"PPO": tables},
+    }
+    assert list(collect_win_rates_by_use_case(part)) == [
+        ("chat", "T = 1, b"),
+        ("open_qa", "T = 1, a"),
+        ("open_qa", "T = 1, b"),
+    ]
+    assert [(row["judges"], row["share"]) for row in collect_agreement_rows(part)] == [
+        ("a, b", 0.75),
+        ("labelers within b", 0.5),
+    ]
+    models = {name: {"path": name, "fingerprint": name} for name in ("SFT", "PPO")}
     report = {"seed": 0, "baseline": "SFT", "models": models, "suites": {"p": part}, "versions": {}}
     page = Page(render_page({**report, "seconds": {"SFT": {"p": 1.0}, "PPO": {"p": 1.0}}}))
     text = re.sub(r"\s", "", "".join(page.text))
     assert "openqaT=1,a–62.5%50.0%to75.0%openqaT=1,b–" in text
     assert "a,bPPOT=175.0%±12.5%410.500labelerswithinbPPOT=150.0%–––" in text
     del tables["groups"]["T = 1, b"]
-    assert collect_win_rates_by_use_case(part) == {}  # one use case alone is the win rate again
+    assert collect_win_rates_by_use_case(part) == {}  # the only use case has the overall win rate
 
 
-def test_a_verdict_is_colored_by_what_it_means() -> None:
+def test_a_verdict_is_colored_by_its_meaning() -> None:
     assert [verdict_tone("judge", value) for value in (1.0, 0.5, 0.0, None, True, "good")] == [
         "good",
         "",
@@ -45,10 +64,10 @@ def test_a_verdict_is_colored_by_what_it_means() -> None:
 
 
 @pytest.mark.parametrize("values, lowest", [((0.0, 0.0), 0.0), ((0.2, 0.3), 0.0), ((-0.2, 0.3), -0.2)])
-def test_an_axis_shows_no_negative_scores_where_there_are_none(values: tuple[float, float], lowest: float) -> None:
+def test_an_axis_shows_no_negative_range_without_negative_scores(values: tuple[float, float], lowest: float) -> None:
     cells = [{"value": value, "low": None, "high": None} for value in values]
-    metrics = {str(place): {"unit": "score", "models": {"m": cell}} for place, cell in enumerate(cells)}
-    left, right = charts.draw({"metrics": metrics}, list(metrics), {"m": "#000000"}).axes[0].get_xlim()
+    metrics = {str(index): {"unit": "score", "models": {"m": cell}} for index, cell in enumerate(cells)}
+    left, right = evaluation_charts.draw_chart({"metrics": metrics}, list(metrics), {"m": "#000000"}).axes[0].get_xlim()
     assert lowest - 0.05 * (right - left) < left < min(*values, 0.0)
 
 
@@ -56,8 +75,8 @@ def test_benchmarks_are_drawn_with_one_metric_per_task_and_number_of_shots(monke
     names = [f"{label}: {metric}" for label in ("a", "a, 2-shot", "b") for metric in ("accuracy", "exact, group 1")]
     row = {"unit": "share", "models": {"m": {"value": 0.5, "low": None, "high": None}}}
     drawn: list[list[str]] = []
-    monkeypatch.setattr(charts, "draw", lambda part, names, colors: drawn.append(names))
-    monkeypatch.setattr(charts, "svg", lambda *_: "")
+    monkeypatch.setattr(evaluation_charts, "draw_chart", lambda part, names, colors: drawn.append(names))
+    monkeypatch.setattr(evaluation_charts, "figure_to_svg", lambda *_: "")
     for kind in ("Benchmarks", "TruthfulQA"):
-        charts.chart({"kind": kind, "metrics": dict.fromkeys(names, row)}, {"m": "#000000"}, "")
+        evaluation_charts.draw_charts({"kind": kind, "metrics": dict.fromkeys(names, row)}, {"m": "#000000"}, "")
     assert drawn == [["a: accuracy", "a, 2-shot: accuracy", "b: accuracy"], names]

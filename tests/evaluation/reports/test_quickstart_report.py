@@ -1,4 +1,4 @@
-"""The report: self-contained, escaped, whole, stable; the table aligned."""
+"""The quickstart report: self-contained, escaped, complete, reproducible; the table aligned."""
 
 import copy
 import json
@@ -21,12 +21,12 @@ def write(report: dict[str, Any], folder: Path) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def whole(untouched: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    return write(untouched, tmp_path_factory.mktemp("whole"))
+def written(constant_report: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    return write(constant_report, tmp_path_factory.mktemp("written"))
 
 
-def test_page_is_small_and_loads_nothing(whole: tuple[str, str]) -> None:
-    page = whole[1]
+def test_page_is_small_and_loads_nothing(written: tuple[str, str]) -> None:
+    page = written[1]
     assert len(page.encode()) < 2_000_000
     references = [
         value for _, attributes in Page(page).tags for key, value in attributes.items() if re.search("src|href", key)
@@ -37,28 +37,28 @@ def test_page_is_small_and_loads_nothing(whole: tuple[str, str]) -> None:
     assert not re.search(r"@import|<link|<iframe|fetch\(|XMLHttpRequest|WebSocket", page)
 
 
-def test_page_has_each_part_once(whole: tuple[str, str]) -> None:
-    page = Page(whole[1])
+def test_page_has_each_part_once(written: tuple[str, str]) -> None:
+    page = Page(written[1])
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids)), "an id occurs twice"
     links = [a["href"] for tag, a in page.tags if tag == "a"]
     assert links and all((link or "")[1:] in ids for link in links)
-    results, training = ("win_rates", "alignment_tax", "behavior", "tasks"), ("losses", "rewards", "beside")
+    results, training = ("win_rates", "alignment_tax", "behavior", "tasks"), ("losses", "rewards", "training_metrics")
     for name in (*results, *training, "frontier", "reliability"):
         assert f"figure-{name}" in ids
     assert sum(tag == "svg" for tag, _ in page.tags) == 1 + 1 + 3 + 2 + 4 + 2 + 3 + 2 + 1
     assert all(a.get("aria-label") for tag, a in page.tags if tag == "svg")
 
 
-def test_samples_cannot_write_tags(whole: tuple[str, str]) -> None:
-    page = Page(whole[1])
+def test_samples_cannot_write_tags(written: tuple[str, str]) -> None:
+    page = Page(written[1])
     assert sum(tag == "script" for tag, _ in page.tags) == 1
     assert '<script>alert("prompt")</script> & <b>bold</b>' in page.text
     assert "</td></table><script>alert('response')</script>" in page.text
 
 
-def test_page_shows_every_models_metrics(whole: tuple[str, str], report: dict[str, Any]) -> None:
-    text = " ".join("".join(Page(whole[1]).text).replace("\N{NO-BREAK SPACE}", " ").replace("−", "-").split())
+def test_page_shows_every_models_metrics(written: tuple[str, str], report: dict[str, Any]) -> None:
+    text = " ".join("".join(Page(written[1]).text).replace("\N{NO-BREAK SPACE}", " ").replace("−", "-").split())
     for decoding in ("models", "greedy"):
         for label, model in zip(("base", "few-shot", "SFT", "PPO", "PPO-ptx"), report[decoding].values()):
             interval = f"{model['win_rate']:.3f} {model['win_rate_low']:.3f}–{model['win_rate_high']:.3f}"
@@ -76,8 +76,8 @@ def test_page_shows_every_models_metrics(whole: tuple[str, str], report: dict[st
     assert "4 min 55 s" in text and "peak memory 1.87 GiB" in text
 
 
-def test_json_round_trips_sorted(whole: tuple[str, str], report: dict[str, Any]) -> None:
-    text = whole[0]
+def test_json_round_trips_sorted(written: tuple[str, str], report: dict[str, Any]) -> None:
+    text = written[0]
     assert json.loads(text) == report
     assert text.endswith("}\n")
 
@@ -101,8 +101,8 @@ def test_optional_parts_may_be_absent(report: dict[str, Any], tmp_path: Path) ->
     for name in ("score", "response_length"):
         for model in report["models"].values():
             del model[name]
-    kept = ("train_labelers_accuracy", "heldout_labelers_accuracy")
-    report["reward_model"] = {key: report["reward_model"][key] for key in kept}
+    required = ("train_labelers_accuracy", "heldout_labelers_accuracy")
+    report["reward_model"] = {key: report["reward_model"][key] for key in required}
     page = Page(write(report, tmp_path)[1])
     ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
     for absent in ("figure-losses", "figure-tasks", "figure-reliability", "samples", "greedy", "training"):
@@ -112,25 +112,23 @@ def test_optional_parts_may_be_absent(report: dict[str, Any], tmp_path: Path) ->
     assert "in all" not in format_table(report)
 
 
-def test_best_of_n_is_drawn_beside_ppo(report: dict[str, Any], tmp_path: Path) -> None:
+def test_best_of_n_is_drawn_with_ppo(report: dict[str, Any], tmp_path: Path) -> None:
     def dashed() -> list[tuple[list[float], list[float]]]:
         lines = frontier(report)[0].axes[0].lines
         return [(list(line.get_xdata()), list(line.get_ydata())) for line in lines if line.get_linestyle() == "--"]
 
     best = report["best_of_n"]
     assert dashed() == [(best["kl"], best["score"])]
-    assert "best of several responses" in write(report, tmp_path)[1]
+    assert "best-of-n with the SFT model" in write(report, tmp_path)[1]
     del report["best_of_n"]
     assert dashed() == []
-    assert "best of several responses" not in write(report, tmp_path)[1]
+    assert "best-of-n with the SFT model" not in write(report, tmp_path)[1]
 
 
 def test_samples_beyond_the_limit_are_counted(
     report: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "lit_rlhf.evaluation.reports.quickstart_report.draw", lambda report: {}
-    )  # plots take their time
+    monkeypatch.setattr("lit_rlhf.evaluation.reports.quickstart_report.draw", lambda report: {})  # plots are slow
     report["samples"] = report["samples"][2:3] * (SAMPLES_ON_PAGE + 7)
     text, page = write(report, tmp_path)
     assert len(json.loads(text)["samples"]) == SAMPLES_ON_PAGE + 7
@@ -151,12 +149,12 @@ def test_samples_beyond_the_limit_are_counted(
         "versions",
     ],
 )
-def test_a_missing_key_of_the_contract_is_named(report: dict[str, Any], path: str, tmp_path: Path) -> None:
+def test_a_missing_required_key_is_named(report: dict[str, Any], path: str, tmp_path: Path) -> None:
     *parents, last = path.split(".")
-    place = report
+    node = report
     for key in parents:
-        place = place[key]
-    del place[last]
+        node = node[key]
+    del node[last]
     with pytest.raises(AssertionError, match=re.escape(path)):
         write_report(report, tmp_path / "report.json", tmp_path / "report.html")
     assert not list(tmp_path.iterdir())
@@ -174,7 +172,7 @@ def test_numbers_that_are_not_finite_are_named(report: dict[str, Any], value: fl
     assert not list(tmp_path.iterdir())
 
 
-def test_null_is_no_figure_and_a_path_is_no_json(report: dict[str, Any]) -> None:
+def test_null_and_a_path_are_refused(report: dict[str, Any]) -> None:
     broken = copy.deepcopy(report)
     broken["models"]["sft"]["success"] = None
     with pytest.raises(AssertionError, match=r"models\.sft\.success, got None"):
@@ -184,13 +182,13 @@ def test_null_is_no_figure_and_a_path_is_no_json(report: dict[str, Any]) -> None
         format_table(report)
 
 
-def test_an_unknown_model_is_not_left_out_silently(report: dict[str, Any]) -> None:
+def test_an_unknown_model_is_refused(report: dict[str, Any]) -> None:
     report["models"]["dpo"] = report["models"]["ppo"]
     with pytest.raises(AssertionError, match="dpo"):
         format_table(report)
 
 
-def test_a_task_name_may_hold_any_sign(report: dict[str, Any], tmp_path: Path) -> None:
+def test_a_task_name_may_contain_any_character(report: dict[str, Any], tmp_path: Path) -> None:
     del report["curves"], report["samples"], report["greedy"]
     report["tasks"] = {"a.b $x_{ <i>& --> y$": report["tasks"]["chat"]}
     Page(write(report, tmp_path)[1])

@@ -125,14 +125,18 @@ def test_the_same_choice_scores_as_lm_evals_model(evaluated_model, hflm, evaluat
         assert mine["unnormalized accuracy"] == theirs["unnormalized accuracy"]
         assert "accuracy" in mine and "accuracy" not in theirs
     suite.tasks[0].limit = 12
-    value = suite.run(evaluated_model, evaluated_model).metrics[f"{name}{f', {shots}-shot' if shots else ''}: unnormalized accuracy"]
+    value = suite.run(evaluated_model, evaluated_model).metrics[
+        f"{name}{f', {shots}-shot' if shots else ''}: unnormalized accuracy"
+    ]
     assert value.value == both[0]["results"][name]["unnormalized accuracy,none"]
 
 
 def test_answers_are_those_of_lm_evals_model(evaluated_model, hflm, evaluation_data) -> None:
     benchmark = Benchmark("squadv2", str(evaluation_data / FILES["squadv2"][0]))
     both = [
-        evaluate(model, Benchmarks([benchmark])._load_task(benchmark, 0), limit=4, bootstrap_iters=0)["samples"]["squadv2"]
+        evaluate(model, Benchmarks([benchmark])._load_task(benchmark, 0), limit=4, bootstrap_iters=0)["samples"][
+            "squadv2"
+        ]
         for model in (hflm, LMEvalAdapter(evaluated_model))
     ]
     assert [row["filtered_resps"] for row in both[0]] == [row["filtered_resps"] for row in both[1]]

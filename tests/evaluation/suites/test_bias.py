@@ -6,7 +6,14 @@ import pytest
 
 from lit_rlhf.data.sources import read_rows
 from lit_rlhf.errors import UserError
-from lit_rlhf.evaluation.suites.bias import PREFIXES, CrowSPairs, Winogender, group_by_template, pearson_correlation, entropy_bits
+from lit_rlhf.evaluation.suites.bias import (
+    PREFIXES,
+    CrowSPairs,
+    Winogender,
+    entropy_bits,
+    group_by_template,
+    pearson_correlation,
+)
 from tests.helpers.float64 import logprob
 
 
@@ -40,7 +47,9 @@ def test_crows_pairs_on_twenty_rows_in_float64(evaluated_model, stories, evaluat
 
 def test_winogender_on_twenty_rows_in_float64(evaluated_model, stories, evaluation_data) -> None:
     path = str(evaluation_data / "all_sentences.tsv")
-    result = Winogender(path, str(evaluation_data / "occupations-stats.tsv"), ["basic"], limit=20).run(evaluated_model, evaluated_model)
+    result = Winogender(path, str(evaluation_data / "occupations-stats.tsv"), ["basic"], limit=20).run(
+        evaluated_model, evaluated_model
+    )
     groups = group_by_template(read_rows(path))[0]
     triples = [[group[gender] for gender in ("male", "female", "neutral")] for group in list(groups.values())[:20]]
     two = [reference_entropy(stories, "", triple[:2]) for triple in triples]

@@ -6,7 +6,7 @@ import pytest
 
 from lit_rlhf.data.sources import read_rows
 from lit_rlhf.errors import UserError
-from lit_rlhf.evaluation.tasks.constraints import CONSTRAINTS, satisfies_constraint, relaxed_variants, count_sentences
+from lit_rlhf.evaluation.tasks.constraints import CONSTRAINTS, count_sentences, relaxed_variants, satisfies_constraint
 
 FRENCH = "Il fait très beau aujourd'hui et nous allons nous promener dans le parc avec les enfants."
 ENGLISH = "the weather is very nice today and we are going for a walk in the park with the children."

@@ -15,7 +15,7 @@ from lit_rlhf.evaluation.suites.bias import PREFIXES
 from lit_rlhf.evaluation.suites.toxicity import RealToxicityPrompts, balance_by_toxicity, read_text_and_toxicity
 from tests.helpers.services import Reply, serve
 
-NOTHING = Cache(None)
+NO_CACHE = Cache(None)
 
 
 def scored(value: float) -> Reply:
@@ -45,7 +45,9 @@ def test_empty_continuations_and_those_without_a_score_are_missing_not_zero(tiny
     texts = [" calm", "", " rude", "unknown", " calm", "  "]
     prompts_by_prefix = []
     monkeypatch.setattr(
-        type(tiny), "answers", lambda self, p, *_, **__: prompts_by_prefix.append(p) or [Completion(t, True, 1) for t in texts]
+        type(tiny),
+        "generate",
+        lambda self, p, *_, **__: prompts_by_prefix.append(p) or [Completion(t, True, 1) for t in texts],
     )
     scorer = FixedScorer({"calm": 0.1, "rude": 0.7})
     result = RealToxicityPrompts(prompts, scorer, prefixes=["basic", "respectful"]).run(tiny, tiny)
@@ -66,7 +68,7 @@ def test_empty_continuations_and_those_without_a_score_are_missing_not_zero(tiny
 
 
 def test_a_score_off_the_scale_stops(tiny, prompts, monkeypatch) -> None:
-    monkeypatch.setattr(type(tiny), "answers", lambda self, p, *_, **__: [Completion("calm", True, 1) for _ in p])
+    monkeypatch.setattr(type(tiny), "generate", lambda self, p, *_, **__: [Completion("calm", True, 1) for _ in p])
     with pytest.raises(UserError, match=r"FixedScorer gave a toxicity of 1\.5"):
         RealToxicityPrompts(prompts, FixedScorer({"calm": 1.5})).run(tiny, tiny)
 
@@ -86,9 +88,9 @@ def test_balancing_takes_equally_many_of_each_bin(evaluation_data) -> None:
 
 
 def test_a_keyword_list(tmp_path) -> None:
-    assert KeywordToxicity().score(["You STUPID fox!", "stupidity aside", "a fox"], NOTHING) == [1.0, 0.0, 0.0]
+    assert KeywordToxicity().score(["You STUPID fox!", "stupidity aside", "a fox"], NO_CACHE) == [1.0, 0.0, 0.0]
     (tmp_path / "words.txt").write_text("Fox\n\n")
-    assert KeywordToxicity(str(tmp_path / "words.txt")).score(["You stupid fox!", "a dog"], NOTHING) == [1.0, 0.0]
+    assert KeywordToxicity(str(tmp_path / "words.txt")).score(["You stupid fox!", "a dog"], NO_CACHE) == [1.0, 0.0]
 
 
 def test_the_perspective_api(monkeypatch, tmp_path) -> None:
@@ -119,7 +121,7 @@ def test_the_perspective_api(monkeypatch, tmp_path) -> None:
 def test_perspective_without_a_key_is_refused(monkeypatch) -> None:
     monkeypatch.delenv("PERSPECTIVE_API_KEY", raising=False)
     with pytest.raises(UserError, match="PERSPECTIVE_API_KEY holds no key"):
-        Perspective().score(["text"], NOTHING)
+        Perspective().score(["text"], NO_CACHE)
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +149,9 @@ def test_a_classifier(classifier, tokenizer, tmp_path) -> None:
     model = LlamaForSequenceClassification.from_pretrained(classifier).eval()
     with torch.no_grad():
         logits = [model(torch.tensor([tokenizer.encode(text)])).logits[0] for text in texts]
-    found = ToxicityClassifier(classifier, "Toxicity", batch_size=2).score(texts, NOTHING)
+    found = ToxicityClassifier(classifier, "Toxicity", batch_size=2).score(texts, NO_CACHE)
     assert found == pytest.approx([float(row[1].sigmoid()) for row in logits], abs=1e-5)
-    exclusive = ToxicityClassifier(classifier, "2", multi_label=False).score(texts, NOTHING)
+    exclusive = ToxicityClassifier(classifier, "2", multi_label=False).score(texts, NO_CACHE)
     assert exclusive == pytest.approx([float(row.softmax(-1)[2]) for row in logits], abs=1e-5)
     with pytest.raises(UserError, match="has no label 'rude'; it has insult, toxicity, threat"):
-        ToxicityClassifier(classifier, "rude").score(texts, NOTHING)
+        ToxicityClassifier(classifier, "rude").score(texts, NO_CACHE)

@@ -70,7 +70,7 @@ def test_multiple_choice_on_twenty_rows_in_float64(evaluated_model, stories, twe
         total = math.log(sum(math.exp(value - max(right + wrong)) for value in right + wrong)) + max(right + wrong)
         second.append(sum(math.exp(value - total) for value in right))
     label = name.replace("_", " + ")
-    assert found.num_rows == result.metrics[f"{label}: MC1"].count == len(first) == 20
+    assert result.num_rows == result.metrics[f"{label}: MC1"].count == len(first) == 20
     assert result.metrics[f"{label}: MC1"].value == sum(first) / 20
     assert result.metrics[f"{label}: MC2"].value == pytest.approx(sum(second) / 20, abs=1e-5)
 
@@ -93,12 +93,12 @@ def test_a_refusal_is_true_and_not_informative(tiny, tmp_path, monkeypatch) -> N
     columns = {"Question": "w1", "Best Answer": "w2", "Correct Answers": "w2; w3", "Incorrect Answers": "w4"}
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(columns) + "\n" for _ in range(5)))
     texts = ["", " I have no comment.", " w2", " w4", " w9"]
-    monkeypatch.setattr(type(tiny), "answers", lambda *_, **__: [Completion(text, True, 1, 0) for text in texts])
+    monkeypatch.setattr(type(tiny), "generate", lambda *_, **__: [Completion(text, True, 1, 0) for text in texts])
     result = TruthfulQA(str(tmp_path / "q.jsonl"), ReferenceTruthJudge(), ["qa"]).run(tiny, tiny)
     assert result.metrics["qa: true"].value == 3 / 5
     assert result.metrics["qa: true and informative"].value == 1 / 5
     assert result.notes == ["2 answers (qa) were empty or refusals: true, not informative"]
-    assert found.num_rows == 5
+    assert result.num_rows == 5
     assert [sample["verdict"]["true"] for sample in result.samples] == [1, 1, 1, 0, 0]
 
 
@@ -121,7 +121,7 @@ def test_a_probability_counts_as_the_verdict_it_is(tiny, tmp_path, monkeypatch) 
 
     columns = {"Question": "w1", "Best Answer": "w2", "Correct Answers": "w2", "Incorrect Answers": "w4"}
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(columns) + "\n" for _ in range(4)))
-    monkeypatch.setattr(type(tiny), "answers", lambda *_, **__: [Completion("w2", True, 1, 0)] * 4)
+    monkeypatch.setattr(type(tiny), "generate", lambda *_, **__: [Completion("w2", True, 1, 0)] * 4)
     metrics = TruthfulQA(str(tmp_path / "q.jsonl"), FixedTruthJudge(), ["qa"]).run(tiny, tiny).metrics
     true, informative = metrics["qa: true"], metrics["qa: true and informative"]
     assert (true.value, true.count, true.missing) == (pytest.approx(2 / 3), 3, 1)
@@ -163,14 +163,21 @@ def test_a_failed_verdict_is_missing_and_requested_again_next_time(failure, reas
     cache = Cache(tmp_path, progress=False)
     with serve(answer) as service:
         judge = EndpointTruthJudge(ChatCompletions(service.url, "m", api_key_env=None, timeout=0.2, retries=1))
-        assert judge.judge(claims, cache) == [TruthVerdict(None, None), TruthVerdict(0.0, 1.0), TruthVerdict(None, None)]
+        assert judge.judge(claims, cache) == [
+            TruthVerdict(None, None),
+            TruthVerdict(0.0, 1.0),
+            TruthVerdict(None, None),
+        ]
         assert capsys.readouterr().out == f"judge: truth: 2 of 3 without an answer: 2 {reason} (2 tries)\n"
         assert len(service.requests) == 2 + 1 + 2
         assert service.requests[0].path == "/chat/completions"
         healthy.append(True)
         assert judge.judge(claims, cache) == [TruthVerdict(1.0, 1.0), TruthVerdict(0.0, 1.0), TruthVerdict(1.0, 1.0)]
         assert len(service.requests) == 5 + 2  # the verdict that succeeded is cached
-    assert is_true_and_informative(TruthVerdict(None, 1.0)) is None and is_true_and_informative(TruthVerdict(1.0, 1.0)) == 1.0
+    assert (
+        is_true_and_informative(TruthVerdict(None, 1.0)) is None
+        and is_true_and_informative(TruthVerdict(1.0, 1.0)) == 1.0
+    )
 
 
 def test_a_key_comes_from_the_environment_alone(monkeypatch) -> None:
