@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from lit_rlhf.callbacks.log_samples import write_samples
-from lit_rlhf.data.base import TokenizedDataModule
+from lit_rlhf.data.base import DataRequirements, TokenizedDataModule
 from lit_rlhf.data.collation import TokenizedExample, TokenizedPrompt, collate_prompts
 from lit_rlhf.data.loader import get_dp_world_size_and_rank
 from lit_rlhf.data.prompt_template import PromptTemplate
@@ -74,9 +74,10 @@ class GenerateOnValidation(Callback):
         else:
             template = PromptTemplate(pl_module.tokenizer, data.template)
             prompts = read_prompts(self.path, self.format, template, data.lengths)[:limit]
-        width = max(len(prompt.input_ids) for prompt in prompts) + self.sampling.max_new_tokens
-        what = "GenerateOnValidation: the longest prompt with sampling.max_new_tokens"
-        pl_module.check_max_positions(width, what, "one of them")
+        if isinstance(pl_module, DataRequirements):
+            num_tokens = max(len(prompt.input_ids) for prompt in prompts) + self.sampling.max_new_tokens
+            what = "GenerateOnValidation: the longest prompt with sampling.max_new_tokens"
+            pl_module.check_max_positions(num_tokens, what, "one of them")
         if self.reward is not None:
             self.reward.prepare(pl_module.tokenizer, trainer.strategy.root_device)
         self.prompts = prompts

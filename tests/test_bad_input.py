@@ -283,7 +283,7 @@ def test_a_reward_model_that_does_not_fit_the_policy_is_refused(fit, llama, proj
     reward = ("--model.reward=lit_rlhf.rewards.RewardModelScorer", f"--model.reward.model={folder}")
     assert_refused(fit("ppo.yaml", *reward), "has another tokenizer than the policy", folder)
     uncentered = ("--model.reward=lit_rlhf.rewards.RewardModelScorer", f"--model.reward.model={llama}")
-    assert_refused(fit("ppo.yaml", *uncentered), "no centring constants", "CenterScores")
+    assert_refused(fit("ppo.yaml", *uncentered), "no centering constants", "CenterScores")
     assert not reads
 
 

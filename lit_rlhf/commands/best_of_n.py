@@ -3,11 +3,16 @@
 import json
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lit_rlhf.commands.support.argument_parser import Parser
 from lit_rlhf.commands.support.log_filters import install_log_filters
 from lit_rlhf.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_rlhf.evaluation.models.best_of_n import BestOfNCurve
+    from lit_rlhf.models.loading_config import ModelLoadingConfig
+    from lit_rlhf.rewards import Reward
 
 
 def run(command: str, args: list[str]) -> int:
@@ -69,7 +74,7 @@ def curve_path(out: Path) -> Path:
     return out.with_name(f"{out.stem}.curve.json")
 
 
-def sample_and_write(settings: Namespace) -> Any:
+def sample_and_write(settings: Namespace) -> "BestOfNCurve":
     """Sample, score and write; return the `BestOfNCurve`."""
     import torch
 
@@ -113,7 +118,7 @@ def sample_and_write(settings: Namespace) -> Any:
     return curve
 
 
-def build_reward(reward: str, loading: Any) -> Any:
+def build_reward(reward: str, loading: "ModelLoadingConfig") -> "Reward":
     """Return the `Reward` of an address, a folder or hub name, or a function."""
     from lit_rlhf.rewards import FunctionReward, RemoteReward, RewardModelScorer
 
@@ -124,12 +129,12 @@ def build_reward(reward: str, loading: Any) -> Any:
     return FunctionReward(reward)
 
 
-def format_curve(curve: Any) -> str:
+def format_curve(curve: "BestOfNCurve") -> str:
     """Return the curve at powers of two and at n, as text."""
     shown = [k for k in curve.k if k & (k - 1) == 0 or k == curve.k[-1]]
     lines = ["  n   mean score   ± s.e.   KL at most (nats per response)"]
     lines += [
-        f"{k:>3}   {curve.score[k - 1]:>10.4f}   {curve.error[k - 1]:>6.4f}   {curve.kl_bound[k - 1]:>6.3f}"
+        f"{k:>3}   {curve.score[k - 1]:>10.4f}   {curve.standard_error[k - 1]:>6.4f}   {curve.kl_bound[k - 1]:>6.3f}"
         for k in shown
     ]
     return "\n".join(lines)

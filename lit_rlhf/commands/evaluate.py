@@ -4,7 +4,7 @@ import os
 import sys
 from argparse import ArgumentError
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lit_rlhf.commands.fit import read_arguments
 from lit_rlhf.commands.support.config_locations import ConfigLocations
@@ -12,6 +12,9 @@ from lit_rlhf.commands.support.log_filters import install_log_filters
 from lit_rlhf.commands.support.parse_errors import explain_parse_error
 from lit_rlhf.commands.support.wandb_login import prepare_wandb
 from lit_rlhf.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_rlhf.evaluation.run import Evaluation
 
 
 def run(command: str, args: list[str]) -> int:
@@ -39,7 +42,7 @@ def run(command: str, args: list[str]) -> int:
     return 0
 
 
-def instantiate_evaluation(args: list[str], locations: ConfigLocations) -> Any:
+def instantiate_evaluation(args: list[str], locations: ConfigLocations) -> "Evaluation":
     """Return the evaluation that recipes and arguments describe; an error of jsonargparse becomes one line."""
     from jsonargparse import ArgumentParser
 

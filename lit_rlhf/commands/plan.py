@@ -1,11 +1,14 @@
 """`lit-rlhf plan`: the memory that a recipe needs per device, estimated before anything is loaded."""
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lit_rlhf.commands.support.log_filters import install_log_filters
 from lit_rlhf.errors import UserError
 from lit_rlhf.suggestions import did_you_mean
+
+if TYPE_CHECKING:
+    from lit_rlhf.commands.support.memory_plan import MemoryPlan
 
 USAGE = "usage: lit-rlhf plan -c RECIPE [-c OVERLAY ...] [--gpu NAME] [--key=value ...]"
 GB = 1e9
@@ -81,7 +84,7 @@ def format_fit(peak: int, name: str, memory: float) -> str:
     return f"{name}: {fits}: {peak / GB:.2f} of {usable / GB:.1f} GB available to a program"
 
 
-def format_plan(planned: Any) -> str:
+def format_plan(planned: "MemoryPlan") -> str:
     """Return a `MemoryPlan` as text."""
     models = ", ".join(f"{name} {count:,}" for name, count in planned.parameters.items())
     lines = [f"parameters: {models}", f"sizes: {planned.sizes}", *(f"assumed: {note}" for note in planned.assumptions)]

@@ -70,7 +70,7 @@ def _find_replies(number: int, record: Demonstration, template: PromptTemplate, 
         start = len(conversation) - len(rest.lstrip())
         end = start + len(content)
         if not reply_prompt or rest == conversation or conversation[start:end] != content:
-            report.flag("an earlier reply is not trained on: the template changes what was said", record.origin)
+            report.flag("an earlier reply is not trained on: the template changes its text", record.origin)
             continue
         following = conversation[end:].lstrip()
         if template.is_chat(prompt) and following.startswith(template.end_of_turn):

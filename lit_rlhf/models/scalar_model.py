@@ -40,9 +40,7 @@ class ScalarModel(nn.Module):
         super().__init__()
         self.model, self.head_is_new = model, head_is_new
         constants = getattr(model.config, "score_shift", 0.0), getattr(model.config, "score_scale", 1.0)
-        with torch.device(
-            "cpu"
-        ):  # never meta, also where the weights are
+        with torch.device("cpu"):  # never meta, also where the weights are
             for name, value in zip(("shift", "scale"), constants):
                 self.register_buffer(name, torch.tensor(value, dtype=torch.float32))
 

@@ -143,5 +143,6 @@ def _hidden(
     model: PreTrainedModel, input_ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache | None = None
 ) -> Tensor:
     """Return the last layer's output, (B, T, D)."""
-    inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions}
-    return model.base_model(**inputs, past_key_values=cache, use_cache=cache is not None)[0]
+    inputs: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
+    inputs |= {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions}
+    return model.base_model(**inputs, use_cache=cache is not None)[0]

@@ -50,7 +50,9 @@ def build_module(llama: str) -> PPOModule:
     )
 
 
-def train(make_trainer: Any, llama: str, values: dict[int, float], epochs: int, **settings: Any) -> tuple[Any, Any, Any]:
+def train(
+    make_trainer: Any, llama: str, values: dict[int, float], epochs: int, **settings: Any
+) -> tuple[Any, Any, Any]:
     """Train with a schedule of metric values; return schedule, MetricGuard and module."""
     schedule, module = LogSchedule(values), build_module(llama)
     limit = {"scheduled": MetricLimit(above=1.0, action="rollback")}

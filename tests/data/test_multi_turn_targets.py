@@ -111,9 +111,7 @@ def test_a_reply_that_the_template_changes_is_no_target_and_counted(attach, writ
     with caplog.at_level("INFO"):
         (row,) = load_training_rows(attach, tokenizer, write([{"messages": turns}]))
     assert mark_targets(tokenizer, row) == "[user]hi$\n[assistant]ho$\n[user]and$\n[assistant]<so$>"
-    assert (
-        "an earlier reply is not trained on: the template changes what was said  1  first: rows.jsonl:1" in caplog.text
-    )
+    assert "an earlier reply is not trained on: the template changes its text  1  first: rows.jsonl:1" in caplog.text
 
 
 def test_templates_that_leave_out_the_last_turn_are_refused(attach, write, tokenizer):

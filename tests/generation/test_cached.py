@@ -142,7 +142,7 @@ def generate(
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_compiled_step_samples_the_same_from_one_graph(name, model_folders, tokenizer, graphs):
-    """For all numbers of prompts, samples and remaining rows, all lengths, and weights that changed or were replaced."""
+    """For all numbers of prompts, samples and remaining rows, all lengths, and weights changed or replaced."""
     model = load_causal_lm(model_folders[name], tokenizer, ModelLoadingConfig()).eval()
     plain, compiled = CachedGenerator(batch_size=8), CachedGenerator(batch_size=8, compile=True)
     lengths: list[list[int]] = []

@@ -14,7 +14,6 @@ from lit_rlhf.data import DemonstrationDataModule
 from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.models.loading_config import LoRA
 from lit_rlhf.modules import PPOConfig, PPOModule, SFTModule
-from lit_rlhf.modules.epoch_metrics import EpochMeans
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout.kl_controller import AdaptiveKLController
 from tests.helpers.ppo_fakes import PromptData
@@ -118,15 +117,3 @@ def test_sft_with_dropout(model_folders, tmp_path, step):
     uninterrupted = train(make_sft(model_folders["gpt2"], tmp_path), tmp_path, "uninterrupted")
     start = tmp_path / "uninterrupted" / f"step={step}.ckpt"
     assert_equal(uninterrupted, train(make_sft(model_folders["gpt2"], tmp_path), tmp_path, "resumed", start))
-
-
-def test_epoch_means_do_not_depend_on_how_the_sums_were_added():
-    means = EpochMeans()
-    for total, count in ((3.0, 2), (torch.tensor(5.0), torch.tensor(1))):
-        means.add("a", total, count)
-    means.add("empty", 0.0, 0)
-    restarted = EpochMeans()
-    restarted.load(means.reduced_sums(lambda sums: sums), is_first_rank=True)
-    restarted.add("a", 1.0, 1)
-    assert restarted.compute(lambda sums: 2 * sums) == {"a": torch.tensor(9.0 / 4)}
-    assert restarted.compute(lambda sums: sums) == {}

@@ -1,4 +1,4 @@
-"""Rewards inside PPO: what docs/rewards.md shows, metrics and states on one rank and two."""
+"""Rewards in PPO: the examples of docs/rewards.md, metrics and states on one rank and two."""
 
 import json
 import sys
@@ -22,8 +22,8 @@ from tests.helpers.small_runs import quiet_trainer
 PAGE = next(page for page in DOCS if page.name == "rewards.md")
 
 
-class Above(Reward):
-    """Scores the number of words above the thirteenth, times a factor."""
+class HighWords(Reward):
+    """Scores the number of words above w13, times a factor."""
 
     def __init__(self, factor: float) -> None:
         self.factor = factor
@@ -34,7 +34,9 @@ class Above(Reward):
         )
 
 
-class Metrics(L.Callback):
+class KeepMetrics(L.Callback):
+    """Keeps the metrics of every iteration."""
+
     def __init__(self) -> None:
         self.epochs: list[dict[str, float]] = []
 
@@ -44,46 +46,45 @@ class Metrics(L.Callback):
         )
 
 
-def module(model: str) -> PPOModule:
-    reward = ClippedReward(NormalizedReward(EnsembleReward([Above(1.0), Above(3.0)])), -1.0, 1.0)
+def make_module(model: str) -> PPOModule:
+    reward = ClippedReward(NormalizedReward(EnsembleReward([HighWords(1.0), HighWords(3.0)])), -1.0, 1.0)
     return PPOModule(
         model, reward, SamplingParams(max_new_tokens=6), PPOConfig(rollout_batch_size=16, micro_batch_size=4)
     )
 
 
 def run(model: str, folder: Path, **settings: Any) -> list[dict[str, float]]:
-    metrics = Metrics()
+    metrics = KeepMetrics()
     trainer = quiet_trainer(folder, max_epochs=2, callbacks=[metrics], **settings)
-    trainer.fit(module(model), datamodule=PromptData())
+    trainer.fit(make_module(model), datamodule=PromptData())
     if trainer.is_global_zero:
         trainer.save_checkpoint(folder / "run.ckpt")
     return metrics.epochs
 
 
 def test_metrics_and_state_are_those_of_all_ranks(llama, tmp_path):
-    alone = run(llama, tmp_path)
+    single = run(llama, tmp_path)
     state = torch.load(tmp_path / "run.ckpt", weights_only=True)["reward"]
     assert state["reward"]["moments"][0] == 32
-    assert alone[0]["reward/ensemble_std"] > 0 and 0 < alone[0]["reward/clip_fraction"] < 1
+    assert single[0]["reward/ensemble_std"] > 0 and 0 < single[0]["reward/clip_fraction"] < 1
     # a minibatch of 4 on one rank and on two: the same run
-    both = on_ranks(lambda: run_on_two(llama, tmp_path), tmp_path)
-    for rank in both:
-        for mine, theirs in zip(rank, alone):
-            assert mine == pytest.approx(theirs, abs=2e-5, rel=1e-4)
+    for rank in on_ranks(lambda: run_on_two_ranks(llama, tmp_path), tmp_path):
+        for epoch, expected in zip(rank, single):
+            assert epoch == pytest.approx(expected, abs=2e-5, rel=1e-4)
 
 
-def run_on_two(model: str, folder: Path) -> list[dict[str, float]]:
-    metrics = Metrics()
-    made = module(model)
-    made.ppo.micro_batch_size = 2
+def run_on_two_ranks(model: str, folder: Path) -> list[dict[str, float]]:
+    metrics = KeepMetrics()
+    module = make_module(model)
+    module.ppo.micro_batch_size = 2
     trainer = quiet_trainer(folder, max_epochs=2, callbacks=[metrics], devices=2, strategy="ddp")
-    trainer.fit(made, datamodule=PromptData())
+    trainer.fit(module, datamodule=PromptData())
     return metrics.epochs
 
 
-def test_the_moments_come_back_from_a_checkpoint(llama, tmp_path):
+def test_the_moments_are_restored_from_a_checkpoint(llama, tmp_path):
     run(llama, tmp_path)
-    resumed = module(llama)
+    resumed = make_module(llama)
     trainer = quiet_trainer(tmp_path, max_epochs=3)
     trainer.fit(resumed, datamodule=PromptData(), ckpt_path=str(tmp_path / "run.ckpt"))
     assert resumed.reward.state_dict()["reward"]["moments"][0] == 48
@@ -91,7 +92,7 @@ def test_the_moments_come_back_from_a_checkpoint(llama, tmp_path):
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user's folder with the files of the page."""
+    """A user's folder with the files that the page shows."""
     files = named_blocks(PAGE, "python") | named_blocks(PAGE, "yaml")
     for name, text in files.items():
         (tmp_path / name).write_text(text)
@@ -105,20 +106,20 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("overlay", named_blocks(PAGE, "yaml"))
-def test_what_the_page_shows_parses(overlay: str, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_recipes_of_the_page_parse(overlay: str, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "-c", "small/ppo", "-c", overlay, "--print_config"]) == 0, capsys.readouterr().err
 
 
 def test_the_functions_of_the_page_score_a_run(project: Path, llama: str) -> None:
     settings = ["accelerator=cpu", "max_epochs=1", "enable_progress_bar=false"]
     sizes = ["sampling.max_new_tokens=6", "ppo.rollout_batch_size=8", "ppo.micro_batch_size=4", f"model={llama}"]
-    words = [f"--trainer.{each}" for each in settings] + [f"--model.{each}" for each in sizes]
-    assert main(["fit", "-c", "small/ppo", "-c", "my_scores.yaml", "--data.path=data.jsonl", *words]) == 0
+    arguments = [f"--trainer.{each}" for each in settings] + [f"--model.{each}" for each in sizes]
+    assert main(["fit", "-c", "small/ppo", "-c", "my_scores.yaml", "--data.path=data.jsonl", *arguments]) == 0
     samples = [json.loads(line) for line in (project / "runs/small/ppo/samples.jsonl").read_text().splitlines()]
     assert len(samples) == 8
     for sample in samples:
-        said = sample["response"].split()
-        expected = -0.1 * len(said) + 2.0 * ("w3" in said) + 0.1 * len(set(said))
+        words = sample["response"].split()
+        expected = -0.1 * len(words) + 2.0 * ("w3" in words) + 0.1 * len(set(words))
         assert sample["score"] == pytest.approx(expected, abs=1e-5)
     header = (project / "runs/small/ppo/metrics.csv").read_text().splitlines()[0].split(",")
     assert {"reward/short", "reward/target", "reward/variety"} <= set(header)

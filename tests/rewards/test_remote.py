@@ -1,4 +1,4 @@
-"""A remote scorer against a server on the loopback interface that fails in every way a server can."""
+"""RemoteReward against a server on the loopback interface, with all its failures."""
 
 import math
 import socket
@@ -10,7 +10,7 @@ import torch
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.rewards import RemoteReward
-from tests.helpers.episodes import PROMPTS, RESPONSES, episodes
+from tests.helpers.episodes import PROMPTS, RESPONSES, make_episodes
 from tests.helpers.services import Reply, Request, Service, serve
 
 CPU = torch.device("cpu")
@@ -22,65 +22,65 @@ def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LIT_RLHF_REWARD_TOKEN", raising=False)
 
 
-def remote(service: Service, **settings: Any) -> RemoteReward:
+def make_reward(service: Service, **settings: Any) -> RemoteReward:
     return RemoteReward(f"{service.url}/score", **{"retries": 2, "pause": 0.01, "timeout": 0.3, **settings})
 
 
-def lengths(request: Request, before: int = 0) -> Reply:
-    """Score a response by its number of words, less a tenth of its prompt's."""
+def score_by_words(request: Request, before: int = 0) -> Reply:
+    """Score a response by its number of words, minus a tenth of its prompt's."""
     pairs = zip(request.payload["prompts"], request.payload["responses"])
     return Reply({"scores": [len(response.split()) - len(prompt.split()) / 10 for prompt, response in pairs]})
 
 
-def test_batches_are_posted_and_come_back_in_order(tokenizer):
-    given = episodes(tokenizer)
-    expected = [len(r.split()) - len(p.split()) / 10 for p, r in zip(given.prompts, given.responses)]
+def test_batches_are_posted_and_scores_are_in_order(tokenizer):
+    episodes = make_episodes(tokenizer)
+    expected = [len(r.split()) - len(p.split()) / 10 for p, r in zip(episodes.prompts, episodes.responses)]
     for batch_size, requests in ((1, 4), (3, 2), (64, 1)):
-        with serve(lengths) as service:
-            scores = remote(service, batch_size=batch_size).score(given)
+        with serve(score_by_words) as service:
+            scores = make_reward(service, batch_size=batch_size).score(episodes)
             assert scores.tolist() == pytest.approx(expected) and scores.dtype == torch.float32
             assert len(service.requests) == requests
     (request,) = service.requests
     assert request.path == "/score" and set(request.payload) == {"prompts", "responses", "rows"}
-    assert request.payload["rows"] == given.rows
+    assert request.payload["rows"] == episodes.rows
     assert request.headers["Content-Type"] == "application/json" and "Authorization" not in request.headers
 
 
-def test_token_ids_are_sent_where_asked_for(tokenizer):
-    with serve(lengths) as service:
-        source = remote(service, send_ids=True)
-        source.prepare(tokenizer, CPU)
-        source.score(episodes(tokenizer))
+def test_token_ids_are_sent_with_send_ids(tokenizer):
+    with serve(score_by_words) as service:
+        reward = make_reward(service, send_ids=True)
+        reward.prepare(tokenizer, CPU)
+        reward.score(make_episodes(tokenizer))
     first, second = (request.payload for request in service.requests)
     assert (first["prompt_ids"], first["response_ids"]) == ([], [])
     assert (second["prompt_ids"], second["response_ids"]) == (PROMPTS, RESPONSES)
 
 
-def test_rows_may_hold_what_json_does_not_know(tokenizer):
-    with serve(lengths) as service:
-        remote(service).score(episodes(tokenizer, [1])._replace(rows=[{"when": datetime(2022, 3, 4)}]))
+def test_rows_may_hold_values_that_json_has_no_type_for(tokenizer):
+    with serve(score_by_words) as service:
+        make_reward(service).score(make_episodes(tokenizer, [1])._replace(rows=[{"when": datetime(2022, 3, 4)}]))
     assert service.requests[0].payload["rows"] == [{"when": "2022-03-04 00:00:00"}]
 
 
-def test_the_token_comes_from_the_environment_alone(tokenizer, monkeypatch):
+def test_the_token_comes_from_the_environment(tokenizer, monkeypatch):
     monkeypatch.setenv("MY_TOKEN", TOKEN)
-    with serve(lengths) as service:
-        remote(service, token_variable="MY_TOKEN").score(episodes(tokenizer))
+    with serve(score_by_words) as service:
+        make_reward(service, token_variable="MY_TOKEN").score(make_episodes(tokenizer))
     assert service.requests[0].headers["Authorization"] == f"Bearer {TOKEN}"
 
 
-def test_prepare_asks_for_the_scores_of_nothing_and_finds_a_wrong_address(tokenizer):
-    with serve(lengths) as service:
-        remote(service).prepare(tokenizer, CPU)
+def test_prepare_sends_an_empty_batch_and_finds_a_wrong_address(tokenizer):
+    with serve(score_by_words) as service:
+        make_reward(service).prepare(tokenizer, CPU)
     assert service.requests[0].payload == {"prompts": [], "responses": [], "rows": []}
-    with serve(lambda request, before: Reply(status=404)) as service, pytest.raises(UserError) as problem:
-        remote(service).prepare(tokenizer, CPU)
+    with serve(lambda request, before: Reply(status=404)) as service, pytest.raises(UserError) as error:
+        make_reward(service).prepare(tokenizer, CPU)
     expected = f"reward {service.url}/score: status 404; is this the address, and is the server up?"
-    assert str(problem.value) == expected and len(service.requests) == 1
+    assert str(error.value) == expected and len(service.requests) == 1
 
 
 SCORES = [1.0, 2.0, 3.0]
-FAULTS = {
+FAILURES = {
     "500": (Reply(status=500), "status 500"),
     "429": (Reply(status=429, headers={"Retry-After": "0.02"}), "status 429"),
     "timeout": (Reply({"scores": [*SCORES, 4.0]}, delay=0.5), "no response within 0.3 s"),
@@ -100,57 +100,60 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(("fault", "reason"), FAULTS.values(), ids=FAULTS)
-def test_a_fault_that_passes_is_outlived_and_one_that_stays_ends_in_one_line(fault, reason, tokenizer):
-    given = episodes(tokenizer)
-    with serve(lambda request, before: lengths(request) if before == 2 else fault) as service:
-        assert len(remote(service).score(given)) == 4
+@pytest.mark.parametrize(("failure", "reason"), FAILURES.values(), ids=FAILURES)
+def test_a_temporary_failure_is_retried_and_a_lasting_one_ends_in_one_line(failure, reason, tokenizer):
+    episodes = make_episodes(tokenizer)
+    with serve(lambda request, before: score_by_words(request) if before == 2 else failure) as service:
+        assert len(make_reward(service).score(episodes)) == 4
         assert len(service.requests) == 3
-    with serve(lambda request, before: fault) as service, pytest.raises(UserError) as problem:
-        remote(service).score(given)
-    line = str(problem.value)
-    assert line.startswith(f"reward {service.url}/score: ") and reason in line and "(3 tries)" in line
+    with serve(lambda request, before: failure) as service, pytest.raises(UserError) as error:
+        make_reward(service).score(episodes)
+    line = str(error.value)
+    assert line.startswith(f"reward {service.url}/score: ") and reason in line and "(3 attempts)" in line
     assert len(service.requests) == 3
 
 
-def test_one_batch_without_scores_ends_the_run(tokenizer):
-    given = episodes(tokenizer)
-    bad = given.prompts[2]
-    answer = lambda request, before: Reply(status=500) if bad in request.payload["prompts"] else lengths(request)  # noqa: E731
+def test_a_single_batch_without_scores_ends_the_run(tokenizer):
+    episodes = make_episodes(tokenizer)
+    bad_prompt = episodes.prompts[2]
+
+    def answer(request: Request, before: int) -> Reply:
+        return Reply(status=500) if bad_prompt in request.payload["prompts"] else score_by_words(request)
+
     with serve(answer) as service, pytest.raises(UserError, match="status 500"):
-        remote(service, batch_size=1).score(given)
+        make_reward(service, batch_size=1).score(episodes)
 
 
-def test_nobody_listens(tokenizer):
+def test_a_server_that_is_down(tokenizer):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        with pytest.raises(UserError, match=r"Connection refused.* \(3 tries\); is this the address"):
+        with pytest.raises(UserError, match=r"Connection refused.* \(3 attempts\); is this the address"):
             RemoteReward(url, retries=2, pause=0.01).prepare(tokenizer, CPU)
 
 
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("token", [TOKEN, None])
-def test_a_refused_token_says_where_it_comes_from_and_not_what_it_is(status, token, tokenizer, monkeypatch):
+def test_a_rejected_token_is_reported_by_its_variable_and_not_shown(status, token, tokenizer, monkeypatch):
     if token:
         monkeypatch.setenv("LIT_RLHF_REWARD_TOKEN", token)
-    with serve(lambda request, before: Reply(status=status)) as service, pytest.raises(UserError) as problem:
-        remote(service).score(episodes(tokenizer))
-    assert str(problem.value) == (
-        f"reward {service.url}/score refuses the request (status {status}): check the key; it comes from the "
+    with serve(lambda request, before: Reply(status=status)) as service, pytest.raises(UserError) as error:
+        make_reward(service).score(make_episodes(tokenizer))
+    assert str(error.value) == (
+        f"reward {service.url}/score rejects the request (status {status}): check the key; it comes from the "
         f"environment variable LIT_RLHF_REWARD_TOKEN, which is {'set' if token else 'not set'}"
     )
     assert len(service.requests) == 1
 
 
 def test_a_key_in_the_query_is_not_shown(tokenizer):
-    with serve(lambda request, before: Reply(status=404)) as service, pytest.raises(UserError) as problem:
-        RemoteReward(f"{service.url}/score?key=hunter2").score(episodes(tokenizer))
-    assert f"reward {service.url}/score: status 404" in str(problem.value) and "hunter2" not in str(problem.value)
+    with serve(lambda request, before: Reply(status=404)) as service, pytest.raises(UserError) as error:
+        RemoteReward(f"{service.url}/score?key=hunter2").score(make_episodes(tokenizer))
+    assert f"reward {service.url}/score: status 404" in str(error.value) and "hunter2" not in str(error.value)
     assert service.requests[0].path == "/score?key=hunter2"
 
 
-@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"parallel": 0}, {"timeout": 0}, {"retries": -1}])
-def test_settings_out_of_range(wrong):
-    with pytest.raises(UserError, match=f"{next(iter(wrong))}"):
-        RemoteReward("http://host", **wrong)
+@pytest.mark.parametrize("settings", [{"batch_size": 0}, {"parallel": 0}, {"timeout": 0}, {"retries": -1}])
+def test_settings_out_of_range_are_refused(settings):
+    with pytest.raises(UserError, match=f"{next(iter(settings))}"):
+        RemoteReward("http://host", **settings)

@@ -1,4 +1,4 @@
-"""Advantage estimators on trajectories: what reaches them, and what an update gets."""
+"""Advantage estimators on trajectories, against the definitions in plain Python."""
 
 import math
 
@@ -15,40 +15,40 @@ LENGTHS = [3, 1, 4, 2]
 BETA = 0.1
 
 
-def trajectories(group: list[int] | None = None) -> Trajectories:
-    """Four responses of 1 to 4 tokens, with anything outside the mask."""
+def make_trajectories(prompt_index: list[int] | None = None) -> Trajectories:
+    """Return four responses of 1 to 4 tokens, with arbitrary values outside the mask."""
     generator = torch.Generator().manual_seed(0)
     mask = torch.arange(4) < torch.tensor(LENGTHS)[:, None]
-    logprobs, reference, values = torch.randn(3, 4, 4, dtype=torch.float64, generator=generator)
+    logprobs, ref_logprobs, values = torch.randn(3, 4, 4, dtype=torch.float64, generator=generator)
     scores = torch.randn(4, dtype=torch.float64, generator=generator)
-    ids, ended = torch.zeros(4, 6, dtype=torch.int64), torch.ones(4, dtype=torch.bool)
+    ids, finished = torch.zeros(4, 6, dtype=torch.int64), torch.ones(4, dtype=torch.bool)
     return Trajectories(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         response_mask=mask,
         old_logprobs=logprobs.masked_fill(~mask, torch.nan),
-        ref_logprobs=reference,
+        ref_logprobs=ref_logprobs,
         values=values,
         scores=scores,
-        finished=ended,
+        finished=finished,
         rollout_logprobs=logprobs,
-        prompt_index=torch.tensor(group or [0, 1, 0, 1]),
+        prompt_index=torch.tensor(prompt_index or [0, 1, 0, 1]),
     )
 
 
-def totals(batch: Trajectories) -> list[float]:
-    """Score less β times the KL of the response, one response at a time."""
+def compute_total_rewards(batch: Trajectories) -> list[float]:
+    """Return score minus β times the KL per response, one response at a time."""
     kl = [math.fsum((p - r)[:length].tolist()) for p, r, length in zip(batch.old_logprobs, batch.ref_logprobs, LENGTHS)]
     return [score - BETA * each for score, each in zip(batch.scores.tolist(), kl)]
 
 
-def on_every_token(values: list[float]) -> Tensor:
+def broadcast_to_tokens(values: list[float]) -> Tensor:
     rows = [[value] * length + [0.0] * (4 - length) for value, length in zip(values, LENGTHS)]
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def test_rewards_are_the_penalty_on_every_token_and_the_score_on_the_last():
-    batch = trajectories()
+def test_rewards_are_the_kl_penalty_of_every_token_and_the_score_on_the_last():
+    batch = make_trajectories()
     rewards = compute_rewards(batch, BETA)
     for row, length in enumerate(LENGTHS):
         expected = [-BETA * float(batch.old_logprobs[row, t] - batch.ref_logprobs[row, t]) for t in range(length)]
@@ -56,8 +56,8 @@ def test_rewards_are_the_penalty_on_every_token_and_the_score_on_the_last():
         assert_close(rewards[row], torch.tensor([*expected, *[0.0] * (4 - length)], dtype=torch.float64))
 
 
-def test_gae_whitens_advantages_over_all_tokens_and_leaves_returns():
-    batch, gamma, lam = trajectories(), 0.9, 0.8
+def test_gae_whitens_advantages_over_all_tokens_and_not_returns():
+    batch, gamma, lam = make_trajectories(), 0.9, 0.8
     advantages, returns = GAE(gamma, lam).estimate(compute_rewards(batch, BETA), batch)
     raw, targets = [], []
     for row, length in enumerate(LENGTHS):
@@ -67,32 +67,32 @@ def test_gae_whitens_advantages_over_all_tokens_and_leaves_returns():
         raw += row_raw
         targets += [a + v for a, v in zip(row_raw, values)]
     mean = math.fsum(raw) / len(raw)
-    deviation = math.sqrt(math.fsum((a - mean) ** 2 for a in raw) / len(raw) + 1e-8)
+    std = math.sqrt(math.fsum((a - mean) ** 2 for a in raw) / len(raw) + 1e-8)
     mask = batch.response_mask
-    assert_close(advantages[mask], torch.tensor([(a - mean) / deviation for a in raw], dtype=torch.float64))
+    assert_close(advantages[mask], torch.tensor([(a - mean) / std for a in raw], dtype=torch.float64))
     assert_close(returns[mask], torch.tensor(targets, dtype=torch.float64))
     assert not advantages[~mask].any() and not returns[~mask].any()
 
 
-def test_leave_one_out_compares_totals_after_the_kl_penalty():
-    batch = trajectories()
+def test_rloo_compares_total_rewards_after_the_kl_penalty():
+    batch = make_trajectories()
     advantages, returns = RLOOAdvantage().estimate(compute_rewards(batch, BETA), batch)
-    one, two, three, four = totals(batch)
-    assert_close(advantages, on_every_token([one - three, two - four, three - one, four - two]))
+    r0, r1, r2, r3 = compute_total_rewards(batch)
+    assert_close(advantages, broadcast_to_tokens([r0 - r2, r1 - r3, r2 - r0, r3 - r1]))
     assert returns is None
 
 
-def test_group_relative_divides_by_the_groups_own_deviation():
-    batch = trajectories([5, 5, 5, 5])
+def test_grpo_divides_by_the_standard_deviation_of_the_group():
+    batch = make_trajectories([5, 5, 5, 5])
     advantages, returns = GRPOAdvantage().estimate(compute_rewards(batch, BETA), batch)
-    all_of_them = totals(batch)
-    mean = math.fsum(all_of_them) / 4
-    deviation = math.sqrt(math.fsum((each - mean) ** 2 for each in all_of_them) / 4 + 1e-8)
-    assert_close(advantages, on_every_token([(each - mean) / deviation for each in all_of_them]))
+    rewards = compute_total_rewards(batch)
+    mean = math.fsum(rewards) / 4
+    std = math.sqrt(math.fsum((each - mean) ** 2 for each in rewards) / 4 + 1e-8)
+    assert_close(advantages, broadcast_to_tokens([(each - mean) / std for each in rewards]))
     assert returns is None
 
 
-def test_senseless_settings_are_refused():
+def test_invalid_settings_are_refused():
     with pytest.raises(UserError, match=r"advantages: discount must lie in \[0, 1\], got 1.01"):
         GAE(discount=1.01)
     with pytest.raises(UserError, match=r"advantages: gae_lambda must lie in \[0, 1\], got -0.1"):
@@ -102,3 +102,25 @@ def test_senseless_settings_are_refused():
     for estimator in (RLOOAdvantage(), GRPOAdvantage()):
         with pytest.raises(UserError, match=r"at least 2 of them; set model\.ppo\.samples_per_prompt \(it is 1\)"):
             check_group_size(estimator, 1)
+
+
+def test_gae_by_hand():
+    """Two episodes of 2 and 1 tokens, β 0.1, γ 1, λ 0.5."""
+    mask = torch.tensor([[True, True], [True, False]])
+    logprobs = torch.tensor([[-1.0, -2.0], [-0.5, 9.0]])
+    ref_logprobs = torch.tensor([[-1.5, -1.0], [-0.5, -9.0]])
+    values = torch.tensor([[0.2, 0.4], [0.1, 7.0]])
+    trajectories = Trajectories(
+        torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 3), mask, logprobs, ref_logprobs, values,
+        torch.tensor([1.0, -1.0]), torch.tensor([True, True]), logprobs, torch.arange(2),
+    )  # fmt: skip
+    advantages, returns = GAE(1.0, 0.5).estimate(compute_rewards(trajectories, 0.1), trajectories)
+    assert returns is not None
+    # rewards: -0.1 x 0.5 and -0.1 x -1 + 1 for the first episode, 0 - 1 for the second
+    second = 1.1 - 0.4
+    first = (-0.05 + 0.4 - 0.2) + 0.5 * second
+    raw = torch.tensor([first, second, -1.1])
+    assert_close(returns[mask], raw + torch.tensor([0.2, 0.4, 0.1]))
+    assert float(advantages[mask].mean()) == pytest.approx(0, abs=1e-6)
+    whitened = (raw - raw.mean()) / raw.std(correction=0)
+    assert_close(advantages[mask], whitened, atol=1e-5, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Sizes and the cut of an iteration: every episode once per pass, no real token lost, one normalizer a minibatch."""
+"""Micro-batches of an iteration: every episode once per epoch with all its tokens, one normalizer per minibatch."""
 
 import io
 
@@ -8,86 +8,86 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.rollout.advantages import GAE, compute_rewards
 from lit_rlhf.rollout.experience import Experience, Trajectories
 from lit_rlhf.rollout.experience_loader import (
     BatchSizes,
     ExperienceLoader,
     PPOIteration,
     iter_micro_batches,
-    rollout_metrics,
 )
 
 
 @st.composite
-def sizes(draw) -> BatchSizes:
-    """Sizes that divide."""
+def batch_sizes(draw) -> BatchSizes:
+    """Sizes that divide without a remainder."""
     micro_batch_size, accumulate, world_size, minibatches = (draw(st.integers(1, 3)) for _ in range(4))
     total = micro_batch_size * accumulate * world_size * minibatches
     return BatchSizes(total, micro_batch_size, accumulate, world_size, draw(st.integers(1, 2)))
 
 
-def trajectories(count: int, seed: int = 0, prompt_width: int = 5, width: int = 6) -> Trajectories:
-    """Episodes whose every real token is its own number: row x 100 + column + 1."""
+def make_trajectories(count: int, seed: int = 0, prompt_width: int = 5, width: int = 6) -> Trajectories:
+    """Return episodes whose real tokens all differ: row x 100 + column + 1."""
     generator = torch.Generator().manual_seed(seed)
     prompts = torch.randint(1, prompt_width + 1, (count, 1), generator=generator)
     responses = torch.randint(1, width + 1, (count, 1), generator=generator)
     prompt_mask = torch.arange(prompt_width) >= prompt_width - prompts
     response_mask = torch.arange(width) < responses
     mask = torch.cat([prompt_mask, response_mask], 1)
-    numbers = torch.arange(count)[:, None] * 100 + torch.arange(1, prompt_width + width + 1)
+    tokens = torch.arange(count)[:, None] * 100 + torch.arange(1, prompt_width + width + 1)
     floats = torch.randn(4, count, width, generator=generator).masked_fill(~response_mask, 0)
     scores = torch.randn(count, generator=generator)
     return Trajectories(
-        numbers.masked_fill(~mask, 0), mask.long(), response_mask, floats[0], floats[1], floats[2], scores, scores > 0,
+        tokens.masked_fill(~mask, 0), mask.long(), response_mask, floats[0], floats[1], floats[2], scores, scores > 0,
         rollout_logprobs=floats[0], prompt_index=torch.arange(count),
     )  # fmt: skip
 
 
-def pieces(given: Trajectories, of: BatchSizes, seed: int = 1, iteration: int = 0) -> list[list[Experience]]:
-    """The micro-batches of each rank; the advantages carry the tokens' numbers."""
-    width = given.response_mask.shape[1]
-    marks = given.input_ids[:, -width:].float()
+def make_micro_batches(
+    trajectories: Trajectories, sizes: BatchSizes, seed: int = 1, iteration: int = 0
+) -> list[list[Experience]]:
+    """Return the micro-batches of each rank; the advantages are the token ids."""
+    width = trajectories.response_mask.shape[1]
+    marks = trajectories.input_ids[:, -width:].float()
     return [
         list(
             iter_micro_batches(
-                PPOIteration(iteration, given, marks, marks, -marks, {"a": torch.tensor(1.0)}), of, rank, seed
+                PPOIteration(iteration, trajectories, marks, marks, -marks, {"a": torch.tensor(1.0)}), sizes, rank, seed
             )
         )
-        for rank in range(of.world_size)
+        for rank in range(sizes.world_size)
     ]
 
 
-def minibatches(ranks: list[list[Experience]], of: BatchSizes) -> list[list[Experience]]:
-    """Micro-batches of all ranks, by optimizer step."""
+def group_by_step(ranks: list[list[Experience]], sizes: BatchSizes) -> list[list[Experience]]:
+    """Return the micro-batches of all ranks by optimizer step."""
     return [
         [
             batch
             for rank in ranks
-            for batch in rank[step * of.accumulate_grad_batches : (step + 1) * of.accumulate_grad_batches]
+            for batch in rank[step * sizes.accumulate_grad_batches : (step + 1) * sizes.accumulate_grad_batches]
         ]
-        for step in range(of.num_optimizer_steps)
+        for step in range(sizes.num_optimizer_steps)
     ]
 
 
-@given(of=sizes(), seed=st.integers(0, 99))
-def test_every_episode_comes_once_per_pass_with_all_its_tokens(of, seed):
-    whole = trajectories(of.rollout_batch_size, seed)
-    ranks = pieces(whole, of, seed)
-    assert [len(rank) for rank in ranks] == [of.batches] * of.world_size
-    steps = minibatches(ranks, of)
-    per_pass = of.rollout_batch_size // of.minibatch
-    everything = sorted(int(number) for number in whole.input_ids[whole.attention_mask.bool()])
-    for start in range(0, of.steps, per_pass):
-        batches = [batch for step in steps[start : start + per_pass] for batch in step]
-        assert all(len(batch.input_ids) == of.micro_batch_size for batch in batches)
-        seen = [int(number) for batch in batches for number in batch.input_ids[batch.attention_mask.bool()]]
-        assert sorted(seen) == everything
+@given(sizes=batch_sizes(), seed=st.integers(0, 99))
+def test_every_episode_comes_once_per_epoch_with_all_its_tokens(sizes, seed):
+    trajectories = make_trajectories(sizes.rollout_batch_size, seed)
+    ranks = make_micro_batches(trajectories, sizes, seed)
+    assert [len(rank) for rank in ranks] == [sizes.num_micro_batches] * sizes.world_size
+    steps = group_by_step(ranks, sizes)
+    steps_per_epoch = sizes.rollout_batch_size // sizes.minibatch_size
+    all_tokens = sorted(int(token) for token in trajectories.input_ids[trajectories.attention_mask.bool()])
+    for start in range(0, sizes.num_optimizer_steps, steps_per_epoch):
+        batches = [batch for step in steps[start : start + steps_per_epoch] for batch in step]
+        assert all(len(batch.input_ids) == sizes.micro_batch_size for batch in batches)
+        tokens = [int(token) for batch in batches for token in batch.input_ids[batch.attention_mask.bool()]]
+        assert sorted(tokens) == all_tokens
 
 
-@given(of=sizes(), seed=st.integers(0, 99))
-def test_a_micro_batch_keeps_every_table_aligned(of, seed):
-    for rank in pieces(trajectories(of.rollout_batch_size, seed), of, seed):
+@given(sizes=batch_sizes(), seed=st.integers(0, 99))
+def test_the_tensors_of_a_micro_batch_are_aligned(sizes, seed):
+    for rank in make_micro_batches(make_trajectories(sizes.rollout_batch_size, seed), sizes, seed):
         for batch in rank:
             width = batch.response_mask.shape[1]
             tokens = batch.input_ids[:, -width:]
@@ -99,47 +99,51 @@ def test_a_micro_batch_keeps_every_table_aligned(of, seed):
             assert batch.attention_mask.any(0).all()
 
 
-@given(of=sizes(), seed=st.integers(0, 99))
-def test_the_normalizer_counts_the_response_tokens_of_the_whole_minibatch(of, seed):
-    for step in minibatches(pieces(trajectories(of.rollout_batch_size, seed), of, seed), of):
+@given(sizes=batch_sizes(), seed=st.integers(0, 99))
+def test_the_normalizer_counts_the_response_tokens_of_the_full_minibatch(sizes, seed):
+    ranks = make_micro_batches(make_trajectories(sizes.rollout_batch_size, seed), sizes, seed)
+    for step in group_by_step(ranks, sizes):
         tokens = sum(int(batch.response_mask.sum()) for batch in step)
         assert {float(batch.normalizer) for batch in step} == {float(tokens)}
 
 
-@given(of=sizes(), seed=st.integers(0, 99))
-def test_a_minibatch_holds_the_same_episodes_however_it_is_cut(of, seed):
-    whole = trajectories(of.rollout_batch_size, seed)
-    one = BatchSizes(of.rollout_batch_size, of.minibatch, 1, 1, of.epochs)
+@given(sizes=batch_sizes(), seed=st.integers(0, 99))
+def test_a_minibatch_has_the_same_episodes_for_every_partition(sizes, seed):
+    trajectories = make_trajectories(sizes.rollout_batch_size, seed)
+    unpartitioned = BatchSizes(sizes.rollout_batch_size, sizes.minibatch_size, 1, 1, sizes.ppo_epochs)
 
     def episodes(sizes: BatchSizes) -> list[set[int]]:
-        steps = minibatches(pieces(whole, sizes, seed), sizes)
+        steps = group_by_step(make_micro_batches(trajectories, sizes, seed), sizes)
         return [{int(row.max()) // 100 for batch in step for row in batch.input_ids} for step in steps]
 
-    assert episodes(of) == episodes(one)
+    assert episodes(sizes) == episodes(unpartitioned)
 
 
-def test_passes_and_iterations_differ_and_are_repeatable():
-    whole, of = trajectories(24), BatchSizes(24, 4, 1, 1, 2)
+def test_epochs_and_iterations_differ_and_are_repeatable():
+    trajectories, sizes = make_trajectories(24), BatchSizes(24, 4, 1, 1, 2)
 
     def order(seed: int, iteration: int) -> list[int]:
-        return [int(row.max()) // 100 for batch in pieces(whole, of, seed, iteration)[0] for row in batch.input_ids]
+        (rank,) = make_micro_batches(trajectories, sizes, seed, iteration)
+        return [int(row.max()) // 100 for batch in rank for row in batch.input_ids]
 
     first = order(1, 0)
-    assert first[:24] != first[24:], "two passes over the same experience"
+    assert first[:24] != first[24:], "two epochs over the same experience"
     assert first != order(1, 1) and first != order(2, 0)
     assert first == order(1, 0)
 
 
-def test_statistics_ride_in_the_first_micro_batch_alone():
-    for rank in pieces(trajectories(12), BatchSizes(12, 2, 1, 2, 2)):
+def test_metrics_are_in_the_first_micro_batch_only():
+    for rank in make_micro_batches(make_trajectories(12), BatchSizes(12, 2, 1, 2, 2)):
         assert [bool(batch.rollout_metrics) for batch in rank] == [True] + [False] * 5
 
 
-def test_sizes_are_derived():
-    of = BatchSizes(rollout_batch_size=512, micro_batch_size=8, accumulate_grad_batches=2, world_size=4, ppo_epochs=3)
-    assert (of.minibatch_size, of.num_optimizer_steps, of.num_micro_batches) == (64, 24, 48)
-    assert str(of) == (
-        "512 episodes an iteration = 8 minibatches of 64 (micro-batch 8 x accumulation 2 x 4 ranks), "
+def test_derived_sizes():
+    sizes = BatchSizes(
+        rollout_batch_size=512, micro_batch_size=8, accumulate_grad_batches=2, world_size=4, ppo_epochs=3
+    )
+    assert (sizes.minibatch_size, sizes.num_optimizer_steps, sizes.num_micro_batches) == (64, 24, 48)
+    assert str(sizes) == (
+        "512 episodes per iteration = 8 minibatches of 64 (micro-batch 8 x accumulation 2 x 4 ranks), "
         "3 epoch(s): 24 optimizer steps"
     )
     with pytest.raises(
@@ -148,7 +152,7 @@ def test_sizes_are_derived():
         BatchSizes(100, 8, 2, 4, 1)
 
 
-def test_the_loader_has_its_length_and_collects_at_the_first_batch_alone():
+def test_the_loader_has_a_length_and_collects_at_the_first_batch_only():
     calls: list[int] = []
 
     def collect():
@@ -158,83 +162,40 @@ def test_the_loader_has_its_length_and_collects_at_the_first_batch_alone():
     loader = ExperienceLoader(collect, lambda number: iter([number] * 3), 3)  # type: ignore[arg-type, return-value]
     assert len(loader) == 3
     iterator = iter(loader)
-    assert not calls, "nothing is sampled before the first batch is asked for"
+    assert not calls, "sampled before the first batch was requested"
     assert list(iterator) == [0, 0, 0]
     assert calls == [0]
     assert list(loader) == [1, 1, 1]
 
 
 @pytest.mark.parametrize("position", [1, 2, 5])
-def test_an_unfinished_iteration_goes_on_from_its_state_alone(position):
-    of = BatchSizes(12, 2, 1, 1, 1)
-    whole = trajectories(12)
-    made = PPOIteration(4, whole, whole.values, whole.values, -whole.values, {"a": torch.tensor(1.0)})
+def test_an_unfinished_iteration_resumes_from_its_state(position):
+    sizes = BatchSizes(12, 2, 1, 1, 1)
+    trajectories = make_trajectories(12)
+    values = trajectories.values
+    iteration = PPOIteration(4, trajectories, values, values, -values, {"a": torch.tensor(1.0)})
 
-    def loader(collect):
+    def make_loader(collect):
         return ExperienceLoader(
-            collect, lambda iteration: iter_micro_batches(iteration, of, 0, 1), of.num_micro_batches
+            collect, lambda iteration: iter_micro_batches(iteration, sizes, 0, 1), sizes.num_micro_batches
         )
 
-    first = loader(lambda: made)
-    assert first.mid_iteration_state() == {}
-    iterator = iter(first)
+    loader = make_loader(lambda: iteration)
+    assert loader.mid_iteration_state() == {}
+    iterator = iter(loader)
     for _ in range(position):
         next(iterator)
     buffer = io.BytesIO()
-    torch.save(first.mid_iteration_state(), buffer)
+    torch.save(loader.mid_iteration_state(), buffer)
     expected = list(iterator)
-    assert first.mid_iteration_state() == {}, "an iteration that is done is no part of a checkpoint"
+    assert loader.mid_iteration_state() == {}, "a finished iteration is not part of a checkpoint"
     buffer.seek(0)
-    second = loader(lambda: pytest.fail("rolled out again"))
-    second.resume(torch.load(buffer, weights_only=True), torch.device("cpu"))
-    rest = list(second)
-    assert len(rest) == len(expected) == of.num_micro_batches - position
-    for one, other in zip(rest, expected):
-        for name in ("input_ids", "response_mask", "logprobs", "values", "advantages", "returns", "normalizer"):
-            assert torch.equal(getattr(one, name), getattr(other, name)), name
-
-
-def test_advantages_by_hand():
-    """Two episodes of 2 and 1 tokens, β 0.1, γ 1, λ 0.5, written out."""
-    mask = torch.tensor([[True, True], [True, False]])
-    logprobs = torch.tensor([[-1.0, -2.0], [-0.5, 9.0]])
-    reference = torch.tensor([[-1.5, -1.0], [-0.5, -9.0]])
-    values = torch.tensor([[0.2, 0.4], [0.1, 7.0]])
-    given = Trajectories(
-        torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 3), mask, logprobs, reference, values,
-        torch.tensor([1.0, -1.0]), torch.tensor([True, True]), logprobs, torch.arange(2),
-    )  # fmt: skip
-    advantages, returns = GAE(1.0, 0.5).estimate(compute_rewards(given, 0.1), given)
-    assert returns is not None
-    # rewards: -0.1 x 0.5 and -0.1 x -1 + 1 for the first episode, 0 - 1 for the second
-    second = 1.1 - 0.4
-    first = (-0.05 + 0.4 - 0.2) + 0.5 * second
-    raw = torch.tensor([first, second, -1.1])
-    torch.testing.assert_close(returns[mask], raw + torch.tensor([0.2, 0.4, 0.1]))
-    assert float(advantages[mask].mean()) == pytest.approx(0, abs=1e-6)
-    scaled = (raw - raw.mean()) / raw.std(correction=0)
-    torch.testing.assert_close(advantages[mask], scaled, atol=1e-5, rtol=1e-5)
-
-
-def test_statistics_by_hand():
-    whole = trajectories(7, seed=3)
-    figures = rollout_metrics(whole, 0.25, whole.values + 1)
-    kls, lengths, tokens = [], [], []
-    for row in range(7):
-        mask = whole.response_mask[row]
-        kls.append(float((whole.old_logprobs[row][mask] - whole.ref_logprobs[row][mask]).sum()))
-        lengths.append(int(mask.sum()))
-        tokens += whole.old_logprobs[row][mask].tolist()
-    scores = whole.scores.tolist()
-    expected = {
-        "reward/score": sum(scores) / 7,
-        "reward/kl": sum(kls) / 7,
-        "reward/kl_coefficient": 0.25,
-        "reward/kl_penalized_score": sum(s - 0.25 * k for s, k in zip(scores, kls)) / 7,
-        "response/length": sum(lengths) / 7,
-        "response/eos_fraction": sum(score > 0 for score in scores) / 7,
-        "policy/entropy_estimate": -sum(tokens) / len(tokens),
-        "value/explained_variance": 1.0,
-    }
-    for name, figure in expected.items():
-        assert float(figures[name]) == pytest.approx(figure, abs=1e-5), name
+    resumed = make_loader(lambda: pytest.fail("collected again"))
+    resumed.resume(torch.load(buffer, weights_only=True), torch.device("cpu"))
+    remaining = list(resumed)
+    assert len(remaining) == len(expected) == sizes.num_micro_batches - position
+    for ours, theirs in zip(remaining, expected):
+        for name in (
+            "input_ids", "response_mask", "old_logprobs", "old_values", "advantages", "returns", "normalizer"
+        ):  # fmt: skip
+            assert torch.equal(getattr(ours, name), getattr(theirs, name)), name

@@ -33,7 +33,7 @@ def small(monkeypatch):
         monkeypatch.setattr(build, name, size)
     monkeypatch.setattr(quickstart_pipeline, "NUM_UNSEEN_RANKINGS", 20)
     monkeypatch.setattr(evaluate, "BEST_OF_PROMPTS", 8)
-    build_arguments = quickstart_pipeline.command
+    build_arguments = quickstart_pipeline.build_fit_arguments
     quiet = ["--trainer.enable_progress_bar=false"]
     monkeypatch.setattr(
         quickstart_pipeline,
@@ -60,9 +60,9 @@ def test_every_stage_runs_and_the_same_seed_gives_the_same_report(small, tmp_pat
     assert report["greedy"]["sft"]["win_rate"] == 0.5
     assert report["models"]["sft"]["kl_to_sft"] == pytest.approx(0, abs=1e-4)
     assert report["best_of_n"]["score"] == sorted(report["best_of_n"]["score"]) and len(report["best_of_n"]["kl"]) == 16
-    for stage in ("pretraining", "sft", "reward", "ppo", "ppo_ptx"):
-        assert report["curves"][stage], stage
-        assert (tmp_path / "one" / "recipes" / f"{quickstart_pipeline.STAGES[stage]}.yaml").is_file()
+    for stage in ("pretraining", "sft", "reward", "ppo", "ppo-ptx"):
+        assert report["curves"][stage.replace("-", "_")], stage
+        assert (tmp_path / "one" / "recipes" / f"{stage}.yaml").is_file()
     assert "runs/quickstart" not in (tmp_path / "one" / "recipes" / "sft.yaml").read_text()
     page = (tmp_path / "one" / "report.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "") and "PPO-ptx" in page

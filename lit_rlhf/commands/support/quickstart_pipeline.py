@@ -37,8 +37,7 @@ from lit_rlhf.synthetic.rankings import read_prompts, sample_completions, write_
 from lit_rlhf.synthetic.tasks import TaskPrompt
 
 DEFAULT_OUT = "runs/quickstart"  # the folder in the shipped recipes
-# training stage, as a key of report.json -> its recipe and folder
-STAGES = {"pretraining": "pretraining", "sft": "sft", "reward": "reward", "ppo": "ppo", "ppo_ptx": "ppo-ptx"}
+STAGES = ("pretraining", "sft", "reward", "ppo", "ppo-ptx")  # training stages: recipes and folders of the run
 NUM_UNSEEN_RANKINGS = 300
 # metric in metrics.csv -> metric in the report, per stage that logs by step
 CURVES = {
@@ -65,7 +64,7 @@ def run(out: Path, seed: int) -> int:
     recipes, unseen_rankings = train_models(out, seed, seconds)
     paths, base = SyntheticDataPaths.in_folder(out / "world"), out / "pretraining" / "model"
     fit_stage(recipes, "ppo", seed, seconds)
-    fit_stage(recipes, "ppo_ptx", seed, seconds)
+    fit_stage(recipes, "ppo-ptx", seed, seconds)
     report: dict[str, Any] = {"seed": seed, "stages": seconds, "versions": collect_versions()}
     with time_stage("evaluation", seconds, "compare base, few-shot, SFT, PPO and PPO-ptx on unseen prompts"):
         report["reward_model"] = evaluate_reward_model(
@@ -74,11 +73,11 @@ def run(out: Path, seed: int) -> int:
         report["models"], report["greedy"], report["tasks"], report["samples"] = evaluate_models(
             load_evaluation_context(out, paths, seed),
             {"base": base, "few_shot": base}
-            | {name: out / STAGES[name] / "model" for name in ("sft", "ppo", "ppo_ptx")},
+            | {to_report_key(stage): out / stage / "model" for stage in ("sft", "ppo", "ppo-ptx")},
             paths.pretraining_validation,
         )
         report["best_of_n"] = evaluate_best_of_n(out, paths.ppo_prompts, seed)
-    report["curves"] = {stage: read_curves(out / folder, stage) for stage, folder in STAGES.items()}
+    report["curves"] = {to_report_key(stage): read_curves(out / stage, stage) for stage in STAGES}
     report["seconds_total"] = time.perf_counter() - start
     # ru_maxrss counts bytes on macOS and kibibytes elsewhere
     report["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
@@ -98,7 +97,7 @@ def train_models(
     Args:
         out: folder of the run.
         seed: of data, models and runs.
-        seconds: filled with stage -> {"seconds": duration}.
+        seconds: filled with report key -> {"seconds": duration}.
 
     Returns:
         the recipes of the run by stage name, and prompts with completions for the unseen rankings.
@@ -122,6 +121,11 @@ def train_models(
     return recipes, unseen_rankings
 
 
+def to_report_key(stage: str) -> str:
+    """Return the key of a stage in report.json, an identifier for the templates."""
+    return stage.replace("-", "_")
+
+
 def copy_recipes(out: Path) -> dict[str, Path]:
     """Copy the quickstart recipes to the folder of the run, with its paths; return them by recipe name."""
     make_directory(out / "recipes")
@@ -138,13 +142,13 @@ def fit_stage(recipes: dict[str, Path], stage: str, seed: int, seconds: dict[str
 
     Args:
         recipes: the recipes of the run by name.
-        stage: a key of `STAGES`.
+        stage: one of `STAGES`.
         seed: of the run and of its data.
-        seconds: filled with stage -> {"seconds": duration}.
+        seconds: filled with report key -> {"seconds": duration}.
     """
     from lit_rlhf.cli import main
 
-    arguments = build_fit_arguments(recipes[STAGES[stage]], seed)
+    arguments = build_fit_arguments(recipes[stage], seed)
     with time_stage(stage, seconds, f"lit-rlhf {' '.join(arguments)}"):
         code = main(arguments)
         if code:
@@ -162,8 +166,9 @@ def time_stage(stage: str, seconds: dict[str, dict[str, float]], description: st
     print(f"\n== {stage}: {description}", flush=True)
     start = time.perf_counter()
     yield
-    seconds[stage] = {"seconds": time.perf_counter() - start}
-    print(f"== {stage}: {seconds[stage]['seconds']:.0f} s", flush=True)
+    duration = time.perf_counter() - start
+    seconds[to_report_key(stage)] = {"seconds": duration}
+    print(f"== {stage}: {duration:.0f} s", flush=True)
 
 
 def load_evaluation_context(out: Path, paths: SyntheticDataPaths, seed: int) -> EvaluationContext:

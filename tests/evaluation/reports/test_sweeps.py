@@ -73,7 +73,7 @@ def test_a_metric_that_no_run_has_gives_an_empty_panel(sweep, tmp_path: Path):
 def test_results_round_trip(sweep, tmp_path: Path):
     write_results(sweep, tmp_path)
     again = read_results(tmp_path)
-    assert again.runs == sweep.outcomes and again.over == sweep.over
+    assert again.runs == sweep.runs and again.over == sweep.over
 
 
 def test_final_metrics_are_means_of_the_last_values(tmp_path: Path):
