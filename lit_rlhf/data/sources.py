@@ -10,6 +10,7 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -105,6 +106,28 @@ def read_text(path: str) -> str:
     return _read_text(_existing_file(path))
 
 
+def read_json(path: str) -> Any:
+    """Parse a local file that is one JSON document, also one that ends in `.gz`.
+
+    Raises:
+        UserError: As `read_text`, or the document does not parse.
+    """
+    file = _existing_file(path)
+    document = _parse_document(file)
+    check_value(document, file.name)
+    return document
+
+
+def read_stdin() -> Iterator[tuple[str, str]]:
+    """Yield the lines of standard input as those of a text file, each with its origin ("stdin:3").
+
+    Raises:
+        UserError: A line is not UTF-8 text.
+    """
+    # a replaced stdin, such as io.StringIO, may have no bytes below it
+    return decode_lines(getattr(sys.stdin, "buffer", sys.stdin), "stdin")
+
+
 def _suffix(path: str) -> str:
     """Return a file's extension without ".gz": ".jsonl" for "a.jsonl" and "a.jsonl.gz"."""
     return Path(path.removesuffix(".gz")).suffix.lower()
@@ -148,21 +171,92 @@ def _read_text(file: Path) -> str:
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
     """Yield the lines of a text file without their line ends, each with its origin; one at a time is in memory."""
-    origin = file.name
     try:
         # bytes: text mode would also end lines at a lone \r, and give no line number for bytes that are not UTF-8
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as content:
-            for number, line in enumerate(content, start=1):
-                origin = f"{file.name}:{number}"
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                yield text.removesuffix("\r\n").removesuffix("\n"), origin
-    except UnicodeDecodeError as error:
-        raise UserError(f"{origin}: not UTF-8 text ({error.reason}); convert the file to UTF-8") from error
+            yield from decode_lines(content, file.name)
     except _UNREADABLE as error:
         raise UserError(f"data file {str(file)!r} cannot be read: {error}") from error
 
 
+def decode_lines(lines: Iterable[bytes | str], name: str) -> Iterator[tuple[str, str]]:
+    """Yield lines as text without a byte order mark and their line ends, each with its origin ("name:3").
+
+    Raises:
+        UserError: A line is not UTF-8 text.
+    """
+    for number, line in enumerate(lines, start=1):
+        origin = f"{name}:{number}"
+        try:
+            text = line if isinstance(line, str) else line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{origin}: not UTF-8 text ({error.reason}); convert it to UTF-8") from error
+        text = text.removeprefix("\ufeff") if number == 1 else text
+        yield text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text, origin
+
+
+class _RepeatedKey(str):
+    """In place of a JSON object: a key that it gives twice."""
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> Any:
+    fields = dict(pairs)
+    if len(fields) == len(pairs):
+        return fields
+    names = [name for name, _ in pairs]
+    return _RepeatedKey(next(name for name in names if names.count(name) > 1))
+
+
+def _loads(text: str, name: str) -> Any:
+    """Parse JSON that is still to be checked by `check_value`; raises JSONDecodeError where it does not parse."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys)
+    except json.JSONDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits; thousands of brackets
+        raise UserError(f"{name}: this JSON cannot be read: {_one_line(error)}") from error
+
+
+def check_value(value: Any, origin: str) -> None:
+    """Refuse what no tokenizer or file can hold, wherever it is in the columns of a row.
+
+    Raises:
+        UserError: A text holds half of a surrogate pair, or a JSON object gives a key twice.
+    """
+    if isinstance(value, _RepeatedKey):
+        raise UserError(f"{origin}: the key {str(value)!r} is given twice in one JSON object; keep one of them")
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(value[error.start]):04x}"
+            raise UserError(
+                f"{origin}: a text holds {half}, half of a surrogate pair, which is no character; remove it, or replace "
+                "it by \\ufffd"
+            ) from error
+    elif isinstance(value, dict):
+        for each in chain.from_iterable(value.items()):
+            check_value(each, origin)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            check_value(each, origin)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def _decoding(what: str) -> Iterator[None]:
+    """Turn whatever a library raises that decodes other people's bytes into one line."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{what}: {_one_line(error)}") from error
+
+
 def _as_row(value: Any, origin: str) -> Row:
+    check_value(value, origin)
     if isinstance(value, str):
         return Row({"text": value}, origin)
     if isinstance(value, dict):
@@ -171,23 +265,39 @@ def _as_row(value: Any, origin: str) -> Row:
 
 
 def _jsonl_rows(file: Path) -> Iterator[Row]:
-    return (_jsonl_row(line, origin) for line, origin in _lines(file) if line.strip())
+    return parse_json_lines(_lines(file))
+
+
+def parse_json_lines(lines: Iterable[tuple[str, str]]) -> Iterator[Row]:
+    """Parse lines with their origins, each a row as a JSON object or string; blank lines are skipped.
+
+    Raises:
+        UserError: A line is neither, or `check_value` refuses it.
+    """
+    return (_jsonl_row(line, origin) for line, origin in lines if line.strip())
 
 
 def _jsonl_row(line: str, origin: str) -> Row:
     try:
-        return _as_row(json.loads(line), origin)
+        return _as_row(_loads(line, origin), origin)
     except json.JSONDecodeError as error:
         raise UserError(f"{origin}: this line does not parse as JSON: {error.msg} (column {error.colno})") from error
 
 
+def _parse_document(file: Path) -> Any:
+    try:
+        return _loads(_read_text(file), file.name)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file.name}:{error.lineno}: does not parse as JSON: {error.msg}") from error
+
+
 def _json_rows(file: Path) -> Iterable[Row]:
     try:
-        document = json.loads(_read_text(file))
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # several documents: JSON lines under the name .json
-            return _jsonl_rows(file)
-        raise UserError(f"{file.name}:{error.lineno}: does not parse as JSON: {error.msg}") from error
+        document = _parse_document(file)
+    except UserError as error:
+        if isinstance(error.__cause__, json.JSONDecodeError) and error.__cause__.msg == "Extra data":
+            return _jsonl_rows(file)  # several documents: JSON lines under the name .json
+        raise
     if isinstance(document, dict) and isinstance(document.get("data"), list):
         document = document["data"]
     if not isinstance(document, list):
@@ -202,20 +312,22 @@ def _tsv_rows(file: Path) -> list[Row]:
 
 def _csv_rows(file: Path, **dialect: Any) -> list[Row]:
     csv.field_size_limit(sys.maxsize)
-    reader = csv.DictReader(io.StringIO(_read_text(file), newline=""), strict=True, **dialect)
+    reader = csv.reader(io.StringIO(_read_text(file), newline=""), strict=True, **dialect)
     rows: list[Row] = []
     try:
-        names = reader.fieldnames or []
+        names = next(filter(None, reader), [])
+        repeated = next((name for name in names if names.count(name) > 1), None)
+        if repeated is not None:
+            raise UserError(f"{file.name}:{reader.line_num}: the head line names {repeated!r} twice; rename one of them")
         line = reader.line_num + 1
-        for fields in reader:
+        for cells in reader:
             origin = f"{file.name}:{line}"
-            # DictReader puts surplus cells under the key None; "" is a valid column name
-            num_cells = sum(value is not None for name, value in fields.items() if name is not None)
-            num_cells += len(fields.get(None) or ())
-            if num_cells != len(names):
-                raise UserError(f"{origin}: {num_cells} columns where the head line names {len(names)}")
-            rows.append(Row(dict(fields), origin))
             line = reader.line_num + 1
+            if not cells:  # a blank line
+                continue
+            if len(cells) != len(names):
+                raise UserError(f"{origin}: {len(cells)} columns where the head line names {len(names)}")
+            rows.append(Row(dict(zip(names, cells)), origin))
     except csv.Error as error:
         raise UserError(f"{file.name}:{reader.line_num}: does not parse as CSV: {error}") from error
     return rows
@@ -254,23 +366,28 @@ class _TableRows(Sequence[Row]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)
-        return Row(dict(self._table[index]), f"{self._name} row {index + 1}")
+        return self._decode(index + 1, lambda: self._table[index])
 
     def __iter__(self) -> Iterator[Row]:
-        for number, fields in enumerate(self._table, start=1):
-            yield Row(dict(fields), f"{self._name} row {number}")
+        rows = iter(self._table)
+        for number in range(1, len(self) + 1):
+            yield self._decode(number, lambda: next(rows))
+
+    def _decode(self, number: int, read: Callable[[], dict[str, Any]]) -> Row:
+        """Read a row: its cells are decoded only now."""
+        origin = f"{self._name} row {number}"
+        with _decoding(f"{origin}: cannot be read"):
+            return Row(dict(read()), origin)
 
 
 def _parquet_rows(file: Path) -> Rows:
     import datasets
-    import pyarrow  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
 
-    try:
-        table = pyarrow.parquet.read_table(io.BytesIO(_read_bytes(file)))
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{file.name}: does not parse as Parquet: {error}") from error
-    return _TableRows(datasets.Dataset(table), file.name)
+    content = io.BytesIO(_read_bytes(file))
+    with _decoding(f"{file.name}: does not parse as Parquet"):
+        table = pyarrow.parquet.read_table(content, page_checksum_verification=True)
+        return _TableRows(datasets.Dataset(table), file.name)
 
 
 def _hub_rows(name: str, config: str | None, split: str) -> _TableRows:
@@ -278,8 +395,8 @@ def _hub_rows(name: str, config: str | None, split: str) -> _TableRows:
 
     try:
         table = datasets.load_dataset(name, config, split=split)
-    except (OSError, ValueError) as error:  # not found, no such config or split, no network
-        reason = str(error).strip().split("\n")[0]
+    except Exception as error:  # not found, no such config or split, no network, damaged files
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise UserError(
             f"dataset {name!r} (config {config or 'default'}, split {split}) cannot be loaded from the hub: {reason}; "
             f"a local file needs its path and ending (.jsonl, .json, .csv, .tsv, .parquet, .txt)"

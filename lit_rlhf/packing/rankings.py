@@ -86,7 +86,9 @@ def last_hidden_with_prefix_cache(model: PreTrainedModel, rows: RankingInputs) -
         return first_hidden
     ranking = rows.ranking_index[rest]
     for layer in cache.layers:  # of each completion, the keys and values of its prompt
-        layer.keys, layer.values = layer.keys[ranking, :, :prompts], layer.values[ranking, :, :prompts]
+        # index_select: the backward pass of indexing adds with atomics on a CPU, in an order that depends on threads
+        layer.keys = layer.keys.index_select(0, ranking)[:, :, :prompts]
+        layer.values = layer.values.index_select(0, ranking)[:, :, :prompts]
     start, end = rows.prompt_length[rest, None], length[rest, None]
     column = start + torch.arange(int((end - start).max()), device=device)  # (M, C), column of the separate row
     real = column < end

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_rlhf.callbacks import GenerateOnValidation
 from lit_rlhf.data import DemonstrationDataModule
+from lit_rlhf.data.batches import PromptBatch
 from lit_rlhf.errors import UserError
 from lit_rlhf.generation import HuggingFaceGenerator
 from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
@@ -52,9 +53,8 @@ def test_the_score_is_that_of_responses_sampled_one_by_one_for_any_batch_size_an
     noise = sampling_uniforms(11, LENGTH, 0, 3)
     for index, row in enumerate(demonstrations(16)[:11]):
         ids = torch.tensor([tokenizer.encode(row["prompt"])])
-        rollout = HuggingFaceGenerator().generate(
-            model, ids, torch.ones_like(ids), noise[index : index + 1], SamplingParams(LENGTH)
-        )
+        prompts = PromptBatch(ids, torch.ones_like(ids), [row], torch.tensor([index]))
+        rollout = HuggingFaceGenerator().generate(model, prompts, SamplingParams(LENGTH), noise[index : index + 1])
         words = tokenizer.decode(rollout.response_ids[0], skip_special_tokens=True).split()
         scores.append(words.count("w3") / LENGTH + len(words))
     expected = sum(scores) / len(scores)

@@ -25,7 +25,7 @@ CASES = {
     "EndpointJudge": (lambda: EndpointJudge(ChatCompletions(ADDRESS, "m", api_key_env="NO_KEY")), NO_KEY),
     "RewardModelJudge": (lambda: RewardModelJudge("./no"), NO_FOLDER),
     "HuggingFaceJudge": (lambda: HuggingFaceJudge("./no"), NO_FOLDER),
-    "HumanLabels": (lambda: HumanLabels("rws.jsonl"), "no data file 'rws.jsonl' (did you mean 'rows.jsonl'?"),
+    "HumanLabels": (lambda: HumanLabels("rws.jsonl"), r"no data file 'rws\.jsonl' \(did you mean 'rows\.jsonl'\?\)"),
     "EndpointTruthJudge": (
         lambda: EndpointTruthJudge(ChatCompletions("ftp://x", "m", api_key_env=None)),
         "is no http or https address",

@@ -171,7 +171,7 @@ def test_an_interrupted_evaluation_says_that_it_can_be_resumed(llama, tmp_path, 
 
     monkeypatch.setattr(likelihood, "score_continuations", interrupt)
     assert main(["evaluate", "-c", "recipe.yaml", "--progress=false"]) == 130
-    message = "what was computed is kept in out/cache: the same command goes on from there\ninterrupted\n"
+    message = "results so far are cached in out/cache: the same command continues from them\ninterrupted\n"
     assert capsys.readouterr().err.endswith(message)
 
 

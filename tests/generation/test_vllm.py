@@ -353,7 +353,7 @@ def test_after_a_failed_sync_the_weights_are_synced_again(llama, policy, tmp_pat
         perturb_weights(policy)
         folder, vllm.folder = vllm.folder, tmp_path / "a-file"
         vllm.folder.write_text("")
-        with pytest.raises(UserError, match="cannot write the policy's weights to"):
+        with pytest.raises(UserError, match="cannot write to"):
             generate(vllm, policy, GREEDY)
         vllm.folder = folder
         policy.load_state_dict(start)  # the weights that it had before; unknown since the failure

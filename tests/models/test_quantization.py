@@ -15,7 +15,7 @@ from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.models.export import export_checkpoint
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.modules import PPOConfig, PPOModule, RewardModule, SFTModule
-from lit_rlhf.rewards import RewardModelScorer
+from lit_rlhf.rewards import Reward, RewardModelScorer
 from tests.helpers.ppo_fakes import PromptData
 from tests.helpers.small_runs import demonstrations, quiet_trainer, rankings, write_rows
 
@@ -41,14 +41,11 @@ def wide(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> dict[str, 
     return folders
 
 
-class Words:
-    """A response's score is its number of words."""
-
-    def prepare(self, tokenizer: Any, device: torch.device) -> None:
-        """Nothing to load."""
+class WordCount(Reward):
+    """Score a response by its number of words."""
 
     def score(self, episodes: Any) -> torch.Tensor:
-        """Count."""
+        """Count words."""
         return torch.tensor([float(len(response.split())) for response in episodes.responses])
 
 
@@ -65,7 +62,7 @@ def build_stage(kind: str, model: str, folder: Path) -> tuple[Any, Any]:
         rows = write_rows(folder / "rows.jsonl", rankings(8))
         return RewardModule(model, adam, **QLORA), ComparisonDataModule(rows, micro_batch_size=2)
     settings = PPOConfig(rollout_batch_size=16, micro_batch_size=4, critic_learning_rate=1e-2)
-    return PPOModule(model, Words(), SamplingParams(5), settings, optimizer=adam, **QLORA), PromptData()
+    return PPOModule(model, WordCount(), SamplingParams(5), settings, optimizer=adam, **QLORA), PromptData()
 
 
 @pytest.mark.parametrize(("kind", "shape"), [("sft", "llama"), ("sft", "gpt2"), ("reward", "llama"), ("ppo", "llama")])

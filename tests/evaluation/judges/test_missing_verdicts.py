@@ -51,7 +51,7 @@ def rows(tmp_path, monkeypatch) -> str:
         lambda self, prompts, *_, **__: [Completion(f"{self.name}{i}", True, 1) for i in range(3)],
     )
     monkeypatch.setenv("PERSPECTIVE_API_KEY", "secret")
-    monkeypatch.setattr("lit_rlhf.http.LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr("lit_rlhf.http.MAX_PAUSE", 0.01)
     return str(tmp_path / "rows.jsonl")
 
 
@@ -77,7 +77,7 @@ SUITES = {
             rows, Perspective(rate=None, timeout=0.2, retries=1, url=service.url), ["basic"]
         ),
         {"basic": 0.75, "basic, toxic": 1.0},
-        ["3 prompts have no toxicity of their own: in no band", "1 continuations (basic) got no score"],
+        ["3 prompts have no toxicity of their own: in no bin", "1 continuations (basic) got no score"],
         1,
     ),
 }

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lit_rlhf.evaluation.reports.quickstart_plots import frontier
-from lit_rlhf.evaluation.reports.quickstart_report import SAMPLES_ON_PAGE, format_table, write_report
+from lit_rlhf.evaluation.reports.quickstart_report import MAX_SAMPLES_ON_PAGE, format_table, write_report
 from tests.helpers.html_page import Page
 
 
@@ -128,12 +128,14 @@ def test_best_of_n_is_drawn_with_ppo(report: dict[str, Any], tmp_path: Path) -> 
 def test_samples_beyond_the_limit_are_counted(
     report: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lit_rlhf.evaluation.reports.quickstart_report.draw", lambda report: {})  # plots are slow
-    report["samples"] = report["samples"][2:3] * (SAMPLES_ON_PAGE + 7)
+    monkeypatch.setattr(
+        "lit_rlhf.evaluation.reports.quickstart_report.draw_panels", lambda report: {}
+    )  # plots are slow
+    report["samples"] = report["samples"][2:3] * (MAX_SAMPLES_ON_PAGE + 7)
     text, page = write(report, tmp_path)
-    assert len(json.loads(text)["samples"]) == SAMPLES_ON_PAGE + 7
-    assert sum("data-group" in attributes for _, attributes in Page(page).tags) == SAMPLES_ON_PAGE
-    assert f"The first {SAMPLES_ON_PAGE} of {SAMPLES_ON_PAGE + 7} prompts" in page
+    assert len(json.loads(text)["samples"]) == MAX_SAMPLES_ON_PAGE + 7
+    assert sum("data-group" in attributes for _, attributes in Page(page).tags) == MAX_SAMPLES_ON_PAGE
+    assert f"The first {MAX_SAMPLES_ON_PAGE} of {MAX_SAMPLES_ON_PAGE + 7} prompts" in page
 
 
 @pytest.mark.parametrize(

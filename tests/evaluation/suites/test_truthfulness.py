@@ -168,7 +168,7 @@ def test_a_failed_verdict_is_missing_and_requested_again_next_time(failure, reas
             TruthVerdict(0.0, 1.0),
             TruthVerdict(None, None),
         ]
-        assert capsys.readouterr().out == f"judge: truth: 2 of 3 without an answer: 2 {reason} (2 tries)\n"
+        assert capsys.readouterr().out == f"judge: truth: 2 of 3 without an answer: 2 {reason} (2 attempts)\n"
         assert len(service.requests) == 2 + 1 + 2
         assert service.requests[0].path == "/chat/completions"
         healthy.append(True)
