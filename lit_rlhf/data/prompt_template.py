@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from lit_rlhf.data.records import Instruction, Message, Prompt, to_messages, to_plain_text
+from lit_rlhf.data.records import (
+    CONTEXT_COLUMNS,
+    Instruction,
+    Message,
+    Prompt,
+    PromptInContext,
+    to_messages,
+    to_plain_text,
+)
 from lit_rlhf.errors import UserError
 from lit_rlhf.suggestions import did_you_mean
 
@@ -33,6 +41,8 @@ class PromptTemplate:
         template: None, "plain", "instruction", "chat", or a jinja template. Its variables are `prompt` (text),
             `instruction`, `input`, `messages`, and every column of the row. One that uses `add_generation_prompt` is a
             chat template: its variables are `messages`, `bos_token` and `eos_token`, and it decides how a reply ends.
+            Turns of the columns `system` and `history` are within those variables, unless the template names such a
+            column itself.
 
     Raises:
         UserError: The template has no known name, does not parse, or is "chat" for a tokenizer without one.
@@ -48,6 +58,7 @@ class PromptTemplate:
                 "template: 'chat' needs a tokenizer with a chat template, this one has none; use 'instruction'"
             )
         self._is_chat_jinja = self._jinja is not None and "add_generation_prompt" in str(template)
+        self._places_context = self._jinja is not None and bool(_find_variables(str(template)) & set(CONTEXT_COLUMNS))
 
     def render(self, prompt: Prompt, fields: dict[str, Any] | None = None, origin: str = "") -> str:
         """Render a prompt to the text that the model reads.
@@ -61,12 +72,15 @@ class PromptTemplate:
             UserError: The template fails on this row.
         """
         if self.is_chat(prompt):
-            text = self._render_chat(to_messages(prompt), True, origin)
-            last_turn = to_messages(prompt)[-1]["content"].strip()
-            if last_turn not in text:
-                raise UserError(
-                    f"{origin}: the chat template leaves out the last turn, which begins {last_turn[:40]!r}"
-                )
+            messages = to_messages(prompt)
+            text = self._render_chat(messages, True, origin)
+            for which, message in (("first", messages[0]), ("last", messages[-1])):
+                turn = message["content"].strip()
+                # a template may shorten an earlier reply (to leave out its reasoning), but no system or user turn
+                if turn not in text and (which == "last" or message["role"] == "system"):
+                    raise UserError(
+                        f"{origin}: the chat template leaves out the {which} turn, which begins {turn[:40]!r}"
+                    )
             return text
         if self._jinja is not None:
             return self._render_jinja(prompt, fields or {}, origin)
@@ -76,12 +90,7 @@ class PromptTemplate:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode rendered prompts, each with BOS before it if the tokenizer adds one to a text."""
-        return [self._prepend_bos(ids) for ids in encode_texts(self.tokenizer, texts)]
-
-    def _prepend_bos(self, ids: list[int]) -> list[int]:
-        # a chat template may write BOS into the text: it must not be doubled
-        count = len(self.bos_ids)
-        return ids if ids[:count] == self.bos_ids else self.bos_ids + ids
+        return [prepend_bos(ids, self.bos_ids) for ids in encode_texts(self.tokenizer, texts)]
 
     def encode_replies(self, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[list[int]]:
         """Encode the replies to prompts, each with a chat template's end of turn after it; EOS is not added."""
@@ -101,20 +110,24 @@ class PromptTemplate:
         Raises:
             UserError: The template leaves out a reply at the end of a conversation.
         """
+        try:
+            return self._find_end_of_turn([])
+        except UserError:  # a template may need a system turn
+            return self._find_end_of_turn([{"role": "system", "content": "Rules."}])
+
+    def _find_end_of_turn(self, before: list[Message]) -> str:
         question: Message = {"role": "user", "content": "Question?"}
         reply: Message = {"role": "assistant", "content": "Reply."}
-        complete = self._render_chat([question, reply], False, "template")
+        complete = self._render_chat([*before, question, reply], False, "template")
         if reply["content"] not in complete:
             raise UserError("template: the chat template leaves out the last turn where that is a reply")
         end = complete.rpartition(reply["content"])[2].strip()
-        continued = self._render_chat([question, reply, question], True, "template")
+        continued = self._render_chat([*before, question, reply, question], True, "template")
         following = continued.partition(reply["content"])[2].lstrip()
         # some templates always write a generation prompt: that is not the end of a turn
         return end if following.startswith(end) else ""
 
     def _render_chat(self, messages: list[Message], add_generation_prompt: bool, origin: str) -> str:
-        from jinja2 import TemplateError
-
         try:
             if self._jinja is not None:
                 special_tokens = {name: getattr(self.tokenizer, name) or "" for name in ("bos_token", "eos_token")}
@@ -124,16 +137,19 @@ class PromptTemplate:
             text = self.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=add_generation_prompt
             )
-        except (TemplateError, ValueError) as error:
+        except Exception as error:  # a template is a program of its own: it may raise anything
             which = "setting template" if self._jinja is not None else "tokenizer's chat template"
-            raise UserError(f"{origin}: the {which} refuses this conversation: {error}") from error
+            raise UserError(f"{origin}: the {which} refuses this conversation: {_one_line(error)}") from error
         assert isinstance(text, str)
         return text
 
     def _render_jinja(self, prompt: Prompt, fields: dict[str, Any], origin: str) -> str:
-        from jinja2 import TemplateError
-
+        if isinstance(prompt, PromptInContext) and self._places_context:
+            prompt = prompt.prompt
         instruction = prompt if isinstance(prompt, Instruction) else Instruction(to_plain_text(prompt))
+        if isinstance(prompt, PromptInContext) and isinstance(prompt.prompt, Instruction):
+            context = to_plain_text(prompt.context)
+            instruction = Instruction(f"{context}\n\n{prompt.prompt.instruction}", prompt.prompt.input)
         variables = {
             **fields,
             "prompt": to_plain_text(prompt),
@@ -144,8 +160,8 @@ class PromptTemplate:
         assert self._jinja is not None
         try:
             return str(self._jinja.render(variables))
-        except TemplateError as error:
-            raise UserError(f"{origin}: the setting template fails on this row: {error}") from error
+        except Exception as error:
+            raise UserError(f"{origin}: the setting template fails on this row: {_one_line(error)}") from error
 
 
 def render_instruction_prompt(prompt: Prompt) -> str:
@@ -163,6 +179,8 @@ def render_instruction_prompt(prompt: Prompt) -> str:
     The completion follows on the next line. In a conversation each user turn has the heading "Instruction" and each
     reply "Response"; a system turn has none.
     """
+    if isinstance(prompt, PromptInContext):
+        return "\n\n".join([*map(_render_turn, prompt.context), render_instruction_prompt(prompt.prompt)])
     if isinstance(prompt, list):
         parts = [_render_turn(message) for message in prompt]
     else:
@@ -190,6 +208,17 @@ def _jinja_template(template: str) -> Any:
         raise UserError(f"template: line {error.lineno} does not parse as jinja: {error.message}") from error
 
 
+def _find_variables(template: str) -> set[str]:
+    from jinja2 import meta
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    return meta.find_undeclared_variables(ImmutableSandboxedEnvironment().parse(template))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Encode texts without adding special tokens; one that is spelled out in a text becomes that token."""
     if not texts:
@@ -199,11 +228,32 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
     return ids
 
 
+def prepend_bos(ids: list[int], bos_ids: list[int]) -> list[int]:
+    """Put BOS before the ids of a text, unless the text spells it already, as a chat template may."""
+    return ids if ids[: len(bos_ids)] == bos_ids else bos_ids + ids
+
+
 def find_bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids that a tokenizer puts before every text by default: [BOS] for Llama and OPT, [] for GPT-2."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    complete = tokenizer("a")["input_ids"]
-    for start in range(len(complete) - len(bare) + 1):
-        if complete[start : start + len(bare)] == bare:
-            return list(complete[:start])
-    raise AssertionError(f"{bare} is not within {complete}")
+    """Return the ids that a tokenizer puts before every text by default: [BOS] for Llama and OPT, [] for GPT-2.
+
+    Raises:
+        UserError: The tokenizer knows no text, or gives a text other ids when it adds special tokens.
+    """
+    # a small vocabulary may lack the "a": then an entry of it is encoded, but none that is added around a text
+    probes = [
+        "a",
+        *sorted(set(tokenizer.get_vocab()) - {str(each) for each in tokenizer.added_tokens_decoder.values()}),
+    ]
+    for probe in probes:
+        bare = encode_texts(tokenizer, [probe])[0]
+        if bare:
+            break
+    else:
+        raise UserError("tokenizer: it encodes no entry of its own vocabulary")
+    encoded = tokenizer(probe, return_special_tokens_mask=True, verbose=False)
+    complete, added = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
+    starts = [n for n in range(len(complete) - len(bare) + 1) if complete[n : n + len(bare)] == bare]
+    if not starts:
+        raise UserError(f"tokenizer: {probe!r} has the ids {bare} without special tokens, and {complete} with them")
+    # several, where the text itself is encoded as BOS (an unknown token may be the same one)
+    return complete[: next((n for n in starts if all(added[:n]) and all(added[n + len(bare) :])), starts[0])]

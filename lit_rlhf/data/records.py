@@ -19,8 +19,19 @@ class Instruction(NamedTuple):
     input: str = ""
 
 
-# Text is used as it is; an instruction and a conversation are rendered by a `PromptTemplate`.
-Prompt = str | Instruction | list[Message]
+# columns of the turns before a prompt
+CONTEXT_COLUMNS = ("system", "system_prompt", "history")
+
+
+class PromptInContext(NamedTuple):
+    """A prompt, and the turns before it that other columns of its row hold: its `system` text, its `history`."""
+
+    prompt: Instruction | list[Message]
+    context: list[Message]
+
+
+# Text is used as it is; the others are rendered by a `PromptTemplate`.
+Prompt = str | Instruction | list[Message] | PromptInContext
 
 
 class Demonstration(NamedTuple):
@@ -68,9 +79,11 @@ def to_plain_text(prompt: Prompt) -> str:
         return prompt
     if isinstance(prompt, Instruction):
         return "\n\n".join(part for part in prompt if part)
-    return "\n\n".join(message["content"] for message in prompt)
+    return "\n\n".join(message["content"] for message in to_messages(prompt))
 
 
 def to_messages(prompt: Prompt) -> list[Message]:
     """Return a prompt as a conversation: text and instructions become one user turn."""
+    if isinstance(prompt, PromptInContext):
+        return [*prompt.context, *to_messages(prompt.prompt)]
     return prompt if isinstance(prompt, list) else [{"role": "user", "content": to_plain_text(prompt)}]

@@ -318,7 +318,9 @@ def _csv_rows(file: Path, **dialect: Any) -> list[Row]:
         names = next(filter(None, reader), [])
         repeated = next((name for name in names if names.count(name) > 1), None)
         if repeated is not None:
-            raise UserError(f"{file.name}:{reader.line_num}: the head line names {repeated!r} twice; rename one of them")
+            raise UserError(
+                f"{file.name}:{reader.line_num}: the head line names {repeated!r} twice; rename one of them"
+            )
         line = reader.line_num + 1
         for cells in reader:
             origin = f"{file.name}:{line}"
