@@ -87,7 +87,7 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTraine
         folder = tmp_path_factory.mktemp(name)
         model = AutoModelForCausalLM.from_config(config)
         with torch.no_grad():
-            for parameter in model.parameters():  # sharper than the tiny initialisation, so that differences show
+            for parameter in model.parameters():  # sharper than the tiny initialization, so that differences show
                 parameter.mul_(3.0) if parameter.dim() > 1 else None
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

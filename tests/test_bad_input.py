@@ -117,7 +117,7 @@ def test_the_valid_recipes_run(recipe, fit, reads):
 
 UNKNOWN = {
     "recipe": (["quickstart/stf"], ["no recipe 'quickstart/stf'", "did you mean 'quickstart/sft'?"]),
-    "key": (["sft.yaml", "--model.optimiser=x"], ["SFTModule has no setting 'optimiser'", "'optimizer'?"]),
+    "key": (["sft.yaml", "--model.optimizr=x"], ["SFTModule has no setting 'optimizr'", "'optimizer'?"]),
     "trainer key": (["sft.yaml", "--trainer.max_epoch=3"], ["no setting 'trainer.max_epoch'", "'trainer.max_epochs'?"]),
     "key of a group": (
         ["ppo.yaml", "--model.ppo.rollout_bach=3"],

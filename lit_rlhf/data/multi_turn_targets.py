@@ -13,7 +13,7 @@ from itertools import takewhile
 from typing import NamedTuple
 
 from lit_rlhf.data.prompt_template import PromptTemplate
-from lit_rlhf.data.records import Demonstration
+from lit_rlhf.data.records import Demonstration, Message, Prompt, PromptInContext
 from lit_rlhf.data.report import DatasetReport
 from lit_rlhf.errors import UserError
 
@@ -53,17 +53,21 @@ def mask_earlier_replies(
 
 def _find_replies(number: int, record: Demonstration, template: PromptTemplate, report: DatasetReport) -> list[_Reply]:
     """Locate the replies within a prompt; one that cannot be located is left out and counted."""
-    prompt = record.prompt
+    prompt, context = record.prompt if isinstance(record.prompt, PromptInContext) else (record.prompt, [])
     if not record.train_on_all_replies or not isinstance(prompt, list):
         return []
-    conversation = template.render(prompt, record.fields, record.origin)
+
+    def in_context(turns: list[Message]) -> Prompt:
+        return PromptInContext(turns, context) if context else turns
+
+    conversation = template.render(in_context(prompt), record.fields, record.origin)
     replies = []
     for index, turn in enumerate(prompt):
         content = turn["content"].strip()
         if turn["role"] != "assistant" or not index or not content:
             continue
         try:
-            reply_prompt = template.render(prompt[:index], record.fields, record.origin)
+            reply_prompt = template.render(in_context(prompt[:index]), record.fields, record.origin)
         except UserError:
             reply_prompt = ""
         rest = conversation.removeprefix(reply_prompt)

@@ -239,17 +239,8 @@ def find_bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     Raises:
         UserError: The tokenizer knows no text, or gives a text other ids when it adds special tokens.
     """
-    # a small vocabulary may lack the "a": then an entry of it is encoded, but none that is added around a text
-    probes = [
-        "a",
-        *sorted(set(tokenizer.get_vocab()) - {str(each) for each in tokenizer.added_tokens_decoder.values()}),
-    ]
-    for probe in probes:
-        bare = encode_texts(tokenizer, [probe])[0]
-        if bare:
-            break
-    else:
-        raise UserError("tokenizer: it encodes no entry of its own vocabulary")
+    probe = "a" if _encode_text(tokenizer, "a") else _find_text_token(tokenizer)
+    bare = _encode_text(tokenizer, probe)
     encoded = tokenizer(probe, return_special_tokens_mask=True, verbose=False)
     complete, added = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
     starts = [n for n in range(len(complete) - len(bare) + 1) if complete[n : n + len(bare)] == bare]
@@ -257,3 +248,16 @@ def find_bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
         raise UserError(f"tokenizer: {probe!r} has the ids {bare} without special tokens, and {complete} with them")
     # several, where the text itself is encoded as BOS (an unknown token may be the same one)
     return complete[: next((n for n in starts if all(added[:n]) and all(added[n + len(bare) :])), starts[0])]
+
+
+def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _find_text_token(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return an entry of the vocabulary that is encoded as text, for a vocabulary that lacks common letters."""
+    added = {str(each) for each in tokenizer.added_tokens_decoder.values()}
+    for probe in sorted(set(tokenizer.get_vocab()) - added):
+        if _encode_text(tokenizer, probe):
+            return probe
+    raise UserError("tokenizer: it encodes no entry of its own vocabulary")

@@ -231,7 +231,7 @@ def check_value(value: Any, origin: str) -> None:
         except UnicodeEncodeError as error:
             half = f"\\u{ord(value[error.start]):04x}"
             raise UserError(
-                f"{origin}: a text holds {half}, half of a surrogate pair, which is no character; remove it, or replace "
+                f"{origin}: a text holds {half}, half of a surrogate pair, which is no character; remove it or replace "
                 "it by \\ufffd"
             ) from error
     elif isinstance(value, dict):

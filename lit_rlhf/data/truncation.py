@@ -18,8 +18,8 @@ class TruncationPolicy(NamedTuple):
     def fit_prompt(self, ids: list[int], bos_ids: list[int], origin: str, report: DatasetReport) -> list[int] | None:
         """Return a prompt within the limit, truncated from the left but with its BOS; None if it is dropped."""
         limit = self.max_prompt_length
-        if not ids:
-            # a loss needs a token before its first target
+        if ids == bos_ids:
+            # its text has no token, and a loss needs one before its first target
             report.skip("prompt without a token", origin)
             return None
         if len(ids) <= limit:
@@ -34,6 +34,8 @@ class TruncationPolicy(NamedTuple):
     def fit_completion(self, ids: list[int], eos: int, origin: str, report: DatasetReport) -> list[int]:
         """Return a completion with EOS; one over the limit is truncated and has no EOS, for it did not end there."""
         completion = ids if ids[-1:] == [eos] else [*ids, eos]
+        if completion == [eos]:
+            report.flag("completion without a token before its end token", origin)
         if eos in completion[:-1]:
             report.flag("completion spells the EOS token before its end", origin)
         if len(completion) > self.max_completion_length:

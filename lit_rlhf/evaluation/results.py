@@ -32,7 +32,7 @@ class SuiteResult(NamedTuple):
     metrics: dict[str, MetricValue]
     num_rows: int  # rows of the data file that were used
     notes: list[str] = []  # for the reader: excluded rows, truncated prompts, missing verdicts
-    samples: list[dict[str, Any]] = []  # keys: prompt, answer, group, verdict, and variant if there are several
+    samples: list[dict[str, Any]] = []  # keys: prompt, answer, group, verdict (name to value), variant if any
     tables: dict[str, Any] = {}  # further results, JSON-serializable
 
 

@@ -9,7 +9,7 @@ OVERLAYS = {
         "model: {init_args: {hiden: 8}}",
         "model: ToyModule has no setting 'hiden' (did you mean 'hidden'?) [overlay.yaml:2]",
     ),
-    "init_args misspelt": (
+    "init_args misspelled": (
         "model: {class_path: toys.ToyModule, init_arg: {hidden: 3}}",
         "model: ToyModule has no setting 'init_arg' (did you mean 'init_args'?) [overlay.yaml:2]",
     ),

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from lit_rlhf.data.formats.record_validation import check_pair, check_prompt
+from lit_rlhf.data.formats.record_validation import check_pair, check_prompt, is_missing
 from lit_rlhf.data.formats.row_readers import get_messages, get_text
 from lit_rlhf.data.records import Message, Prompt, PromptRow, Ranking
 from lit_rlhf.data.report import DatasetReport
@@ -124,12 +124,12 @@ def read_message_list_pair(row: Row, report: DatasetReport) -> Ranking | None:
     if any([message["role"] for message in turns] != ["assistant"] for turns in (chosen, rejected)):
         report.skip("chosen and rejected differ before the last reply", row.origin)
         return None
-    return check_pair(_build_prompt(row, shared), chosen[0]["content"], rejected[0]["content"], row, report)
+    return check_pair(_build_prompt(row, shared, report), chosen[0]["content"], rejected[0]["content"], row, report)
 
 
 def read_message_list_prompt(row: Row, report: DatasetReport) -> PromptRow | None:
     """Read the prompt that two lists of messages share, for PPO."""
-    return check_prompt(_build_prompt(row, _split_message_lists(row)[0]), row, report)
+    return check_prompt(_build_prompt(row, _split_message_lists(row)[0], report), row, report)
 
 
 def _split_message_lists(row: Row) -> tuple[list[Message], list[Message], list[Message]]:
@@ -140,9 +140,15 @@ def _split_message_lists(row: Row) -> tuple[list[Message], list[Message], list[M
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
-def _build_prompt(row: Row, shared: list[Message]) -> Prompt:
-    """Concatenate the "prompt" column and the shared turns; a prompt as text is already the first shared turn."""
+def _build_prompt(row: Row, shared: list[Message], report: DatasetReport) -> Prompt:
+    """Concatenate the "prompt" column and the shared turns; a prompt as text is already one of the shared turns."""
     given = row.fields.get("prompt")
     if isinstance(given, list):
         return get_messages(row, "prompt") + shared
-    return shared if shared or given is None else get_text(row, "prompt")
+    if is_missing(given) or shared:
+        if not is_missing(given) and get_text(row, "prompt").strip() not in [
+            turn["content"].strip() for turn in shared
+        ]:
+            report.flag("column 'prompt' is not used: it is none of the turns of chosen and rejected", row.origin)
+        return shared
+    return get_text(row, "prompt")

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from lit_rlhf.data.formats.record_validation import check_demonstration, check_prompt, check_ranking
+from lit_rlhf.data.formats.record_validation import check_demonstration, check_prompt, check_ranking, is_missing
 from lit_rlhf.data.formats.row_readers import get_value, parse_message
 from lit_rlhf.data.records import Demonstration, Message, PromptRow, Ranking
 from lit_rlhf.data.report import DatasetReport
 from lit_rlhf.data.sources import Row
+from lit_rlhf.errors import UserError
 
 
 class _Node(NamedTuple):
@@ -43,7 +44,7 @@ def read_rankings(row: Row, report: DatasetReport) -> list[Ranking]:
     """Read every user turn with two or more ranked replies, 0 = best; replies without a rank are left out."""
     records = []
     for node in _iter_messages(row, report):
-        ranked = [reply for reply in node.replies if reply.get("rank") is not None]
+        ranked = [reply for reply in node.replies if not is_missing(reply.get("rank"))]
         if node.turns[-1]["role"] == "user" and len(ranked) > 1:
             texts = [parse_message(reply, "a reply", row)["content"] for reply in ranked]
             records.append(check_ranking(node.turns, texts, [reply["rank"] for reply in ranked], node.row(row), report))
@@ -69,6 +70,8 @@ def _iter_messages(row: Row, report: DatasetReport) -> Iterator[_Node]:
             report.skip("deleted message, with all replies to it", row.origin)
             continue
         turns = [*before, parse_message(message, "a message", row)]
-        replies = message.get("replies") or []
+        replies = [] if is_missing(message.get("replies")) else message["replies"]
+        if not isinstance(replies, list) or not all(isinstance(reply, dict) for reply in replies):
+            raise UserError(f"{row.origin}: the 'replies' of a message must be a list of messages")
         yield _Node(turns, message, [reply for reply in replies if not reply.get("deleted")])
         queue += [(turns, reply) for reply in replies]

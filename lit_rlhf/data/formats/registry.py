@@ -16,7 +16,7 @@ from lit_rlhf.data.formats import hh_dialogues, oasst_trees, row_readers
 from lit_rlhf.data.formats.record_validation import check_record
 from lit_rlhf.data.records import Demonstration, PromptRow, Ranking, Record, TextRow
 from lit_rlhf.data.report import DatasetReport
-from lit_rlhf.data.sources import Fields, Row, Rows
+from lit_rlhf.data.sources import Fields, Row, Rows, check_value
 from lit_rlhf.errors import UserError
 from lit_rlhf.importing import import_function
 from lit_rlhf.suggestions import did_you_mean
@@ -139,7 +139,7 @@ def stream_records(
     for row in rows:
         row_format = row_format or find_format(format, kind, row)
         num_skipped = sum(report.skipped.values())
-        records = _as_list(row_format.read(row, report))
+        records = _read_row(row_format, row, report)
         report.num_read += 1
         # a row without a record was skipped, once
         report.num_added += len(records) + sum(report.skipped.values()) - num_skipped - 1
@@ -147,6 +147,19 @@ def stream_records(
             assert isinstance(record, record_type)
             yield record
     report.raise_if_empty(kind)
+
+
+def _read_row(row_format: Format, row: Row, report: DatasetReport) -> list[Any]:
+    """Read the records of a row, each with what other columns say about its prompt."""
+    records = _as_list(row_format.read(row, report))
+    if not row_format.columns:  # a user's own function decides by itself
+        return records
+    return [
+        record
+        if isinstance(record, TextRow)
+        else record._replace(prompt=row_readers.add_context(record.prompt, Row(record.fields, record.origin), report))
+        for record in records
+    ]
 
 
 def find_format(format: str, kind: Kind, first: Row) -> Format:
@@ -204,8 +217,9 @@ def _convert_custom(value: Any, path: str, kind: Kind, row: Row, report: Dataset
     if isinstance(value, _RECORD_TYPES[kind]):
         return _as_list(check_record(value, row, report))
     if isinstance(value, dict):
+        check_value(value, row.origin)
         converted = Row(value, row.origin)
-        records = _as_list(detect_format(converted, kind).read(converted, report))
+        records = _read_row(detect_format(converted, kind), converted, report)
         if kind == "text":  # a document has no columns
             return records
         return [record._replace(fields={**row.fields, **value}) for record in records]

@@ -6,7 +6,7 @@ Each takes a row and the report, and returns what `lit_rlhf.data.formats.record_
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 from lit_rlhf.data.formats.record_validation import (
@@ -15,8 +15,20 @@ from lit_rlhf.data.formats.record_validation import (
     check_prompt,
     check_ranking,
     check_text,
+    is_missing,
 )
-from lit_rlhf.data.records import Demonstration, Instruction, Message, Prompt, PromptRow, Ranking, Record, TextRow
+from lit_rlhf.data.records import (
+    CONTEXT_COLUMNS,
+    Demonstration,
+    Instruction,
+    Message,
+    Prompt,
+    PromptInContext,
+    PromptRow,
+    Ranking,
+    Record,
+    TextRow,
+)
 from lit_rlhf.data.report import DatasetReport
 from lit_rlhf.data.sources import Row
 from lit_rlhf.errors import UserError
@@ -44,7 +56,7 @@ def get_value(row: Row, name: str, kind: type | tuple[type, ...], description: s
         raise UserError(f"{row.origin}: no column {name!r}; the row has {columns}")
     value = row.fields[name]
     if not isinstance(value, kind):
-        found = "null" if value is None else f"a {type(value).__name__}"
+        found = ("null" if value is None else "NaN") if is_missing(value) else f"a {type(value).__name__}"
         raise UserError(f"{row.origin}: column {name!r} must be {description}, it is {found}")
     return value
 
@@ -64,13 +76,20 @@ def get_messages(row: Row, name: str) -> list[Message]:
 def parse_message(turn: Any, where: str, row: Row) -> Message:
     """Convert one turn with any known names of role and content; `where` names it in error messages."""
     turn = turn if isinstance(turn, dict) else {}
-    role = turn.get("role", turn.get("from"))
-    content = next((turn[name] for name in ("content", "text", "value") if name in turn), None)
-    if not isinstance(content, str) or role is None:
+    role, content = (_one_of(turn, names, where, row) for names in (("role", "from"), ("content", "text", "value")))
+    if not isinstance(content, str) or not isinstance(role, str):
         raise UserError(f"{row.origin}: {where} must have a 'role' and a text 'content'")
     if role not in _ROLES:
         raise UserError(f"{row.origin}: {where} has the role {role!r}, not one of {', '.join(_ROLES)}")
     return {"role": _ROLES[role], "content": content}
+
+
+def _one_of(turn: dict[str, Any], names: tuple[str, ...], where: str, row: Row) -> Any:
+    """Return what a turn holds under one of several names; a table of mixed styles has null under the others."""
+    given = [turn[name] for name in names if not is_missing(turn.get(name))]
+    if any(each != given[0] for each in given[1:]):
+        raise UserError(f"{row.origin}: {where} has different values under {' and '.join(names)}; keep one of them")
+    return given[0] if given else None
 
 
 def get_reply(row: Row, name: str) -> str:
@@ -93,7 +112,8 @@ def get_prompt(row: Row) -> Prompt:
     if "prompt" in row.fields:
         return get_messages(row, "prompt") if isinstance(row.fields["prompt"], list) else get_text(row, "prompt")
     if "instruction" in row.fields:
-        input_column = next((name for name in ("input", "context") if row.fields.get(name)), None)
+        given = (name for name in ("input", "context") if row.fields.get(name) and not is_missing(row.fields[name]))
+        input_column = next(given, None)
         return Instruction(get_text(row, "instruction"), get_text(row, input_column) if input_column else "")
     if "question" in row.fields:
         return Instruction(get_text(row, "question"), _join_passages(row))
@@ -108,7 +128,87 @@ def get_prompt(row: Row) -> Prompt:
 
 def _join_passages(row: Row) -> str:
     """Join passages in the form of FineGrainedRLHF: lists of sentences, the first is the title."""
-    return "\n\n".join("\n".join(passage) for passage in row.fields.get("passages") or [])
+    passages = row.fields.get("passages")
+    if is_missing(passages):
+        return ""
+    if not isinstance(passages, list) or not all(_is_list_of_texts(each) for each in passages):
+        raise UserError(f"{row.origin}: column 'passages' must be a list of lists of sentences")
+    return "\n\n".join("\n".join(passage) for passage in passages)
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+# The names of columns, and of keys of a turn, that a format may not read and that mean something to people, as
+# lower-case letters alone. A record whose row has one, other than in its default, is counted.
+_MEANINGFUL = frozenset(
+    (
+        *("system", "systemprompt", "systemmessage", "history", "persona", "character", "chattemplatekwargs"),
+        *("weight", "weights", "sampleweight", "margin", "train", "trainonturn"),
+        *("label", "labels", "mask", "lossmask"),
+        *("tool", "tools", "toolcall", "toolcalls", "toolcallid", "tooluse", "observation"),
+        *("functions", "functioncall", "functioncalls"),
+        *("reasoning", "reasoningcontent", "thinking", "thought"),
+        *("image", "images", "audio", "audios", "video", "videos", "document", "documents", "citations"),
+    )
+)
+_CONVERSATIONS = ("prompt", "messages", "conversations", "chosen", "rejected", "context")
+
+
+def add_context(prompt: Prompt, row: Row, report: DatasetReport) -> Prompt:
+    """Put the turns of the columns `system` (or `system_prompt`) and `history` before a prompt that is not text.
+
+    What means something to people in a row, and is not used, is counted in the report.
+
+    Args:
+        prompt: The prompt that the row's format reads.
+        row: The row.
+        report: Counts the rows.
+    """
+    context: list[Message] = []
+    used: set[str] = set()
+    if isinstance(prompt, Instruction) or (isinstance(prompt, list) and prompt[0]["role"] != "system"):
+        systems = [name for name in CONTEXT_COLUMNS[:-1] if _is_text(row.fields.get(name))]
+        if len({row.fields[name] for name in systems}) == 1:
+            context.append({"role": "system", "content": row.fields[systems[0]]})
+            used.update(systems)
+        turns = _history_turns(row.fields.get("history"))
+        context += turns
+        used.update(["history"] if turns else [])
+    for name in sorted(row.fields):
+        if name not in used and _is_meaningful(name, row.fields[name]):
+            report.flag(f"column {name!r} is not used", row.origin)
+    turns_of_row = [row.fields[name] for name in _CONVERSATIONS if isinstance(row.fields.get(name), list)]
+    keys = {
+        name
+        for turn in chain.from_iterable(turns_of_row)
+        if isinstance(turn, dict)
+        for name, value in turn.items()
+        if _is_meaningful(name, value)
+    }
+    for name in sorted(keys):
+        report.flag(f"{name!r} of a turn is not used", row.origin)
+    return PromptInContext(prompt, context) if context and not isinstance(prompt, str | PromptInContext) else prompt
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_meaningful(name: str, value: Any) -> bool:
+    plain = "".join(each for each in name.lower() if each.isalpha())
+    is_default = value is True or value == 1 if plain in ("weight", "train", "trainonturn") else False
+    is_blank = is_missing(value) or value in ([], {}) or (isinstance(value, str) and not value.strip())
+    return plain in _MEANINGFUL and not (is_default or is_blank)
+
+
+def _history_turns(value: Any) -> list[Message]:
+    """Return the turns of a `history`: [[user, reply], …]; none if it has another form."""
+    if not isinstance(value, list) or not all(_is_list_of_texts(pair) and len(pair) == 2 for pair in value):
+        return []
+    roles = ("user", "assistant")
+    return [{"role": role, "content": text} for pair in value for role, text in zip(roles, pair)]
 
 
 def find_last_reply(messages: list[Message]) -> int | None:
@@ -183,7 +283,7 @@ def read_pair_labels(row: Row, report: DatasetReport) -> Ranking | None:
         texts.append(get_text(row, f"prediction {len(texts) + 1}"))
     labels = get_value(row, "preference", list, "a list of pair labels")
     pairs = list(combinations(range(len(texts)), 2))
-    if len(labels) != len(pairs) or not set(labels) <= {0, 1, 2}:
+    if len(labels) != len(pairs) or not all(type(label) is int and 0 <= label <= 2 for label in labels):
         raise UserError(
             f"{row.origin}: 'preference' must hold {len(pairs)} labels 0, 1 or 2 for {len(texts)} predictions"
         )

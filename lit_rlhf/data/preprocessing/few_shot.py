@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 from lit_rlhf.data.preprocessing.keys import get_column, hash_content
-from lit_rlhf.data.records import Demonstration, Instruction, Message, Prompt, to_messages
+from lit_rlhf.data.records import Demonstration, Instruction, Message, Prompt, PromptInContext, to_messages
 from lit_rlhf.data.report import DatasetReport
 
 
@@ -49,7 +49,17 @@ def expand_few_shot(
 
 
 def prepend_examples(others: list[Demonstration], prompt: Prompt) -> Prompt:
-    """Put other demonstrations of its task before a prompt."""
+    """Put other demonstrations of its task before a prompt; a context that all of them share is given once."""
+    if isinstance(prompt, PromptInContext):
+        inner = [
+            each._replace(prompt=each.prompt.prompt)
+            if isinstance(each.prompt, PromptInContext) and each.prompt.context == prompt.context
+            else each
+            for each in others
+        ]
+        expanded = prepend_examples(inner, prompt.prompt)
+        assert isinstance(expanded, list)
+        return PromptInContext(expanded, prompt.context)
     if isinstance(prompt, str) and all(isinstance(other.prompt, str) for other in others):
         return "\n\n".join([*(f"{other.prompt}{other.completion}" for other in others), prompt])
     instructions = {

@@ -153,8 +153,8 @@ def test_presidio_finds_patterns_without_network(monkeypatch):
     }.items():
         assert kind in detector.find(text)
     assert detector.find("Write a story about 3 bears, and mail@home.") == []
-    with pytest.raises(UserError, match=r"no recognizer 'EmailRecogniser' \(did you mean 'EmailRecognizer'\?\)"):
-        PresidioPatterns(["EmailRecogniser"]).find("x")
+    with pytest.raises(UserError, match=r"no recognizer 'EmailRecognizr' \(did you mean 'EmailRecognizer'\?\)"):
+        PresidioPatterns(["EmailRecognizr"]).find("x")
 
 
 def test_presidio_not_installed(monkeypatch):
