@@ -45,28 +45,28 @@ AdapterCritic AdapterReward AdaptiveKL CentreScores ContinueRun CosineToFraction
 DemonstrationPreparation DirectRows DriftWatch EndpointTruth FixedKL FixedLayer FixedRows GradientApart
 GroupRelative GrowingRows HuggingFaceTruth LOGITS_A_BATCH LastLogits LeaveOneOut LengthPolicy MissingEnd
 ModelOptions NormalisedReward PPOSettings PackedFeedForward PlannedDataModule PlannedLoader Preparation
-PreparationReport PreparedDataModule PromptTokens PythonReward RankedRows RankingRow ReferenceTruth RewardModel
-RewardModelReward RewardQuality RewardSource RewardStep RidingHead SEQUENCES SampleTable SelfCheck SharedTrunkCritic
+PreparationReport PreparedDataModule PromptTokens PythonReward RankedRows RankingRow ReferenceTruth 
+RewardModelReward RewardQuality RewardSource RewardStep RidingHead  SampleTable SelfCheck SharedTrunkCritic
 SideBySide StandardiseScores StopOnNonFinite SubjectModel TOKENS_A_BATCH TRAIN_IT_SO TextEnds ValidationResponses
-WarmupThenConstant WordList _AT_ONCE_ELSEWHERE _on_every_token _recomputes _require_sequences _takes_segments
+WarmupThenConstant WordList _AT_ONCE_ELSEWHERE _on_every_token  _require_sequences _takes_segments
 _tokenise _unembedding_of beside_policy best_of_each block_length by_ids check_groups check_identities check_room
 check_same_words choose_tokens compiled_last_logits count_as_saved critic_next critic_of critic_start critic_warmup
 direct_of draw_head draw_noise drawn_logprobs dropout_off duplicate_prefix end_ids endless_places ends_and_padding
-ensemble_lower_bound ensemble_minimum episodes_of every_reply feed_forward final_scores finite_scores free_name
+ensemble_lower_bound ensemble_minimum episodes_of every_reply  final_scores finite_scores free_name
 fresh_baseline fresh_head from_rank_zero goes_back hand_over headed_text hidden_under hold_policy kept_for_backward
-last_hidden last_hidden_in_one_row last_hidden_of_rows last_hidden_through_cache last_layer last_logits
-lay_in_one_row lay_out leading_ids log_means logits_at logits_of logprobs_of long_prompts matrices_decay
-maximum_length min_length misconfiguration_is_the_users missing_end model_identity most_returns next_norm
+ last_hidden_in_one_row last_hidden_of_rows last_hidden_through_cache  last_logits
+lay_in_one_row  leading_ids log_means logits_at logits_of logprobs_of long_prompts matrices_decay
+maximum_length  misconfiguration_is_the_users missing_end model_identity most_returns next_norm
 of_all_ranks of_own_adapter of_setting one_backward_pass own_reference pass_cost penalised_rewards prepares_nothing
-quantile_groups random_order ratio_one read_head read_only read_opinion reason_against_direct
+quantile_groups random_order ratio_one   read_opinion reason_against_direct
 reason_against_segments reason_against_sequences reason_against_sharing repeated_share require_positions
-require_sequences require_whole response_columns restricted rewards_of roll_out rollout_batch rollout_statistics
+require_sequences require_whole response_columns  rewards_of roll_out rollout_batch rollout_statistics
 rotation_of rows_of score_laid_out score_on_last_action score_without_padding seen_mask segment_inputs segment_mask
 segment_positions sequence_inputs set_aside settle_averages several_ranks smallest_group stack_of
 starts_at_reference step_tally support_threshold text_ends through_first to_label token_pieces
 tokenise_demonstrations tokenise_prompts tokenise_rankings tokens_a_batch uncentred using_adapter usual_limits
-validation_micro_batch value_clip values_beside weights_of_their_own weights_on_rank_zero whole_state_dict zero_head
-""".split()
+validation_micro_batch value_clip values_beside weights_of_their_own weights_on_rank_zero whole_state_dict 
+""".split()  # noqa: SIM905
 ALLOWED = {
     "colour": ("lit_rlhf/synthetic/", "tests/synthetic/"),  # a word of the synthetic world's language
     "colours": ("lit_rlhf/synthetic/", "tests/synthetic/"),
