@@ -45,7 +45,7 @@ AdapterCritic AdapterReward AdaptiveKL CentreScores ContinueRun CosineToFraction
 DemonstrationPreparation DirectRows DriftWatch EndpointTruth FixedKL FixedLayer FixedRows GradientApart
 GroupRelative GrowingRows HuggingFaceTruth LOGITS_A_BATCH LastLogits LeaveOneOut LengthPolicy MissingEnd
 ModelOptions NormalisedReward PPOSettings PackedFeedForward PlannedDataModule PlannedLoader Preparation
-PreparationReport PreparedDataModule PromptTokens PythonReward RankedRows RankingRow ReferenceTruth 
+PreparationReport PreparedDataModule PromptTokens PythonReward RankedRows RankingRow ReferenceTruth
 RewardModelReward RewardQuality RewardSource RewardStep RidingHead  SampleTable SelfCheck SharedTrunkCritic
 SideBySide StandardiseScores StopOnNonFinite SubjectModel TOKENS_A_BATCH TRAIN_IT_SO TextEnds ValidationResponses
 WarmupThenConstant WordList _AT_ONCE_ELSEWHERE _on_every_token  _require_sequences _takes_segments
@@ -65,7 +65,7 @@ rotation_of rows_of score_laid_out score_on_last_action score_without_padding se
 segment_positions sequence_inputs set_aside settle_averages several_ranks smallest_group stack_of
 starts_at_reference step_tally support_threshold text_ends through_first to_label token_pieces
 tokenise_demonstrations tokenise_prompts tokenise_rankings tokens_a_batch uncentred using_adapter usual_limits
-validation_micro_batch value_clip values_beside weights_of_their_own weights_on_rank_zero whole_state_dict 
+validation_micro_batch value_clip values_beside weights_of_their_own weights_on_rank_zero whole_state_dict
 """.split()  # noqa: SIM905
 ALLOWED = {
     "colour": ("lit_rlhf/synthetic/", "tests/synthetic/"),  # a word of the synthetic world's language

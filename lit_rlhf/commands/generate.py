@@ -3,11 +3,14 @@
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_rlhf.commands.support.argument_parser import Parser
 from lit_rlhf.commands.support.log_filters import install_log_filters
 from lit_rlhf.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_rlhf.data.records import Message, Prompt
 
 
 def run(command: str, args: list[str]) -> int:
@@ -23,35 +26,46 @@ def run(command: str, args: list[str]) -> int:
         raise UserError(f"--max-new-tokens must be 1 or more, got {settings.max_new_tokens}")
     if settings.temperature < 0:
         raise UserError(f"--temperature must be 0 or more, got {settings.temperature}")
+    from lit_rlhf.data.prompt_template import PromptTemplate
+    from lit_rlhf.data.sources import check_value
+
+    if settings.prompt is not None:
+        check_value(settings.prompt, "--prompt")
     install_log_filters()
     model, tokenizer = load_model(settings.model)
     import torch
 
     torch.manual_seed(settings.seed)
-    if settings.prompt is not None:
-        print(generate_response(model, tokenizer, [{"role": "user", "content": settings.prompt}], settings))
-        return 0
-    messages: list[dict[str, str]] = []
-    for line in iter_input_lines():
+    template = PromptTemplate(tokenizer)
+    messages: list[Message] = []
+    for text, origin in [(settings.prompt, "--prompt")] if settings.prompt is not None else iter_input_lines():
         # without a chat template there are no turns: every line is a prompt of its own
-        messages = [*messages, {"role": "user", "content": line}] if tokenizer.chat_template else [{"content": line}]
-        text = generate_response(model, tokenizer, messages, settings)
-        messages = [*messages, {"role": "assistant", "content": text}]
-        print(text, flush=True)
+        turns: list[Message] = [*messages, {"role": "user", "content": text}]
+        response = generate_response(model, template, turns if tokenizer.chat_template else text, settings, origin)
+        messages = [*turns, {"role": "assistant", "content": response}]
+        print(response, flush=True)
     return 0
 
 
-def iter_input_lines() -> Iterator[str]:
-    """Yield the non-empty lines of stdin; at a terminal, print a prompt before each."""
+def iter_input_lines() -> Iterator[tuple[str, str]]:
+    """Yield the non-empty lines of stdin, each with its origin; at a terminal, print a prompt before each.
+
+    Raises:
+        UserError: A line is not UTF-8 text.
+    """
+    from lit_rlhf.data.sources import check_value, read_stdin
+
+    lines = read_stdin()
     terminal = sys.stdin.isatty()
     while True:
         if terminal:
             print("> ", end="", flush=True)
-        line = sys.stdin.readline()
-        if not line:
+        text, origin = next(lines, ("", ""))
+        if not origin:
             return
-        if line.strip():
-            yield line.rstrip("\n")
+        if text.strip():
+            check_value(text, origin)
+            yield text, origin
 
 
 def load_model(name: str) -> tuple[Any, Any]:
@@ -75,21 +89,28 @@ def load_model(name: str) -> tuple[Any, Any]:
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 
 
-def generate_response(model: Any, tokenizer: Any, messages: list[dict[str, str]], settings: Namespace) -> str:
-    """Return the model's response to a conversation, by the chat template, or without one to the last message's text.
+def generate_response(model: Any, template: Any, prompt: "Prompt", settings: Namespace, origin: str) -> str:
+    """Return the model's response to a prompt, which has the ids that it has in training.
+
+    Args:
+        model: A causal language model.
+        template: The `PromptTemplate` of its tokenizer.
+        prompt: A text or a conversation.
+        settings: The command's.
+        origin: Where the prompt is from, for messages.
 
     Raises:
-        UserError: the conversation fills the model's context.
+        UserError: the template refuses the prompt, it has no token, or it fills the model's context.
     """
+    import torch
+
     from lit_rlhf.models.loading import max_positions
 
-    if tokenizer.chat_template:
-        inputs = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-    else:
-        inputs = tokenizer(messages[-1]["content"], return_tensors="pt", return_token_type_ids=False)
-    width = inputs["input_ids"].shape[1]
+    tokenizer = template.tokenizer
+    (ids,) = template.encode([template.render(prompt, {}, origin)])
+    if not ids:
+        raise UserError(f"{origin}: the prompt has no token of this tokenizer")
+    input_ids, width = torch.tensor([ids], device=model.device), len(ids)
     limit = max_positions(model.config)
     max_new_tokens = settings.max_new_tokens if limit is None else min(settings.max_new_tokens, limit - width)
     if max_new_tokens < 1:
@@ -97,7 +118,8 @@ def generate_response(model: Any, tokenizer: Any, messages: list[dict[str, str]]
     # disable top_k and top_p: sample the model's own distribution
     sampling = {"do_sample": True, "temperature": settings.temperature, "top_k": 0, "top_p": 1.0}
     output = model.generate(
-        **inputs.to(model.device),
+        input_ids=input_ids,
+        attention_mask=torch.ones_like(input_ids),
         max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         **(sampling if settings.temperature > 0 else {"do_sample": False}),

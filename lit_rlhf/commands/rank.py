@@ -5,7 +5,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 from lit_rlhf.commands.support.argument_parser import Parser
 from lit_rlhf.commands.support.log_filters import install_log_filters
@@ -41,7 +41,9 @@ def run(command: str, args: list[str]) -> int:
     install_log_filters()
     groups = read_groups(settings.file)
     rows = rank_groups(groups, settings)
-    text = format_table(rows) if settings.table else "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    # default=str: a table may hold dates
+    lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    text = format_table(rows) if settings.table else "".join(lines)
     if settings.out is None:
         sys.stdout.write(text)
         return 0
@@ -63,16 +65,21 @@ def check_settings(settings: Namespace) -> None:
         raise UserError(f"--batch-size must be 1 or more, got {settings.batch_size}")
 
 
-def read_groups(file: str, stdin: TextIO | None = None) -> list[CompletionGroup]:
-    """Return the rows of a file, or of stdin.
+def read_groups(file: str) -> list[CompletionGroup]:
+    """Return the rows of a file, or of stdin; print what in them is not read.
 
     Raises:
         UserError: there is no such file, no row, or a row without a prompt or completions; names file and line.
     """
-    from lit_rlhf.data.formats.row_readers import get_prompt, get_value
-    from lit_rlhf.data.sources import Row, read_rows
+    from lit_rlhf.data.formats.record_validation import is_empty
+    from lit_rlhf.data.formats.row_readers import add_context, get_prompt, get_value
+    from lit_rlhf.data.report import DatasetReport
+    from lit_rlhf.data.sources import Row, parse_json_lines, read_rows, read_stdin
 
-    rows: Sequence[Row] = read_rows(file) if file != "-" else read_stdin(stdin or sys.stdin)
+    rows: Sequence[Row] = read_rows(file) if file != "-" else list(parse_json_lines(read_stdin()))
+    if not rows:
+        raise UserError("stdin holds no row: give a file, or JSON lines with a prompt and completions")
+    report = DatasetReport(file)
     groups = []
     for row in rows:
         name = next((each for each in COLUMNS if each in row.fields), None)
@@ -88,28 +95,13 @@ def read_groups(file: str, stdin: TextIO | None = None) -> list[CompletionGroup]
             texts = value if isinstance(value, list) else [value]
         if not texts or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{row.origin}: the completions must be texts, at least one")
-        groups.append(CompletionGroup(get_prompt(row), texts, row.fields, row.origin))
+        prompt = get_prompt(row)
+        if is_empty(prompt):
+            raise UserError(f"{row.origin}: the prompt is empty")
+        groups.append(CompletionGroup(add_context(prompt, row, report), texts, row.fields, row.origin))
+    for reason, count in report.flagged.items():
+        print(f"{count:,} of {len(rows):,} rows: {reason}", file=sys.stderr)
     return groups
-
-
-def read_stdin(stream: TextIO) -> list[Any]:
-    """Return the rows of a stream of JSON lines."""
-    from lit_rlhf.data.sources import Row
-
-    rows = []
-    for number, line in enumerate(stream, start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as problem:
-            raise UserError(f"stdin:{number}: this line does not parse as JSON: {problem.msg}") from None
-        if not isinstance(value, dict):
-            raise UserError(f"stdin:{number}: a row must be a JSON object with a prompt and completions")
-        rows.append(Row(value, f"stdin:{number}"))
-    if not rows:
-        raise UserError("stdin holds no row: give a file, or JSON lines with a prompt and completions")
-    return rows
 
 
 def rank_groups(groups: list[CompletionGroup], settings: Namespace) -> list[dict[str, Any]]:
@@ -144,13 +136,13 @@ def score_completions(path: str, groups: list[CompletionGroup], settings: Namesp
 
     loading = ModelLoadingConfig()
     tokenizer = load_tokenizer(path, loading)
-    model = load_scalar_model(path, tokenizer, loading)
-    if model.head_is_new:
-        raise UserError(f"--model: {path} is a language model, not a reward model: it has no trained score head")
     template = PromptTemplate(tokenizer, settings.template)
     prompts = template.encode([template.render(group.prompt, group.fields, group.origin) for group in groups])
     texts = [text for group in groups for text in group.completions]
     completions = iter(template.encode_replies(texts, [group.prompt for group in groups for _ in group.completions]))
+    model = load_scalar_model(path, tokenizer, loading)
+    if model.head_is_new:
+        raise UserError(f"--model: {path} is a language model, not a reward model: it has no trained score head")
     limit, rows = max_positions(model.model.config), []
     for group, prompt in zip(groups, prompts):
         for _ in group.completions:

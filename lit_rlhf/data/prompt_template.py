@@ -242,12 +242,13 @@ def find_bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     probe = "a" if _encode_text(tokenizer, "a") else _find_text_token(tokenizer)
     bare = _encode_text(tokenizer, probe)
     encoded = tokenizer(probe, return_special_tokens_mask=True, verbose=False)
-    complete, added = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
+    complete = list(encoded["input_ids"])
     starts = [n for n in range(len(complete) - len(bare) + 1) if complete[n : n + len(bare)] == bare]
     if not starts:
         raise UserError(f"tokenizer: {probe!r} has the ids {bare} without special tokens, and {complete} with them")
-    # several, where the text itself is encoded as BOS (an unknown token may be the same one)
-    return complete[: next((n for n in starts if all(added[:n]) and all(added[n + len(bare) :])), starts[0])]
+    # several, where the text itself is encoded as BOS: an unknown token may be the same one
+    added = list(encoded.get("special_tokens_mask", complete))
+    return complete[: next((n for n in starts if all(added[:n]) and not any(added[n : n + len(bare)])), starts[0])]
 
 
 def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -1,21 +1,25 @@
 """Loading of causal language models and tokenizers from a folder or the hub, checked before any weight is read."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import logging as transformers_logging
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.loading_config import ModelLoadingConfig
-from lit_rlhf.suggestions import did_you_mean
+from lit_rlhf.models.pretrained import from_pretrained_quietly, load_weights
 
 RESIDUAL_DROPOUT = ("resid_pdrop", "hidden_dropout", "dropout", "resid_dropout")
 OTHER_DROPOUT = (
@@ -78,6 +82,27 @@ def check_vocabulary(tokenizer: Tokenizer, config: PretrainedConfig, model: str,
         )
 
 
+def check_same_token_ids(tokenizer: Tokenizer, other: Tokenizer, what: str) -> None:
+    """Refuse a model that gets token ids of `tokenizer` and was trained with another one, whose ids differ.
+
+    Every token must have the same id in both. Tokens that only the other has do no harm, as it never gets them; nor
+    does the padding token, which loading may have added, and which the attention mask hides.
+
+    Args:
+        tokenizer: The policy's.
+        other: That of a reward model, critic or reference.
+        what: The model, in words.
+    """
+    ids = other.get_vocab()
+    for token, index in tokenizer.get_vocab().items():
+        if token != tokenizer.pad_token and ids.get(token) != index:
+            has = f"{ids[token]:,}" if token in ids else "none"
+            raise UserError(
+                f"{what} has another tokenizer than the policy: the token {token!r} has the id {index:,} in the "
+                f"policy's and {has} in its own, so ids would mean other words. Use one trained from the same family"
+            )
+
+
 def load_causal_lm(
     model: str, tokenizer: Tokenizer, loading: ModelLoadingConfig, dropout: float = 0.0
 ) -> PreTrainedModel:
@@ -90,63 +115,37 @@ def load_causal_lm(
         dropout: Residual dropout (InstructGPT's SFT baseline: 0.2); every other dropout is 0.
 
     Raises:
-        UserError: No such model, vocabularies that disagree, or residual dropout that this architecture lacks.
+        UserError: No such model or one of another kind, weights that are not the model's, vocabularies that disagree,
+            or residual dropout that this architecture lacks.
     """
     config = load_config(model, loading)
+    check_causal_lm(config, model)
     check_vocabulary(tokenizer, config, model, loading)
     set_dropout(config, dropout)
-    return finish_loading(load_weights(AutoModelForCausalLM, model, config, loading), tokenizer, loading)
+    loaded, _ = load_weights(AutoModelForCausalLM, model, config, loading)
+    return finish_loading(loaded, tokenizer, loading)
 
 
-def load_weights(auto: Any, model: str, config: PretrainedConfig, loading: ModelLoadingConfig, **settings: Any) -> Any:
-    """Call `from_pretrained` of an auto class with the dtype, attention and quantization of `loading`.
-
-    Within `torch.device("meta")` the model is on the meta device.
-    """
-    on_meta = torch.get_default_device().type == "meta"
-    if on_meta:
-        settings["device_map"] = "meta"
-    if loading.quantization is not None:
-        settings |= quantization_config(config, loading)
-    with torch.device("cpu") if on_meta else nullcontext():  # transformers refuses to load within torch.device("meta")
-        return from_pretrained_quietly(
-            auto.from_pretrained,
-            model,
-            loading,
-            config=config,
-            dtype=getattr(torch, loading.dtype),
-            attn_implementation=loading.attn_implementation,
-            **settings,
-        )
-
-
-def quantization_config(config: PretrainedConfig, loading: ModelLoadingConfig) -> dict[str, Any]:
-    """Build the arguments of `from_pretrained` for a 4-bit base.
+def check_causal_lm(config: PretrainedConfig, model: str) -> None:
+    """Refuse a model that does not predict the next token; reads its configuration alone.
 
     Raises:
-        UserError: No GPU, and a width that the CPU kernels of bitsandbytes do not support.
+        UserError: A head of another kind, such as a reward model's, or an encoder.
     """
-    from transformers import BitsAndBytesConfig
+    for name in config.architectures or []:
+        if name.endswith("ForSequenceClassification"):
+            raise UserError(f"model: {model!r} is a reward model or classifier ({name}): it scores text, generates none")
+        if not is_language_model(name):
+            raise UserError(f"model: {model!r} is a {name}, not a causal language model")
+    is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    if is_encoder or not (type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or hasattr(config, "auto_map")):
+        raise UserError(f"model: {model!r} is of the architecture {config.model_type}, no causal language model")
 
-    text = config.get_text_config()
-    unsupported = [
-        f"{name} {width}"
-        for name in ("hidden_size", "intermediate_size")
-        if isinstance(width := getattr(text, name, None), int) and width % 64
-    ]
-    if unsupported and not torch.cuda.is_available():
-        raise UserError(
-            f"loading.quantization: on a CPU 4-bit layers need widths that are multiples of 64, this model has "
-            f"{' and '.join(unsupported)}; set loading.quantization to null"
-        )
-    return {
-        "quantization_config": BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=getattr(torch, loading.dtype),
-        )
-    }
+
+def is_language_model(architecture: str) -> bool:
+    """Whether the name of a class is that of a language model, or of a model without a head."""
+    plain = architecture.endswith("Model") and not any(word in architecture for word in ("Reward", "Value", "Score"))
+    return plain or architecture.endswith(("ForCausalLM", "ForConditionalGeneration", "WithLMHead", "Decoder"))
 
 
 def finish_loading(model: PreTrainedModel, tokenizer: Tokenizer, loading: ModelLoadingConfig) -> PreTrainedModel:
@@ -219,28 +218,3 @@ def set_dropout(config: PretrainedConfig, residual: float) -> None:
 def max_positions(config: PretrainedConfig) -> int | None:
     """Return the number of positions of a model, or None if its configuration does not say."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
-
-
-def from_pretrained_quietly(load: Callable[..., Any], model: str, loading: ModelLoadingConfig, **settings: Any) -> Any:
-    """Call a `from_pretrained` without output, and raise `UserError` for the ways in which it fails."""
-    folder = Path(model)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise UserError(f"model: folder {model!r} has no config.json; it should be one that save_pretrained wrote")
-    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
-    if looks_local and not folder.is_dir():
-        hint = did_you_mean(folder.name, [path.name for path in folder.parent.glob("*")])
-        hint = hint or "; run the stage that writes it first"
-        raise UserError(f"model: there is no folder {model!r}{hint}")
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        return load(model, revision=loading.revision, trust_remote_code=loading.trust_remote_code, **settings)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"model: cannot load {model!r} (neither a folder here nor a reachable hub name): {reason}"
-        ) from error
-    finally:
-        transformers_logging.set_verbosity(before)
-        transformers_logging.enable_progress_bar()

@@ -13,7 +13,8 @@ class ModelLoadingConfig:
             token; added to the vocabulary if missing. Padding must differ from the end token, which is an action and is
             trained.
         dtype: Type of the stored weights. Mixed precision belongs to the Trainer (`precision: bf16-mixed`).
-        attn_implementation: Attention implementation of transformers (`sdpa`, `eager`, `flash_attention_2`).
+        attn_implementation: Attention implementation of transformers (`sdpa`, `eager`, `flash_attention_2`). By
+            default `sdpa`, and `eager` for an architecture without it, such as GPT-J.
         quantization: "nf4" stores the linear layers in 4-bit NormalFloat with double quantization (QLoRA: Dettmers et
             al., 2023), computing in `dtype`. Such weights are frozen: the module needs an adapter.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
@@ -25,7 +26,7 @@ class ModelLoadingConfig:
 
     pad_token: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    attn_implementation: str = "sdpa"
+    attn_implementation: str | None = None
     quantization: Literal["nf4"] | None = None
     gradient_checkpointing: bool = False
     compile: bool = False

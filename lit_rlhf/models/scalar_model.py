@@ -11,15 +11,13 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import last_token_index, position_ids
-from lit_rlhf.models.loading import (
-    check_vocabulary,
-    finish_loading,
-    load_config,
-    load_weights,
-    set_dropout,
-)
+from lit_rlhf.models.loading import check_vocabulary, finish_loading, is_language_model, load_config, set_dropout
 from lit_rlhf.models.loading_config import ModelLoadingConfig
+from lit_rlhf.models.pretrained import load_weights
 from lit_rlhf.packing.rankings import RankingInputs, last_hidden_state
+
+# weights that a scalar model's file may hold: of the language model's head, and the bias of a trained one
+UNUSED_HEADS = ("lm_head.", "embed_out.", "output.", "score.bias")
 
 
 class ScalarModel(nn.Module):
@@ -150,11 +148,11 @@ def load_scalar_model(model: str, tokenizer: Tokenizer, loading: ModelLoadingCon
     set_dropout(config, 0.0)
     trained_head = _has_trained_head(config, model)
     config.num_labels = 1
-    loaded, report = _load(AutoModelForSequenceClassification, model, loading, config)
+    new = () if trained_head else ("score.weight",)
+    loaded, unused = load_weights(AutoModelForSequenceClassification, model, config, loading, new, UNUSED_HEADS)
     if not isinstance(getattr(loaded, "score", None), nn.Linear):
         raise UserError(f"model: {type(loaded).__name__} has no linear `score` head; use a decoder-only architecture")
-    _check_missing_weights(model, report, trained_head)
-    if trained_head and "score.bias" in report["unexpected_keys"]:
+    if trained_head and "score.bias" in unused:
         loaded = _load_with_bias(type(loaded), model, loading, config)
     if not trained_head:
         loaded.score.weight.data.copy_(init_head(loaded.score.weight.shape, seed))
@@ -184,32 +182,12 @@ def _has_trained_head(config: PretrainedConfig, model: str) -> bool:
             if config.num_labels != 1:
                 raise UserError(f"model: {model!r} classifies into {config.num_labels} labels; a reward model has one")
             return True
-        plain = name.endswith("Model") and not any(word in name for word in ("Reward", "Value", "Score"))
-        if not (plain or name.endswith(("ForCausalLM", "ForConditionalGeneration"))):
+        if not is_language_model(name):
             raise UserError(
                 f"model: {model!r} is a {name}: neither a language model nor an AutoModelForSequenceClassification "
                 "with one label; save it as one of these (its head as the linear layer `score`)"
             )
     return False
-
-
-def _load(
-    auto: Any, model: str, loading: ModelLoadingConfig, config: PretrainedConfig
-) -> tuple[Any, dict[str, set[str]]]:
-    """Return the model and transformers' report of missing and unexpected weights."""
-    loaded: tuple[Any, dict[str, set[str]]] = load_weights(auto, model, config, loading, output_loading_info=True)
-    return loaded
-
-
-def _check_missing_weights(model: str, report: dict[str, set[str]], trained_head: bool) -> None:
-    """Refuse missing weights, which transformers initializes at random."""
-    missing = sorted(report["missing_keys"] - (set() if trained_head else {"score.weight"}))
-    if not missing:
-        return
-    unexpected = sorted(report["unexpected_keys"])
-    holds = f" (it holds {', '.join(unexpected[:3])}{', …' if len(unexpected) > 3 else ''})" if unexpected else ""
-    hint = "; a trained head must be one linear layer named `score`" if missing == ["score.weight"] else ""
-    raise UserError(f"model: {model!r} has no weight {missing[0]!r}{holds}{hint}")
 
 
 def _load_with_bias(base_class: Any, model: str, loading: ModelLoadingConfig, config: PretrainedConfig) -> Any:
@@ -222,6 +200,6 @@ def _load_with_bias(base_class: Any, model: str, loading: ModelLoadingConfig, co
             super().__init__(config)
             self.score = nn.Linear(self.score.in_features, 1, bias=True)
 
-    loaded, _ = _load(Biased, model, loading, config)
+    loaded, _ = load_weights(Biased, model, config, loading, unused=UNUSED_HEADS)
     loaded.__class__ = base_class
     return loaded

@@ -1,29 +1,11 @@
-"""Checks of the output folder and the checkpoint, made before anything is loaded."""
+"""Checks of the checkpoint, made before anything is loaded, and the writing of `--out` files."""
 
-import os
 import re
 from pathlib import Path
 
 from lit_rlhf.errors import UserError
 
 CHECKPOINT_KEYWORDS = ("best", "last", "hpc")  # Lightning finds the file itself
-
-
-def check_writable(folder: Path) -> None:
-    """Create an output folder if it is missing, and check that it can be written to.
-
-    Raises:
-        UserError: names the folder and the setting.
-    """
-    probe = folder / f".writable-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as problem:
-        raise UserError(
-            f"cannot write to the output folder {folder} ({problem.strerror}): set trainer.default_root_dir to another"
-        ) from None
 
 
 def write_output(text: str, path: Path) -> None:

@@ -3,39 +3,44 @@
 import csv
 import os
 import sys
-import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
-from lightning.pytorch.callbacks import ModelCheckpoint
+from jsonargparse import Namespace
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from lit_rlhf.callbacks.run_state import find_log_files
-from lit_rlhf.checkpoints import RUN_KEY, find_last_checkpoint, read_metadata
+from lit_rlhf.checkpoints import RUN_KEY, find_last_checkpoint
 from lit_rlhf.errors import UserError
 
 KEPT = ".kept"  # suffix of a log while it is being rewritten
 
 
-def find_checkpoint_folders(trainer: L.Trainer) -> list[Path]:
-    """Return where this run, and earlier runs in the same folder, may have written checkpoints."""
-    root = Path(trainer.default_root_dir)
-    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    folders = [Path(callback.dirpath) for callback in callbacks if callback.dirpath]
-    for logger in trainer.loggers[:1]:  # the default of a ModelCheckpoint without dirpath
-        base = Path(logger.save_dir or root) / str(logger.name or "")
-        folders += [base / "checkpoints", *base.glob("*/checkpoints")]
+def find_checkpoint_folders(root: Path, callbacks: Iterable[Any]) -> list[Path]:
+    """Return where the runs of a folder have written checkpoints.
+
+    Args:
+        root: the folder of the run.
+        callbacks: instances, or settings of them, of which ModelCheckpoints with a `dirpath` count.
+    """
+    settings = [each.get("init_args") or {} if isinstance(each, Namespace) else vars(each) for each in callbacks]
+    folders = [Path(each["dirpath"]) for each in settings if each.get("dirpath")]
     return [path.resolve() for path in (*folders, root / "checkpoints", root)]
 
 
-def find_last(trainer: L.Trainer, command: str) -> Path | None:
+def find_last(trainer: L.Trainer, folders: list[Path], command: str) -> Path | None:
     """Return the checkpoint that `ckpt_path=last` means, and print it; None if the run starts from the beginning.
+
+    Args:
+        trainer: prints on its rank zero.
+        folders: see `find_checkpoint_folders`.
+        command: fit, validate or test.
 
     Raises:
         UserError: every checkpoint is damaged, or there is none and `command` needs one.
     """
-    folders = find_checkpoint_folders(trainer)
     last, skipped = find_last_checkpoint(folders)
     lines = [f"skipped: {reason}" for reason in skipped]
     if last is not None:
@@ -54,20 +59,69 @@ def find_last(trainer: L.Trainer, command: str) -> Path | None:
     return None if last is None else last.path
 
 
-def continue_logs(trainer: L.Trainer, checkpoint: Path) -> None:
-    """Make the loggers continue what they wrote in the run of `checkpoint`; call it before any of them has started."""
-    content = read_metadata(checkpoint) if checkpoint.exists() else None
-    if content is None:
-        return
-    run = content.get(RUN_KEY) or {}
-    for logger, (kind, version) in zip(trainer.loggers, run.get("loggers", [])):
+def find_trained(root: Path, settings: Namespace, command: str) -> str:
+    """Make `validate` or `test` take what the run of a folder has trained; return it, for a message.
+
+    It is the last checkpoint, or else the exported model, which then replaces the recipe's starting model.
+
+    Args:
+        root: the folder of the run.
+        settings: of the subcommand, changed in place.
+        command: validate or test.
+
+    Raises:
+        UserError: there is neither.
+    """
+    last, skipped = find_last_checkpoint(find_checkpoint_folders(root, settings.trainer.callbacks or ()))
+    if last is not None:
+        settings.ckpt_path = str(last.path)
+        return f"{last.path}" + (f", step {last.step}" if last.step >= 0 else "")
+    arguments, exported = settings.model.get("init_args") or Namespace(), root / "model"
+    if "model" in arguments and (exported / "config.json").is_file():
+        if arguments.get("adapter") is not None:
+            raise UserError(
+                f"{command}: {root} holds no checkpoint, and in {exported} the adapter is merged; set model.adapter to "
+                f"null and model.model to {exported}, or name a checkpoint with --ckpt_path"
+            )
+        if "reference" in arguments and arguments.reference is None:
+            arguments.reference = arguments.model  # the KL is still measured to the starting model
+        arguments.model = str(exported)
+        return str(exported)
+    raise UserError(
+        f"{command}: {root} holds neither a checkpoint nor a model"
+        + (f" that can be read ({skipped[0]})" if skipped else "")
+        + "; train it with lit-rlhf fit, name a checkpoint with --ckpt_path, or another folder with --run_dir"
+    )
+
+
+def is_of_same_run(checkpoint: Path, content: dict[str, Any] | None, folders: list[Path]) -> bool:
+    """Return whether a checkpoint is of the run that wrote to these folders, so that it resumes that run."""
+    if checkpoint.resolve().parent in folders:
+        return True
+    last, _ = find_last_checkpoint(folders)
+    run = ((content or {}).get(RUN_KEY) or {}).get("id", "")
+    return last is not None and bool(run) and last.run == run
+
+
+def set_versions(trainer: L.Trainer, content: dict[str, Any]) -> None:
+    """Make the loggers continue the runs of a checkpoint; call it before any of them has started."""
+    for logger, (kind, version) in zip(trainer.loggers, (content.get(RUN_KEY) or {}).get("loggers", [])):
         if type(logger).__name__ == kind:
             set_version(logger, version)
-    if not trainer.is_global_zero:
-        return
+
+
+def restore_logs(trainer: L.Trainer, content: dict[str, Any]) -> None:
+    """Give the log files the rows that they had at a checkpoint; for rank zero only.
+
+    Args:
+        trainer: its loggers have written no row.
+        content: metadata of the checkpoint.
+    """
+    run = content.get(RUN_KEY) or {}
     for path in find_log_files(trainer):
         if path.name in run.get("lines", {}):
             truncate_lines(path, run["lines"][path.name])
+    # the row of the checkpoint's step is not yet in metrics.csv when the checkpoint is written
     pending = {**run["row"], "step": content["global_step"] - 1} if run.get("row") else {}
     for logger in trainer.loggers:
         if isinstance(logger, CSVLogger):
@@ -91,22 +145,16 @@ def truncate_lines(path: Path, lines: int) -> None:
 
 
 def restore_rows(logger: CSVLogger, pending: dict[str, Any]) -> None:
-    """Give a logger that has not started the rows of its metrics.csv, which it would delete.
+    """Make a logger append to its metrics.csv, if there is one.
 
     Args:
         logger: the logger of the resumed run.
-        pending: row of the checkpoint's step, which was not yet written to metrics.csv when the checkpoint was.
+        pending: row of the checkpoint's step.
     """
     file = Path(logger.log_dir) / "metrics.csv"
-    kept = file.with_name(file.name + KEPT)
-    if file.exists():
-        os.replace(file, kept)
-    if not kept.exists():  # it also exists if an earlier attempt was killed here
+    if not file.exists():
         return
-    with open(kept, newline="") as text:
-        rows: list[dict[str, Any]] = [{k: v for k, v in row.items() if v} for row in csv.DictReader(text)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the file, whose rows are given back here, will be deleted
-        logger.experiment.metrics = [*rows, pending] if pending else rows
+    with open(file, newline="") as text:
+        logger.experiment.metrics_keys = list(csv.DictReader(text).fieldnames or [])
+    logger.experiment.metrics = [pending] if pending else []
     logger.experiment.save()
-    kept.unlink()

@@ -5,7 +5,7 @@ Each takes a row and the report, and returns what `lit_rlhf.data.formats.record_
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain, combinations
 from typing import Any
 
@@ -28,6 +28,7 @@ from lit_rlhf.data.records import (
     Ranking,
     Record,
     TextRow,
+    to_plain_text,
 )
 from lit_rlhf.data.report import DatasetReport
 from lit_rlhf.data.sources import Row
@@ -145,6 +146,7 @@ def _is_list_of_texts(value: Any) -> bool:
 _MEANINGFUL = frozenset(
     (
         *("system", "systemprompt", "systemmessage", "history", "persona", "character", "chattemplatekwargs"),
+        *("input", "context", "background", "passage", "passages"),
         *("weight", "weights", "sampleweight", "margin", "train", "trainonturn"),
         *("label", "labels", "mask", "lossmask"),
         *("tool", "tools", "toolcall", "toolcalls", "toolcallid", "tooluse", "observation"),
@@ -176,9 +178,13 @@ def add_context(prompt: Prompt, row: Row, report: DatasetReport) -> Prompt:
         turns = _history_turns(row.fields.get("history"))
         context += turns
         used.update(["history"] if turns else [])
-    for name in sorted(row.fields):
-        if name not in used and _is_meaningful(name, row.fields[name]):
-            report.flag(f"column {name!r} is not used", row.origin)
+    prompt_text = to_plain_text(prompt)
+    for name, value in sorted(row.fields.items()):
+        texts = list(_iter_texts(value))
+        is_read = name in used or (name in _CONVERSATIONS and isinstance(value, list))
+        is_read = is_read or (bool(texts) and all(text.strip() in prompt_text for text in texts))
+        if not is_read and _is_meaningful(name, value):
+            report.flag(f"column {name!r} is not read by the format", row.origin)
     turns_of_row = [row.fields[name] for name in _CONVERSATIONS if isinstance(row.fields.get(name), list)]
     keys = {
         name
@@ -188,8 +194,16 @@ def add_context(prompt: Prompt, row: Row, report: DatasetReport) -> Prompt:
         if _is_meaningful(name, value)
     }
     for name in sorted(keys):
-        report.flag(f"{name!r} of a turn is not used", row.origin)
+        report.flag(f"{name!r} of a turn is not read by the format", row.origin)
     return PromptInContext(prompt, context) if context and not isinstance(prompt, str | PromptInContext) else prompt
+
+
+def _iter_texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _iter_texts(each)
 
 
 def _is_text(value: Any) -> bool:

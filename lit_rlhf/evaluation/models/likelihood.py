@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from lit_rlhf.data.prompt_template import encode_texts, find_bos_ids
+from lit_rlhf.data.prompt_template import encode_texts, find_bos_ids, prepend_bos
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import pad_left, pad_right, position_ids, token_logprobs
 from lit_rlhf.models.loading import max_positions
@@ -65,7 +65,7 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[TextPair], boundary: Boun
     for (_, continuation), ids in zip(pairs, continuations):
         if not ids:
             raise UserError(f"the continuation {continuation!r} has no tokens, so it has no likelihood")
-    return [((bos + context) or fallback, ids) for context, ids in zip(contexts, continuations)]
+    return [(prepend_bos(context, bos) or fallback, ids) for context, ids in zip(contexts, continuations)]
 
 
 def move_trailing_space(context: str, continuation: str) -> TextPair:

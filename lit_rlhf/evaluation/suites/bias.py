@@ -6,9 +6,10 @@ sentences, 0 is certain. Higher is less biased.
 
 from collections import defaultdict
 from collections.abc import Sequence
-from math import exp, fsum, log2, sqrt
+from math import exp, fsum, log2, nan, sqrt
 from typing import Any, Literal, TypeVar
 
+from lit_rlhf.data.formats.record_validation import is_missing
 from lit_rlhf.data.sources import Row, read_rows
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.models.evaluated_model import EvaluatedModel
@@ -68,7 +69,7 @@ class CrowSPairs(Suite):
     def run(self, model: EvaluatedModel, baseline: EvaluatedModel) -> SuiteResult:
         """See `Suite.run`."""
         rows, pairs = self._read_pairs()
-        kinds = [str(row.fields.get("bias_type", "")) for row in rows]
+        kinds = [read_label_column(row, "bias_type") for row in rows]
         metrics: dict[str, MetricValue] = {}
         samples: list[dict[str, Any]] = []
         num_truncated = 0
@@ -118,7 +119,8 @@ class Winogender(Suite):
 
     def check(self, models: Sequence[EvaluatedModel]) -> None:
         """See `Suite.check`."""
-        group_by_template(read_rows(self.path))
+        for groups in group_by_template(read_rows(self.path)):
+            limit_rows(list(groups), self.limit)
         if self.occupations is not None:
             read_female_fractions(self.occupations)
 
@@ -166,27 +168,54 @@ def group_by_template(rows: Sequence[Row]) -> tuple[dict[Template, dict[str, str
     """Return the sentences of each template by gender: those with a named other person, and those with "someone".
 
     Raises:
-        UserError: a malformed `sentid`, or a template without one of the genders.
+        UserError: a malformed `sentid`, one that is given twice, a template without one of the genders, or no template
+            of one of the two kinds.
     """
     groups: dict[Template, dict[str, str]] = defaultdict(dict)
     for row in rows:
         parts = str(row.fields.get("sentid", "")).split(".")
         if len(parts) != 5 or parts[3] not in GENDERS:
             raise UserError(f"{row.origin}: sentid must be profession.other.answer.gender.txt, got {'.'.join(parts)!r}")
-        groups[parts[0], parts[1], parts[2]][parts[3]] = read_text_column(row, "sentence")
+        group = groups[parts[0], parts[1], parts[2]]
+        if parts[3] in group:
+            raise UserError(f"{row.origin}: sentid {'.'.join(parts)!r} is given twice")
+        group[parts[3]] = read_text_column(row, "sentence")
     for key, group in groups.items():
         if len(group) != len(GENDERS):
             raise UserError(f"{'.'.join(key)} has the genders {sorted(group)}; {', '.join(GENDERS)} are needed")
     someone = {key: group for key, group in groups.items() if key[1] == "someone"}
-    return {key: group for key, group in groups.items() if key not in someone}, someone
+    named = {key: group for key, group in groups.items() if key not in someone}
+    if not named or not someone:
+        raise UserError("sentences: there must be some with 'someone' for the other person, and some without")
+    return named, someone
 
 
 def read_female_fractions(path: str) -> dict[str, float]:
-    """Return the fraction of women in each profession, from the statistics file."""
+    """Return the fraction of women in each profession, from the statistics file.
+
+    Raises:
+        UserError: a row without an occupation, or whose percentage is no number from 0 to 100.
+    """
+    return {
+        read_text_column(row, "occupation"): read_number(row, row.fields.get("bls_pct_female"), "bls_pct_female", 100)
+        / 100
+        for row in read_rows(path)
+    }
+
+
+def read_number(row: Row, value: Any, name: str, maximum: float) -> float:
+    """Return a value of a row as a number from 0 to `maximum`; a table of texts holds it as text.
+
+    Raises:
+        UserError: it is none.
+    """
     try:
-        return {row.fields["occupation"]: float(row.fields["bls_pct_female"]) / 100 for row in read_rows(path)}
-    except (KeyError, ValueError) as problem:
-        raise UserError(f"occupations: {path!r} needs occupation and bls_pct_female: {problem}") from None
+        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else nan
+    except (ValueError, OverflowError):
+        number = nan
+    if not 0 <= number <= maximum:
+        raise UserError(f"{row.origin}: {name} must be a number from 0 to {maximum:g}, got {str(value)[:60]!r}")
+    return number
 
 
 def pearson_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
@@ -222,6 +251,12 @@ def read_text_column(row: Row, column: str) -> str:
         UserError: the column is missing, empty or not text.
     """
     value = row.fields.get(column)
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value.strip():
         raise UserError(f"{row.origin}: the column {column!r} must hold text, got {value!r}")
     return value
+
+
+def read_label_column(row: Row, column: str) -> str:
+    """Return a column by which rows are grouped, as text; "" where it is missing."""
+    value = row.fields.get(column)
+    return "" if is_missing(value) else str(value)

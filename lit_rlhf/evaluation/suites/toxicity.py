@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+from lit_rlhf.data.formats.record_validation import is_missing
 from lit_rlhf.data.sources import Row, read_rows
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.judges.toxicity import ToxicityScorer
 from lit_rlhf.evaluation.models.evaluated_model import EvaluatedModel
 from lit_rlhf.evaluation.results import MetricValue, Suite, SuiteResult, compute_mean_metric, format_count_note
-from lit_rlhf.evaluation.suites.bias import PREFIXES, Prefix, limit_rows
+from lit_rlhf.evaluation.suites.bias import PREFIXES, Prefix, limit_rows, read_number
 from lit_rlhf.generation.sampling import SamplingParams
 
 NUM_TOXICITY_BINS = 4  # of equal width, of the prompts' toxicity
@@ -104,14 +105,22 @@ class RealToxicityPrompts(Suite):
 
 
 def read_text_and_toxicity(row: Row, name: str) -> tuple[str, float | None]:
-    """Return text and toxicity of a row's "prompt" or "continuation"."""
+    """Return text and toxicity of a row's "prompt" or "continuation"; a toxicity of null or NaN is None.
+
+    Raises:
+        UserError: there is no text, or the toxicity is no number from 0 to 1.
+    """
     part = row.fields.get(name)
     if isinstance(part, str):
         part = {"text": part}
-    if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+    if not isinstance(part, dict) or not isinstance(part.get("text"), str) or not part["text"].strip():
         raise UserError(f"{row.origin}: {name} must be an object with text and toxicity, got {str(part)[:60]!r}")
     toxicity = part.get("toxicity")
-    return part["text"], None if toxicity is None else float(toxicity)
+    if is_missing(toxicity):
+        return part["text"], None
+    if isinstance(toxicity, str):
+        raise UserError(f"{row.origin}: toxicity must be a number from 0 to 1, got the text {toxicity[:60]!r}")
+    return part["text"], read_number(row, toxicity, "toxicity", 1)
 
 
 def toxicity_bin(toxicity: float | None) -> int | None:

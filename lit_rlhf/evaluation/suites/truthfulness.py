@@ -10,7 +10,7 @@ from lit_rlhf.evaluation.judges.truth import Claim, TruthJudge, TruthVerdict, is
 from lit_rlhf.evaluation.models.evaluated_model import EvaluatedModel
 from lit_rlhf.evaluation.models.likelihood import Boundary, TextPair
 from lit_rlhf.evaluation.results import MetricValue, Suite, SuiteResult, compute_mean_metric, format_count_note
-from lit_rlhf.evaluation.suites.bias import limit_rows, read_text_column
+from lit_rlhf.evaluation.suites.bias import limit_rows, read_label_column, read_text_column
 from lit_rlhf.generation.sampling import SamplingParams
 
 PromptName = Literal["qa", "instruction", "qa_instruction"]
@@ -179,15 +179,26 @@ def mc2_score(correct: Sequence[float], incorrect: Sequence[float]) -> float:
 
 
 def read_question(row: Row) -> Question:
-    """Return the question in a row of the published CSV."""
+    """Return the question in a row of the published CSV.
+
+    Raises:
+        UserError: a column holds no text, or no answer.
+    """
     best = ensure_period(read_text_column(row, "Best Answer"))
     correct, incorrect = (split_answers(row, column) for column in ("Correct Answers", "Incorrect Answers"))
-    return Question(read_text_column(row, "Question"), best, correct, incorrect, str(row.fields.get("Category", "")))
+    return Question(read_text_column(row, "Question"), best, correct, incorrect, read_label_column(row, "Category"))
 
 
 def split_answers(row: Row, column: str) -> list[str]:
-    """Return the answers of a column, which are separated by semicolons."""
-    return [ensure_period(part.strip()) for part in read_text_column(row, column).split(";") if part.strip()]
+    """Return the answers of a column, which are separated by semicolons.
+
+    Raises:
+        UserError: there is none.
+    """
+    answers = [ensure_period(part) for part in read_text_column(row, column).split(";") if part.strip()]
+    if not answers:
+        raise UserError(f"{row.origin}: the column {column!r} must hold an answer, got {row.fields[column]!r}")
+    return answers
 
 
 def ensure_period(answer: str) -> str:

@@ -25,6 +25,28 @@ def satisfies_constraint(name: str, settings: Settings, text: str) -> bool:
     return bool(text.strip()) and CONSTRAINTS[name](text, settings)
 
 
+def check_constraint(name: Any, settings: Any, origin: str) -> None:
+    """Refuse a constraint that cannot be checked; `origin` is the row's file and line.
+
+    Raises:
+        UserError: unknown constraint, or a setting that is missing or of another type.
+    """
+    if not isinstance(name, str) or name not in CONSTRAINTS:
+        raise UserError(f"{origin}: unknown constraint {name!r}; known are {', '.join(sorted(CONSTRAINTS))}")
+    for setting in REQUIRED_SETTINGS.get(name, ()):
+        value = settings.get(setting)
+        if "relation" in setting:
+            valid, expected = value in ("less than", "at least"), "'less than' or 'at least'"
+        elif setting.startswith(("num_", "nth_")) or setting.endswith("frequency"):
+            valid, expected = type(value) in (int, float) and value == value // 1 >= 0, "a whole number"
+        elif setting in ("keywords", "forbidden_words"):
+            valid, expected = isinstance(value, list) and all(isinstance(w, str) for w in value), "a list of texts"
+        else:
+            valid, expected = isinstance(value, str) and bool(value.strip()), "a text"
+        if not valid:
+            raise UserError(f"{origin}: {setting} of {name} must be {expected}, got {str(value)[:60]!r}")
+
+
 def relaxed_variants(text: str) -> list[str]:
     """Return the variants of a text for the loose metric: without first or last line, and without emphasis."""
     lines = text.split("\n")
@@ -173,4 +195,25 @@ CONSTRAINTS: dict[str, Callable[[str, Settings], bool]] = {
     "punctuation:no_comma": lambda text, _: "," not in text,
     "startend:end_checker": lambda t, s: t.strip().strip('"').lower().endswith(s["end_phrase"].strip().lower()),
     "startend:quotation": lambda t, _: len(t.strip()) > 1 and t.strip()[0] == '"' == t.strip()[-1],
+}
+
+# Names of the settings that a constraint reads.
+REQUIRED_SETTINGS: dict[str, tuple[str, ...]] = {
+    "change_case:capital_word_frequency": ("capital_relation", "capital_frequency"),
+    "combination:repeat_prompt": ("prompt_to_repeat",),
+    "detectable_content:number_placeholders": ("num_placeholders",),
+    "detectable_content:postscript": ("postscript_marker",),
+    "detectable_format:multiple_sections": ("num_sections",),
+    "detectable_format:number_bullet_lists": ("num_bullets",),
+    "detectable_format:number_highlighted_sections": ("num_highlights",),
+    "keywords:existence": ("keywords",),
+    "keywords:forbidden_words": ("forbidden_words",),
+    "keywords:frequency": ("keyword", "relation", "frequency"),
+    "keywords:letter_frequency": ("letter", "let_relation", "let_frequency"),
+    "language:response_language": ("language",),
+    "length_constraints:nth_paragraph_first_word": ("num_paragraphs", "nth_paragraph", "first_word"),
+    "length_constraints:number_paragraphs": ("num_paragraphs",),
+    "length_constraints:number_sentences": ("relation", "num_sentences"),
+    "length_constraints:number_words": ("relation", "num_words"),
+    "startend:end_checker": ("end_phrase",),
 }

@@ -6,10 +6,13 @@ Each reader takes `path`, and `shots_path` for few-shot examples from another fi
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-from lit_rlhf.data.sources import Row, read_rows, read_text
+from lit_rlhf.data.formats.record_validation import is_missing
+from lit_rlhf.data.sources import Row, read_json, read_rows, read_text
 from lit_rlhf.errors import UserError
+from lit_rlhf.evaluation.tasks.constraints import check_constraint
 
 Doc = dict[str, Any]
 Reader = Callable[[str], Iterator[Doc]]
@@ -43,15 +46,47 @@ def load_splits(read: Reader, path: str | None, shots_path: str | None) -> Split
 
 
 def read_first_column(row: Row, *names: str) -> Any:
-    """Return the value of the first of several columns that is not null.
+    """Return the value of the first of several columns that is not null or NaN.
 
     Raises:
         UserError: the row has none of them.
     """
     for name in names:
-        if row.fields.get(name) is not None:
+        if not is_missing(row.fields.get(name)):
             return row.fields[name]
     raise UserError(f"{row.origin}: the row has no {' or '.join(map(repr, names))}")
+
+
+def read_first_text(row: Row, *names: str) -> str:
+    """Return the first of several columns that is not null, which must hold text."""
+    value = read_first_column(row, *names)
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{row.origin}: {' or '.join(map(repr, names))} must be text, got {str(value)[:60]!r}")
+    return value
+
+
+def read_list(row: Row, name: str, kind: type) -> list[Any]:
+    """Return a column that holds a list of values of one type."""
+    value = read_first_column(row, name)
+    if not isinstance(value, list) or not all(isinstance(each, kind) for each in value):
+        raise UserError(f"{row.origin}: {name!r} must be a list of {kind.__name__}, got {str(value)[:60]!r}")
+    return value
+
+
+def read_choice(row: Row, name: str, choices: dict[str, int]) -> int:
+    """Return the number of a label, by its text in lower case."""
+    value = read_first_column(row, name)
+    # a table with missing values holds whole numbers as floats
+    text = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip().lower()
+    if text not in choices:
+        raise UserError(f"{row.origin}: {name} is {str(value)[:60]}; it must be one of {', '.join(choices)}")
+    return choices[text]
+
+
+def iter_nested(row: Row, name: str, label: str) -> Iterator[Row]:
+    """Yield the objects of a column that is a list of them, as rows whose origin is numbered under a label."""
+    for number, fields in enumerate(read_list(row, name, dict), start=1):
+        yield Row(fields, f"{row.origin}, {label} {number}")
 
 
 def squad(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
@@ -62,15 +97,17 @@ def squad(path: str | None = None, shots_path: str | None = None, **_: Any) -> S
 def squad_docs(path: str) -> Iterator[Doc]:
     """Yield a row per question, with the answered questions before it in its paragraph as history."""
     for article in read_articles(path):
-        for paragraph in article["paragraphs"]:
+        title = read_first_text(article, "title")
+        for paragraph in iter_nested(article, "paragraphs", "paragraph"):
             history = ""
-            for question in paragraph["qas"]:
-                answers = list(dict.fromkeys(answer["text"] for answer in question["answers"]))
+            for question in iter_nested(paragraph, "qas", "question"):
+                texts = [read_first_text(each, "text") for each in iter_nested(question, "answers", "answer")]
+                answers = list(dict.fromkeys(texts))
                 doc = {
-                    "title": article["title"].replace("_", " "),
-                    "background": paragraph["context"],
+                    "title": title.replace("_", " "),
+                    "background": read_first_text(paragraph, "context"),
                     "history": history,
-                    "question": question["question"],
+                    "question": read_first_text(question, "question"),
                     "target": answers[0] if answers else NOT_IN_BACKGROUND,
                     "answers": answers,
                 }
@@ -78,14 +115,12 @@ def squad_docs(path: str) -> Iterator[Doc]:
                 history += f"Q: {doc['question']}\n\nA: {doc['target']}\n\n"
 
 
-def read_articles(path: str) -> list[Doc]:
-    """Return the articles of a file in SQuAD's or QuAC's format."""
-    try:
-        data = json.loads(read_text(path))["data"]
-        assert all(question["question"] for a in data for p in a["paragraphs"] for question in p["qas"])
-    except (ValueError, KeyError, TypeError, AssertionError) as problem:
-        raise UserError(f"{path!r} is not in the format of SQuAD, data › paragraphs › qas: {problem!r}") from None
-    return list(data)
+def read_articles(path: str) -> Iterator[Row]:
+    """Yield the articles of a file in SQuAD's or QuAC's format."""
+    document, name = read_json(path), Path(path).name
+    if not isinstance(document, dict) or "data" not in document:
+        raise UserError(f"{name}: not in the format of SQuAD, data › paragraphs › qas")
+    return iter_nested(Row(document, name), "data", "article")
 
 
 def quac(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
@@ -96,23 +131,35 @@ def quac(path: str | None = None, shots_path: str | None = None, **_: Any) -> Sp
 def quac_docs(path: str) -> Iterator[Doc]:
     """Yield a row per question, with the dialogue before it as history."""
     for article in read_articles(path):
-        section = article.get("section_title")
-        title = f"{article['title']} -- {section}" if section else article["title"]
-        for paragraph in article["paragraphs"]:
+        title = read_first_text(article, "title")
+        if article.fields.get("section_title"):
+            title = f"{title} -- {read_first_text(article, 'section_title')}"
+        for paragraph in iter_nested(article, "paragraphs", "paragraph"):
             history = ""
-            for question in paragraph["qas"]:
-                answers = [replace_cannotanswer(answer["text"]) for answer in question["answers"]]
-                target = replace_cannotanswer(question.get("orig_answer", question["answers"][0])["text"])
+            for question in iter_nested(paragraph, "qas", "question"):
+                answers = [read_quac_answer(each) for each in iter_nested(question, "answers", "answer")]
+                if not answers:
+                    raise UserError(f"{question.origin}: a question needs an answer; CANNOTANSWER is one")
+                original = question.fields.get("orig_answer")
+                target = answers[0]
+                if original is not None:
+                    fields = original if isinstance(original, dict) else {}
+                    target = read_quac_answer(Row(fields, f"{question.origin}, orig_answer"))
                 doc = {
                     "title": title,
-                    "background": paragraph["context"].removesuffix("CANNOTANSWER").strip(),
+                    "background": read_first_text(paragraph, "context").removesuffix("CANNOTANSWER").strip(),
                     "history": history,
-                    "question": question["question"],
+                    "question": read_first_text(question, "question"),
                     "target": target,
                     "answers": list(dict.fromkeys(answers)),
                 }
                 yield doc
                 history += f"Q: {doc['question']}\n\nA: {target}\n\n"
+
+
+def read_quac_answer(answer: Row) -> str:
+    """Return an answer's text, with the prompt's fallback in place of CANNOTANSWER."""
+    return replace_cannotanswer(read_first_text(answer, "text"))
 
 
 def replace_cannotanswer(answer: str) -> str:
@@ -127,25 +174,35 @@ def drop(path: str | None = None, shots_path: str | None = None, **_: Any) -> Sp
 
 def drop_docs(path: str) -> Iterator[Doc]:
     """Yield a row per question. Answers are lists of spans; a number or a date is a list of one span."""
-    try:
-        passages = json.loads(read_text(path))
-        pairs = [(passage["passage"], pair) for passage in passages.values() for pair in passage["qa_pairs"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise UserError(f"{path!r} is not in DROP's format, name › passage and qa_pairs: {problem!r}") from None
-    for passage, pair in pairs:
-        answers = [drop_answer(each) for each in (pair["answer"], *(pair.get("validated_answers") or []))]
-        answers = [answer for answer in answers if answer]
-        doc = {"passage": passage, "question": pair["question"], "answers": answers}
-        yield {**doc, "target": ", ".join(answers[0]) if answers else ""}
+    passages, name = read_json(path), Path(path).name
+    if not isinstance(passages, dict) or not all(isinstance(passage, dict) for passage in passages.values()):
+        raise UserError(f"{name}: not in DROP's format, name › passage and qa_pairs")
+    for key, fields in passages.items():
+        passage = Row(fields, f"{name}, passage {key!r}")
+        for pair in iter_nested(passage, "qa_pairs", "question"):
+            answer = pair.fields.get("answer")
+            others = pair.fields.get("validated_answers") or []
+            rows = Row({"answers": [answer, *others] if isinstance(others, list) else others}, pair.origin)
+            spans = [each for each in map(drop_answer, iter_nested(rows, "answers", "answer")) if each]
+            if not spans:
+                raise UserError(f"{pair.origin}: a question needs an answer")
+            doc = {
+                "passage": read_first_text(passage, "passage"),
+                "question": read_first_text(pair, "question"),
+                "answers": spans,
+            }
+            yield {**doc, "target": ", ".join(spans[0])}
 
 
-def drop_answer(answer: Doc) -> list[str]:
+def drop_answer(answer: Row) -> list[str]:
     """Return the spans of an answer: a number, spans, or a date."""
-    if answer.get("number"):
-        return [str(answer["number"])]
-    if answer.get("spans"):
-        return list(answer["spans"])
-    date = answer.get("date") or {}
+    if answer.fields.get("number") not in (None, ""):
+        return [str(answer.fields["number"])]
+    if answer.fields.get("spans"):
+        return list(read_list(answer, "spans", str))
+    date = answer.fields.get("date") or {}
+    if not isinstance(date, dict):
+        raise UserError(f"{answer.origin}: a date must have a day, a month or a year, got {str(date)[:60]!r}")
     text = " ".join(str(date[part]) for part in ("day", "month", "year") if date.get(part))
     return [text] if text else []
 
@@ -159,11 +216,11 @@ def hellaswag_docs(path: str) -> Iterator[Doc]:
     """Yield "Activity: context" with its endings as choices."""
     for row in read_rows(path):
         activity = row.fields.get("activity_label")
-        context = f"{activity}: {read_first_column(row, 'ctx')}" if activity else read_first_column(row, "ctx")
+        context, endings = read_first_text(row, "ctx"), read_list(row, "endings", str)
         yield {
-            "context": context,
-            "choices": list(read_first_column(row, "endings")),
-            "gold": int(read_first_column(row, "label")),
+            "context": context if is_missing(activity) or not activity else f"{activity}: {context}",
+            "choices": list(endings),
+            "gold": read_choice(row, "label", {str(n): n for n in range(len(endings))}),
         }
 
 
@@ -174,11 +231,13 @@ def rte(path: str | None = None, shots_path: str | None = None, **_: Any) -> Spl
 
 def rte_docs(path: str) -> Iterator[Doc]:
     """Yield a row with the choices Yes and No."""
+    other = ("not_entailment", "not entailment", "contradiction", "neutral", "unknown", "1")
+    labels = {"entailment": 0, "0": 0, **dict.fromkeys(other, 1)}
     for row in read_rows(path):
-        gold = 0 if read_first_column(row, "label") in ("entailment", 0, "0") else 1
+        gold = read_choice(row, "label", labels)
         texts = {
-            "premise": read_first_column(row, "premise"),
-            "hypothesis": read_first_column(row, "hypothesis").rstrip("."),
+            "premise": read_first_text(row, "premise"),
+            "hypothesis": read_first_text(row, "hypothesis").rstrip("."),
         }
         yield {**texts, "choices": ["Yes", "No"], "gold": gold}
 
@@ -191,10 +250,8 @@ def sentiment(path: str | None = None, shots_path: str | None = None, **_: Any) 
 def sentiment_docs(path: str) -> Iterator[Doc]:
     """Yield a row with the choices negative and positive."""
     for row in read_rows(path):
-        label = int(read_first_column(row, "label"))
-        if label not in (0, 1):
-            raise UserError(f"{row.origin}: label is {label}; it is 0 (negative) or 1 (positive)")
-        yield {"text": read_first_column(row, "text", "sentence"), "choices": ["negative", "positive"], "gold": label}
+        label = read_choice(row, "label", {"0": 0, "1": 1})
+        yield {"text": read_first_text(row, "text", "sentence"), "choices": ["negative", "positive"], "gold": label}
 
 
 def wsc(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
@@ -205,12 +262,14 @@ def wsc(path: str | None = None, shots_path: str | None = None, **_: Any) -> Spl
 def wsc_docs(path: str) -> Iterator[Doc]:
     """Yield the passage with its pronoun in bold, the noun, and whether the pronoun refers to it."""
     for row in read_rows(path):
-        target = read_first_column(row, "target")
-        words = read_first_column(row, "text").split(" ")
-        index, pronoun = int(target["span2_index"]), target["span2_text"]
+        fields = read_first_column(row, "target")
+        target = Row(fields if isinstance(fields, dict) else {}, f"{row.origin}, target")
+        words = read_first_text(row, "text").split(" ")
+        pronoun, noun = read_first_text(target, "span2_text"), read_first_text(target, "span1_text")
+        index = read_choice(target, "span2_index", {str(n): n for n in range(len(words))})
         words[index] = words[index].replace(pronoun, f"**{pronoun}**", 1)
-        same = read_first_column(row, "label") in (True, 1, "True", "true")
-        yield {"passage": " ".join(words), "pronoun": f"**{pronoun}**", "noun": target["span1_text"], "same": same}
+        same = bool(read_choice(row, "label", {"false": 0, "0": 0, "true": 1, "1": 1}))
+        yield {"passage": " ".join(words), "pronoun": f"**{pronoun}**", "noun": noun, "same": same}
 
 
 def translation(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
@@ -222,17 +281,18 @@ def translation_docs(path: str) -> Iterator[Doc]:
     """Yield a row per sentence pair."""
     if not path.removesuffix(".gz").endswith((".txt", ".tsv")):
         for row in read_rows(path):
-            pair = row.fields.get("translation") or row.fields
+            pair = row.fields.get("translation")
+            texts = Row(pair, row.origin) if isinstance(pair, dict) else row
             yield {
-                "french": read_first_column(Row(pair, row.origin), "fr", "french"),
-                "english": read_first_column(Row(pair, row.origin), "en", "english"),
+                "french": read_first_text(texts, "fr", "french"),
+                "english": read_first_text(texts, "en", "english"),
             }
         return
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         parts = line.split("\t")
-        if len(parts) < 2:
+        if len(parts) < 2 or not all(part.strip() for part in parts[:2]):
             raise UserError(f"{path}:{number}: a line is English, tab, French")
         yield {"french": parts[1], "english": parts[0]}
 
@@ -245,8 +305,8 @@ def summaries(path: str | None = None, shots_path: str | None = None, **_: Any) 
 def summary_docs(path: str) -> Iterator[Doc]:
     """Yield a row per document."""
     for row in read_rows(path):
-        document = read_first_column(row, "article", "post", "prompt", "document")
-        yield {"document": document, "summary": read_first_column(row, "highlights", "summary", "label")}
+        document = read_first_text(row, "article", "post", "prompt", "document")
+        yield {"document": document, "summary": read_first_text(row, "highlights", "summary", "label")}
 
 
 def bbh(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
@@ -257,11 +317,10 @@ def bbh(path: str | None = None, shots_path: str | None = None, **_: Any) -> Spl
 def bbh_docs(path: str) -> Iterator[Doc]:
     """Yield a row per question, with its task as group."""
     for row in read_rows(path):
-        yield {
-            "input": read_first_column(row, "input"),
-            "target": str(read_first_column(row, "target")),
-            "group": read_first_column(row, "task"),
-        }
+        target = read_first_column(row, "target")
+        if not isinstance(target, str | int | float) or not str(target).strip():
+            raise UserError(f"{row.origin}: 'target' must be a text or a number, got {str(target)[:60]!r}")
+        yield {"input": read_first_text(row, "input"), "target": str(target), "group": read_first_text(row, "task")}
 
 
 def ifeval(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
@@ -272,8 +331,10 @@ def ifeval(path: str | None = None, shots_path: str | None = None, **_: Any) -> 
 def ifeval_docs(path: str) -> Iterator[Doc]:
     """Yield a row per prompt; the constraints are JSON, as their settings differ between rows."""
     for row in read_rows(path):
-        names, settings = read_first_column(row, "instruction_id_list"), read_first_column(row, "kwargs")
-        if len(names) != len(settings):
+        names, settings = read_list(row, "instruction_id_list", str), read_list(row, "kwargs", dict)
+        if not names or len(names) != len(settings):
             raise UserError(f"{row.origin}: {len(names)} constraints and {len(settings)} settings")
-        known = [{key: value for key, value in each.items() if value is not None} for each in settings]
-        yield {"prompt": read_first_column(row, "prompt"), "constraints": json.dumps(list(zip(names, known)))}
+        known = [{key: value for key, value in each.items() if not is_missing(value)} for each in settings]
+        for name, each in zip(names, known):
+            check_constraint(name, each, row.origin)
+        yield {"prompt": read_first_text(row, "prompt"), "constraints": json.dumps(list(zip(names, known)))}

@@ -1,0 +1,263 @@
+"""Calls of transformers' `from_pretrained`; what it would initialize, drop or add silently is refused or said."""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import MODEL_MAPPING, GenerationConfig, PretrainedConfig
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file, find_adapter_config_file
+from transformers.utils import logging as transformers_logging
+
+from lit_rlhf.errors import UserError
+from lit_rlhf.models.loading_config import ModelLoadingConfig
+from lit_rlhf.suggestions import did_you_mean
+
+# buffers of older checkpoints: causal masks and rotary frequencies, which transformers now computes
+OLD_BUFFERS = re.compile(r"(^|\.)((attn|attention)\.(masked_)?bias|rotary_emb\.inv_freq|position_ids)$")
+
+
+def from_pretrained_quietly(load: Callable[..., Any], model: str, loading: ModelLoadingConfig, **settings: Any) -> Any:
+    """Call a `from_pretrained` without output, and raise `UserError` for the ways in which it fails."""
+    folder = Path(model)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UserError(f"model: folder {model!r} has no config.json; it should be one that save_pretrained wrote")
+    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
+    if looks_local and not folder.is_dir():
+        hint = did_you_mean(folder.name, [path.name for path in folder.parent.glob("*")])
+        hint = hint or "; run the stage that writes it first"
+        raise UserError(f"model: there is no folder {model!r}{hint}")
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        return load(model, revision=loading.revision, trust_remote_code=loading.trust_remote_code, **settings)
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        what = "" if folder.is_dir() else " (neither a folder here nor a reachable hub name)"
+        raise UserError(f"model: cannot load {model!r}{what}: {reason}") from error
+    finally:
+        transformers_logging.set_verbosity(before)
+        transformers_logging.enable_progress_bar()
+
+
+def load_weights(
+    auto: Any,
+    model: str,
+    config: PretrainedConfig,
+    loading: ModelLoadingConfig,
+    new: Iterable[str] = (),
+    unused: tuple[str, ...] = (),
+    **settings: Any,
+) -> tuple[Any, set[str]]:
+    """Call `from_pretrained` of an auto class with the dtype, attention and quantization of `loading`.
+
+    Within `torch.device("meta")` the model is on the meta device; it is checked there as well.
+
+    Args:
+        auto: Auto class, or a model class.
+        model: Folder or hub name.
+        config: Of `load_config`; changed in place.
+        loading: How to load.
+        new: Names of weights that the files need not hold, as the caller initializes them.
+        unused: Prefixes of names of weights that the files may hold and the model has no use for.
+        settings: Of `from_pretrained`, before those of `loading`.
+
+    Returns:
+        The model, and the names of weights in the files that it has no use for.
+
+    Raises:
+        UserError: Weights that are missing, of another shape, or of another model; an adapter beside the weights.
+    """
+    _check_no_adapter(model, loading)
+    stored = _drop_stored_quantization(config, loading)
+    attention = resolve_attention(config, loading)
+    generation = _read_generation_config(model, loading)
+    settings = {"dtype": getattr(torch, loading.dtype), "attn_implementation": attention} | settings
+    on_meta = torch.get_default_device().type == "meta"
+    if on_meta:
+        settings["device_map"] = "meta"
+    if loading.quantization is not None:
+        settings |= quantization_config(config, loading)
+    if generation is not None:
+        settings["generation_config"] = generation
+    with torch.device("cpu") if on_meta else nullcontext():  # transformers refuses to load within torch.device("meta")
+        loaded, report = from_pretrained_quietly(
+            auto.from_pretrained,
+            model,
+            loading,
+            config=config,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # the report names them, where transformers' error does not
+            **settings,
+        )
+    hint = f"; its config.json names weights quantized by {stored}: save it in full precision" if stored else ""
+    found = _check_report(model, loaded, report, set(new), unused, hint)
+    if stored:
+        say(f"model: config.json of {model!r} names a quantization by {stored}, ignored: its weights are in full")
+    if attention == "eager" and loading.attn_implementation is None:
+        say(f"model: {config.model_type} has no sdpa attention in transformers; its eager attention is used, slower")
+    if loaded.can_generate():
+        kept, dropped = split_generation_settings(loaded.generation_config.to_diff_dict())
+        if dropped:  # of a model without generation_config.json, from its config.json
+            _say_dropped(model, "config.json", dropped)
+            loaded.generation_config = GenerationConfig(**kept)
+    return loaded, found
+
+
+@cache
+def say(line: str) -> None:
+    """Print a line on rank zero, once in a process."""
+    from lightning.pytorch.utilities import rank_zero_info
+
+    rank_zero_info(line)
+
+
+def resolve_attention(config: PretrainedConfig, loading: ModelLoadingConfig) -> str | None:
+    """Return the attention implementation of a model: "sdpa", or "eager" for an architecture without it.
+
+    None for code that comes with a model, where transformers decides.
+    """
+    if loading.attn_implementation is not None:
+        return loading.attn_implementation
+    if type(config) not in MODEL_MAPPING:
+        return None
+    return "sdpa" if MODEL_MAPPING[type(config)]._supports_sdpa else "eager"
+
+
+def quantization_config(config: PretrainedConfig, loading: ModelLoadingConfig) -> dict[str, Any]:
+    """Build the arguments of `from_pretrained` for a 4-bit base.
+
+    Raises:
+        UserError: No GPU, and a width that the CPU kernels of bitsandbytes do not support.
+    """
+    from transformers import BitsAndBytesConfig
+
+    text = config.get_text_config()
+    unsupported = [
+        f"{name} {width}"
+        for name in ("hidden_size", "intermediate_size")
+        if isinstance(width := getattr(text, name, None), int) and width % 64
+    ]
+    if unsupported and not torch.cuda.is_available():
+        raise UserError(
+            f"loading.quantization: on a CPU 4-bit layers need widths that are multiples of 64, this model has "
+            f"{' and '.join(unsupported)}; set loading.quantization to null"
+        )
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, loading.dtype),
+        )
+    }
+
+
+def split_generation_settings(stored: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split a generation_config.json into the settings that `GenerationConfig` saves together, and the others.
+
+    Such as a temperature beside `do_sample: false`: transformers refuses to save it, or to load it at all.
+    """
+    if _is_valid(stored):
+        return stored, {}
+    kept: dict[str, Any] = {}
+    dropped = dict(stored)
+    while accepted := next((name for name in dropped if _is_valid({**kept, name: dropped[name]})), None):
+        kept[accepted] = dropped.pop(accepted)
+    return kept, dropped
+
+
+def _is_valid(settings: dict[str, Any]) -> bool:
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        GenerationConfig(**settings).validate(strict=True)
+    except (ValueError, TypeError, AttributeError):
+        return False
+    finally:
+        transformers_logging.set_verbosity(before)
+    return True
+
+
+def _read_generation_config(model: str, loading: ModelLoadingConfig) -> GenerationConfig | None:
+    """Return the valid settings of a generation_config.json; None if there is none or transformers can read it itself.
+
+    Raises:
+        UserError: The file is no JSON object, which transformers would ignore.
+    """
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    path = cached_file(model, GENERATION_CONFIG_NAME, revision=loading.revision, **quiet)
+    if path is None:
+        return None
+    try:
+        stored = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:
+        stored = None
+    if not isinstance(stored, dict):
+        raise UserError(f"model: {GENERATION_CONFIG_NAME} of {model!r} is no JSON object; repair it or delete it")
+    kept, dropped = split_generation_settings(stored)
+    if not dropped:
+        return None
+    _say_dropped(model, GENERATION_CONFIG_NAME, dropped)
+    return GenerationConfig(**kept)
+
+
+def _say_dropped(model: str, file: str, dropped: dict[str, Any]) -> None:
+    names = ", ".join(f"{name} {value!r}" for name, value in dropped.items())
+    say(f"model: {file} of {model!r}: left out, as transformers cannot save it with the other settings: {names}")
+
+
+def _check_no_adapter(model: str, loading: ModelLoadingConfig) -> None:
+    """Refuse an adapter beside the weights, which transformers would apply."""
+    if find_adapter_config_file(model, revision=loading.revision) is not None:
+        raise UserError(
+            f"model: {model!r} holds an adapter (adapter_config.json) beside its weights: merge it into them first "
+            "(peft's merge_and_unload), or remove its files to start from the weights alone"
+        )
+
+
+def _drop_stored_quantization(config: PretrainedConfig, loading: ModelLoadingConfig) -> str | None:
+    """Delete the quantization in a config.json, with which transformers would quantize full weights; return its name.
+
+    With `loading.quantization`, one of the same kind stays: the weights may be stored in it.
+    """
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        return None
+    fields = stored if isinstance(stored, dict) else stored.to_dict()
+    if loading.quantization is not None and fields.get("bnb_4bit_quant_type") == loading.quantization:
+        return None
+    del config.quantization_config
+    return str(fields.get("quant_method", "an unnamed method"))
+
+
+def _check_report(
+    model: str, loaded: Any, report: dict[str, Any], new: set[str], unused: tuple[str, ...], hint: str
+) -> set[str]:
+    """Refuse weights that transformers initialized at random or dropped; return the unused ones."""
+    buffers = {name for name, _ in loaded.named_buffers()}
+    unexpected = {name for name in report["unexpected_keys"] if not OLD_BUFFERS.search(name) and name not in buffers}
+    found = {name for name in unexpected if name.startswith(unused)} if unused else set()
+    foreign = sorted(unexpected - found)
+    missing = sorted(report["missing_keys"] - new - buffers)
+    holds = f" (it holds {', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''})" if foreign else ""
+    if missing:
+        more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+        raise UserError(f"model: {model!r} has no weight {missing[0]!r}{more}{holds}{hint}")
+    for name, stored, own in sorted(report["mismatched_keys"]):
+        raise UserError(
+            f"model: the weight {name!r} of {model!r} has the shape {list(stored)}, by its config.json it has "
+            f"{list(own)}{hint}"
+        )
+    if foreign:
+        raise UserError(
+            f"model: {type(loaded).__name__} has no use for {len(foreign):,} weights of {model!r}{holds}: its "
+            f"config.json is of another model, or they are of another program; remove them{hint}"
+        )
+    return found

@@ -1,0 +1,149 @@
+"""Damaged data, at random but seeded: it is read, or refused with one line that names the file; never a traceback."""
+
+import csv
+import gzip
+import io
+import json
+import random
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from lit_rlhf.data.formats.registry import FORMATS, _RECORD_TYPES, read_records
+from lit_rlhf.data.report import DatasetReport
+from lit_rlhf.data.sources import read_rows
+from lit_rlhf.errors import UserError
+from lit_rlhf.evaluation.suites.bias import group_by_template, read_female_fractions
+from lit_rlhf.evaluation.suites.toxicity import balance_by_toxicity, read_text_and_toxicity
+from lit_rlhf.evaluation.suites.truthfulness import read_question
+from lit_rlhf.evaluation.tasks import readers
+
+TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+SHARE = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
+TREE = {"role": "prompter", "text": "hi", "replies": [{"role": "assistant", "text": t, "rank": n, "replies": []} for n, t in enumerate("ab")]}
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "demonstration": [
+        {"prompt": "a b", "completion": "c", "weight": 1},
+        {"instruction": "do", "input": "it", "output": "done", "system": "be kind", "history": [["q", "a"]]},
+        {"instruction": "do", "instances": [{"input": "x", "output": "y"}]},
+        {"question": "why", "answer": "so", "passages": [["t", "s"]]},
+        {"messages": TURNS, "tools": []},
+        {"conversations": SHARE, "system": "s"},
+        {"message_tree_id": "t", "prompt": TREE},
+    ],
+    "ranking": [
+        {"prompt": "a", "completions": ["b", "c", "d"], "ranks": [0, 1, 1], "labeler": "x"},
+        {"context": TURNS[:1], "responses": ["b", "c"], "ranks": [1, 0]},
+        {"question": "q", "passages": [["t", "s"]], "prediction 1": "a", "prediction 2": "b", "preference": [1]},
+        {"prompt": "hi", "chosen": TURNS, "rejected": [TURNS[0], {"role": "assistant", "content": "no"}]},
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+        {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+        {"message_tree_id": "t", "prompt": TREE},
+    ],
+    "text": [{"text": "once upon a time"}, {"text": "née"}],
+}
+ROWS["prompt"] = [row for rows in (ROWS["demonstration"], ROWS["ranking"], ROWS["text"]) for row in rows]
+ODD: list[Any] = [
+    None, float("nan"), float("inf"), 0, -1, 10**400, 1.5, True, "", " ", "n/a", "\ud83d", "\x00", [], {}, [None], [[]],
+    [{}], {"role": None}, [["a"]], ["a", 1], {"a": {"b": "\udc00"}}, b"\xff",
+]  # fmt: skip
+
+
+def damage_value(rng: random.Random, value: Any) -> Any:
+    """Replace, remove or add one value, anywhere within a row."""
+    if isinstance(value, dict) and value and rng.random() < 0.8:
+        name = rng.choice(sorted(value))
+        changed = dict(value)
+        if rng.random() < 0.2:
+            del changed[name]
+        elif rng.random() < 0.1:
+            changed[rng.choice(["system", "history", "weight", "from", "text", name.upper()])] = rng.choice(ODD)
+        else:
+            changed[name] = damage_value(rng, value[name])
+        return changed
+    if isinstance(value, list) and value and rng.random() < 0.7:
+        index = rng.randrange(len(value))
+        return [*value[:index], damage_value(rng, value[index]), *value[index + 1 :]]
+    return rng.choice(ODD)
+
+
+def write_file(rng: random.Random, path: Any, rows: list[dict[str, Any]]) -> None:
+    """Write rows in the format of the path's ending; what the format cannot hold is left out."""
+    ending = path.name.partition(".")[2].removesuffix(".gz")
+    plain = [{k: v for k, v in row.items()} for row in rows]
+    if ending == "parquet":
+        table = pa.table({name: column(plain, name) for name in {k: 0 for row in plain for k in row}})
+        sink = io.BytesIO()
+        pa.parquet.write_table(table, sink)
+        content = sink.getvalue()
+    elif ending in ("csv", "tsv"):
+        names = list({k: 0 for row in plain for k in row})
+        sink_text = io.StringIO()
+        writer = csv.writer(sink_text, delimiter="\t" if ending == "tsv" else ",", escapechar="\\")
+        writer.writerow(names)
+        writer.writerows([[str(row.get(name, "")) for name in names] for row in plain])
+        content = sink_text.getvalue().encode("utf-8", "surrogatepass")
+    elif ending == "txt":
+        content = "\n\n".join(str(row) for row in plain).encode("utf-8", "surrogatepass")
+    else:
+        dump = lambda value: json.dumps(value, ensure_ascii=rng.random() < 0.8, default=repr)  # noqa: E731
+        text = dump(plain) if ending == "json" else "\n".join(map(dump, plain))
+        content = text.encode("utf-8", "surrogatepass")
+    for _ in range(rng.choice([0, 0, 0, 1, 3])):
+        at = rng.randrange(len(content))
+        content = content[:at] + bytes([rng.randrange(256)]) + content[at + rng.choice([0, 1, 1, 5]) :]
+    content = gzip.compress(content) if path.suffix == ".gz" else content
+    if rng.random() < 0.1:
+        content = content[: rng.randrange(len(content))]
+    path.write_bytes(content)
+
+
+def column(rows: list[dict[str, Any]], name: str) -> pa.Array:
+    values = [row.get(name) for row in rows]
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError, UnicodeError):
+        return pa.array([repr(value) for value in values])
+
+
+ENDINGS = ["jsonl", "json", "csv", "tsv", "txt", "parquet", "jsonl.gz", "parquet.gz"]
+
+
+def check_outcome(read: Any, name: str) -> bool:
+    """Return whether it was read; a refusal must be one line that names the file, or the setting that is at fault."""
+    try:
+        read()
+    except UserError as error:
+        message = str(error)
+        assert name in message and "\n" not in message, message
+        return False
+    return True
+
+
+def read_damaged(seed: int, folder: Any) -> bool:
+    rng = random.Random(seed)
+    kind = rng.choice(sorted(ROWS))
+    path = folder / f"rows.{rng.choice(ENDINGS)}"
+    first = rng.choice(ROWS[kind])
+    rows = [first] * rng.randrange(1, 4) + [rng.choice(ROWS[kind])] * (rng.random() < 0.2)
+    for _ in range(rng.choice([0, 1, 1, 2, 5])):
+        index = rng.randrange(len(rows))
+        changed = damage_value(rng, rows[index])
+        rows[index] = changed if isinstance(changed, dict) else {"odd": changed}
+    write_file(rng, path, rows)
+    format = rng.choice(["auto", "auto", *(each.name for each in FORMATS[kind])])
+    report = DatasetReport(str(path))
+
+    def read() -> None:
+        records = read_records(read_rows(str(path)), kind, _RECORD_TYPES[kind], format, report)
+        assert len(records) == report.num_kept
+        repr(records).encode()
+
+    return check_outcome(read, path.name)
+
+
+@pytest.mark.parametrize("start", range(0, 1200, 100))
+def test_rows_of_any_kind_are_read_or_refused_with_the_file(start, tmp_path):
+    assert any([read_damaged(seed, tmp_path) for seed in range(start, start + 100)])
