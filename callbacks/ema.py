@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.export import AVERAGE_KEY
+from lit_rlhf.strategies import sharded_parameters
 
 
 class TrainableParameters(nn.Module):
@@ -18,9 +19,8 @@ class TrainableParameters(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        for name, parameter in module.named_parameters():
-            if parameter.requires_grad:
-                self.register_parameter(name.replace(".", "/"), parameter)  # a name must not contain a dot
+        for name, parameter in sharded_parameters(module).items():
+            self.register_parameter(name.replace(".", "/"), parameter)  # a name must not contain a dot
 
     def to_dict(self) -> dict[str, nn.Parameter]:
         """Return the parameters by their names in the original module."""
@@ -58,6 +58,8 @@ class EMA(EMAWeightAveraging):
             self._average_model.n_averaged.fill_(self.checkpoint_average["updates"])
             load_parameters(self.get_average(), self.checkpoint_average["weights"])
             self.checkpoint_average = {}
+        else:  # also if the run is resumed: the first update is after the next optimizer step
+            self._latest_update_step = trainer.global_step
 
     def get_average(self) -> dict[str, nn.Parameter]:
         """Return the averaged parameters by their names in the module."""
@@ -72,12 +74,13 @@ class EMA(EMAWeightAveraging):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Copy the average to the module."""
+        sharded_parameters(pl_module)  # so that the next forward pass gathers what is written here
         self._copy_average_to_current(self.trainable)  # type: ignore[arg-type]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Swap in the average for all hooks of the validation."""
         if self._average_model is not None:
-            self._swap_models(self.trainable)  # type: ignore[arg-type]
+            self.swap(pl_module)
         elif self.checkpoint_average and not trainer.sanity_checking:
             # `lit-rlhf validate`: the module has the current weights of the checkpoint
             load_parameters(TrainableParameters(pl_module).to_dict(), self.checkpoint_average["weights"])
@@ -85,7 +88,12 @@ class EMA(EMAWeightAveraging):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Swap the current weights back."""
         if self._average_model is not None:
-            self._swap_models(self.trainable)  # type: ignore[arg-type]
+            self.swap(pl_module)
+
+    def swap(self, pl_module: LightningModule) -> None:
+        """Exchange the average with the weights of the module."""
+        sharded_parameters(pl_module)  # so that the next forward pass gathers what is written here
+        self._swap_models(self.trainable)  # type: ignore[arg-type]
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do nothing: `on_validation_start` swaps earlier than Lightning's class does here."""

@@ -1,12 +1,15 @@
 """Write a transformers folder when training ends."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
 
 from lit_rlhf.callbacks.ema import restore_averages
-from lit_rlhf.models.export import export_model, export_weights, make_directory
+from lit_rlhf.errors import UserError
+from lit_rlhf.models.export import check_exportable, export_checkpoint, export_model, export_weights
 from lit_rlhf.strategies import full_state_dict, is_sharded
 
 
@@ -14,28 +17,55 @@ class ExportModel(Callback):
     """Export model and tokenizer at the end of training, for the next stage or plain transformers.
 
     Args:
-        directory: output folder, relative to the Trainer's default_root_dir. It is created before training starts, so
-            that a folder that cannot be written is refused early.
+        directory: output folder, relative to the Trainer's default_root_dir. That it can be written is checked before
+            training starts; an earlier one is replaced at the end. A dry run (fast_dev_run) exports nothing.
+        weights: "last" weights, or the "best" ones: those of the checkpoint that ModelCheckpoint kept by its monitor.
     """
 
-    def __init__(self, directory: str = "model") -> None:
-        self.directory = Path(directory)
+    def __init__(self, directory: str = "model", weights: Literal["last", "best"] = "last") -> None:
+        self.directory, self.weights = Path(directory), weights
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Create the folder."""
-        if stage == "fit":
-            self.directory = Path(trainer.default_root_dir) / self.directory
-            if trainer.is_global_zero:
-                make_directory(self.directory)
+        """Refuse a folder that cannot be written, and "best" weights that no checkpoint would hold."""
+        if stage != "fit":
+            return
+        if self.weights == "best" and not selecting_checkpoints(trainer):
+            raise UserError(
+                "ExportModel: weights is 'best', but no ModelCheckpoint has a monitor; add one, or set 'last'"
+            )
+        self.directory = Path(trainer.default_root_dir) / self.directory
+        if trainer.is_global_zero:
+            check_exportable(self.directory)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Write the weights, or their average if there is one, on rank zero; a collective call with sharded weights."""
         restore_averages(trainer, pl_module)
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        best = self.best_checkpoint(trainer) if self.weights == "best" else None
         model, tokenizer = pl_module.exported_model, pl_module.tokenizer
-        if is_sharded(model):
+        if best is not None:
+            if trainer.is_global_zero:
+                export_checkpoint(best, self.directory)
+        elif is_sharded(model):
             weights = full_state_dict(model)  # a collective call
             if trainer.is_global_zero:
                 export_weights(model, weights, pl_module.adapter, tokenizer, self.directory)
         elif trainer.is_global_zero:
             export_model(model, tokenizer, self.directory)
         trainer.strategy.barrier()
+
+    def best_checkpoint(self, trainer: Trainer) -> Path | None:
+        """Return the checkpoint with the best metric, or None if training ended before one was written; say which."""
+        checkpoint = selecting_checkpoints(trainer)[0]
+        path = trainer.strategy.broadcast(checkpoint.best_model_path)
+        score = checkpoint.best_model_score
+        value = "" if score is None else f" ({checkpoint.monitor} {float(score):.4g})"
+        rank_zero_info(f"ExportModel: exports {path or 'the last weights, as no checkpoint was selected'}{value}")
+        return Path(path) if path else None
+
+
+def selecting_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
+    """Return the callbacks that keep a checkpoint by a metric."""
+    found = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    return [callback for callback in found if callback.monitor is not None]

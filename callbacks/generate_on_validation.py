@@ -26,7 +26,8 @@ class GenerateOnValidation(Callback):
     """Log `validation/reward_score`, the mean score of the model's responses to validation prompts, and samples.
 
     The paper selects SFT models by this score: validation loss rises after one epoch, while the score and human
-    preference keep rising (App. C.1). A ModelCheckpoint that monitors it keeps the best model. Every validation uses
+    preference keep rising (App. C.1). The samples are the rows of `validation_samples.jsonl`, apart from those of a
+    rollout. A ModelCheckpoint that monitors it keeps the best model. Every validation uses
     the same sampling noise, so that two validations differ by the weights alone.
 
     Args:
@@ -99,7 +100,7 @@ class GenerateOnValidation(Callback):
                     total += torch.stack([scores.double().sum(), torch.tensor(float(len(part))).to(total)])
                 rows = [{"prompt": p, "response": r} for p, r in zip(episodes.prompts, episodes.responses)]
                 table += rows if scores is None else [row | {"score": float(s)} for row, s in zip(rows, scores)]
-        write_samples(trainer, table[: self.rows])
+        write_samples(trainer, table[: self.rows], "validation_samples")
         if self.reward is not None:
             total = trainer.strategy.reduce(total, reduce_op="sum")
             pl_module.log("validation/reward_score", float(total[0] / total[1]), prog_bar=True, rank_zero_only=False)

@@ -28,12 +28,13 @@ class LogSamples(Callback):
             write_samples(trainer, pl_module.samples[: self.rows])
 
 
-def write_samples(trainer: Trainer, samples: list[dict[str, Any]]) -> None:
-    """Append rows to `samples.jsonl` and log them as a table to WandbLoggers; a collective call.
+def write_samples(trainer: Trainer, samples: list[dict[str, Any]], name: str = "samples") -> None:
+    """Append rows to `NAME.jsonl` and log them as a table to WandbLoggers; a collective call.
 
     Args:
         trainer: the trainer, with its loggers and log folder.
         samples: rows with equal keys.
+        name: of the table and the file.
     """
     folder = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is a collective call: before any rank returns
     if not samples or not trainer.is_global_zero:
@@ -41,7 +42,7 @@ def write_samples(trainer: Trainer, samples: list[dict[str, Any]]) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             columns = list(samples[0])
-            logger.log_table("samples", columns=columns, data=[[row[c] for c in columns] for row in samples])
+            logger.log_table(name, columns=columns, data=[[row[c] for c in columns] for row in samples])
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "samples.jsonl", "a") as file:
+    with open(folder / f"{name}.jsonl", "a") as file:
         file.writelines(json.dumps({"step": trainer.global_step, **row}) + "\n" for row in samples)

@@ -151,7 +151,9 @@ class MetricGuard(Callback):
             trainer.save_checkpoint(folder / "candidate.ckpt")
 
     def rollback(self, message: str, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Load weights, optimizer, KL controller and reward state; step, prompts and sampling noise go on.
+        """Load weights, optimizer state, KL controller and reward state.
+
+        Step, learning rate, prompts and sampling noise go on.
 
         Args:
             message: the violated limit, for warnings and errors.
@@ -174,7 +176,7 @@ class MetricGuard(Callback):
         self.num_violations.clear()
         checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)
         trainer.strategy.load_model_state_dict(checkpoint, strict=module.strict_loading)
-        trainer.strategy.load_optimizer_state_dict(checkpoint)
+        module.load_optimizer_state(checkpoint)
         module.kl.load_state_dict(checkpoint["kl_controller"])
         module.reward.load_state_dict(checkpoint["reward"])
         rank_zero_warn(f"{message}; rolled back to the weights of step {checkpoint['global_step']} ({path})")

@@ -17,7 +17,7 @@ from lit_rlhf.data.batches import PretrainingBatch
 from lit_rlhf.data.loader import BatchShape, get_dp_world_size_and_rank
 from lit_rlhf.data.pretraining import TextBlocks, load_text_blocks
 from lit_rlhf.errors import UserError
-from lit_rlhf.strategies import total_norm
+from lit_rlhf.strategies import sharded_parameters, total_norm
 
 
 class PretrainingMix(Callback):
@@ -25,7 +25,9 @@ class PretrainingMix(Callback):
 
     Before each micro-batch of the stage, backward passes on pretraining text accumulate into the same gradients; the
     backward pass of the stage follows, then one optimizer step. The module needs a `training_step` that accepts a
-    `PretrainingBatch`, and `epoch_means` for the metrics. The text of a step depends on its number and the seed alone.
+    `PretrainingBatch`, and `epoch_means` for the metrics. The text of a step depends on the sequences before it and the
+    seed alone: a run that is resumed with other sizes takes every sequence once, and one with another text, seq_len or
+    seed begins that at its first sequence.
 
     Args:
         path: pretraining text: any source of `PretrainingDataModule`.
@@ -61,6 +63,31 @@ class PretrainingMix(Callback):
         self.gradient_norms = gradient_norms
         self.blocks: TextBlocks | None = None  # read in `setup`
         self.separate_gradient = SeparateGradient()
+        self.first_step = self.first_sequence = 0  # where this run began
+        self.minibatch_size = 0  # sequences per optimizer step, set when training starts
+
+    @property
+    def state_key(self) -> str:
+        """What decides the order of sequences: a position is one in that order."""
+        return self._generate_state_key(path=self.path, seq_len=self.seq_len, seed=self.seed)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin at the sequence of the checkpoint, or at the first."""
+        self.first_step, self.minibatch_size = trainer.global_step, self.get_shape(trainer).minibatch_size
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the number of sequences that the optimizer steps so far took."""
+        taken = (trainer.global_step - self.first_step) * self.minibatch_size
+        checkpoint["callbacks"][self.state_key] = {"sequences": self.first_sequence + taken}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue after these sequences."""
+        self.first_sequence = state_dict["sequences"]
+
+    def get_shape(self, trainer: Trainer) -> BatchShape:
+        """Return how the sequences of an optimizer step are partitioned."""
+        micro_batches = trainer.accumulate_grad_batches * self.num_micro_batches
+        return BatchShape(self.micro_batch_size, micro_batches, *get_dp_world_size_and_rank(trainer))
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Load the text, once."""
@@ -90,10 +117,9 @@ class PretrainingMix(Callback):
         """
         assert self.blocks is not None
         strategy, accumulate = trainer.strategy, trainer.accumulate_grad_batches
-        world_size, rank = get_dp_world_size_and_rank(trainer)
-        shape = BatchShape(self.micro_batch_size, accumulate * self.num_micro_batches, world_size, rank)
         step = batch_idx % accumulate * self.num_micro_batches + index
-        text = self.blocks.get_batch(trainer.global_step, step, shape)
+        minibatch, shape = trainer.global_step - self.first_step, self.get_shape(trainer)
+        text = self.blocks.get_batch(minibatch, step, shape, self.first_sequence)
         batch = strategy.batch_to_device(PretrainingBatch(*text))
         with strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext():
             loss = strategy.training_step(batch, batch_idx)
@@ -118,7 +144,7 @@ class SeparateGradient:
     @contextmanager
     def capture(self, module: nn.Module) -> Iterator[None]:
         """Add what is accumulated within the block, which goes to the gradients of the parameters as well."""
-        previous = {parameter: parameter.grad for parameter in module.parameters() if parameter.requires_grad}
+        previous = {parameter: parameter.grad for parameter in sharded_parameters(module).values()}
         for parameter in previous:
             parameter.grad = None
         yield

@@ -40,8 +40,9 @@ def find_log_files(trainer: Trainer) -> list[Path]:
     """Return the files that a run appends lines to; they need not exist. For rank zero only."""
     csv_folders = [Path(logger.log_dir) for logger in trainer.loggers if isinstance(logger, CSVLogger)]
     folders = [*csv_folders, *(Path(logger.save_dir) for logger in trainer.loggers if logger.save_dir)]
-    samples = (folders or [Path(trainer.default_root_dir)])[0] / "samples.jsonl"
-    return [*(folder / "metrics.csv" for folder in csv_folders[:1]), samples]
+    folder = (folders or [Path(trainer.default_root_dir)])[0]
+    samples = [folder / name for name in ("samples.jsonl", "validation_samples.jsonl")]
+    return [*(folder / "metrics.csv" for folder in csv_folders[:1]), *samples]
 
 
 def count_lines(path: Path) -> int:

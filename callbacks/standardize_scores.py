@@ -13,7 +13,7 @@ from lit_rlhf.data.prompts import PromptSource, read_prompts
 from lit_rlhf.errors import UserError
 from lit_rlhf.generation import CachedGenerator
 from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
-from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
+from lit_rlhf.models.loading import check_same_token_ids, load_causal_lm, load_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 
 
@@ -71,8 +71,7 @@ class StandardizeScores(CenterScores):
         """Return the prompts to sample from, `samples` rows."""
         assert self.policy is not None
         tokenizer = load_tokenizer(self.policy, pl_module.loading)
-        if tokenizer.get_vocab() != pl_module.tokenizer.get_vocab():
-            raise UserError(f"StandardizeScores: {self.policy!r} has another tokenizer than the reward model")
+        check_same_token_ids(tokenizer, pl_module.tokenizer, "StandardizeScores: the reward model")
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         template = PromptTemplate(tokenizer, self.template or data.template)
         prompts = read_prompts(self.path, self.format, template, data.lengths)

@@ -84,7 +84,9 @@ class StopOnSignal(Callback):
         path = None
         if self.received_signal == REQUEUE_SIGNAL:
             self.previous_handlers[REQUEUE_SIGNAL](REQUEUE_SIGNAL, None)
-        elif folders := [each.dirpath for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]:
+        elif not trainer.fast_dev_run and (  # type: ignore[attr-defined]
+            folders := [each.dirpath for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+        ):
             path = Path(folders[0] or trainer.default_root_dir) / CHECKPOINT_NAME
             trainer.save_checkpoint(path, weights_only=False)
         raise StoppedBySignal(self.received_signal or signal.SIGTERM, path)

@@ -9,6 +9,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_rlhf.errors import UserError
@@ -180,11 +181,27 @@ def transformer_blocks(model: nn.Module) -> list[nn.Module]:
     return max(lists, key=len, default=[])
 
 
+def fsdp_units(model: nn.Module) -> list[FSDPModule]:
+    """Return the FSDP2 units of a model, the model itself included; none without sharding."""
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether some of the weights are on other ranks."""
-    from torch.distributed.fsdp import FSDPModule
+    return bool(fsdp_units(model))
 
-    return any(isinstance(module, FSDPModule) for module in model.modules())
+
+def sharded_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return all trainable parameters by name: those that the optimizer steps, each rank's shards with FSDP2.
+
+    A forward pass without a backward pass (validation, a rollout) leaves the outermost unit of FSDP2 unsharded: until it
+    is sharded again, `parameters()` returns temporary tensors in place of its parameters, without a gradient, and a
+    change of the shards has no effect on the next forward pass. So call this after such a pass, and before reading
+    gradients or writing weights; not between a forward pass and its backward pass.
+    """
+    for unit in fsdp_units(module):
+        unit.reshard()
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -204,9 +221,7 @@ def unsharded_parameters(model: nn.Module) -> Iterator[None]:
 
     Ranks can then stop at different lengths, where with sharded weights they would hang.
     """
-    from torch.distributed.fsdp import FSDPModule
-
-    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    units = fsdp_units(model)
     for unit in units:
         # `unshard` of the root leaves nested units sharded
         unit.set_reshard_after_forward(False, recurse=False)

@@ -72,20 +72,21 @@ def load_model(name: str) -> tuple[Any, Any]:
     """Load a model and its tokenizer.
 
     Raises:
-        UserError: there is no such model, or it is a reward model.
+        UserError: there is no such model, it is of another kind, or its weights are not the model's.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from lit_rlhf.models.loading import from_pretrained_quietly, load_config
+    from lit_rlhf.models.loading import check_causal_lm, check_vocabulary, load_config
     from lit_rlhf.models.loading_config import ModelLoadingConfig
+    from lit_rlhf.models.pretrained import from_pretrained_quietly, load_weights
 
     loading = ModelLoadingConfig()
     config = load_config(name, loading)
-    if any("SequenceClassification" in kind for kind in config.architectures or []):
-        raise UserError(f"{name} is a reward model: it scores text and generates none")
-    model = from_pretrained_quietly(AutoModelForCausalLM.from_pretrained, name, loading, dtype="auto")
+    check_causal_lm(config, name)
     tokenizer = from_pretrained_quietly(AutoTokenizer.from_pretrained, name, loading)
+    check_vocabulary(tokenizer, config, name, loading)
+    model, _ = load_weights(AutoModelForCausalLM, name, config, loading, dtype="auto")
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 
 
@@ -108,7 +109,7 @@ def generate_response(model: Any, template: Any, prompt: "Prompt", settings: Nam
 
     tokenizer = template.tokenizer
     (ids,) = template.encode([template.render(prompt, {}, origin)])
-    if not ids:
+    if ids == template.bos_ids:
         raise UserError(f"{origin}: the prompt has no token of this tokenizer")
     input_ids, width = torch.tensor([ids], device=model.device), len(ids)
     limit = max_positions(model.config)

@@ -80,6 +80,7 @@ def run_all_folds(args: list[str]) -> int:
     add("--seeds", type=int, default=3, metavar="N", help="models per fold [%(default)s]")
     add("--unseen", type=float, default=0.1, metavar="F", help="fraction of prompts kept out of training [%(default)s]")
     add("--out", type=Path, default=Path("runs/labelers"), metavar="DIR", help="folder of folds.json [%(default)s]")
+    add("--overwrite", action="store_true", help="replace the folds that the folder holds")
     settings, rest = parser.parse_known_args(args)
     check_settings(settings)
     install_log_filters()

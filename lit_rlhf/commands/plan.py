@@ -25,6 +25,7 @@ GPUS = {
     "h200-141gb": 141,
     "b200-192gb": 192,
 }
+LARGEST = 400  # GB; a larger number without a unit is no size
 # the CUDA context and libraries, and the share that fragmentation leaves
 RESERVED, USABLE = 1.0 * GB, 0.93
 
@@ -32,7 +33,7 @@ RESERVED, USABLE = 1.0 * GB, 0.93
 def run(command: str, args: list[str]) -> int:
     """Print the plan, and whether it fits on the GPU that `--gpu` names."""
     if not args or {"-h", "--help"} & set(args):
-        print(f"{USAGE}\n\n--gpu is one of {', '.join(GPUS)}, or a size such as 24gb")
+        print(f"{USAGE}\n\n--gpu is one of {', '.join(GPUS)}, or a size such as 24GB")
         return 0
     args, gpu = _pop_gpu(args)
     install_log_filters()
@@ -61,20 +62,30 @@ def run(command: str, args: list[str]) -> int:
 
 
 def parse_gpu_memory(name: str) -> float:
-    """Return the memory of a GPU in bytes, by its name or a size such as 24gb.
+    """Return the memory of a GPU in bytes, by its name, a part of its name such as 4090, or a size such as 24GB.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is none of them, or a part of several names.
     """
-    size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:gb)?", name.lower())
-    if size:
-        return float(size.group(1)) * GB
-    if name.lower() not in GPUS:
-        raise UserError(
-            f"--gpu: no GPU {name!r}{did_you_mean(name.lower(), GPUS)}; it is one of {', '.join(GPUS)}, or a size "
-            "such as 24gb"
-        )
-    return GPUS[name.lower()] * GB
+    text = re.sub(r"nvidia|geforce|tesla|(?<=\w)[\s_-]+|\s", "", name.lower())
+    size = re.fullmatch(r"(\d+(?:\.\d+)?)(gi?b?)?", text)
+    named = [gpu for gpu in GPUS if _matches(text, gpu)]
+    if len(named) == 1:
+        return GPUS[named[0]] * GB
+    if size and not named and (size[2] or float(size[1]) <= LARGEST) and float(size[1]) > 0:
+        return float(size[1]) * (2**30 if (size[2] or "").startswith("gi") else GB)
+    if named:
+        raise UserError(f"--gpu: {name!r} is one of {', '.join(named)}")
+    raise UserError(
+        f"--gpu: no GPU {name!r}{did_you_mean(name.lower(), GPUS)}; it is one of {', '.join(GPUS)}, or a size such as "
+        "24GB"
+    )
+
+
+def _matches(text: str, gpu: str) -> bool:
+    """Return whether a text is a known name, with or without its memory, or the number in it."""
+    *words, memory = gpu.split("-")
+    return text in ("".join([*words, memory]), "".join(words), words[-1])
 
 
 def format_fit(peak: int, name: str, memory: float) -> str:

@@ -10,6 +10,7 @@ import yaml
 
 from lit_rlhf.commands.support.argument_parser import Parser
 from lit_rlhf.commands.support.log_filters import install_log_filters
+from lit_rlhf.commands.support.setting_paths import set_value
 from lit_rlhf.commands.support.sweep_recipes import (
     check_recipe,
     compose_config,
@@ -17,9 +18,8 @@ from lit_rlhf.commands.support.sweep_recipes import (
     parse_values,
     set_output_folder,
     set_seed,
-    set_value,
 )
-from lit_rlhf.commands.support.sweep_runs import Run, prepare_run, run_all
+from lit_rlhf.commands.support.sweep_runs import Run, check_folder, prepare_run, run_all
 from lit_rlhf.errors import UserError
 
 
@@ -29,6 +29,8 @@ def run(command: str, args: list[str]) -> int:
     install_log_filters()
     over, seeds = dict(parse_values(text) for text in settings.over), parse_seeds(settings.seeds)
     runs = plan_runs(compose_config(rest), over, seeds, settings.out)
+    for each in runs:
+        check_folder(each, settings.overwrite)
     for each in runs:
         if not prepare_run(each) and each.seed == seeds[0]:
             check_recipe(each.recipe, each.name)
@@ -74,6 +76,9 @@ def parse_arguments(args: list[str]) -> tuple[Namespace, list[str]]:
         "--last", type=int, default=1, metavar="N", help="average a metric's last N values [%(default)s]"
     )
     parser.add_argument("--title", help="title of the page")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace complete runs of another recipe; the others are kept"
+    )
     settings, rest = parser.parse_known_args(args)
     for name in ("jobs", "last"):
         if getattr(settings, name) < 1:

@@ -11,7 +11,14 @@ from lightning import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_rlhf.data.loader import ResumableLoader, get_dp_world_size_and_rank
+from lit_rlhf.data.loader import (
+    BatchShape,
+    ResumableLoader,
+    batch_sizes,
+    check_position,
+    convert_batch_progress,
+    get_dp_world_size_and_rank,
+)
 from lit_rlhf.data.preprocessing.keys import prompt_key
 from lit_rlhf.data.preprocessing.settings import Preprocessing
 from lit_rlhf.data.report import DatasetReport
@@ -97,7 +104,7 @@ class TokenizedDataModule(LightningDataModule, Generic[R]):
         self.training_rows: Sequence[R] | None = None
         self.validation_rows: Sequence[R] = []
         self._loader: ResumableLoader[R, Any] | None = None
-        self._loaded_state: dict[str, int] | None = None
+        self._loaded_state: dict[str, Any] | None = None
 
     #: the settings to lower if rows are too long for the model, for error messages
     length_settings = "data.max_prompt_length or data.max_completion_length"
@@ -167,14 +174,11 @@ class TokenizedDataModule(LightningDataModule, Generic[R]):
                 "in training; remove the callback and set the Trainer's accumulate_grad_batches"
             )
         packing = self.batching == "packing"
-        world_size, rank = get_dp_world_size_and_rank(self.trainer)
+        shape = self._get_shape(training)
         return ResumableLoader(
             self.training_rows if training else self.validation_rows,
             self.collate,
-            micro_batch_size=self.micro_batch_size,
-            accumulate_grad_batches=self.trainer.accumulate_grad_batches if training else 1,
-            world_size=world_size,
-            rank=rank,
+            **shape._asdict(),
             seed=self.seed,
             shuffle=training,
             drop_last=training,
@@ -184,19 +188,30 @@ class TokenizedDataModule(LightningDataModule, Generic[R]):
             without_targets=self.without_targets,
         )
 
-    def state_dict(self) -> dict[str, int]:
-        """Return epoch and position of the training loader."""
+    def _get_shape(self, training: bool) -> BatchShape:
+        assert self.trainer is not None
+        accumulate = self.trainer.accumulate_grad_batches if training else 1
+        return BatchShape(self.micro_batch_size, accumulate, *get_dp_world_size_and_rank(self.trainer))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return epoch and position of the training loader, and the sizes that Lightning's counters are of."""
         if self._loader is None:
             return {}
-        state = self._loader.state_dict()
+        state, position = self._loader.state_dict(), self._loader.position
         # under limit_train_batches an epoch ends before the loader does
-        if self.trainer is not None and 0 < self.trainer.num_training_batches <= state["position"]:
-            return {"epoch": state["epoch"] + 1, "position": 0}
-        return state
+        if self.trainer is not None and 0 < self.trainer.num_training_batches <= position < len(self._loader):
+            state |= {"epoch": state["epoch"] + 1, "rows": 0}
+        return {**state, "sizes": batch_sizes(self._loader.shape)}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Keep the state until the training loader is built."""
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until the training loader is built, and convert Lightning's counters to the sizes of now."""
         self._loaded_state = dict(state_dict)
+        if self.trainer is None or self.trainer.state.fn != "fit" or not state_dict:
+            return
+        shape, rows = self._get_shape(training=True), state_dict["rows"]
+        check_position(rows, shape, "rows of its epoch", "the end of an epoch")
+        checkpoint = self.trainer._checkpoint_connector._loaded_checkpoint  # a data module gets its own state only
+        convert_batch_progress(checkpoint, rows, len(self.training_rows or ()), state_dict["sizes"], shape)
 
 
 class PreprocessedDataModule(TokenizedDataModule[R]):

@@ -42,6 +42,62 @@ class BatchShape(NamedTuple):
         return self.global_micro_batch_size * self.accumulate_grad_batches
 
 
+def check_position(position: int, shape: BatchShape, what: str, end: str, total: int = 0) -> None:
+    """Refuse a position in the data that is not at the edge of a minibatch.
+
+    Args:
+        position: Rows that were trained on.
+        shape: How minibatches are partitioned now.
+        what: Those rows, in words.
+        end: Where any sizes can begin, in words.
+        total: What the minibatch must divide as well; 0 for no such number.
+
+    Raises:
+        UserError: Names the sizes, and minibatches that fit.
+    """
+    size = shape.minibatch_size
+    if position % size == 0:
+        return
+    fitting = (each for each in range(1, position + 1) if position % each == 0 and total % each == 0)
+    nearest = sorted(sorted(fitting, key=lambda each: abs(each - size))[:6])
+    raise UserError(
+        f"ckpt_path: the checkpoint is after {position:,} {what}, which minibatches of {size:,} = micro_batch_size "
+        f"{shape.micro_batch_size} × accumulate_grad_batches {shape.accumulate_grad_batches} × {shape.world_size} "
+        f"ranks do not divide; take a minibatch of {', '.join(map(str, nearest))}, or a checkpoint at {end}"
+    )
+
+
+def convert_batch_progress(
+    checkpoint: dict[str, Any], position: int, num_rows: int, sizes: list[int], shape: BatchShape
+) -> None:
+    """Convert Lightning's counters of micro-batches to a position in rows and to the sizes of now.
+
+    Args:
+        checkpoint: Changed in place, before Lightning loads its loops.
+        position: Rows of this epoch of completed optimizer steps, a multiple of the minibatch; 0 if it is over.
+        num_rows: Rows of an epoch.
+        sizes: `batch_sizes` when the checkpoint was written.
+        shape: Of now.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    is_after_step = progress["is_last_batch"] or progress["current"]["ready"] * sizes[0] == position
+    if is_after_step and sizes == batch_sizes(shape):
+        return
+    if progress["is_last_batch"]:
+        position = num_rows // shape.minibatch_size * shape.minibatch_size
+    batches = position // shape.global_micro_batch_size
+    total = checkpoint["global_step"] * shape.accumulate_grad_batches
+    for counts, value in ((progress["current"], batches), (progress["total"], total)):
+        # 1 if written by a hook after the step
+        unfinished = counts["processed"] - counts["completed"] if is_after_step else 0
+        counts.update(ready=value, started=value, processed=value, completed=value - unfinished)
+
+
+def batch_sizes(shape: BatchShape) -> list[int]:
+    """Return the sizes that counters of micro-batches are of: rows over all ranks, micro-batches per step."""
+    return [shape.global_micro_batch_size, shape.accumulate_grad_batches]
+
+
 def get_dp_world_size_and_rank(trainer: Any) -> tuple[int, int]:
     """Return the number of data-parallel ranks, and the index of this one.
 
@@ -67,6 +123,9 @@ def infinite_permutation(num_rows: int, seed: int, start: int, count: int) -> li
 
 class ResumableLoader(Generic[R, B]):
     """Yields this rank's micro-batches, one epoch per `iter()`.
+
+    Its position is kept in rows of completed optimizer steps, so that another run can continue with other sizes and
+    every row comes exactly once. A minibatch that was not completed is yielded again: no checkpoint has its gradients.
 
     It has a length: an unsized loader makes Lightning prefetch one batch. `iter()` is lazy: order and position are read
     at the first batch, so that a state loaded in between is used.
@@ -167,15 +226,39 @@ class ResumableLoader(Generic[R, B]):
             self._position += 1  # before the yield: what was yielded counts as consumed in a checkpoint
             yield self._collate(micro_batches[step], normalizer)
 
+    @property
+    def position(self) -> int:
+        """Micro-batches of this epoch that were yielded."""
+        return self._position
+
     def state_dict(self) -> dict[str, int]:
-        """Return epoch and position (micro-batches of that epoch already yielded), the same on every rank."""
-        if self._position >= len(self):
-            return {"epoch": self._epoch + 1, "position": 0}
-        return {"epoch": self._epoch, "position": self._position}
+        """Return epoch, position (rows of that epoch, over all ranks) and what decides its order; same on all ranks."""
+        is_over = self._position >= len(self)
+        rows = self._position // self.shape.accumulate_grad_batches * self.shape.minibatch_size
+        return {
+            "epoch": self._epoch + is_over,
+            "rows": 0 if is_over else rows,
+            "num_rows": len(self.dataset),
+            "seed": self.seed,
+        }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue from a position: the next `iter()` yields the rest of that epoch."""
-        self._epoch, self._position = state["epoch"], state["position"]
+        """Continue from a position: the next `iter()` yields the rest of that epoch, or the next if nothing is left.
+
+        Raises:
+            UserError: The position is in the middle of a minibatch of these sizes, or of an epoch of other rows.
+        """
+        rows = state["rows"]
+        check_position(rows, self.shape, "rows of its epoch", "the end of an epoch")
+        for name, own in (("num_rows", len(self.dataset)), ("seed", self.seed)) if rows else ():
+            if state.get(name, own) != own:
+                raise UserError(
+                    f"ckpt_path: the checkpoint is in the middle of an epoch whose order is of {name} {state[name]}, "
+                    f"that of the data is {own} now; take the data of then, or a checkpoint at the end of an epoch"
+                )
+        self._epoch, self._position = state["epoch"], rows // self.shape.global_micro_batch_size
+        if self._position >= len(self):
+            self._epoch, self._position = self._epoch + 1, 0
         self._resumed = True
 
     def _order(self) -> Sequence[int]:

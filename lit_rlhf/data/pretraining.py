@@ -48,7 +48,13 @@ class TextBlocks(Sequence[TextBlock]):
             return [TextBlock(each) for each in self.blocks[index]]
         return TextBlock(self.blocks[index])
 
-    def get_batch(self, minibatch: int, step: int = 0, shape: BatchShape = BatchShape(1)) -> TokenBatch:  # noqa: B008
+    def get_batch(
+        self,
+        minibatch: int,
+        step: int = 0,
+        shape: BatchShape = BatchShape(1),  # noqa: B008
+        start: int = 0,
+    ) -> TokenBatch:
         """Return a rank's micro-batch of an infinite supply: epochs over the blocks, each permuted.
 
         It depends on the arguments and the seed alone: a resumed run needs no other state.
@@ -57,12 +63,14 @@ class TextBlocks(Sequence[TextBlock]):
             minibatch: Number of the optimizer step, from 0.
             step: Number of the micro-batch within it.
             shape: Rows per micro-batch, micro-batches per optimizer step, ranks, rank.
+            start: Rows before minibatch 0, of other sizes.
 
         Returns:
             `shape.micro_batch_size` blocks; the normalizer counts the targets of the full minibatch.
         """
         size = shape.global_micro_batch_size
-        indices = infinite_permutation(len(self), self.seed, minibatch * shape.minibatch_size, shape.minibatch_size)
+        position = start + minibatch * shape.minibatch_size
+        indices = infinite_permutation(len(self), self.seed, position, shape.minibatch_size)
         own_indices = indices[step * size : (step + 1) * size][shape.rank :: shape.world_size]
         num_targets = shape.minibatch_size * (self.blocks.shape[1] - 1)
         return collate_blocks([self[index] for index in own_indices], float(num_targets))

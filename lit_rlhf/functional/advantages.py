@@ -5,6 +5,9 @@ from torch import Tensor
 
 from lit_rlhf.functional.grouped import grouped_mean
 
+FLOAT32_ROUNDING = 8 * torch.finfo(torch.float32).eps
+"""Largest relative difference of two results of the same float32 computation that differ by rounding alone."""
+
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, discount: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
     """Compute generalized advantage estimates (Schulman et al., 2016, Eq. 16).
@@ -40,21 +43,31 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, discount: float, gae_lamb
     return advantages, advantages + values
 
 
-def group_relative(scores: Tensor, group: Tensor) -> Tensor:
+def group_relative(scores: Tensor, group: Tensor, penalties: Tensor | None = None) -> Tensor:
     """Compute scores relative to the other responses to the same prompt (GRPO: Shao et al., 2024, §4.1.2).
 
-    `(score - mean) / sqrt(variance + 1e-8)` over the group, with the biased variance.
+    `(score - mean) / std - (penalty - mean)` over the group, with the biased standard deviation of the scores alone:
+    a spread that contained the penalties would scale up their rounding where the scores say nothing.
 
     Args:
         scores: (B,), of responses.
         group: (B,) int64, the prompt of each response; at least two responses per prompt.
+        penalties: (B,), subtracted in units of the group's standard deviation; None for none.
 
     Returns:
-        (B,); 0 where all scores of a group are equal.
+        (B,); 0 where all scores of a group are equal up to float32 rounding.
     """
     centered, index, count = _centered(scores, group)
     variance, _ = grouped_mean(centered.square(), index, len(count))
-    return (centered * torch.rsqrt(variance + 1e-8)[index]).to(scores.dtype)
+    size, deviation = (
+        torch.zeros_like(count).scatter_reduce_(0, index, values.detach().abs().double(), "amax")
+        for values in (scores, centered)
+    )
+    is_tied = (deviation <= FLOAT32_ROUNDING * size)[index]
+    relative = centered * variance.masked_fill(variance == 0, 1).rsqrt()[index]
+    if penalties is not None:
+        relative = relative - _centered(penalties, group)[0]
+    return relative.masked_fill(is_tied, 0).to(scores.dtype)
 
 
 def leave_one_out(scores: Tensor, group: Tensor) -> Tensor:

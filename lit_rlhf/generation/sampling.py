@@ -4,6 +4,7 @@ Shapes: `B` rows, `V` vocabulary, `n` tokens, `R` response.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,6 +96,11 @@ class SamplingParams:
     def filters_tokens(self) -> bool:
         """Whether tokens are filtered by their rank or probability."""
         return self.top_k is not None or (self.top_p is not None and self.top_p < 1)
+
+    def distribution(self) -> dict[str, Any]:
+        """Return the settings that log-probs depend on."""
+        names = ("temperature", "top_k", "top_p", "min_new_tokens", "stop_token_ids")
+        return {name: getattr(self, name) for name in names}
 
     def apply_missing_eos(self, scores: Tensor, finished: Tensor) -> Tensor:
         """Return the scores (B,) with `missing_eos` applied where a response did not finish, (B,) bool."""

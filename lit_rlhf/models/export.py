@@ -1,13 +1,24 @@
 """Export of models and Lightning checkpoints to folders that transformers loads."""
 
 import json
+import shutil
 import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GenerationConfig,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -21,6 +32,20 @@ from lit_rlhf.models.scalar_model import ScalarModel, load_scalar_model
 CHECKPOINT_KEY = "lit_rlhf"
 AVERAGE_KEY = "average"  # of the trained weights, saved by `lit_rlhf.callbacks.EMA`
 Weights = Literal["average", "current"]
+PART = ".part"  # suffix of a folder that is being written
+# files of an earlier export that are not carried over to the next
+MODEL_FILES = (
+    "*.safetensors",
+    "*.bin",
+    "*.index.json",
+    "*config.json",
+    "*token*.json",
+    "*.jinja",
+    "additional_chat_templates",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+)
 
 
 def describe_model(
@@ -39,16 +64,32 @@ def describe_model(
         adapter: The LoRA settings in use.
         four_bit_base: Folder or hub name of a base that is not in the checkpoint, and how it was loaded.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        files = {path.name: path.read_text() for path in Path(folder).iterdir() if path.is_file()}
     return {
         "config": json.dumps(_config_dict(model), default=str),
-        "tokenizer": files,
+        "generation_config": _generation_settings(model),
+        "tokenizer": read_tokenizer_files(tokenizer),
         "prefix": prefix,
         "adapter": None if adapter is None else vars(adapter),
         "four_bit_base": None if four_bit_base is None else [four_bit_base[0], vars(four_bit_base[1])],
     }
+
+
+def read_tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
+    """Return the files that a tokenizer saves, by path: its chat templates may be in a folder.
+
+    Bytes that are not UTF-8 are kept as lone surrogates, which `write_tokenizer_files` writes as they were.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        return {str(path.relative_to(folder)): path.read_bytes().decode("utf-8", "surrogateescape") for path in files}
+
+
+def write_tokenizer_files(files: dict[str, str], folder: Path) -> None:
+    """Write the files of `read_tokenizer_files`, byte for byte."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(text.encode("utf-8", "surrogateescape"))
 
 
 def export_model(model: PreTrainedModel | ScalarModel, tokenizer: Tokenizer, directory: Path) -> None:
@@ -58,12 +99,12 @@ def export_model(model: PreTrainedModel | ScalarModel, tokenizer: Tokenizer, dir
     """
     inner = model.model if isinstance(model, ScalarModel) else model
     inner.config.architectures = [type(inner).__name__]
-    if has_adapter(inner):
-        _write(_config_dict(inner), merged_state_dict(inner), directory)
-    else:
-        make_directory(directory)
-        save_quietly(inner, directory)
-    tokenizer.save_pretrained(directory)
+    with replaced_folder(directory) as folder:
+        if has_adapter(inner):
+            _write(_config_dict(inner), _generation_settings(inner), merged_state_dict(inner), folder)
+        else:
+            save_quietly(inner, folder)
+        tokenizer.save_pretrained(folder)
 
 
 def export_checkpoint(checkpoint: Path, directory: Path, which: Weights | None = None) -> None:
@@ -87,16 +128,16 @@ def export_checkpoint(checkpoint: Path, directory: Path, which: Weights | None =
     weights = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
     weights = policy_state_dict(weights)
     adapter = None if about["adapter"] is None else LoRA(**about["adapter"])
-    make_directory(directory)
-    for name, text in about["tokenizer"].items():
-        (directory / name).write_text(text)
     settings = json.loads(about["config"])
-    if about.get("four_bit_base"):
-        base, loading = about["four_bit_base"]
-        weights = _merge_into_quantized_base(base, ModelLoadingConfig(**loading), adapter, settings, weights, directory)
-    elif adapter is not None:
-        weights = _merge_adapter(settings, weights, adapter)
-    _write(settings, weights, directory)
+    with replaced_folder(directory) as folder:
+        write_tokenizer_files(about["tokenizer"], folder)
+        if about.get("four_bit_base"):
+            base, loading = about["four_bit_base"]
+            loading = ModelLoadingConfig(**loading)
+            weights = _merge_into_quantized_base(base, loading, adapter, settings, weights, folder)
+        elif adapter is not None:
+            weights = _merge_adapter(settings, weights, adapter)
+        _write(settings, about.get("generation_config"), weights, folder)
 
 
 def select_weights(content: dict[str, Any], which: Weights | None, checkpoint: Path) -> dict[str, Tensor]:
@@ -113,8 +154,10 @@ def export_weights(
 ) -> None:
     """Write a folder from a model's configuration and its full state dict, gathered from a model sharded over ranks."""
     settings, weights = _config_dict(model), policy_state_dict(weights)
-    _write(settings, weights if adapter is None else _merge_adapter(settings, weights, adapter), directory)
-    tokenizer.save_pretrained(directory)
+    merged = weights if adapter is None else _merge_adapter(settings, weights, adapter)
+    with replaced_folder(directory) as folder:
+        _write(settings, _generation_settings(model), merged, folder)
+        tokenizer.save_pretrained(folder)
 
 
 def write_model(model: PreTrainedModel, directory: Path) -> None:
@@ -124,7 +167,8 @@ def write_model(model: PreTrainedModel, directory: Path) -> None:
     """
     with torch.autocast(model.device.type, enabled=False):  # adapters are merged at their own precision
         weights = merged_state_dict(model)
-    _write(_config_dict(model), weights, directory)
+    make_directory(directory)
+    _write(_config_dict(model), None, weights, directory)
 
 
 def save_quietly(model: PreTrainedModel, directory: Path) -> None:
@@ -148,11 +192,93 @@ def make_directory(directory: Path) -> None:
         raise UserError(f"cannot write to {str(directory)!r}: {error.strerror}") from error
 
 
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written to, or created; leaves the disk as it was.
+
+    Raises:
+        UserError: Names the folder.
+    """
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    probe = folder / f".writable-{uuid.uuid4().hex[:8]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+        for path in created:
+            path.rmdir()
+    except OSError as error:
+        raise UserError(f"cannot write to {str(folder)!r} ({error.strerror}): set run_dir to another folder") from None
+
+
+@contextmanager
+def replaced_folder(directory: Path) -> Iterator[Path]:
+    """Within the context, write to a temporary folder, which then takes the place of `directory` by a rename.
+
+    So there is never half a model, and an earlier one stays until then. Its files that are not of a model stay after.
+
+    Raises:
+        UserError: It cannot be written, or `directory` holds something else than a model.
+    """
+    target = directory.resolve()  # of a link, the folder that it names
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{PART}")
+    try:
+        if target.exists() and not (target / "config.json").is_file() and (target.is_file() or any(target.iterdir())):
+            raise UserError(f"cannot write to {str(directory)!r}: it is there and no model folder; name another")
+        part.mkdir(parents=True)
+        yield part
+        _swap(part, target)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot write to {str(directory)!r}: {reason}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def check_exportable(directory: Path) -> None:
+    """Refuse a folder that `replaced_folder` could not write; leaves it as it is.
+
+    Raises:
+        UserError: See `replaced_folder`.
+    """
+    target = directory.resolve()
+    if target.is_mount():
+        raise UserError(f"cannot write to {str(directory)!r}: a mount point cannot be replaced; name a folder in it")
+    with suppress(_Probed), replaced_folder(directory):
+        raise _Probed
+
+
+class _Probed(Exception):
+    """Ends `check_exportable` before the folder is replaced."""
+
+
+def _swap(part: Path, target: Path) -> None:
+    """Put `part` in the place of `target`, and carry over files that are not of a model."""
+    if not target.exists():
+        part.rename(target)
+        return
+    old = part.with_name(f"{part.name}.old")
+    target.rename(old)
+    try:
+        part.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    for path in old.iterdir():
+        if not (target / path.name).exists() and not any(path.match(pattern) for pattern in MODEL_FILES):
+            path.rename(target / path.name)
+    shutil.rmtree(old)
+
+
 def _config_dict(model: PreTrainedModel) -> dict[str, Any]:
     settings = {**model.config.to_dict()}
     settings.pop("quantization_config", None)  # what is written is not quantized
     # FSDP2 renames the class of a sharded model
     return settings | {"architectures": [type(model).__name__.removeprefix("FSDP")]}
+
+
+def _generation_settings(model: PreTrainedModel) -> str | None:
+    """Return the content of a model's generation_config.json, None of a model that does not generate."""
+    return model.generation_config.to_json_string() if model.can_generate() else None
 
 
 def _is_scalar(settings: dict[str, Any]) -> bool:
@@ -188,11 +314,13 @@ def _merge_into_quantized_base(
     return merged_state_dict(model)
 
 
-def _write(settings: dict[str, Any], weights: dict[str, Tensor], directory: Path) -> None:
+def _write(settings: dict[str, Any], generation: str | None, weights: dict[str, Tensor], folder: Path) -> None:
+    """Write weights and configuration to an existing folder; `generation` is of `_generation_settings`."""
     model = _empty_model(settings, weights)
     model.load_state_dict(weights)
-    make_directory(directory)
-    save_quietly(model, directory)
+    if generation is not None:
+        model.generation_config = GenerationConfig(**json.loads(generation))
+    save_quietly(model, folder)
 
 
 def _empty_model(settings: dict[str, Any], weights: dict[str, Tensor]) -> PreTrainedModel:

@@ -15,7 +15,12 @@ from lit_rlhf.models.loading import load_config
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.lora import policy_state_dict
 
-WEIGHT_FILE_PATTERNS = ("config.json", "*.safetensors", "*.bin")  # files that decide what a model computes
+WEIGHT_FILE_PATTERNS = (
+    "config.json",
+    "adapter_config.json",
+    "*.safetensors",
+    "*.bin",
+)  # files that decide what a model computes
 MODEL_FILE_SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")  # weights, config and tokenizer
 FINGERPRINT_FORMAT = 1  # increase it when the meaning of `loaded_model_fingerprint` changes
 
@@ -23,8 +28,8 @@ FINGERPRINT_FORMAT = 1  # increase it when the meaning of `loaded_model_fingerpr
 def model_fingerprint(model: str, loading: ModelLoadingConfig) -> str:
     """Compute a fingerprint that distinguishes models of the same name.
 
-    Of a folder, the SHA-256 of its weight files and config.json; of a checkpoint file, its SHA-256; of a hub model, its
-    commit.
+    Of a folder, the SHA-256 of its weight files, config.json and adapter_config.json; of a checkpoint file, its
+    SHA-256; of a hub model, its commit.
     """
     folder = Path(model)
     if folder.is_file():

@@ -134,12 +134,18 @@ def check_causal_lm(config: PretrainedConfig, model: str) -> None:
     """
     for name in config.architectures or []:
         if name.endswith("ForSequenceClassification"):
-            raise UserError(f"model: {model!r} is a reward model or classifier ({name}): it scores text, generates none")
+            raise UserError(f"model: {model!r} is a {name}: it scores text and generates none; give a language model")
         if not is_language_model(name):
             raise UserError(f"model: {model!r} is a {name}, not a causal language model")
-    is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
-    if is_encoder or not (type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or hasattr(config, "auto_map")):
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or hasattr(config, "auto_map")
+    if not (known and is_decoder_only(config)):
         raise UserError(f"model: {model!r} is of the architecture {config.model_type}, no causal language model")
+
+
+def is_decoder_only(config: PretrainedConfig) -> bool:
+    """Whether each token attends to earlier ones alone; an encoder's architecture is known by its masked LM."""
+    is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    return not (is_encoder or config.is_encoder_decoder)
 
 
 def is_language_model(architecture: str) -> bool:

@@ -1,5 +1,6 @@
 """LoRA by peft, injected in place: the model keeps its class, its `generate` and its `save_pretrained`."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import chain, count
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from lit_rlhf.errors import UserError
 from lit_rlhf.models.loading_config import LoRA
+from lit_rlhf.suggestions import did_you_mean
 
 POLICY = "default"  # peft's name of the first adapter, which here is the policy's own, and merged in an export
 
@@ -25,9 +28,13 @@ def add_lora(model: PreTrainedModel, lora: LoRA, name: str = POLICY) -> None:
         model: The model, changed in place.
         lora: Settings of the adapter.
         name: Name of the adapter.
+
+    Raises:
+        UserError: See `check_lora`.
     """
     from peft import LoraConfig
 
+    check_lora(lora, model)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -51,6 +58,57 @@ def add_lora(model: PreTrainedModel, lora: LoRA, name: str = POLICY) -> None:
             parameter.requires_grad_(True)
         _set_active(list(_adapter_layers(model)), False, [POLICY])
         _recompute_with_same_adapter(model)
+
+
+def check_lora(lora: LoRA, model: PreTrainedModel) -> None:
+    """Refuse impossible settings of an adapter, and targets that are no linear layers of `model`.
+
+    Args:
+        lora: Settings of the adapter.
+        model: The model, which may be on the meta device.
+
+    Raises:
+        UserError: Names the setting, the wrong entry, and the layers that there are.
+    """
+    for name, valid, needed in (
+        ("rank", lora.rank >= 1, "1 or more"),
+        ("alpha", 0 < lora.alpha < math.inf, "over 0"),
+        ("dropout", 0 <= lora.dropout < 1, "at least 0 and below 1"),
+    ):
+        if not valid:
+            raise UserError(f"model.adapter.{name} is {getattr(lora, name)}: it must be {needed}")
+    targets = lora.target_modules
+    if isinstance(targets, str) and targets.lower() == "all-linear":
+        return
+    layers = _linear_layer_names(model)
+    exist = ", ".join(dict.fromkeys(layer.rsplit(".", 1)[-1] for layer in layers))
+    if isinstance(targets, str) or not targets:
+        raise UserError(
+            f"model.adapter.target_modules is {targets!r}: it must be 'all-linear', or a list of linear layers of the "
+            f"model: {exist}"
+        )
+    for target in targets:
+        matched = [name for name, _ in model.named_modules() if name == target or name.endswith(f".{target}")]
+        if not matched or not set(matched) <= layers.keys():
+            raise UserError(
+                f"model.adapter.target_modules: {target!r} is no linear layer of the model that can have an adapter"
+                f"{did_you_mean(target, exist.split(', '))}; there are {exist}"
+            )
+
+
+def _linear_layer_names(model: PreTrainedModel) -> dict[str, None]:
+    """Return the names of linear layers, in order, without heads: `score` is trained in full, and others may be tied.
+
+    Merging an adapter into a tied output head would change the embedding.
+    """
+    heads = [model.get_output_embeddings(), getattr(model, "score", None)]
+    names: dict[str, None] = {}
+    for name, module in model.named_modules():
+        is_linear = isinstance(module, nn.Linear | Conv1D) or _is_adapter_layer(module)
+        within_adapter = any(name.startswith(f"{layer}.") for layer in names)
+        if is_linear and not within_adapter and all(module is not head for head in heads):
+            names[name] = None
+    return names
 
 
 def unique_adapter_name(model: nn.Module, wanted: str) -> str:

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.checkpoint_files import read_checkpoint
 from lit_rlhf.errors import UserError
-from lit_rlhf.models.export import CHECKPOINT_KEY
-from lit_rlhf.models.loading import load_tokenizer
+from lit_rlhf.models.export import CHECKPOINT_KEY, write_tokenizer_files
+from lit_rlhf.models.loading import check_same_token_ids, load_tokenizer
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import POLICY, adapter_state_dict, add_lora, has_adapter
 from lit_rlhf.models.shared_backbone import ScalarHead
@@ -58,12 +58,10 @@ def read_scalar_adapter(path: str) -> ScalarAdapter:
 def check_same_vocabulary(adapter: ScalarAdapter, tokenizer: Tokenizer, loading: ModelLoadingConfig) -> None:
     """Refuse an adapter that was trained on other token ids."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, text in adapter.tokenizer.items():
-            (Path(folder) / name).write_text(text)
+        write_tokenizer_files(adapter.tokenizer, Path(folder))
         (Path(folder) / "config.json").write_text(json.dumps(adapter.settings))  # AutoTokenizer needs config.json
         own = load_tokenizer(folder, loading)
-    if own.get_vocab() != tokenizer.get_vocab():
-        raise UserError(f"{adapter.path!r} has another tokenizer than the policy; its token ids differ")
+    check_same_token_ids(tokenizer, own, repr(adapter.path))
 
 
 def attach_adapter(adapter: ScalarAdapter, model: PreTrainedModel, model_path: str, name: str) -> ScalarHead:

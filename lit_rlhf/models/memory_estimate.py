@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from lit_rlhf.models.loading import enable_gradient_checkpointing
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import add_lora
+from lit_rlhf.models.pretrained import resolve_attention
 
 # NormalFloat: half a byte per weight, a byte per block of 64 weights, a float32 per 256 blocks (double quantization)
 NF4_BYTES_PER_WEIGHT = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -86,7 +87,10 @@ def build_meta_model(
         config.num_labels = 1
     with torch.device("meta"):
         model: PreTrainedModel = auto.from_config(
-            config, dtype=getattr(torch, loading.dtype), attn_implementation=loading.attn_implementation
+            config,
+            dtype=getattr(torch, loading.dtype),
+            attn_implementation=resolve_attention(config, loading),
+            trust_remote_code=loading.trust_remote_code,
         )
         if adapter is not None:
             add_lora(model, adapter)

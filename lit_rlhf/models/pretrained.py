@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import MODEL_MAPPING, GenerationConfig, PretrainedConfig
-from transformers.utils import GENERATION_CONFIG_NAME, cached_file, find_adapter_config_file
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 from transformers.utils import logging as transformers_logging
 
 from lit_rlhf.errors import UserError
@@ -191,8 +191,7 @@ def _read_generation_config(model: str, loading: ModelLoadingConfig) -> Generati
     Raises:
         UserError: The file is no JSON object, which transformers would ignore.
     """
-    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    path = cached_file(model, GENERATION_CONFIG_NAME, revision=loading.revision, **quiet)
+    path = _find_file(model, GENERATION_CONFIG_NAME, loading)
     if path is None:
         return None
     try:
@@ -208,6 +207,13 @@ def _read_generation_config(model: str, loading: ModelLoadingConfig) -> Generati
     return GenerationConfig(**kept)
 
 
+def _find_file(model: str, name: str, loading: ModelLoadingConfig) -> str | None:
+    """Return the path of a file of a folder or of a hub model, or None if it has none."""
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    path: str | None = cached_file(model, name, revision=loading.revision, **quiet)
+    return path
+
+
 def _say_dropped(model: str, file: str, dropped: dict[str, Any]) -> None:
     names = ", ".join(f"{name} {value!r}" for name, value in dropped.items())
     say(f"model: {file} of {model!r}: left out, as transformers cannot save it with the other settings: {names}")
@@ -215,7 +221,7 @@ def _say_dropped(model: str, file: str, dropped: dict[str, Any]) -> None:
 
 def _check_no_adapter(model: str, loading: ModelLoadingConfig) -> None:
     """Refuse an adapter beside the weights, which transformers would apply."""
-    if find_adapter_config_file(model, revision=loading.revision) is not None:
+    if _find_file(model, "adapter_config.json", loading) is not None:
         raise UserError(
             f"model: {model!r} holds an adapter (adapter_config.json) beside its weights: merge it into them first "
             "(peft's merge_and_unload), or remove its files to start from the weights alone"
@@ -249,6 +255,7 @@ def _check_report(
     holds = f" (it holds {', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''})" if foreign else ""
     if missing:
         more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+        hint = "; a trained head must be one linear layer named `score`" if missing == ["score.weight"] else hint
         raise UserError(f"model: {model!r} has no weight {missing[0]!r}{more}{holds}{hint}")
     for name, stored, own in sorted(report["mismatched_keys"]):
         raise UserError(
@@ -257,7 +264,7 @@ def _check_report(
         )
     if foreign:
         raise UserError(
-            f"model: {type(loaded).__name__} has no use for {len(foreign):,} weights of {model!r}{holds}: its "
-            f"config.json is of another model, or they are of another program; remove them{hint}"
+            f"model: {type(loaded).__name__} has no use for {len(foreign):,} of the weights of {model!r}{holds}: its "
+            f"config.json is of another model, or another program added them, and they are to be removed{hint}"
         )
     return found

@@ -11,7 +11,14 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import last_token_index, position_ids
-from lit_rlhf.models.loading import check_vocabulary, finish_loading, is_language_model, load_config, set_dropout
+from lit_rlhf.models.loading import (
+    check_vocabulary,
+    finish_loading,
+    is_decoder_only,
+    is_language_model,
+    load_config,
+    set_dropout,
+)
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.pretrained import load_weights
 from lit_rlhf.packing.rankings import RankingInputs, last_hidden_state
@@ -147,6 +154,8 @@ def load_scalar_model(model: str, tokenizer: Tokenizer, loading: ModelLoadingCon
     check_vocabulary(tokenizer, config, model, loading)
     set_dropout(config, 0.0)
     trained_head = _has_trained_head(config, model)
+    if not is_decoder_only(config):
+        raise UserError(f"model: {model!r} is of the architecture {config.model_type}; use a decoder-only one")
     config.num_labels = 1
     new = () if trained_head else ("score.weight",)
     loaded, unused = load_weights(AutoModelForSequenceClassification, model, config, loading, new, UNUSED_HEADS)

@@ -12,7 +12,13 @@ from transformers import PreTrainedModel
 from lit_rlhf.errors import UserError
 from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.generation.stopping import stop_token_ids
-from lit_rlhf.models.loading import load_causal_lm, load_config
+from lit_rlhf.models.loading import (
+    check_causal_lm,
+    check_same_token_ids,
+    load_causal_lm,
+    load_config,
+    load_tokenizer,
+)
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import active_adapter, add_lora
 from lit_rlhf.modules.base import LitModule
@@ -66,6 +72,10 @@ class ActorCritic(LitModule):
             raise UserError(
                 "sampling.temperature is 0: a greedy rollout explores nothing and has no log-probs to learn from"
             )
+        if adapter is not None and adapter.dropout:
+            raise UserError(
+                f"model.adapter.dropout is {adapter.dropout}: PPO needs 0, or an update's first ratio would not be 1"
+            )
         self.reference_path, self.reward, self.critic = reference, reward, critic
         self.critic_learning_rate, self.sampling = critic_learning_rate, sampling
         self.offload_frozen = offload_frozen
@@ -85,7 +95,10 @@ class ActorCritic(LitModule):
     def check_models(self) -> None:
         """Refuse a missing model, and an offload that would move nothing; reads no weights."""
         for path in (self.model_path, self.reference_path):
-            load_config(path, self.loading)
+            check_causal_lm(load_config(path, self.loading), path)
+        if self.reference_path != self.model_path:
+            own = load_tokenizer(self.reference_path, self.loading)
+            check_same_token_ids(self.tokenizer, own, f"reference: {self.reference_path!r}")
         if self.critic is not None:
             self.critic.check(self.critic_init)
         if self.offload_frozen and not self.offloaded:

@@ -2,12 +2,14 @@
 
 import json
 import math
+import os
 from functools import cached_property
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,11 +22,36 @@ from lit_rlhf.models.export import CHECKPOINT_KEY, describe_model
 from lit_rlhf.models.fingerprint import model_fingerprint
 from lit_rlhf.models.loading import load_config, load_tokenizer, max_positions
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
+from lit_rlhf.models.lora import check_lora
+from lit_rlhf.models.memory_estimate import build_meta_model
 from lit_rlhf.modules.epoch_metrics import EpochMeans
 from lit_rlhf.modules.random_state import get_random_state, set_random_state
-from lit_rlhf.modules.resume import ResumePoint, find_resume_point, finish_epoch, mark_step_as_saved
+from lit_rlhf.modules.resume import (
+    ResumePoint,
+    check_optimizer_state,
+    class_path,
+    describe_optimizer,
+    find_resume_point,
+    finish_epoch,
+    is_at_new_end,
+    iter_settings,
+    mark_step_as_saved,
+    regroup_parameters,
+    remaining_steps,
+    restore_callback_settings,
+    restore_recipe,
+)
 from lit_rlhf.schedules import TrainerLengthSchedule
-from lit_rlhf.strategies import data_parallel_group, tensor_parallel_plan, tensor_parallel_size, total_norm
+from lit_rlhf.strategies import (
+    data_parallel_group,
+    sharded_parameters,
+    tensor_parallel_plan,
+    tensor_parallel_size,
+    total_norm,
+)
+
+CHECKPOINT_FORMAT = 2  # 2: positions in rows, the optimizer of the recipe
+SEED_VARIABLE = "PL_GLOBAL_SEED"  # where `seed_everything` keeps its seed
 
 
 class LitModule(LightningModule, DataRequirements):
@@ -59,6 +86,8 @@ class LitModule(LightningModule, DataRequirements):
         self.samples: list[dict[str, Any]] = []
         self.resumed_random_state: dict[str, Any] | None = None
         self.resumed_at: ResumePoint = "within"
+        self.resumed: dict[str, Any] | None = None  # optimizer and schedulers of the checkpoint, until training starts
+        self.recipe_optimizer: dict[str, Any] = {}  # see `describe_optimizer`
         if self.loading.quantization is not None:
             if adapter is None:
                 raise UserError(
@@ -75,7 +104,13 @@ class LitModule(LightningModule, DataRequirements):
         return load_tokenizer(self.model_path, self.loading)
 
     def setup(self, stage: str) -> None:
-        """Refuse a model whose tensors the strategy cannot split; reads its config alone."""
+        """Refuse an adapter that does not fit the model, and tensors that the strategy cannot split.
+
+        Reads the model's config alone.
+        """
+        if self.adapter is not None:
+            config = load_config(self.model_path, self.loading)
+            check_lora(self.adapter, build_meta_model(config, self.loading, None, scalar=False))
         ranks = tensor_parallel_size(self.trainer.strategy)
         if ranks > 1:
             tensor_parallel_plan(load_config(self.model_path, self.loading), ranks)
@@ -103,30 +138,37 @@ class LitModule(LightningModule, DataRequirements):
 
     def configure_optimizers(self) -> Any:
         """Build optimizer and scheduler; the paper's schedules get the length of the run."""
-        groups = self.parameter_groups()
-        optimizer = self.make_optimizer(groups)
-        if optimizer.defaults.get("weight_decay"):
-            optimizer = self.make_optimizer(split_weight_decay_groups(groups))
+        optimizer = self.make_optimizer(self.optimizer_groups())
         # A fused optimizer would unscale gradients itself; with mixed precision Lightning then refuses to clip.
         if getattr(optimizer, "_step_supports_amp_scaling", False):
             optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-        if self.make_scheduler is None:
+        scheduler = None if self.make_scheduler is None else self.make_scheduler(optimizer)
+        self.recipe_optimizer = describe_optimizer(optimizer, scheduler)
+        if scheduler is None:
             return optimizer
-        scheduler = self.make_scheduler(optimizer)
         if isinstance(scheduler, TrainerLengthSchedule):
-            total = int(
-                self.trainer.estimated_stepping_batches
-            )  # builds the dataloader, whose length is known afterwards
-            batches = self.trainer.num_training_batches
-            finite = batches if batches != float("inf") else 1
-            scheduler.set_length(total, math.ceil(finite / self.trainer.accumulate_grad_batches))
+            # builds the dataloader, whose length is known afterwards
+            total = int(self.trainer.estimated_stepping_batches)
+            scheduler.set_length(total, self.steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def optimizer_groups(self) -> list[dict[str, Any]]:
+        """Return `parameter_groups`, those with vectors apart if the recipe's optimizer has weight decay."""
+        groups = self.parameter_groups()
+        decays = self.make_optimizer(groups).defaults.get("weight_decay")
+        return split_weight_decay_groups(groups) if decays else self.parameter_groups()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch; 1 if its length is not known."""
+        batches = self.trainer.num_training_batches
+        return math.ceil((batches if batches != float("inf") else 1) / self.trainer.accumulate_grad_batches)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the means of the minibatch, and the gradient norm before the Trainer clips."""
         # the same on every rank; counted once per step, so that a run resumed on fewer ranks weighs all steps alike
         ranks, _ = get_dp_world_size_and_rank(self.trainer)
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        gradients = [p.grad for p in sharded_parameters(self).values() if p.grad is not None]
         if gradients:  # DeepSpeed does not expose them
             self.epoch_means.add("train/grad_norm", total_norm(gradients) / ranks, 1 / ranks)
         for name, mean in self.step_means.compute(self.sum_over_ranks).items():
@@ -172,8 +214,12 @@ class LitModule(LightningModule, DataRequirements):
             "module": type(self).__name__,
             **about,
             "random": all_gather_object(get_random_state()),
+            "format": CHECKPOINT_FORMAT,
+            "seed": os.environ.get(SEED_VARIABLE),
+            "optimizer": self.recipe_optimizer,
         }
         checkpoint[CHECKPOINT_KEY]["fingerprints"] = self.model_fingerprints
+        checkpoint["epoch_sums"] = self.epoch_means.reduced_sums(self.sum_over_ranks)
         if self.trainer.is_last_batch:
             checkpoint["epoch_end"] = {"means": self.last_epoch_means, "samples": self.samples}
         if base is not None:
@@ -201,15 +247,16 @@ class LitModule(LightningModule, DataRequirements):
                     "`lit-rlhf export`"
                 )
 
-    def log_epoch_means(self) -> None:
-        """Log the means of an epoch at its last step.
+    def log_epoch_means(self, step: int | None = None) -> None:
+        """Log the means of an epoch at its last step, which is the current one by default.
 
         Lightning logs an epoch only after this step's checkpoint; a run killed in between would lose this row.
         """
+        step = self.global_step if step is None else step
         self.last_epoch_means = self.epoch_means.compute(self.sum_over_ranks)
         row = {name: float(mean) for name, mean in self.last_epoch_means.items()}
         for logger in self.loggers if row else ():
-            logger.log_metrics({**row, "epoch": self.current_epoch}, step=self.global_step)
+            logger.log_metrics({**row, "epoch": self.current_epoch}, step=step)
             logger.save()
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -234,14 +281,99 @@ class LitModule(LightningModule, DataRequirements):
         _ = (
             self.model_fingerprints
         )  # now, and not at the first checkpoint: what is on the disk then may be another model
+        if self.resumed is None:
+            return
+        self.resume_optimizer(self.resumed)
+        if self.resumed_at == "within" and is_at_new_end(self.trainer):
+            self.resumed_at = "last batch"
+            self.log_epoch_means(self.global_step - 1)
         if self.resumed_at != "within":
             self.trainer.callback_metrics.update(self.last_epoch_means)  # callbacks read them there when an epoch ends
             finish_epoch(self.trainer, self.resumed_at)
             self.resumed_at = "within"
+        for scheduler in (config.scheduler for config in self.trainer.lr_scheduler_configs):
+            left = remaining_steps(self.trainer, self.steps_per_epoch)
+            if isinstance(scheduler, TrainerLengthSchedule) and math.isfinite(left):
+                scheduler.set_length(self.global_step + int(left), self.steps_per_epoch)
+        self.resumed = None
+
+    def resume_optimizer(self, checkpoint: dict[str, Any]) -> None:
+        """Give the optimizer the recipe's settings if they are not those of the checkpoint, and the scheduler its step.
+
+        Args:
+            checkpoint: with `optimizer`, see `describe_optimizer`, and `lr_schedulers`, Lightning's states.
+        """
+        optimizer = self.trainer.optimizers[0]
+        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        if checkpoint["optimizer"] == self.recipe_optimizer:
+            for scheduler, state in zip(schedulers, checkpoint["lr_schedulers"]):
+                scheduler.load_state_dict(state)
+            return
+        restore_recipe(optimizer, next(iter(schedulers), None), self.recipe_optimizer, self.global_step)
+        check_optimizer_state(optimizer, self.make_optimizer)
 
     def trainable_names(self) -> set[str]:
         """Return the names of the trainable weights: with a 4-bit base, the only ones in a checkpoint."""
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def check_resumable(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to train on from a checkpoint whose optimizer or position in the data cannot be continued.
+
+        It needs no weights: `lit-rlhf fit` calls it before any is loaded.
+        """
+        about = checkpoint.get(CHECKPOINT_KEY, {})
+        remedy = "`lit-rlhf export` it and start a new run from the folder"
+        if about.get("format") != CHECKPOINT_FORMAT:
+            raise UserError(
+                f"ckpt_path: the checkpoint is of another version of lit_rlhf, which counts other positions; {remedy}"
+            )
+        stored = about["optimizer"]
+        if "lr_schedulers" not in checkpoint or not stored:
+            raise UserError(f"ckpt_path: the checkpoint holds weights only, without an optimizer to resume; {remedy}")
+        optimizer = self.make_optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))]}])
+        if class_path(optimizer) != stored["class"]:
+            raise UserError(
+                f"ckpt_path: the checkpoint's optimizer is {stored['class']}, whose state {class_path(optimizer)} "
+                f"cannot continue; set model.optimizer back, or {remedy}"
+            )
+        decays = any(group.get("weight_decay") for group in stored["groups"])
+        if "optimizer_states" not in checkpoint and decays != bool(optimizer.defaults.get("weight_decay")):
+            raise UserError(
+                "ckpt_path: weight decay of a checkpoint in shards can be changed, but not switched on or off; set "
+                f"model.optimizer.weight_decay back, or {remedy}"
+            )
+
+    def regroup_optimizer_states(self, checkpoint: dict[str, Any]) -> None:
+        """Convert the optimizer's state to the parameter groups of now, which weight decay decides."""
+        for state in checkpoint.get("optimizer_states", []):
+            groups = self.parameter_groups()
+            regroup_parameters(state, self.optimizer_groups(), (groups, split_weight_decay_groups(groups)))
+
+    def load_optimizer_state(self, checkpoint: dict[str, Any]) -> None:
+        """Load the optimizer's state in the middle of a run, whose settings and learning rate stay."""
+        settings = [settings for optimizer in self.trainer.optimizers for settings, _ in iter_settings(optimizer)]
+        self.regroup_optimizer_states(checkpoint)
+        self.trainer.strategy.load_optimizer_state_dict(checkpoint)
+        groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
+        for group, own in zip(groups, settings):
+            group.update(own)
+
+    def load_training_state(self, checkpoint: dict[str, Any]) -> None:
+        """Take what is not weights from a checkpoint; what Lightning would take is changed in place, see `resume`."""
+        self.check_resumable(checkpoint)
+        about = checkpoint[CHECKPOINT_KEY]
+        self.resumed = {"optimizer": about["optimizer"], "lr_schedulers": checkpoint["lr_schedulers"]}
+        checkpoint["lr_schedulers"] = []
+        self.regroup_optimizer_states(checkpoint)
+        restore_callback_settings(self.trainer, checkpoint.get("callbacks", {}))
+        self.resumed_at = find_resume_point(checkpoint["loops"])
+        epoch_end = checkpoint.get("epoch_end", {})
+        self.last_epoch_means, self.samples = epoch_end.get("means", {}), epoch_end.get("samples", [])
+        self.epoch_means.load(checkpoint["epoch_sums"], get_dp_world_size_and_rank(self.trainer)[1] == 0)
+        # other ranks cannot continue the random states, and another seed asks for others
+        states = about["random"] if about["seed"] == os.environ.get(SEED_VARIABLE) else []
+        if len(states) == self.trainer.world_size:
+            self.resumed_random_state = states[self.trainer.global_rank]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another module or of another model shape."""
@@ -255,12 +387,8 @@ class LitModule(LightningModule, DataRequirements):
         if missing:
             raise UserError(f"ckpt_path: the checkpoint lacks the weight {min(missing)!r} that this recipe trains")
         self.check_fingerprints(about.get("fingerprints", {}))
-        self.resumed_at = find_resume_point(checkpoint["loops"])
-        epoch_end = checkpoint.get("epoch_end", {})
-        self.last_epoch_means, self.samples = epoch_end.get("means", {}), epoch_end.get("samples", [])
-        states = about.get("random", [])
-        if len(states) == self.trainer.world_size:  # another number of ranks cannot continue them
-            self.resumed_random_state = states[self.trainer.global_rank]
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.load_training_state(checkpoint)
         stored, own = json.loads(about["config"]), self.exported_model.config.to_dict()
         for name in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers"):
             if stored.get(name) != own.get(name):

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.models.loading import load_config
+from lit_rlhf.models.loading import check_same_token_ids, load_config, load_tokenizer
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import adapter_state_dict, add_lora, has_adapter
 from lit_rlhf.models.lora_checkpoint import attach_adapter, read_scalar_adapter
@@ -100,6 +100,8 @@ class SeparateCritic(Critic):
                 "to one, or to lit_rlhf.modules.LoRACritic"
             )
         load_config(path, init.loading)
+        if path not in (init.model, init.reward):  # a reward checks its own tokenizer
+            check_same_token_ids(init.tokenizer, load_tokenizer(path, init.loading), f"critic: {path!r}")
 
     def _init_path(self, init: CriticInit) -> str:
         return self.path or init.reward or init.model

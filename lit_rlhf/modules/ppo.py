@@ -28,7 +28,8 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from lit_rlhf.data.batches import PretrainingBatch, PromptBatch
-from lit_rlhf.data.loader import get_dp_world_size_and_rank
+from lit_rlhf.data.collation import TokenizedPrompt
+from lit_rlhf.data.loader import convert_batch_progress, get_dp_world_size_and_rank
 from lit_rlhf.data.prompts import PromptDataModule, PromptSource
 from lit_rlhf.distributed import gather_rows
 from lit_rlhf.errors import UserError
@@ -36,17 +37,26 @@ from lit_rlhf.functional import clipped_policy_loss, clipped_value_loss, k1, mas
 from lit_rlhf.generation import CachedGenerator, Generator, SamplingParams
 from lit_rlhf.generation.sampling import sampling_uniforms
 from lit_rlhf.generation.stopping import stop_string_matcher
+from lit_rlhf.models.export import CHECKPOINT_KEY
 from lit_rlhf.models.lm_loss import causal_lm_loss
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.shared_backbone import capture_last_hidden_state
 from lit_rlhf.modules.actor_critic import ActorCritic
 from lit_rlhf.modules.critics import Critic, resolve_critic
 from lit_rlhf.modules.ppo_config import PPOConfig
+from lit_rlhf.modules.resume import class_path
 from lit_rlhf.packing.packed_batch import PackedBatch
 from lit_rlhf.rewards.base import Reward, compute_finite_scores
 from lit_rlhf.rollout.advantages import GAE, AdvantageEstimator, check_group_size, compute_rewards
 from lit_rlhf.rollout.experience import Experience, Trajectories, make_episodes, repeat_prompts, sample_rows
-from lit_rlhf.rollout.experience_loader import BatchSizes, ExperienceLoader, PPOIteration, iter_micro_batches
+from lit_rlhf.rollout.experience_loader import (
+    BatchSizes,
+    EpisodeOrder,
+    ExperienceLoader,
+    PPOIteration,
+    check_mid_iteration_state,
+    iter_micro_batches,
+)
 from lit_rlhf.rollout.forward_passes import logprobs_and_entropy, map_in_chunks, packed_logprobs
 from lit_rlhf.rollout.kl_controller import FixedKLController, KLController
 from lit_rlhf.rollout.metrics import compute_logprob_mismatch, compute_rollout_metrics
@@ -131,6 +141,7 @@ class PPOModule(ActorCritic):
                 f"ppo.critic_warmup_iterations: {type(estimator).__name__} has no critic to warm up; leave it at 0"
             )
         self.loader: ExperienceLoader | None = None
+        self.num_iterations = self.num_prompts = 0  # that were collected
         self.mid_iteration_state: dict[str, Any] = {}  # of a checkpoint, until there is a loader that resumes from it
         self.pending_critic_batch: tuple[Experience, PackedBatch] | None = None  # its value loss is due in `backward`
         self.validation_score, self.validation_kl = MeanMetric(), MeanMetric()
@@ -179,7 +190,8 @@ class PPOModule(ActorCritic):
         old_logprobs = in_chunks(self.policy_logprobs) if recompute else output.logprobs
         values = in_chunks(self.critic_values)
 
-        self.samples = sample_rows(episodes, scores, (k1(old_logprobs, ref_logprobs) * mask).sum(1))
+        if self.trainer.training:  # a validation at an epoch's end precedes the callbacks that log the rollout
+            self.samples = sample_rows(episodes, scores, (k1(old_logprobs, ref_logprobs) * mask).sum(1))
         trajectories = Trajectories(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -199,7 +211,7 @@ class PPOModule(ActorCritic):
         (world_size, rank), sizes = get_dp_world_size_and_rank(self.trainer), self.sizes
         gather = partial(gather_rows, group=data_parallel_group(self.trainer.strategy))
         index = torch.arange(sizes.num_prompts)[rank::world_size]
-        rows = prompts.get_prompts(iteration, sizes.num_prompts)
+        rows = self.next_prompts(prompts)
         batch = prompts.collate([rows[int(i)] for i in index], index)
         # Drawn for all episodes on every rank: a response does not depend on the number of ranks.
         uniforms = sampling_uniforms(sizes.rollout_batch_size, self.sampling.max_new_tokens, self.seed, iteration, 0)
@@ -212,10 +224,16 @@ class PPOModule(ActorCritic):
         )
         return Trajectories(*columns), seconds | reward_metrics
 
+    def next_prompts(self, prompts: PromptSource) -> list[TokenizedPrompt]:
+        """Return the prompts after those of the iterations so far, which may have been of other sizes."""
+        count = self.sizes.num_prompts
+        block, first = divmod(self.num_prompts, count)
+        rows = prompts.get_prompts(block, count)
+        return [*rows[first:], *prompts.get_prompts(block + 1, count)[:first]] if first else rows
+
     def collect_experience(self, prompts: PromptSource) -> PPOIteration:
         """Steps 1 to 6 of an iteration: all data that its update uses. Called before the first micro-batch."""
-        # Counted in steps: after a resume, current_epoch may be one ahead.
-        iteration = self.trainer.global_step // self.sizes.num_optimizer_steps
+        iteration = self.num_iterations  # not current_epoch: after a resume, that may be one ahead
         start = time.perf_counter()
         # A dataloader runs outside the autocast of training_step; without it the first ratio would not be 1.
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
@@ -237,7 +255,9 @@ class PPOModule(ActorCritic):
         self.kl.update(float(rollout_metrics["reward/kl"]), self.ppo.rollout_batch_size)
         metrics["time/rollout"] = time.perf_counter() - start
         rollout_metrics |= {name: torch.tensor(value) for name, value in metrics.items()}
-        return PPOIteration(iteration, trajectories, rewards, advantages, returns, rollout_metrics)
+        self.num_iterations, self.num_prompts = iteration + 1, self.num_prompts + self.sizes.num_prompts
+        order = EpisodeOrder(self.seed, self.sizes.order_block)
+        return PPOIteration(iteration, trajectories, rewards, advantages, returns, rollout_metrics, order)
 
     # ---------------------------------------------------------------------------------------------------------- update
 
@@ -326,8 +346,7 @@ class PPOModule(ActorCritic):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Step 10, before Lightning clips and steps: keep the policy fixed during the critic's warm-up."""
-        iteration = self.trainer.global_step // self.sizes.num_optimizer_steps
-        if iteration < self.ppo.critic_warmup_iterations:
+        if self.num_iterations <= self.ppo.critic_warmup_iterations:
             self.drop_policy_gradients()
         super().on_before_optimizer_step(optimizer)
 
@@ -367,6 +386,7 @@ class PPOModule(ActorCritic):
         if isinstance(data, PromptDataModule) and data.prompts is not None:
             self.check_length(data.prompts)
         self.seed = trainer.strategy.broadcast(torch.initial_seed())
+        self.num_iterations = self.num_prompts = 0
 
     def check_length(self, prompts: PromptSource) -> None:
         """Refuse prompts that leave no positions for a response."""
@@ -384,6 +404,7 @@ class PPOModule(ActorCritic):
             lambda: self.collect_experience(prompts),
             lambda iteration: iter_micro_batches(iteration, sizes, rank, self.seed),
             sizes.num_micro_batches,
+            sizes.shape,
         )
         if self.mid_iteration_state:
             self.loader.resume(self.mid_iteration_state, self.device)
@@ -398,19 +419,35 @@ class PPOModule(ActorCritic):
         """Add the states of KL controller and reward, and an iteration that is not finished."""
         super().on_save_checkpoint(checkpoint)
         # there is no loader if nothing was trained: a model that was only validated can be saved
-        if state := self.loader.mid_iteration_state() if self.loader else {}:
-            sums = self.epoch_means.reduced_sums(self.sum_over_ranks)
-            checkpoint["iteration"] = state | {"epoch_sums": sums, "samples": self.samples}
+        state = self.loader.mid_iteration_state() if self.loader and not self.trainer.is_last_batch else {}
+        if state:
+            checkpoint["iteration"] = state | {"samples": self.samples, "distribution": self.sampling.distribution()}
+        checkpoint["collected"] = {"iterations": self.num_iterations, "prompts": self.num_prompts}
         checkpoint["kl_controller"] = self.kl.state_dict()
+        checkpoint[CHECKPOINT_KEY]["kl_controller"] = class_path(self.kl)
         checkpoint["reward"] = self.reward.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore them."""
         super().on_load_checkpoint(checkpoint)
-        self.kl.load_state_dict(checkpoint["kl_controller"])
+        if checkpoint[CHECKPOINT_KEY].get("kl_controller") == class_path(self.kl):  # else the recipe's new one begins
+            self.kl.load_state_dict(checkpoint["kl_controller"])
         self.reward.load_state_dict(checkpoint.get("reward", {}))
-        self.mid_iteration_state = checkpoint.get("iteration", {})
-        if self.mid_iteration_state:
-            self.samples = self.mid_iteration_state["samples"]
-            is_first_rank = get_dp_world_size_and_rank(self.trainer)[1] == 0
-            self.epoch_means.load(self.mid_iteration_state["epoch_sums"], is_first_rank)
+
+    def load_training_state(self, checkpoint: dict[str, Any]) -> None:
+        """Also restore the position in the prompts, and an iteration that is not finished."""
+        super().load_training_state(checkpoint)
+        self.num_iterations, self.num_prompts = (checkpoint["collected"][name] for name in ("iterations", "prompts"))
+        self.mid_iteration_state = state = checkpoint.get("iteration", {})
+        if not state:
+            return
+        check_mid_iteration_state(state, self.sizes)
+        if state["distribution"] != self.sampling.distribution():
+            raise UserError(
+                "ckpt_path: the checkpoint is in the middle of an iteration that was sampled with "
+                f"{state['distribution']}, and sampling has {self.sampling.distribution()} now; take that of then, or "
+                "a checkpoint at the end of an iteration"
+            )
+        self.samples, sizes = state["samples"], self.sizes
+        num_rows = sizes.ppo_epochs * sizes.rollout_batch_size
+        convert_batch_progress(checkpoint, state["episodes"], num_rows, state["sizes"], sizes.shape)

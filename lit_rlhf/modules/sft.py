@@ -12,6 +12,7 @@ from lit_rlhf.models.lm_loss import causal_lm_loss
 from lit_rlhf.models.loading import load_causal_lm, load_config
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import add_lora
+from lit_rlhf.models.pretrained import resolve_attention
 from lit_rlhf.modules.base import LitModule
 from lit_rlhf.packing.varlen_attention import varlen_unsupported_reason
 from lit_rlhf.strategies import meta_init_except_rank_zero, shard_model, tensor_parallel_size
@@ -67,7 +68,7 @@ class SFTModule(LitModule):
             setting: the setting that asks for packing, for the error message.
         """
         config = load_config(self.model_path, self.loading)
-        reason = varlen_unsupported_reason(config, max_tokens, self.loading.attn_implementation)
+        reason = varlen_unsupported_reason(config, max_tokens, resolve_attention(config, self.loading))
         if reason:
             raise UserError(f"{setting}: {self.model_path!r} takes 'group_by_length', but no packed rows: {reason}")
 

@@ -2,20 +2,18 @@
 
 A segment is a run of tokens: a prompt, or a response that names the prompt as its parent. A token attends to its own
 segment and to its parent, so a prompt is computed once for all its responses. This module alone knows in what form
-transformers takes such a mask, and which architectures apply it.
+transformers takes such a mask; `lit_rlhf.packing.architectures` knows which architectures apply it.
 """
-
-import inspect
-import sys
 
 import torch
 from torch import Tensor
-from transformers import MODEL_MAPPING, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
+
+from lit_rlhf.packing.architectures import CHECKED_ARCHITECTURES, architecture_unsupported_reason
 
 VARLEN_SDPA = "lit_rlhf_varlen_sdpa"
 """Name of the attention of `lit_rlhf.packing.varlen_attention`; given a mask, it is "sdpa"."""
 _IMPLEMENTATIONS = ("sdpa", "eager", VARLEN_SDPA)
-_STATELESS_LAYERS = {"full_attention", "sliding_attention"}
 
 
 def uses_sdpa(config: PretrainedConfig) -> bool:
@@ -28,7 +26,8 @@ def packing_unsupported_reason(
 ) -> str | None:
     """Return why a model would not compute the segments of a packed row as in separate rows.
 
-    Read from the configuration and the architecture's code, before any weight is loaded.
+    Read from the configuration, before any weight is loaded: an architecture is supported if it was compared with plain
+    rows, not because nothing is known against it.
 
     Args:
         config: Of the model.
@@ -45,30 +44,16 @@ def packing_unsupported_reason(
             f"attention {implementation!r} takes no mask that keeps packed sequences apart; "
             "set model.loading.attn_implementation to 'sdpa'"
         )
-    if type(config) not in MODEL_MAPPING:
-        return f"{name} is no architecture of transformers itself, and how its code uses an attention mask is unknown"
-    architecture = MODEL_MAPPING[type(config)]
-    if has_stateful_layers(config, architecture):
-        return f"{name} has layers that carry a state over every token before, whatever the attention mask"
-    if "position_ids" not in inspect.signature(architecture.forward).parameters:
-        return f"{name} takes no position_ids, which must restart in each segment"
-    if not hasattr(sys.modules[architecture.__module__], "create_causal_mask"):
-        return f"{name} does not pass a four-dimensional attention mask on as it is"
+    reason = architecture_unsupported_reason(config, CHECKED_ARCHITECTURES)
+    if reason is not None:
+        return reason
+    if getattr(config, "alibi", False):
+        return f"{name} with alibi has an attention bias by column, whatever the attention mask"
     # transformers ignores the sliding window when it is given a four-dimensional mask
     window = getattr(config, "sliding_window", None)
     if window and longest > window:
         return f"the attention of {name} slides over {window:,} tokens, and the longest sequence has {longest:,}"
     return None
-
-
-def has_stateful_layers(config: PretrainedConfig, architecture: type[PreTrainedModel]) -> bool:
-    """Whether a model has layers other than attention that mix tokens, such as those of Mamba.
-
-    Args:
-        config: Its text configuration.
-        architecture: Its class.
-    """
-    return architecture._is_stateful or bool(set(getattr(config, "layer_types", None) or ()) - _STATELESS_LAYERS)
 
 
 def packed_model_inputs(

@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from lit_rlhf.functional import position_ids
-from lit_rlhf.packing.attention_masks import has_stateful_layers, packing_unsupported_reason
+from lit_rlhf.packing.architectures import CONTINUES_A_CACHE, architecture_unsupported_reason
+from lit_rlhf.packing.attention_masks import packing_unsupported_reason
 from lit_rlhf.packing.bin_packing import forward_flops
 from lit_rlhf.packing.packed_batch import PackedBatch, pack_units
 
@@ -133,8 +134,9 @@ def prefix_sharing_unsupported_reason(model: PreTrainedModel) -> str | None:
     It depends on the model alone, never on a batch: ranks that share weights must make the same forward passes.
     """
     config = model.config.get_text_config()
-    if has_stateful_layers(config, type(model)):
-        return f"{config.model_type} has layers that carry a state over every token before"
+    reason = architecture_unsupported_reason(config, CONTINUES_A_CACHE)
+    if reason is not None:
+        return reason
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     if window is not None and window < (getattr(config, "max_position_embeddings", None) or math.inf):
         return f"the attention of {config.model_type} slides over {window:,} tokens"

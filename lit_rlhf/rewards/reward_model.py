@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.models.loading import load_config, load_tokenizer
+from lit_rlhf.models.loading import check_same_token_ids, load_config, load_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.scalar_model import ScalarModel, load_scalar_model
 from lit_rlhf.packing.packed_batch import PackedBatch, length_bucketed_chunks, pack_batch
@@ -20,7 +20,7 @@ class RewardModelScorer(Reward):
     """A trained reward model; the score is read at the last token of the response.
 
     Args:
-        model: folder of a reward model that shares the policy's tokenizer.
+        model: folder of a reward model whose tokenizer gives every token of the policy's the same id.
         require_centered: refuse a model without centering constants (App. C.2: demonstrations score 0 on average).
         loading: how to load it.
         batch_size: episodes per forward pass.
@@ -41,12 +41,7 @@ class RewardModelScorer(Reward):
 
     def prepare(self, tokenizer: Tokenizer, device: torch.device) -> None:
         """Load the model, frozen."""
-        own = load_tokenizer(self.path, self.loading)
-        if own.get_vocab() != tokenizer.get_vocab():
-            raise UserError(
-                f"reward: {self.path!r} has another tokenizer than the policy; its ids would mean other words. Use a "
-                "reward model trained from the same family"
-            )
+        check_same_token_ids(tokenizer, load_tokenizer(self.path, self.loading), f"reward: {self.path!r}")
         if self.require_centered and not hasattr(load_config(self.path, self.loading), "score_shift"):
             raise UserError(
                 f"reward: {self.path!r} has no centering constants (score_shift in its config.json): train it with the "

@@ -1,6 +1,7 @@
 """Advantage estimators. Shapes: `B` episodes, `R` response.
 
-All use the rewards after the KL penalty: `GAE` token by token, the two group-based ones as a total per response.
+All subtract the KL penalty: `GAE` token by token, `RLOOAdvantage` from the score of a response, and `GRPOAdvantage`
+from its normalized score.
 """
 
 from abc import ABC, abstractmethod
@@ -75,18 +76,21 @@ class GAE(AdvantageEstimator):
 
 
 class GRPOAdvantage(AdvantageEstimator):
-    """A response's total reward minus its prompt's mean, in standard deviations of its prompt; no critic.
+    """A response's score minus its prompt's mean, in standard deviations of its prompt, minus the KL penalty; no critic.
 
-    Group-relative policy optimization (Shao et al., 2024). Every token of a response gets the same advantage. No
-    whitening: each group has mean 0 and variance 1.
+    Group-relative policy optimization (Shao et al., 2024). Every token of a response gets the same advantage. The KL
+    penalty, centered in the group as well, is not divided by the standard deviation. All advantages of a prompt whose
+    responses have equal scores are 0. No whitening.
     """
 
     min_group_size = 2
 
     def estimate(self, rewards: Tensor, trajectories: Trajectories) -> AdvantageEstimate:
         """See `AdvantageEstimator.estimate`."""
+        scores = trajectories.scores
+        penalties = scores - rewards.sum(1)  # β times the KL of a response
         return AdvantageEstimate(
-            _broadcast_to_tokens(group_relative(rewards.sum(1), trajectories.prompt_index), trajectories)
+            _broadcast_to_tokens(group_relative(scores, trajectories.prompt_index, penalties), trajectories)
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lit_rlhf.data.loader import BatchShape, batch_sizes, check_position
 from lit_rlhf.errors import UserError
 from lit_rlhf.generation.sampling import make_generator
 from lit_rlhf.packing.packed_batch import length_bucketed_chunks
@@ -68,6 +69,16 @@ class BatchSizes:
         """Backward passes per iteration, on each rank."""
         return self.num_optimizer_steps * self.accumulate_grad_batches
 
+    @property
+    def shape(self) -> BatchShape:
+        """How a minibatch is partitioned."""
+        return BatchShape(self.micro_batch_size, self.accumulate_grad_batches, self.world_size)
+
+    @property
+    def order_block(self) -> int:
+        """Episodes that stay together in the random order: those of a prompt, if complete prompts fit a minibatch."""
+        return self.samples_per_prompt if self.minibatch_size % self.samples_per_prompt == 0 else 1
+
     def __str__(self) -> str:
         """One line, printed at the start of a run."""
         samples = f" ({self.samples_per_prompt} for each of {self.num_prompts} prompts)"
@@ -79,6 +90,13 @@ class BatchSizes:
         )
 
 
+class EpisodeOrder(NamedTuple):
+    """What decides the order of the episodes in an update, besides the iteration's number."""
+
+    seed: int
+    block: int  # consecutive episodes that stay together
+
+
 class PPOIteration(NamedTuple):
     """All data that the update of one iteration uses."""
 
@@ -88,6 +106,7 @@ class PPOIteration(NamedTuple):
     advantages: Tensor  # (B, R) float32
     returns: Tensor | None  # (B, R) float32; None without a critic
     metrics: dict[str, Tensor]  # of the rollout
+    order: EpisodeOrder | None = None  # fixed when collected; None: of the sizes and the seed of the update
 
     def state_dict(self) -> dict[str, Any]:
         """Return the iteration as plain values and tensors on the CPU."""
@@ -98,6 +117,7 @@ class PPOIteration(NamedTuple):
             "advantages": self.advantages.cpu(),
             "returns": None if self.returns is None else self.returns.cpu(),
             "metrics": {name: value.cpu() for name, value in self.metrics.items()},
+            "order": None if self.order is None else list(self.order),
         }
 
     @classmethod
@@ -106,7 +126,8 @@ class PPOIteration(NamedTuple):
         trajectories = Trajectories(**{name: value.to(device) for name, value in state["trajectories"].items()})
         rewards, advantages = state["rewards"].to(device), state["advantages"].to(device)
         returns = None if state["returns"] is None else state["returns"].to(device)
-        return cls(state["number"], trajectories, rewards, advantages, returns, state["metrics"])
+        order = None if state["order"] is None else EpisodeOrder(*state["order"])
+        return cls(state["number"], trajectories, rewards, advantages, returns, state["metrics"], order)
 
 
 class ExperienceLoader:
@@ -115,12 +136,15 @@ class ExperienceLoader:
     It must have a length: an unsized loader makes Lightning prefetch one batch, and the next rollout would be sampled
     from stale weights. `__iter__` is a generator, so nothing is sampled before the first batch is requested.
 
+    Its position is kept in episodes of completed optimizer steps, so that an iteration can continue with other sizes.
+
     Its state is not called `state_dict`: Lightning would store that a second time, and restore it in mid-epoch only.
 
     Args:
         collect: produces the next iteration.
         iter_micro_batches: yields its micro-batches on this rank.
         num_micro_batches: how many.
+        shape: how its minibatches are partitioned.
     """
 
     def __init__(
@@ -128,7 +152,9 @@ class ExperienceLoader:
         collect: Callable[[], PPOIteration],
         iter_micro_batches: Callable[[PPOIteration], Iterator[Experience]],
         num_micro_batches: int,
+        shape: BatchShape = BatchShape(1),  # noqa: B008
     ) -> None:
+        self.shape = shape
         self.collect, self.iter_micro_batches, self.num_micro_batches = collect, iter_micro_batches, num_micro_batches
         self.iteration: PPOIteration | None = None
         self.position = 0  # micro-batches of the iteration that were yielded
@@ -150,15 +176,40 @@ class ExperienceLoader:
             yield batch
 
     def mid_iteration_state(self) -> dict[str, Any]:
-        """Return the current iteration and the position in it; nothing between two iterations."""
-        if self.iteration is None or not 0 < self.position < self.num_micro_batches:
+        """Return the current iteration, and the position in it in episodes; nothing between two iterations."""
+        if self.iteration is None or self.position == self.num_micro_batches:
             return {}
-        return {"position": self.position, **self.iteration.state_dict()}
+        episodes = self.position // self.shape.accumulate_grad_batches * self.shape.minibatch_size
+        return {"episodes": episodes, "sizes": batch_sizes(self.shape), **self.iteration.state_dict()}
 
     def resume(self, state: dict[str, Any], device: torch.device) -> None:
         """Continue from what `mid_iteration_state` returned."""
         self.iteration = PPOIteration.from_state_dict(state, device)
-        self.position, self.is_resumed = state["position"], True
+        self.position, self.is_resumed = state["episodes"] // self.shape.global_micro_batch_size, True
+
+
+def check_mid_iteration_state(state: dict[str, Any], sizes: BatchSizes) -> None:
+    """Refuse to continue an iteration in sizes that it does not fit.
+
+    Args:
+        state: what `ExperienceLoader.mid_iteration_state` returned.
+        sizes: of now.
+
+    Raises:
+        UserError: names the setting and values that fit.
+    """
+    collected, trained, end = len(state["trajectories"]["scores"]), state["episodes"], "the end of an iteration"
+    if collected != sizes.rollout_batch_size:
+        raise UserError(
+            f"ckpt_path: the checkpoint is in the middle of an iteration of {collected} episodes, and "
+            f"ppo.rollout_batch_size is {sizes.rollout_batch_size} now; take {collected}, or a checkpoint at {end}"
+        )
+    if trained >= sizes.ppo_epochs * collected:
+        raise UserError(
+            f"ckpt_path: the checkpoint is in the middle of an iteration, after {trained} episodes in epochs of "
+            f"{collected}, and ppo.ppo_epochs is {sizes.ppo_epochs} now; take more, or a checkpoint at {end}"
+        )
+    check_position(trained, sizes.shape, "episodes of its iteration", end, collected)
 
 
 def iter_micro_batches(iteration: PPOIteration, sizes: BatchSizes, rank: int, seed: int) -> Iterator[Experience]:
@@ -166,10 +217,11 @@ def iter_micro_batches(iteration: PPOIteration, sizes: BatchSizes, rank: int, se
 
     Within a minibatch the rows are sorted by length, so that micro-batches contain little padding.
     """
-    number, trajectories, _, advantages, returns, rollout_metrics = iteration
+    number, trajectories, _, advantages, returns, rollout_metrics, fixed_order = iteration
     width = trajectories.response_mask.shape[1]
+    seed, block = fixed_order or (seed, sizes.order_block)
     for epoch in range(sizes.ppo_epochs):
-        order = shuffle_episodes(sizes, make_generator(seed, number, 1, epoch))
+        order = shuffle_episodes(sizes.rollout_batch_size, block, make_generator(seed, number, 1, epoch))
         for minibatch in torch.split(order.to(advantages.device), sizes.minibatch_size):
             normalizer = trajectories.response_mask[minibatch].sum().float()
             ids, mask = trajectories.input_ids[minibatch], trajectories.attention_mask[minibatch]
@@ -190,11 +242,7 @@ def iter_micro_batches(iteration: PPOIteration, sizes: BatchSizes, rank: int, se
                 rollout_metrics = {}
 
 
-def shuffle_episodes(sizes: BatchSizes, generator: torch.Generator) -> Tensor:
-    """Return the episode indices of an iteration in random order, (B,).
-
-    The samples of a prompt stay together if complete prompts fit a minibatch, so that one pass over it serves all.
-    """
-    block = sizes.samples_per_prompt if sizes.minibatch_size % sizes.samples_per_prompt == 0 else 1
-    indices = torch.arange(sizes.rollout_batch_size).view(-1, block)
+def shuffle_episodes(num_episodes: int, block: int, generator: torch.Generator) -> Tensor:
+    """Return the episode indices of an iteration in random order, (B,); blocks of consecutive ones stay together."""
+    indices = torch.arange(num_episodes).view(-1, block)
     return indices[torch.randperm(len(indices), generator=generator)].flatten()

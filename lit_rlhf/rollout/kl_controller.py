@@ -59,6 +59,7 @@ class AdaptiveKLController(KLController):
                 f"kl: coefficient, target and horizon must be positive, got {coefficient}, {target}, {horizon}"
             )
         self.coefficient, self.target, self.horizon = coefficient, target, horizon
+        self.initial_coefficient = coefficient
 
     def update(self, kl: float, num_episodes: int) -> None:
         """See `KLController.update`."""
@@ -66,9 +67,10 @@ class AdaptiveKLController(KLController):
         self.coefficient *= 1.0 + error * num_episodes / self.horizon
 
     def state_dict(self) -> dict[str, Any]:
-        """Return β."""
-        return {"coefficient": self.coefficient}
+        """Return β, and what it began with."""
+        return {"coefficient": self.coefficient, "initial_coefficient": self.initial_coefficient}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore β."""
-        self.coefficient = state["coefficient"]
+        """Restore β, unless it is to begin with another value now."""
+        if state.get("initial_coefficient") == self.initial_coefficient:
+            self.coefficient = state["coefficient"]

@@ -88,7 +88,8 @@ def test_what_cannot_answer_is_refused(folder: Path, tmp_path: Path, command) ->
     name = str(tmp_path / "rm")
     assert command("generate", "--model", name, "--prompt", "x")[::2] == (
         2,
-        f"error: {name} is a reward model: it scores text and generates none\n",
+        f"error: model: {name!r} is a GPT2ForSequenceClassification: it scores text and generates none; "
+        "give a language model\n",
     )
     code, _, stderr = command("generate", "--model", str(tmp_path / "modle"), "--prompt", "x")
     assert (code, len(stderr.splitlines())) == (2, 1)

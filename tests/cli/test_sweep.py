@@ -14,7 +14,8 @@ import yaml
 
 from lit_rlhf.cli import main
 from lit_rlhf.commands.support import sweep_runs
-from lit_rlhf.commands.support.sweep_recipes import make_run_name, parse_values, set_output_folder, set_seed, set_value
+from lit_rlhf.commands.support.setting_paths import set_value
+from lit_rlhf.commands.support.sweep_recipes import make_run_name, parse_values, set_output_folder, set_seed
 from lit_rlhf.commands.support.sweep_runs import Run, read_last_line
 from lit_rlhf.errors import UserError
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.loggers import WandbLogger
 
 from lit_rlhf.commands.fit import read_arguments
 from lit_rlhf.commands.support.config_locations import ConfigLocations
@@ -33,8 +34,11 @@ def run_folds(settings: Namespace, args: list[str]) -> dict[str, Any]:
     """Train one reward model per fold and seed; return settings, groups, runs and summary.
 
     Args:
-        settings: groups, group_column, seeds, unseen, out.
+        settings: groups, group_column, seeds, unseen, out, overwrite.
         args: the recipe and its overrides, as for `lit-rlhf fit`.
+
+    Raises:
+        UserError: `out` holds folds already.
     """
     args, locations = read_arguments(args)
     recipe = InstantiateOnlyCLI("fit", list(args), locations)
@@ -48,12 +52,16 @@ def run_folds(settings: Namespace, args: list[str]) -> dict[str, Any]:
     print(report.format_table())
     groups = group_labelers(records, settings.groups, settings.group_column)
     folds = build_folds(records, groups, settings.unseen, data.seed)
+    planned = [
+        (fold, seed, settings.out / fold.group / f"seed-{seed}") for fold in folds for seed in range(settings.seeds)
+    ]
+    taken = [path for path in (settings.out / "folds.json", *(folder for *_, folder in planned)) if path.exists()]
+    if taken and not settings.overwrite:
+        raise UserError(f"--out: {taken[0]} exists already; name another folder, or --overwrite to replace it")
     runs = []
-    for fold in folds:
-        for seed in range(settings.seeds):
-            print(f"\n== group held out: {fold.group}, seed {seed}", flush=True)
-            folder = settings.out / fold.group / f"seed-{seed}"
-            runs.append(train_and_test(fold, seed, list(args), locations, folder))
+    for fold, seed, folder in planned:
+        print(f"\n== group held out: {fold.group}, seed {seed}", flush=True)
+        runs.append(train_and_test(fold, seed, list(args), locations, folder))
     return {
         "settings": {name: getattr(settings, name) for name in ("group_column", "seeds", "unseen")},
         "groups": {fold.group: sorted(name for name, own in groups.items() if own == fold.group) for fold in folds},
@@ -73,12 +81,15 @@ def train_and_test(fold: Fold, seed: int, args: list[str], locations: ConfigLoca
         "data.validation_fraction": 0.0,
         "data.seed": seed,
         "model.head_seed": seed,
-        "trainer.default_root_dir": folder,
-        "trainer.logger": "false",
+        "run_dir": folder,
     }
-    cli = RecipeCLI("fit", [*args, *(f"--{name}={value}" for name, value in overrides.items())], locations)
+    words = [*args, *(f"--{name}={value}" for name, value in overrides.items()), "--overwrite"]
+    cli = RecipeCLI("fit", words, locations)
     if cli.exit_code:
         raise KeyboardInterrupt
+    for logger in cli.trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()  # otherwise the next one would log to the same run
     training, heldout = (evaluate_rankings(cli, records) for records in (fold.training_labelers, fold.heldout_labelers))
     return {
         "group": fold.group,

@@ -156,8 +156,8 @@ def fit_stage(recipes: dict[str, Path], stage: str, seed: int, seconds: dict[str
 
 
 def build_fit_arguments(recipe: Path, seed: int) -> list[str]:
-    """Return the arguments of `lit-rlhf` for a stage."""
-    return ["fit", "-c", str(recipe), f"--seed_everything={seed}", f"--data.seed={seed}"]
+    """Return the arguments of `lit-rlhf` for a stage, which replaces that of an earlier quickstart in the folder."""
+    return ["fit", "-c", str(recipe), f"--seed_everything={seed}", f"--data.seed={seed}", "--overwrite"]
 
 
 @contextmanager

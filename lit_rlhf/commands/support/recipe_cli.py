@@ -1,8 +1,10 @@
 """The LightningCLI behind `fit`, `validate` and `test`; an error in a recipe is one line."""
 
 import os
+import re
 import shlex
 import sys
+import tempfile
 from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,42 +13,36 @@ from typing import Any
 
 import lightning.pytorch as L
 import yaml
+from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from lit_rlhf.checkpoints import read_metadata
+from lit_rlhf.commands.support.callback_settings import set_named_callbacks
 from lit_rlhf.commands.support.compatibility import check_compatibility, get_class_name
 from lit_rlhf.commands.support.config_locations import ConfigLocations
 from lit_rlhf.commands.support.parse_errors import explain_parse_error
-from lit_rlhf.commands.support.preflight import check_checkpoint, check_writable, first_mismatch
-from lit_rlhf.commands.support.secrets import without_secrets
+from lit_rlhf.commands.support.preflight import check_checkpoint, first_mismatch
+from lit_rlhf.commands.support.run_folder import (
+    OpenRun,
+    check_overwrite,
+    check_writable,
+    find_run,
+    move_loggers,
+    name_run_dir,
+    next_report_folder,
+    place_output,
+    resolve_run_dir,
+    say,
+)
 from lit_rlhf.commands.support.wandb_login import prepare_wandb
 from lit_rlhf.errors import UserError
 
 INTERRUPTED = 130
-
-
-class SaveRecipe(SaveConfigCallback):
-    """Writes the full configuration, without credentials, to config.yaml and to a Weights & Biases logger."""
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write once, on rank zero."""
-        folder = trainer.log_dir  # a collective call: on every rank
-        if self.already_saved or folder is None:
-            return
-        self.already_saved = True
-        if not trainer.is_global_zero:
-            return
-        # a default that is a live object prints a warning here and is written as its repr
-        config = without_secrets(yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml")))
-        target = Path(folder) / self.config_filename
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_hyperparams({"config": config})
 
 
 class RecipeCLI(LightningCLI):
@@ -67,11 +63,12 @@ class RecipeCLI(LightningCLI):
         self.command = command
         self.locations = locations
         self.exit_code = 0
+        self.dry_folder: tempfile.TemporaryDirectory[str] | None = None
         strict = {"exit_on_error": False, "allow_abbrev": False}  # abbreviations are ambiguous
         super().__init__(
             L.LightningModule,
             L.LightningDataModule,
-            save_config_callback=SaveRecipe,
+            save_config_callback=OpenRun,
             trainer_defaults={"enable_model_summary": False, "log_every_n_steps": 1},
             seed_everything_default=0,
             parser_kwargs={"prog": "lit-rlhf", **strict, command: dict(strict)},
@@ -85,14 +82,43 @@ class RecipeCLI(LightningCLI):
         """Return only the one to run: building the parsers of all four takes longer than the parse."""
         return {self.command: LightningCLI.subcommands()[self.command]}
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the folder of the run."""
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            help="folder of everything that the run writes: metrics, checkpoints, samples, reports, model; by default "
+            "the working directory. validate and test take from it what was trained",
+        )
+        if self.command == "fit":
+            parser.add_argument(
+                "--overwrite", action="store_true", help="delete the run that run_dir holds, when the new one starts"
+            )
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; an error of jsonargparse becomes one line."""
-        self.args: list[str] = args
+        self.args: list[str] = name_run_dir(args)
+        self.config = self.parse(parser, set_named_callbacks(self.args, lambda words: self.compose(parser, words)))
+
+    def parse(self, parser: LightningArgumentParser, args: list[str]) -> Namespace:
+        """Return the settings that arguments give.
+
+        Raises:
+            UserError: a wrong setting.
+        """
         try:
-            self.config = parser.parse_args([self.command, *args])
+            return parser.parse_args([self.command, *args])
         except ArgumentError as problem:
             options = [action.dest for action in self._parser(self.command)._actions]
             raise UserError(explain_parse_error(str(problem), options, self.locations)) from None
+
+    def compose(self, parser: LightningArgumentParser, args: list[str]) -> dict[str, Any]:
+        """Return the full configuration that arguments give, as plain values."""
+        settings = self.parse(parser, args)[self.command]
+        config: dict[str, Any] = yaml.safe_load(
+            self._parser(self.command).dump(settings, skip_none=False, format="yaml")
+        )
+        return config
 
     def _parse_ckpt_path(self) -> None:
         """Check the checkpoint. Lightning's version would override the recipe with the checkpoint's settings."""
@@ -105,15 +131,36 @@ class RecipeCLI(LightningCLI):
         # imported here: --help and --print_config do not need them
         from lit_rlhf.callbacks import RunState, StopOnSignal, TerminateOnNaN
 
-        check_compatibility(self.config[self.command])
+        settings = self.config[self.command]
+        check_compatibility(settings)
         self.trainer_defaults["callbacks"] = [TerminateOnNaN(), RunState(), StopOnSignal()]
-        trainer = self.config[self.command].trainer
-        folder = str(trainer.default_root_dir or os.getcwd())
-        if not trainer.fast_dev_run and "://" not in folder:
-            check_writable(Path(folder))
+        self.place_run(settings)
+        trainer = settings.trainer
         loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
         if any(get_class_name(logger) == "WandbLogger" for logger in loggers):
             prepare_wandb(os.environ)
+
+    def place_run(self, settings: Namespace) -> None:
+        """Decide where the run writes to, and what `validate` and `test` take."""
+        from lit_rlhf.commands.support.resume import find_trained
+
+        self.run_dir = resolve_run_dir(settings, self.args)
+        self.output, self.overwrites = self.run_dir, bool(settings.get("overwrite"))
+        if self.overwrites:
+            settings.overwrite = False  # config.yaml says what the run is, not what it replaced
+        is_local = "://" not in self.run_dir
+        if settings.trainer.fast_dev_run:
+            say("fast_dev_run: a dry run, whose files are written to a temporary folder and removed")
+            self.dry_folder = tempfile.TemporaryDirectory(prefix="lit-rlhf-dry-run-")
+            self.output = self.dry_folder.name
+        elif self.command != "fit" and is_local:
+            self.output = str(next_report_folder(Path(self.run_dir), self.command))
+        elif is_local:
+            check_writable(Path(self.run_dir))
+        if self.command != "fit" and not settings.get("ckpt_path") and is_local:
+            say(f"{self.command}: {find_trained(Path(self.run_dir), settings, self.command)}")
+            self._parse_ckpt_path()
+        move_loggers(settings.trainer, self.output)
 
     def instantiate_classes(self) -> None:
         """Instantiate; an error of Lightning becomes one line."""
@@ -131,18 +178,33 @@ class RecipeCLI(LightningCLI):
         plugins = given if isinstance(given, list) else [given]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, AtomicCheckpointIO()]
+        settings = {**kwargs, "plugins": plugins, "default_root_dir": self.output}
+        given = self.config_init[self.command].trainer
+        if given.logger in (None, True) and not given.barebones:
+            settings["logger"] = CSVLogger(self.output, name="", version="")
         try:
-            return super().instantiate_trainer(**kwargs, plugins=plugins)
+            trainer = super().instantiate_trainer(**settings)
         except (ValueError, TypeError) as problem:
             raise UserError(f"trainer: {problem}") from None
+        except RuntimeError as problem:
+            twice = re.search("more than one stateful callback of type `(.+?)`", str(problem))
+            if twice is None:
+                raise
+            raise UserError(
+                f"trainer.callbacks: {twice[1]} is there twice; change the settings of the first one instead: "
+                f"--trainer.callbacks.{twice[1]}.NAME=VALUE"
+            ) from None
+        self.opener = place_output(trainer, self.output)
+        return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run; an interrupt prints the command that resumes."""
         from lit_rlhf.callbacks.stop_on_signal import StoppedBySignal
 
-        self.resolve_checkpoint()
+        self.check_hooks()
         try:
             with raise_misconfiguration_as_user_error():
+                self.prepare_run()
                 super()._run_subcommand(subcommand)
         except SystemExit as stop:
             if not self.trainer.interrupted:
@@ -154,6 +216,8 @@ class RecipeCLI(LightningCLI):
             elif signaled:
                 self.exit_code = 0  # a launcher may kill rank zero if another rank fails
         except RuntimeError as problem:
+            if str(problem).startswith("Early stopping conditioned on metric"):
+                raise UserError(f"trainer.callbacks: {problem}") from None
             if "Error(s) in loading state_dict" not in str(problem) or not self.config[subcommand].get("ckpt_path"):
                 raise
             settings = self.config[subcommand]
@@ -161,16 +225,60 @@ class RecipeCLI(LightningCLI):
                 f"ckpt_path: {settings.ckpt_path} does not fit {settings.model.class_path} as this recipe builds it: "
                 f"{first_mismatch(str(problem))}"
             ) from None
+        finally:
+            if self.dry_folder is not None:
+                self.dry_folder.cleanup()
 
-    def resolve_checkpoint(self) -> None:
-        """Replace `ckpt_path=last` by the path, and make the loggers continue that run."""
-        from lit_rlhf.commands.support.resume import continue_logs, find_last
+    def check_hooks(self) -> None:
+        """Refuse `validate` or `test` with a module or a data module that lacks the step or the loader for it."""
+        step, loader = {
+            "validate": ("validation_step", "val_dataloader"),
+            "test": ("test_step", "test_dataloader"),
+        }.get(self.command, ("training_step", "train_dataloader"))
+        for part, name in ((self.model, step), (self.datamodule, loader)):
+            if not is_overridden(name, part):
+                hint = "; use lit-rlhf validate with --data.validation_path=FILE, or lit-rlhf evaluate"
+                raise UserError(
+                    f"{self.command}: {type(part).__name__} has no {name}{hint if self.command == 'test' else ''}"
+                )
 
-        settings = self.config_init[self.command]
-        if settings.get("ckpt_path") == "last":
-            settings.ckpt_path = find_last(self.trainer, self.command)
-        if settings.get("ckpt_path") and self.command == "fit":
-            continue_logs(self.trainer, Path(settings.ckpt_path))
+    def prepare_run(self) -> None:
+        """Find the checkpoint, refuse a folder that holds another run, and hold the loggers until all is checked."""
+        from lit_rlhf.commands.support.resume import find_checkpoint_folders, find_last, is_of_same_run, set_versions
+
+        settings, folder = self.config_init[self.command], Path(self.run_dir)
+        folders = find_checkpoint_folders(folder, self.trainer.checkpoint_callbacks)
+        takes_last = settings.get("ckpt_path") == "last"
+        if takes_last:
+            settings.ckpt_path = find_last(self.trainer, folders, self.command)
+        if self.opener is None:  # a dry run
+            return
+        self.opener.hold_loggers(self.trainer)
+        if self.command != "fit" or "://" in self.run_dir:
+            return
+        checkpoint = settings.get("ckpt_path") or self.trainer._checkpoint_connector._hpc_resume_path
+        content = read_metadata(Path(checkpoint)) if checkpoint and Path(checkpoint).exists() else None
+        if content is not None:
+            set_versions(self.trainer, content)
+        if checkpoint and is_of_same_run(Path(checkpoint), content, folders):
+            if self.overwrites:
+                raise UserError(
+                    f"--overwrite and ckpt_path exclude each other: {checkpoint} resumes the run in {folder}"
+                )
+            self.opener.resumed = content
+            return
+        found = find_run(folder, self.trainer)
+        is_unfinished = bool(self.trainer.checkpoint_callbacks) and not any(path.name == "model" for path in found)
+        if found and not self.overwrites and not (takes_last and is_unfinished):
+            raise UserError(
+                f"run_dir: {folder} holds a run already ({', '.join(path.name for path in found)}); set another "
+                "--run_dir, --ckpt_path=last to resume that run, or --overwrite to replace it"
+            )
+        if found:
+            if self.overwrites and self.run_dir == os.getcwd():
+                raise UserError("--overwrite needs a --run_dir: it would delete files of the working directory")
+            check_overwrite(self.config[self.command], folder)
+            self.opener.overwrites = folder
 
     def resume_message(self, written: Path | None) -> str:
         """Return the line that names the last checkpoint and the command that resumes from it.
@@ -218,10 +326,10 @@ def unwrap_error(problem: BaseException) -> BaseException:
 
 
 def iter_without_checkpoint(args: list[str]) -> Iterator[str]:
-    """Yield the arguments except `--ckpt_path`."""
+    """Yield the arguments except `--ckpt_path` and `--overwrite`."""
     words = iter(args)
     for word in words:
         if word == "--ckpt_path":
             next(words, None)
-        elif not word.startswith("--ckpt_path="):
+        elif not word.startswith(("--ckpt_path=", "--overwrite")):
             yield word

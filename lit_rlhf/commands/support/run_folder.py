@@ -21,9 +21,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_rlhf.callbacks import ExportModel
 from lit_rlhf.commands.support.compatibility import get_class_name
-from lit_rlhf.commands.support.resume import restore_logs
 from lit_rlhf.commands.support.secrets import without_secrets
 from lit_rlhf.errors import UserError
 
@@ -116,10 +114,10 @@ def next_report_folder(folder: Path, command: str) -> Path:
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse an output folder that cannot be written to, or created.
+    """Refuse an output folder that cannot be created or written to, and create nothing.
 
     Raises:
-        UserError: names the folder and the setting.
+        UserError: names the folder and the reason.
     """
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     probe = existing / f".writable-{os.getpid()}"
@@ -134,7 +132,10 @@ def check_writable(folder: Path) -> None:
 
 def find_run(folder: Path, trainer: L.Trainer) -> list[Path]:
     """Return what a run has written to a folder, and to where this one would export its model."""
-    exports = [folder / callback.directory for callback in trainer.callbacks if isinstance(callback, ExportModel)]
+    from lit_rlhf.callbacks import ExportModel  # imported here: --help and --print_config do not need it
+
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    exports = [folder / each.directory for each in callbacks if isinstance(each, ExportModel)]
     paths = dict.fromkeys([*(folder / name for name in RUN_FILES), *exports])
     return [path for path in paths if path.is_file() or (path.is_dir() and any(path.iterdir()))]
 
@@ -236,6 +237,8 @@ class OpenRun(SaveConfigCallback):
 
     def open(self, trainer: L.Trainer) -> None:
         """Open it once, on rank zero; a collective call."""
+        from lit_rlhf.commands.support.resume import restore_logs
+
         folder = trainer.log_dir  # a collective call: on every rank
         if self.already_saved:
             return
@@ -272,6 +275,7 @@ def place_output(trainer: L.Trainer, folder: str) -> OpenRun | None:
     for logger in trainer.loggers:
         if isinstance(logger, CSVLogger):
             logger._experiment = LazyWriter(logger.log_dir)
-    openers = [callback for callback in trainer.callbacks if isinstance(callback, OpenRun)]
-    trainer.callbacks.sort(key=lambda callback: callback not in openers)
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    openers = [callback for callback in callbacks if isinstance(callback, OpenRun)]
+    callbacks.sort(key=lambda callback: callback not in openers)
     return openers[0] if openers else None

@@ -31,18 +31,39 @@ class Run(NamedTuple):
         return self.folder / RECIPE
 
 
+def check_folder(run: Run, overwrite: bool) -> None:
+    """Refuse to replace what is not a run of a sweep, or a complete run with another recipe.
+
+    Args:
+        run: to be executed.
+        overwrite: whether complete runs may be replaced.
+
+    Raises:
+        UserError: names the folder.
+    """
+    if not run.folder.exists():
+        return
+    if not run.recipe.is_file():
+        raise UserError(f"--out: {run.folder} holds files that are not of a sweep; name another folder")
+    if is_complete(run) and not is_unchanged(run) and not overwrite:
+        raise UserError(
+            f"--out: {run.folder} holds a complete run with another recipe; name another folder, or --overwrite to "
+            "replace it"
+        )
+
+
+def is_unchanged(run: Run) -> bool:
+    """Return whether the folder of a run holds exactly this recipe."""
+    return run.recipe.read_text(encoding="utf-8") == run.text
+
+
 def prepare_run(run: Run) -> bool:
     """Write a run's recipe; return whether the run is complete already, with exactly this recipe.
 
-    The output of an earlier run with another recipe is removed.
-
-    Raises:
-        UserError: the folder holds files that are not of a sweep.
+    The output of an earlier run that failed or has another recipe is removed; see `check_folder`.
     """
     if run.folder.exists():
-        if not run.recipe.is_file():
-            raise UserError(f"--out: {run.folder} holds files that are not of a sweep; name another folder")
-        if run.recipe.read_text(encoding="utf-8") == run.text and is_complete(run):
+        if is_unchanged(run) and is_complete(run):
             return True
         shutil.rmtree(run.folder)
     run.folder.mkdir(parents=True)

@@ -178,6 +178,8 @@ def add_context(prompt: Prompt, row: Row, report: DatasetReport) -> Prompt:
         turns = _history_turns(row.fields.get("history"))
         context += turns
         used.update(["history"] if turns else [])
+    for name in sorted(used):
+        report.flag(f"column {name!r} is put before the prompt as turns", row.origin)
     prompt_text = to_plain_text(prompt)
     for name, value in sorted(row.fields.items()):
         texts = list(_iter_texts(value))

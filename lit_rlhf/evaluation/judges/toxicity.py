@@ -14,8 +14,9 @@ from lit_rlhf.evaluation.cache import Cache, hash_texts, iter_length_sorted_batc
 from lit_rlhf.evaluation.judges.chat_completions import read_api_key, request_rows
 from lit_rlhf.http import JSONClient, RequestFailed
 from lit_rlhf.models.fingerprint import loaded_model_fingerprint
-from lit_rlhf.models.loading import from_pretrained_quietly, load_config
+from lit_rlhf.models.loading import load_config
 from lit_rlhf.models.loading_config import ModelLoadingConfig
+from lit_rlhf.models.pretrained import from_pretrained_quietly, load_weights
 
 # insults and profanity; a list of slurs belongs in a file of the user
 _DEFAULT_KEYWORDS = (
@@ -101,16 +102,21 @@ class ToxicityClassifier(ToxicityScorer):
 
     def check(self) -> None:
         """See `ToxicityScorer.check`."""
-        self._label_index(load_config(self.model, self.loading).id2label)
+        config = load_config(self.model, self.loading)
+        self._label_index(config.id2label)
+        if not any(name.endswith("ForSequenceClassification") for name in config.architectures or [""]):
+            raise UserError(f"model: {self.model!r} is a {config.architectures[0]}, not a sequence classifier")
 
     def _compute(self, texts: list[str], indices: list[int]) -> Iterator[tuple[int, float]]:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         label = self._label_index(load_config(self.model, self.loading).id2label)
         tokenizer = from_pretrained_quietly(AutoTokenizer.from_pretrained, self.model, self.loading)
-        load = AutoModelForSequenceClassification.from_pretrained
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = from_pretrained_quietly(load, self.model, self.loading).to(device).eval()
+        auto, device = AutoModelForSequenceClassification, "cuda" if torch.cuda.is_available() else "cpu"
+        config = load_config(self.model, self.loading)
+        # classifiers may hold a pooler or a language model's head that they do not use
+        loaded, _ = load_weights(auto, self.model, config, self.loading, unused=("",), dtype="auto")
+        model = loaded.to(device).eval()
         for batch in iter_length_sorted_batches([len(text) for text in texts], self.batch_size, indices):
             rows = tokenizer([texts[n] for n in batch], padding=True, truncation=True, return_tensors="pt").to(device)
             with torch.no_grad():

@@ -19,8 +19,9 @@ from lit_rlhf.evaluation.models.prefixes import BestPrefix, ScoredPrefix, read_p
 from lit_rlhf.evaluation.models.reward_scorer import RewardScorer, read_training_reward_models
 from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
 from lit_rlhf.models.fingerprint import loaded_model_fingerprint
-from lit_rlhf.models.loading import from_pretrained_quietly, load_causal_lm, load_tokenizer
+from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
+from lit_rlhf.models.pretrained import from_pretrained_quietly
 
 PREFIX_NOISE_KEY = (901,)  # keys the sampling noise of the prefix selection
 

@@ -172,21 +172,23 @@ def group_by_template(rows: Sequence[Row]) -> tuple[dict[Template, dict[str, str
             of one of the two kinds.
     """
     groups: dict[Template, dict[str, str]] = defaultdict(dict)
+    origins: dict[Template, str] = {}  # of the first row of each
     for row in rows:
         parts = str(row.fields.get("sentid", "")).split(".")
         if len(parts) != 5 or parts[3] not in GENDERS:
             raise UserError(f"{row.origin}: sentid must be profession.other.answer.gender.txt, got {'.'.join(parts)!r}")
         group = groups[parts[0], parts[1], parts[2]]
+        origins.setdefault((parts[0], parts[1], parts[2]), row.origin)
         if parts[3] in group:
             raise UserError(f"{row.origin}: sentid {'.'.join(parts)!r} is given twice")
         group[parts[3]] = read_text_column(row, "sentence")
     for key, group in groups.items():
         if len(group) != len(GENDERS):
-            raise UserError(f"{'.'.join(key)} has the genders {sorted(group)}; {', '.join(GENDERS)} are needed")
+            raise UserError(f"{origins[key]}: {'.'.join(key)} has the genders {sorted(group)}; {', '.join(GENDERS)} are needed")
     someone = {key: group for key, group in groups.items() if key[1] == "someone"}
     named = {key: group for key, group in groups.items() if key not in someone}
     if not named or not someone:
-        raise UserError("sentences: there must be some with 'someone' for the other person, and some without")
+        raise UserError(f"{rows[0].origin}: there must be sentences with 'someone' for the other person, and others")
     return named, someone
 
 

@@ -1,0 +1,273 @@
+"""Tasks from data files: the rows of any format that the project reads, with their completions, as a person sees them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NotRequired, TypedDict
+
+from lit_rlhf.data.formats.registry import read_records
+from lit_rlhf.data.records import CONTEXT_COLUMNS, Instruction, Message, Prompt, PromptRow, Ranking, to_messages
+from lit_rlhf.data.report import DatasetReport
+from lit_rlhf.data.sources import Fields, Row, Rows, read_rows
+from lit_rlhf.errors import UserError
+from lit_rlhf.evaluation.judges.human_labels import PREFERENCES, read_rating
+from lit_rlhf.evaluation.judges.judging_types import METADATA_FIELDS
+from lit_rlhf.labeling.database import Kind, NewTask
+
+MAX_COMPLETIONS = 9  # K of the paper is 4 to 9, and a digit is one key
+
+_LISTS = ("completions", "responses")
+_PAIRS = (("first", "second"), ("chosen", "rejected"))
+_SINGLE = ("answer", "completion", "response", "output")
+_ANSWERS = ("ranks", "preference", "both_bad", "overall", *METADATA_FIELDS, "labeler", "seconds")
+_PROMPTS = ("prompt", "instruction", "question")
+_OTHER_PROMPTS = ("messages", "conversations", "context", "text", "message_tree_id")
+
+
+class Content(TypedDict):
+    """What a task is about."""
+
+    fields: dict[str, Any]  # the row's columns apart from completions and answers, for the export
+    prompt: list[Message]
+    completions: list[str]  # K of a ranking, two of a comparison, one to rate, none for a demonstration
+    models: NotRequired[list[str]]  # which model wrote each completion; never shown
+    sensitive: NotRequired[str]  # the warning to show first
+
+
+class TaskFile(NamedTuple):
+    """The tasks of a file."""
+
+    kind: Kind
+    tasks: list[NewTask]
+    notes: list[str]  # what of the file is not used
+
+
+class _StrictReport(DatasetReport):
+    """A report that skips no row: people are asked about all of them."""
+
+    def skip(self, reason: str, origin: str) -> None:
+        raise UserError(f"{origin}: {reason}: it makes no task; fix or remove the row")
+
+
+def read_tasks(path: str, kind: Kind | None = None, format: str = "auto", gold: bool = False) -> TaskFile:
+    """Read the tasks of a file.
+
+    Args:
+        path: Any data file or hub dataset of the project: prompts, completions, rankings, the comparisons that the
+            preference suite writes.
+        kind: What to ask; by default what the first row's columns suggest.
+        format: Of the rows.
+        gold: Whether the rows hold the known answers.
+
+    Raises:
+        UserError: A row has no prompt, or no or too many completions, or the id of another row; names file and row.
+    """
+    rows = read_rows(path)
+    kind = kind or guess_kind(rows[0])
+    report = _StrictReport(path)
+    if gold and kind == "demonstrate":
+        raise UserError("--gold: a demonstration has no known answer; use --gold with rank, rate or compare")
+    records = _read_prompts(rows, kind, format, report)
+    tasks: list[NewTask] = []
+    has_ids = "id" in rows[0].fields
+    for record in records:
+        tasks += _make_tasks(kind, record, has_ids, gold)
+    tasks, notes = drop_repeated_tasks(tasks, has_ids)
+    if not gold:
+        ignored = [name for name in _ANSWERS if any(row.fields.get(name) is not None for row in rows)]
+        notes += [f"the column {name!r} is not shown and not exported" for name in ignored]
+    notes += [f"{count:,} of {report.num_read:,} rows: {reason}" for reason, count in report.flagged.items()]
+    return TaskFile(kind, tasks, notes)
+
+
+class _PromptWithCompletions(NamedTuple):
+    prompt: Prompt
+    completions: list[Any] | None
+    fields: Fields
+    origin: str
+
+
+def _read_prompts(rows: Rows, kind: Kind, format: str, report: DatasetReport) -> list[_PromptWithCompletions]:
+    if kind == "demonstrate" or find_completions(rows[0].fields, kind) is not None:
+        prompts = read_records(rows, "prompt", PromptRow, format, report)
+        return [
+            _PromptWithCompletions(each.prompt, find_completions(each.fields, kind), each.fields, each.origin)
+            for each in prompts
+        ]
+    # completions that only a format of rankings finds: in a tree, or at the end of a conversation
+    rankings = read_records(rows, "ranking", Ranking, format, report)
+    return [_PromptWithCompletions(each.prompt, each.completions, each.fields, each.origin) for each in rankings]
+
+
+def guess_kind(row: Row) -> Kind:
+    """Return what to ask about rows like this one."""
+    fields = row.fields
+    completions = next((fields[name] for name in _LISTS if isinstance(fields.get(name), list)), None)
+    if completions is not None:
+        return "compare" if len(completions) == 2 else "rank"
+    if any(all(name in fields for name in pair) for pair in _PAIRS):
+        return "compare"
+    if "message_tree_id" in fields:
+        return "rank"
+    return "rate" if "answer" in fields else "demonstrate"
+
+
+def find_completions(fields: Fields, kind: Kind) -> list[Any] | None:
+    """Return the completions in a row's columns; None if it has no such column."""
+    for name in _LISTS:
+        if isinstance(fields.get(name), list):
+            return list(fields[name])
+    for pair in _PAIRS:
+        if all(isinstance(fields.get(name), str) for name in pair):
+            return [fields[name] for name in pair]
+    for name in _SINGLE if kind == "rate" else ():
+        if name in fields:
+            return [fields[name]]
+    return None
+
+
+def _make_tasks(kind: Kind, record: _PromptWithCompletions, has_ids: bool, gold: bool) -> list[NewTask]:
+    origin, fields = record.origin, record.fields
+    completions = [] if kind == "demonstrate" else check_completions(record.completions, kind, origin)
+    content: Content = {
+        "fields": keep_columns(fields, record.prompt),
+        "prompt": to_messages(record.prompt),
+        "completions": completions,
+    }
+    models = fields.get("models")
+    if isinstance(models, list) and len(models) == len(completions) and all(isinstance(each, str) for each in models):
+        content["models"] = models
+    if fields.get("sensitive"):
+        warning = fields["sensitive"]
+        content["sensitive"] = warning if isinstance(warning, str) else "sensitive content"
+    key = make_key(fields, content, has_ids, origin)
+    if kind != "rate":
+        return [NewTask(key, dict(content), read_gold(kind, record) if gold else None, origin)]
+    tasks = []
+    for number, completion in enumerate(completions):
+        own: Content = {**content, "completions": [completion]}
+        if "models" in content:
+            own["models"] = [content["models"][number]]
+        own_key = key if len(completions) == 1 else f"{key}#{number + 1}"
+        tasks.append(NewTask(own_key, dict(own), read_gold(kind, record) if gold else None, origin))
+    return tasks
+
+
+def check_completions(completions: Any, kind: Kind, origin: str) -> list[str]:
+    """Return the completions of a task of that kind.
+
+    Raises:
+        UserError: There are too few or too many, one is no text, or one is empty.
+    """
+    if not isinstance(completions, list) or not completions:
+        raise UserError(f"{origin}: no completions to {kind}: a row needs the column 'completions', a list of texts")
+    if not all(isinstance(each, str) for each in completions):
+        raise UserError(f"{origin}: the completions must be texts, not {[type(each).__name__ for each in completions]}")
+    least, most = {"rank": (2, MAX_COMPLETIONS), "compare": (2, 2), "rate": (1, MAX_COMPLETIONS)}[kind]
+    if not least <= len(completions) <= most:
+        expected = str(least) if least == most else f"{least} to {most}"
+        raise UserError(f"{origin}: {len(completions)} completions; to {kind} takes {expected}")
+    empty = next((number for number, text in enumerate(completions, 1) if not text.strip()), None)
+    if empty is not None:
+        raise UserError(f"{origin}: completion {empty} is empty; remove it")
+    return completions
+
+
+def keep_columns(fields: Fields, prompt: Prompt) -> dict[str, Any]:
+    """Return a row's columns for the export: the prompt in columns that the formats of the project read, and the rest.
+
+    Completions, answers and models are left out: the export writes its own.
+    """
+    left_out = {*_LISTS, *(name for pair in _PAIRS for name in pair), *_SINGLE, *_ANSWERS, "models"}
+    kept = {name: value for name, value in fields.items() if name not in left_out}
+    if not any(name in fields for name in _PROMPTS) or isinstance(fields.get("prompt"), dict):
+        of_prompt = (*_OTHER_PROMPTS, *CONTEXT_COLUMNS, "prompt")
+        kept = {name: value for name, value in kept.items() if name not in of_prompt}
+        kept |= prompt_columns(prompt)
+    kept_json: dict[str, Any] = json.loads(json.dumps(kept, default=str))
+    return kept_json
+
+
+def prompt_columns(prompt: Prompt) -> dict[str, Any]:
+    """Return the columns that hold a prompt."""
+    if isinstance(prompt, str):
+        return {"prompt": prompt}
+    if isinstance(prompt, Instruction):
+        return {"instruction": prompt.instruction} | ({"input": prompt.input} if prompt.input else {})
+    return {"prompt": to_messages(prompt)}
+
+
+def make_key(fields: Fields, content: Content, has_ids: bool, origin: str) -> str:
+    """Return a task's key: the row's "id", or a hash of its content where the rows have none.
+
+    Raises:
+        UserError: The rows have ids, and this one has not.
+    """
+    if not has_ids:
+        text = json.dumps([content["prompt"], content["completions"]], ensure_ascii=False)
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    value = fields.get("id")
+    if not isinstance(value, str | int) or isinstance(value, bool) or not str(value).strip():
+        raise UserError(f"{origin}: the id is {value!r}; the first row has one, so each row needs a text or a number")
+    return str(value)
+
+
+def drop_repeated_tasks(tasks: Sequence[NewTask], has_ids: bool) -> tuple[list[NewTask], list[str]]:
+    """Return the tasks once each, and notes on those left out.
+
+    Raises:
+        UserError: Two rows have one id.
+    """
+    by_key: dict[str, NewTask] = {}
+    num_repeated = num_identical = 0
+    for task in tasks:
+        completions = task.content["completions"]
+        if len(completions) > 1 and len({text.strip() for text in completions}) == 1:
+            num_identical += 1
+        elif task.key not in by_key:
+            by_key[task.key] = task
+        elif has_ids:
+            raise UserError(f"{task.origin}: the id {task.key!r} is that of {by_key[task.key].origin}; change one of them")
+        else:
+            num_repeated += 1
+    notes = [f"{num_repeated:,} rows repeat an earlier one and are left out"] if num_repeated else []
+    if num_identical:
+        notes.append(f"{num_identical:,} rows have identical completions and are left out")
+    if not by_key:
+        raise UserError(f"no task is left: {'; '.join(notes)}")
+    return list(by_key.values()), notes
+
+
+def read_gold(kind: Kind, record: _PromptWithCompletions) -> dict[str, Any]:
+    """Return the known answer of a row.
+
+    Raises:
+        UserError: The row has none.
+    """
+    fields, origin = record.fields, record.origin
+    if kind == "rank":
+        ranks = fields.get("ranks")
+        valid = isinstance(ranks, list) and len(ranks) == len(record.completions or ())
+        if not valid or not all(isinstance(each, int | float) for each in fields["ranks"]):
+            raise UserError(f"{origin}: a known answer needs the column 'ranks': one number per completion, lowest = best")
+        return {"ranks": dense_bins(fields["ranks"])}
+    if kind == "compare":
+        preference = fields.get("preference")
+        if "chosen" in fields and preference is None:
+            preference = "first"
+        if preference not in PREFERENCES:
+            raise UserError(f"{origin}: preference is {preference!r}; a known answer is first, second or tie")
+        return {"preference": preference}
+    rating = read_rating(Row(fields, origin), "gold")
+    if rating.overall is None:
+        raise UserError(f"{origin}: a known answer needs the column 'overall', a whole number from 1 to 7")
+    return {"overall": rating.overall, "flags": rating.flags}
+
+
+def dense_bins(ranks: Sequence[float]) -> list[int]:
+    """Return ranks as bins 1, 2, …; equal ranks share a bin."""
+    bins = {rank: number for number, rank in enumerate(sorted(set(ranks)), start=1)}
+    return [bins[rank] for rank in ranks]
+
