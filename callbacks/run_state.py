@@ -15,11 +15,15 @@ class RunState(Callback):
 
     A checkpoint has under `run`: `id`, common to a run and all runs resumed from it; `loggers`, class name and version
     of each, such as the run id of Weights & Biases; `lines`, the number of lines of each log file; and `row`, the
-    metrics of the last step, which Lightning passes to the loggers only after the checkpoint is written.
-    `lit-rlhf fit` restores them.
+    metrics of the last step, which Lightning passes to the loggers only after the checkpoint is written; and `recipe`
+    and `ranks`. `lit-rlhf fit` restores them, and prints in what the recipe of a resumed run differs.
+
+    Args:
+        recipe: the full configuration of the run as plain values, without credentials.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, recipe: dict[str, Any] | None = None) -> None:
+        self.recipe = recipe or {}
         self.id = uuid.uuid4().hex  # random, whatever the seed of the run
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -29,7 +33,8 @@ class RunState(Callback):
         versions = [[type(logger).__name__, logger.version] for logger in trainer.loggers]
         lines = {path.name: count_lines(path) for path in find_log_files(trainer)} if trainer.is_global_zero else {}
         row = read_pending_metrics(trainer)
-        checkpoint[RUN_KEY] = {"id": self.id, "loggers": versions, "lines": lines, "row": row}
+        run = {"id": self.id, "loggers": versions, "lines": lines, "row": row}
+        checkpoint[RUN_KEY] = {**run, "recipe": self.recipe, "ranks": trainer.world_size}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take over the id of the checkpoint."""

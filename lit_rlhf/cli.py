@@ -6,9 +6,12 @@ Nothing heavy is imported here: a subcommand imports what it needs when it runs.
 
 import os
 import sys
+import traceback
 from importlib import import_module
 
 import lit_rlhf
+from lit_rlhf.commands.support.library_errors import explain_library_error
+from lit_rlhf.commands.support.secrets import mask_message
 from lit_rlhf.errors import UserError
 from lit_rlhf.suggestions import did_you_mean, pip_command
 
@@ -22,6 +25,8 @@ COMMANDS = {
     "export": "convert a Lightning checkpoint to a transformers folder: export CHECKPOINT DIR",
     "evaluate": "evaluate models as in the paper, with a report: evaluate -c RECIPE [--key=value ...]",
     "labelers": "labeler agreement, and reward models on held-out labelers: labelers agreement | folds ...",
+    "label": "people write, rank, rate or compare outputs in a browser; label export | import: their answers",
+    "chat": "talk to one or two models in a browser, side by side, and vote: chat --model A [--model B]",
     "generate": "one response, or a chat at the terminal: generate --model DIR [--prompt TEXT]",
     "rank": "score and rank completions with one or more reward models: rank --model DIR [FILE]",
     "best-of-n": "sample n responses per prompt, keep the best by a reward: best-of-n --model DIR --reward DIR ...",
@@ -29,6 +34,7 @@ COMMANDS = {
 }
 # one module runs all three Trainer methods; a module name cannot contain a hyphen
 MODULES = {"validate": "fit", "test": "fit", "best-of-n": "best_of_n"}
+TRACEBACK = "LIT_RLHF_TRACEBACK"  # environment variable: print the traceback of an error of another library too
 READ_ONLY = {"recipes", "--help", "-h", "--print_config"}  # often piped into head
 
 
@@ -55,7 +61,7 @@ def main(args: list[str]) -> int:
     try:
         return dispatch(args)
     except UserError as problem:
-        print(f"error: {' '.join(str(problem).split())}", file=sys.stderr)
+        print_error(str(problem))
         return 2
     except ModuleNotFoundError as missing:
         install = pip_command(missing.name)
@@ -68,6 +74,19 @@ def main(args: list[str]) -> int:
         return 130
     except SystemExit as stop:  # raised by --help and --print_config
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except Exception as problem:
+        line = explain_library_error(problem)
+        if line is None:
+            raise
+        if os.environ.get(TRACEBACK):
+            traceback.print_exc()
+        print_error(f"{line} ({TRACEBACK}=1 shows the traceback)")
+        return 2
+
+
+def print_error(message: str) -> None:
+    """Print a message in one line on stderr, without credentials."""
+    print(f"error: {mask_message(' '.join(message.split()))}", file=sys.stderr)
 
 
 def dispatch(args: list[str]) -> int:

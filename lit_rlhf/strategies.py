@@ -194,10 +194,10 @@ def is_sharded(model: nn.Module) -> bool:
 def sharded_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """Return all trainable parameters by name: those that the optimizer steps, each rank's shards with FSDP2.
 
-    A forward pass without a backward pass (validation, a rollout) leaves the outermost unit of FSDP2 unsharded: until it
-    is sharded again, `parameters()` returns temporary tensors in place of its parameters, without a gradient, and a
-    change of the shards has no effect on the next forward pass. So call this after such a pass, and before reading
-    gradients or writing weights; not between a forward pass and its backward pass.
+    A forward pass without a backward pass (validation, a rollout) leaves FSDP2's outermost unit unsharded. Until it is
+    sharded again, `parameters()` returns temporary tensors in place of its parameters, which have no gradient, and a
+    change of the shards has no effect on the next forward pass. So call this before gradients are read or weights are
+    written, but not between a forward pass and its backward pass.
     """
     for unit in fsdp_units(module):
         unit.reshard()

@@ -1,5 +1,7 @@
 """Tiny models of six architectures and a word tokenizer, made once; where the real data lies."""
 
+from tests.helpers import environment  # isort: skip  # noqa: F401  (before any library reads it)
+
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
+
+from tests.helpers.ranks import leave_process_group
 
 settings.register_profile("lit_rlhf", deadline=None, max_examples=40, derandomize=True, database=None)
 settings.load_profile("lit_rlhf")
@@ -62,6 +66,13 @@ def caches_of_this_session_alone(tmp_path_factory: pytest.TempPathFactory) -> It
 def seed_of_this_test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command's `seed_everything` leaves the seed in the environment, where Lightning's ranks would take it up."""
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def no_process_group_left_behind() -> Iterator[None]:
+    """A run that fails in this process takes its process group with it."""
+    yield
+    leave_process_group()
 
 
 @pytest.fixture(scope="session")

@@ -90,16 +90,9 @@ def run(args: list[str], world: Path, limit: float) -> tuple[str, list[dict[str,
         (Path(folder) / "runs").symlink_to(world / "runs")
         for overlay in world.glob("*.yaml"):
             (Path(folder) / overlay.name).symlink_to(overlay)
-        logger = [
-            "--trainer.logger=CSVLogger",
-            "--trainer.logger.save_dir=logs",
-            "--trainer.logger.name=",
-            "--trainer.logger.version=",
-            "--trainer.default_root_dir=out",
-        ]
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "lit_rlhf", *args, *logger],
+                [sys.executable, "-m", "lit_rlhf", *args, "--run_dir=out"],
                 cwd=folder,
                 capture_output=True,
                 text=True,
@@ -108,7 +101,7 @@ def run(args: list[str], world: Path, limit: float) -> tuple[str, list[dict[str,
         except subprocess.TimeoutExpired:
             return f"FAILED: not done after {limit:.0f} s", []
         if done.returncode == 0:
-            with (Path(folder) / "logs/metrics.csv").open() as file:
+            with (Path(folder) / "out/metrics.csv").open() as file:
                 return f"{time.perf_counter() - start:.0f} s", list(csv.DictReader(file))
     print(f"\n{shlex.join(args)}\n{done.stdout}\n{done.stderr}", file=sys.stderr)
     last = (done.stderr.strip().splitlines() or ["no word"])[-1]

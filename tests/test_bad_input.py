@@ -22,13 +22,13 @@ def make_recipe(module: str, model: dict[str, Any], data: str, settings: dict[st
     return {
         "model": {"class_path": f"lit_rlhf.modules.{module}", "init_args": {**model, "optimizer": optimizer}},
         "data": {"class_path": f"lit_rlhf.data.{data}", "init_args": settings},
+        "run_dir": "out",
         "trainer": {
             "accelerator": "cpu",
             "devices": 1,
             "max_epochs": 2,
             "logger": False,
             "enable_progress_bar": False,
-            "default_root_dir": "out",
         },
     }
 
@@ -205,7 +205,7 @@ def test_overlong_prompts_follow_their_policy_and_are_counted(policy, said, fit,
     write_rows(project / "mixed.jsonl", rows)
     settings = ("--data.path=mixed.jsonl", "--data.max_prompt_length=20", f"--data.overlong_prompts={policy}")
     for recipe in ("sft.yaml", "ppo.yaml"):
-        code, _, printed = fit(recipe, *settings)
+        code, _, printed = fit(recipe, *settings, f"--run_dir={recipe}-out")
         assert code == 0, printed
         line = next(line for line in printed.splitlines() if said in line)
         assert "20 tokens" in line and "first: mixed.jsonl:9" in line and " 1  " in line
@@ -278,12 +278,41 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(recipe, fit, llama, p
 
 
 def test_a_reward_model_that_does_not_fit_the_policy_is_refused(fit, llama, project, reads):
-    folder = changed_model(llama, project / "other", lambda tokenizer: tokenizer.add_tokens(["new", "newer"]))
+    folder = changed_model(llama, project / "other", lambda tokenizer: None)
+    vocabulary = Path(folder) / "tokenizer.json"
+    vocabulary.write_text(vocabulary.read_text().replace('"w3"', '"w?"').replace('"w4"', '"w3"').replace("w?", "w4"))
     reads.clear()
     reward = ("--model.reward=lit_rlhf.rewards.RewardModelScorer", f"--model.reward.model={folder}")
-    assert_refused(fit("ppo.yaml", *reward), "has another tokenizer than the policy", folder)
+    assert_refused(fit("ppo.yaml", *reward), "has another tokenizer than the policy: the token 'w", folder)
+    assert_refused(fit("ppo.yaml", f"--model.critic={folder}"), f"critic: '{folder}' has another tokenizer")
+    assert_refused(fit("ppo.yaml", f"--model.reference={folder}"), f"reference: '{folder}' has another tokenizer")
     uncentered = ("--model.reward=lit_rlhf.rewards.RewardModelScorer", f"--model.reward.model={llama}")
     assert_refused(fit("ppo.yaml", *uncentered), "no centering constants", "CenterScores")
+    assert not reads
+
+
+@pytest.mark.parametrize("recipe", ["sft", "reward", "ppo"])
+def test_an_adapter_that_does_not_fit_the_model_is_refused(recipe, fit, reads):
+    for setting, *parts in (
+        ("target_modules=[q_proj, k_prj]", "target_modules: 'k_prj' is no linear layer", "did you mean 'k_proj'?"),
+        ("target_modules=[query_key_value]", "'query_key_value'", "there are q_proj, k_proj"),
+        ("target_modules=q_proj", "model.adapter.target_modules is 'q_proj'", "a list of linear layers"),
+        ("target_modules=[]", "model.adapter.target_modules is []", "'all-linear'"),
+        ("rank=0", "model.adapter.rank is 0"),
+    ):
+        assert_refused(fit(f"{recipe}.yaml", f"--model.adapter.{setting}"), *parts)
+    if recipe == "ppo":
+        assert_refused(fit("ppo.yaml", "--model.adapter.dropout=0.1"), "model.adapter.dropout is 0.1: PPO needs 0")
+    assert not reads
+
+
+@pytest.mark.parametrize("recipe", ["sft", "ppo"])
+def test_a_model_that_is_no_language_model_is_refused(recipe, fit, llama, project, reads):
+    reward = AutoModelForSequenceClassification.from_pretrained(llama, num_labels=1)
+    reward.save_pretrained(project / "reward")
+    AutoTokenizer.from_pretrained(llama).save_pretrained(project / "reward")
+    reads.clear()
+    assert_refused(fit(f"{recipe}.yaml", "--model.model=./reward"), "'./reward' is a LlamaForSequenceClassification")
     assert not reads
 
 
@@ -299,9 +328,7 @@ def test_sizes_that_do_not_divide_are_refused(fit, reads):
 
 def test_an_output_folder_that_cannot_be_written_is_refused(fit, project, reads):
     (project / "taken").write_text("")
-    assert_refused(
-        fit("sft.yaml", "--trainer.default_root_dir=taken/run"), "cannot write to the output folder taken/run"
-    )
+    assert_refused(fit("sft.yaml", "--run_dir=taken/run"), "cannot write to the output folder taken/run")
     export = "{class_path: lit_rlhf.callbacks.ExportModel, init_args: {directory: ../taken/model}}"
     (project / "export.yaml").write_text(f"trainer: {{callbacks+: [{export}]}}")
     assert_refused(fit("sft.yaml", "-c", "export.yaml"), "cannot write to", "taken/model")
@@ -342,7 +369,7 @@ def test_a_non_finite_reward_stops_and_keeps_the_last_checkpoint(fit, project):
     assert_refused(fit("ppo.yaml", "--model.reward.function=mine.nan", *KEPT), "8 of 8 scores at step 0 are not finite")
     assert not (project / "kept").exists()
     # the second iteration, of two steps each
-    result = fit("ppo.yaml", "--model.reward.function=mine.later_infinite", *KEPT)
+    result = fit("ppo.yaml", "--model.reward.function=mine.later_infinite", *KEPT, "--overwrite")
     assert_refused(result, "1 of 8 scores at step 2 are not finite", "prompt")
     assert torch.load(project / "kept" / "last.ckpt", weights_only=True)["global_step"] == 2
     code, _, printed = fit("ppo.yaml", *KEPT, "--ckpt_path=kept/last.ckpt")

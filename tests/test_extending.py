@@ -202,7 +202,7 @@ def test_logger(project: Path) -> None:
     assert main(shrunk_command("my_logger.yaml")) == 0
     rows = [json.loads(line) for line in (project / "metrics.jsonl").read_text().splitlines()]
     assert [row["reward/score"] for row in rows if "reward/score" in row] == pytest.approx(
-        column(read_metrics(project / "runs/mine"), "reward/score")
+        column(read_metrics(project / "runs/small/ppo"), "reward/score")
     )
 
 
@@ -238,7 +238,7 @@ def test_many_plug_ins_in_one_file(project: Path, record_results) -> None:
     outputs = record_results(all_mine.UncachedGenerator, "generate")
     assert main([*shrunk_command("my_kl.yaml"), *words]) == 0
     assert len(outputs) == 2
-    rows = read_metrics(project / "runs/mine")
+    rows = read_metrics(project / "runs/small/ppo")
     assert column(rows, "reward/kl_coefficient") == pytest.approx([0.05, 0.05 / 1.1], rel=1e-6)
     assert max(column(rows, "reward/score")) <= 0.5
     assert (project / "metrics.jsonl").is_file()

@@ -10,9 +10,9 @@ import pytest
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.http import CredentialsRejected, JSONClient, RequestFailed
-from tests.helpers.services import Reply, serve
+from tests.helpers.services import Reply, refused_url, serve
 
-FAST = {"pause": 0.01, "timeout": 0.3, "retries": 2}
+FAST = {"pause": 0.01, "timeout": 1.0, "retries": 2}
 
 
 def value(answer, payload):
@@ -30,7 +30,7 @@ def value(answer, payload):
         Reply(b"[" * 10**5),
         Reply(b'{"value": 1' + b"0" * 400 + b"}"),
         Reply(hang_up=True),
-        Reply({"value": 1}, delay=0.5),
+        Reply({"value": 1}, delay=1.5),
         Reply({"value": 1}, drip=0.1),
         Reply({"value": 1}, headers={"Content-Length": "99"}),
     ],
@@ -81,7 +81,8 @@ def test_a_rejected_key_ends_the_run_and_is_not_in_the_message(status) -> None:
 
 
 def test_a_missing_service_is_reported() -> None:
-    answer = JSONClient("http://127.0.0.1:9", **FAST).request({}, value)
+    with refused_url() as url:
+        answer = JSONClient(url, **FAST).request({}, value)
     assert isinstance(answer, RequestFailed) and "refused" in answer.reason.lower()
 
 
@@ -102,7 +103,8 @@ def pauses(monkeypatch) -> list[float]:
 
 
 def test_pauses_double_to_a_minute_whatever_failed(pauses) -> None:
-    JSONClient("http://127.0.0.1:9", retries=8, timeout=0.3).request({}, value)
+    with refused_url() as url:
+        JSONClient(url, retries=8, timeout=0.3).request({}, value)
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_rlhf.commands.fit import read_arguments
-from lit_rlhf.commands.support.config_locations import ConfigLocations
+from lit_rlhf.commands.support.config_locations import ConfigLocations, RefusedYAML
 from lit_rlhf.commands.support.log_filters import install_log_filters
 from lit_rlhf.commands.support.parse_errors import explain_parse_error
+from lit_rlhf.commands.support.seeds import check_seeds
 from lit_rlhf.commands.support.wandb_login import prepare_wandb
 from lit_rlhf.errors import UserError
 
@@ -58,8 +59,11 @@ def instantiate_evaluation(args: list[str], locations: ConfigLocations) -> "Eval
     except ArgumentError as problem:
         options = [action.dest for action in parser._actions]
         raise UserError(explain_parse_error(str(problem), options, locations)) from None
+    except RefusedYAML as refused:
+        raise UserError(f"{refused} [command line]") from None
+    check_seeds(config.as_dict(), locations)
     if get_class_name(config.logger) == "WandbLogger":
-        prepare_wandb(os.environ)
+        prepare_wandb(os.environ, "logger", {**config.logger.init_args, **config.logger.get("dict_kwargs", {})})
     try:
         # constructors run here; a ValueError of theirs is about their settings
         return Evaluation(**{name: value for name, value in parser.instantiate(config).items() if name != "config"})

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from lit_rlhf.commands.recipes import find_recipe
-from lit_rlhf.commands.support.config_locations import ConfigLocations
+from lit_rlhf.commands.support.config_locations import ConfigLocations, check_arguments, install_yaml_rules
+from lit_rlhf.commands.support.home_folders import expand_arguments
 from lit_rlhf.commands.support.log_filters import install_log_filters
 from lit_rlhf.errors import UserError
 
@@ -34,9 +35,11 @@ def read_arguments(args: list[str]) -> tuple[list[str], ConfigLocations]:
     It also appends the working directory to `sys.path`, so that a `class_path` can name the user's own file.
 
     Raises:
-        UserError: a recipe is missing or cannot be read.
+        UserError: a recipe is missing or cannot be read, or an argument holds a credential.
     """
-    args, files = resolve_recipes(args)
+    check_arguments(args)
+    install_yaml_rules()
+    args, files = resolve_recipes(expand_arguments(args))
     folder = os.getcwd()
     if folder not in sys.path:
         sys.path.append(folder)  # last, so that it shadows no package

@@ -17,7 +17,7 @@ def run(command: str, args: list[str]) -> int:
     """Respond to `--prompt`, or to every line of stdin until it ends."""
     parser = Parser(prog="lit-rlhf generate", description="one response, or a chat without --prompt")
     parser.add_argument("--model", required=True, metavar="DIR", help="a transformers folder, or a hub name")
-    parser.add_argument("--prompt", metavar="TEXT", help="respond to this and exit")
+    parser.add_argument("--prompt", type=str, metavar="TEXT", help="respond to this and exit")
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="[%(default)s]")
     parser.add_argument("--temperature", type=float, default=0.7, metavar="T", help="0: greedy [%(default)s]")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="sampling seed [%(default)s]")

@@ -10,6 +10,7 @@ import yaml
 
 from lit_rlhf.commands.support.argument_parser import Parser
 from lit_rlhf.commands.support.log_filters import install_log_filters
+from lit_rlhf.commands.support.seeds import check_seed
 from lit_rlhf.commands.support.setting_paths import set_value
 from lit_rlhf.commands.support.sweep_recipes import (
     check_recipe,
@@ -27,7 +28,7 @@ def run(command: str, args: list[str]) -> int:
     """Run every combination; return 0, or 1 if a run failed by a bug."""
     settings, rest = parse_arguments(args)
     install_log_filters()
-    over, seeds = dict(parse_values(text) for text in settings.over), parse_seeds(settings.seeds)
+    over, seeds = parse_over(settings.over), parse_seeds(settings.seeds)
     runs = plan_runs(compose_config(rest), over, seeds, settings.out)
     for each in runs:
         check_folder(each, settings.overwrite)
@@ -75,7 +76,7 @@ def parse_arguments(args: list[str]) -> tuple[Namespace, list[str]]:
     parser.add_argument(
         "--last", type=int, default=1, metavar="N", help="average a metric's last N values [%(default)s]"
     )
-    parser.add_argument("--title", help="title of the page")
+    parser.add_argument("--title", type=str, help="title of the page")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace complete runs of another recipe; the others are kept"
     )
@@ -86,12 +87,29 @@ def parse_arguments(args: list[str]) -> tuple[Namespace, list[str]]:
     return settings, rest
 
 
+def parse_over(texts: list[str]) -> dict[str, list[Any]]:
+    """Return the values of every setting that varies.
+
+    Raises:
+        UserError: see `parse_values`; or a setting is named twice.
+    """
+    over: dict[str, list[Any]] = {}
+    for key, values in map(parse_values, texts):
+        if key in over:
+            raise UserError(f"--over {key} stands twice; name all its values once, separated by commas")
+        over[key] = values
+    return over
+
+
 def parse_seeds(text: str) -> list[int]:
     """Return the seeds of `S1,S2,...`."""
     try:
-        return list(dict.fromkeys(int(word) for word in text.split(",")))
+        seeds = list(dict.fromkeys(int(word) for word in text.split(",")))
     except ValueError:
         raise UserError(f"--seeds {text}: expected integers separated by commas, such as 0,1,2") from None
+    for seed in seeds:
+        check_seed(seed, "--seeds")
+    return seeds
 
 
 def plan_runs(config: dict[str, Any], over: dict[str, list[Any]], seeds: list[int], out: Path) -> list[Run]:

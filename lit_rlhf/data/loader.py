@@ -243,10 +243,11 @@ class ResumableLoader(Generic[R, B]):
         }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue from a position: the next `iter()` yields the rest of that epoch, or the next if nothing is left.
+        """Continue from a position: the next `iter()` yields the rest of that epoch.
 
         Raises:
-            UserError: The position is in the middle of a minibatch of these sizes, or of an epoch of other rows.
+            UserError: The position is in the middle of a minibatch of these sizes, or of an epoch of other rows; or the
+                rows that are left fill no minibatch.
         """
         rows = state["rows"]
         check_position(rows, self.shape, "rows of its epoch", "the end of an epoch")
@@ -256,9 +257,13 @@ class ResumableLoader(Generic[R, B]):
                     f"ckpt_path: the checkpoint is in the middle of an epoch whose order is of {name} {state[name]}, "
                     f"that of the data is {own} now; take the data of then, or a checkpoint at the end of an epoch"
                 )
+        left, size = len(self.dataset) - rows, self.shape.minibatch_size
+        if rows and left < size:
+            raise UserError(
+                f"ckpt_path: the {left:,} rows that the checkpoint has left of its epoch fill no minibatch of {size:,}; "
+                "take a smaller minibatch, or a checkpoint at the end of an epoch"
+            )
         self._epoch, self._position = state["epoch"], rows // self.shape.global_micro_batch_size
-        if self._position >= len(self):
-            self._epoch, self._position = self._epoch + 1, 0
         self._resumed = True
 
     def _order(self) -> Sequence[int]:

@@ -388,7 +388,7 @@ def _parquet_rows(file: Path) -> Rows:
 
     content = io.BytesIO(_read_bytes(file))
     with _decoding(f"{file.name}: does not parse as Parquet"):
-        table = pyarrow.parquet.read_table(content, page_checksum_verification=True)
+        table = pyarrow.parquet.ParquetFile(content, page_checksum_verification=True).read()
         return _TableRows(datasets.Dataset(table), file.name)
 
 

@@ -7,11 +7,13 @@ from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_rlhf.data.batches import PromptBatch
+from lit_rlhf.errors import UserError
 from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.generation.stopping import StopStringMatcher
+from lit_rlhf.packing.architectures import left_padding_unsupported_reason
 
 
 class GenerationOutput(NamedTuple):
@@ -59,6 +61,19 @@ class Generator(ABC):
         Raises:
             UserError: names the setting.
         """
+
+    def check_model(self, config: PretrainedConfig) -> None:
+        """Refuse a model that would continue left-padded prompts in another way than prompts alone.
+
+        Args:
+            config: of the model, before any weight is loaded.
+
+        Raises:
+            UserError: names the architecture.
+        """
+        reason = left_padding_unsupported_reason(config)
+        if reason is not None:
+            raise UserError(f"model: {reason}; generation needs another architecture")
 
     def check_connection(self) -> None:
         """Refuse a service that cannot be reached; `lit-rlhf fit` calls it before anything is loaded.

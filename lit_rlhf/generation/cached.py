@@ -3,12 +3,13 @@
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_rlhf.data.batches import PromptBatch
+from lit_rlhf.errors import UserError
 from lit_rlhf.generation.base import GenerationOutput, Generator
 from lit_rlhf.generation.generation_buffer import GenerationBuffer
-from lit_rlhf.generation.kv_cache import DecodeBatch, Decoder, DynamicCacheDecoder, StaticCacheDecoder
+from lit_rlhf.generation.kv_cache import DecodeBatch, Decoder, DynamicCacheDecoder, StaticCacheDecoder, keeps_layer_states
 from lit_rlhf.generation.llama_decoder import LlamaDecoder, fast_decode_unsupported_reason
 from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.generation.stopping import StoppingCriteria, StopStringMatcher
@@ -40,6 +41,7 @@ class CachedGenerator(Generator):
         matches_stop_string: StopStringMatcher | None = None,
     ) -> GenerationOutput:
         """See `Generator.generate`."""
+        self.check_model(model.config)
         lengths, num_samples = prompts.attention_mask.sum(1), len(uniforms) // len(prompts.input_ids)
         stopping = StoppingCriteria(model, sampling, matches_stop_string)
         buffer = GenerationBuffer(model, uniforms.to(prompts.input_ids.device), sampling, stopping)
@@ -53,6 +55,15 @@ class CachedGenerator(Generator):
             with mode:
                 _decode(decoder.start(ids, mask, num_samples, sampling.max_new_tokens), buffer, rows)
         return buffer.output()
+
+    def check_model(self, config: PretrainedConfig) -> None:
+        """See `Generator.check_model`; also refuse layers with a state, whose rows cannot be repeated and dropped."""
+        super().check_model(config)
+        if keeps_layer_states(config):
+            raise UserError(
+                f"generator: CachedGenerator keeps keys and values, and {config.get_text_config().model_type} has "
+                "layers with another state; set model.generator to lit_rlhf.generation.HuggingFaceGenerator"
+            )
 
     def make_decoder(self, model: PreTrainedModel, max_length: int) -> Decoder:
         """Return how the model decodes sequences of at most `max_length` tokens, with its weights as they are now."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from lit_rlhf.functional import position_ids
@@ -71,6 +71,12 @@ class DynamicCacheDecoder(Decoder):
     def start(self, prompt_ids: Tensor, prompt_mask: Tensor, num_samples: int, max_new_tokens: int) -> DecodeBatch:
         """See `Decoder.start`."""
         return DynamicCacheBatch(self.model, prompt_ids, prompt_mask, num_samples)
+
+
+def keeps_layer_states(config: PretrainedConfig) -> bool:
+    """Whether transformers' cache of a model holds something else than keys and values, such as the state of Mamba."""
+    layers = DynamicCache(config=config).layers
+    return any(not isinstance(layer, DynamicLayer) or hasattr(layer, "update_conv_state") for layer in layers)
 
 
 class DynamicCacheBatch(DecodeBatch):

@@ -179,34 +179,41 @@ class Database:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
         except OSError as problem:
-            raise UserError(f"database {self.path}: cannot be written ({problem.strerror}): name another by --db") from None
+            raise UserError(f"database {self.path}: cannot be written ({problem.strerror}): use another --db") from None
         self._prepare()
 
     def _prepare(self) -> None:
         """Create the tables in an empty file; check those of another."""
         with self._connection() as connection:
+            is_new = self._check_schema(connection)
             connection.execute("PRAGMA journal_mode = WAL")
+            if not is_new:
+                return
             connection.execute("BEGIN IMMEDIATE")
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            (application,) = connection.execute("PRAGMA application_id").fetchone()
-            (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
-            if not tables and not version:
+            if self._check_schema(connection):  # another server may have been first
                 for statement in _statements(_SCHEMA):
                     connection.execute(statement)
                 connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
                 values = {"id": secrets.token_hex(8), "key": secrets.token_hex(32)}
                 connection.executemany("INSERT INTO settings VALUES (?, ?)", values.items())
-            elif application != APPLICATION_ID:
-                connection.execute("ROLLBACK")
-                raise UserError(f"database {self.path} is of another program: name another file by --db")
-            elif version != SCHEMA_VERSION:
-                connection.execute("ROLLBACK")
-                raise UserError(
-                    f"database {self.path} has schema version {version}, and this lit-rlhf reads version "
-                    f"{SCHEMA_VERSION}: use the lit-rlhf that wrote it, or export its answers there and import them here"
-                )
             connection.execute("COMMIT")
+
+    def _check_schema(self, connection: sqlite3.Connection) -> bool:
+        """Return whether the file is empty; refuse that of another program or version, unchanged."""
+        (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        if not tables and not version and not application:
+            return True
+        if application != APPLICATION_ID:
+            raise UserError(f"database {self.path} is of another program: name another file by --db")
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"database {self.path} has schema version {version}, and this lit-rlhf reads version "
+                f"{SCHEMA_VERSION}: use the lit-rlhf that wrote it, or export there and import here"
+            )
+        return False
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -327,7 +334,9 @@ class Database:
 
     def labeler_progress(self, kind: Kind, labeler: Labeler) -> LabelerProgress:
         """Return what a labeler has done of the tasks of a kind."""
-        query = "SELECT action, seconds FROM current_answers JOIN tasks ON tasks.id = task WHERE labeler = ? AND kind = ?"
+        query = (
+            "SELECT action, seconds FROM current_answers JOIN tasks ON tasks.id = task WHERE labeler = ? AND kind = ?"
+        )
         with self.read() as connection:
             rows = connection.execute(query, (labeler.id, kind)).fetchall()
             gold = "SELECT COUNT(*) FROM tasks WHERE kind = ? AND gold IS NOT NULL"
@@ -489,7 +498,9 @@ class Database:
         """
         added, now = 0, time()
         with self.write() as connection:
-            _add_tasks(connection, self.path, kind, tasks, [0 if task.gold else len(own) for task, own in zip(tasks, answers)])
+            _add_tasks(
+                connection, self.path, kind, tasks, [0 if task.gold else len(own) for task, own in zip(tasks, answers)]
+            )
             for task, own in zip(tasks, answers):
                 row = connection.execute("SELECT id FROM tasks WHERE kind = ? AND key = ?", (kind, task.key)).fetchone()
                 for each in own:
@@ -514,9 +525,7 @@ class Database:
         return added
 
 
-_LEASE = (
-    "SELECT task, kind, content, token, started, shown, draft FROM leases JOIN tasks ON tasks.id = leases.task"
-)
+_LEASE = "SELECT task, kind, content, token, started, shown, draft FROM leases JOIN tasks ON tasks.id = leases.task"
 _ANSWER = (
     "SELECT own.id, tasks.id, key, kind, name, action, own.content, shown, seconds, created, tasks.content, gold "
     "FROM current_answers AS own JOIN tasks ON tasks.id = own.task JOIN labelers ON labelers.id = own.labeler"
@@ -552,9 +561,12 @@ def _read_lease(row: Sequence[Any]) -> Lease:
 
 
 def _read_answer(row: Sequence[Any]) -> Answer:
-    *start, content, shown, seconds, created, task_content, gold = row
-    parsed = (json.loads(content), json.loads(shown), seconds, created, json.loads(task_content), _loads(gold))
-    return Answer(*start, *parsed)
+    number, task, key, kind, labeler, action, content, shown, seconds, created, task_content, gold = row
+    answer, order = json.loads(content), json.loads(shown)
+    known = _loads(gold)
+    return Answer(
+        number, task, key, kind, labeler, action, answer, order, seconds, created, json.loads(task_content), known
+    )
 
 
 def _insert_lease(
@@ -568,36 +580,46 @@ def _insert_lease(
 ) -> None:
     # a surplus answer never was one of the labels: its task, given back, is claimed only if it takes one
     expires = now if from_surplus else now + LEASE_SECONDS
-    values = (task, labeler.id, secrets.token_urlsafe(16), now, expires, _dumps(shown), _dumps(draft) if draft else None)
+    values = (
+        task,
+        labeler.id,
+        secrets.token_urlsafe(16),
+        now,
+        expires,
+        _dumps(shown),
+        _dumps(draft) if draft else None,
+    )
     connection.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?, ?, ?)", values)
 
 
 def _add_tasks(
     connection: sqlite3.Connection, path: Path, kind: Kind, tasks: Sequence[NewTask], labels_wanted: Sequence[int]
 ) -> int:
-    (start,) = connection.execute("SELECT COALESCE(MAX(position) + 1, 0) FROM tasks").fetchone()
-    num_gold = sum(task.gold is not None for task in tasks)
-    spacing = (len(tasks) - num_gold) / num_gold if num_gold else 0.0
-    added, gold_number, number = 0, 0, 0
+    query = "SELECT COALESCE(MAX(position) + 1, 0) FROM tasks WHERE gold IS NULL"
+    (start,) = connection.execute(query).fetchone()
+    new: list[tuple[NewTask, int]] = []
     for task, wanted in zip(tasks, labels_wanted, strict=True):
-        # known answers are spread evenly between the others
-        position = start + ((gold_number + 0.5) * spacing - 0.5 if task.gold is not None else number)
-        gold_number, number = gold_number + (task.gold is not None), number + (task.gold is None)
-        content = _dumps(task.content)
         row = connection.execute("SELECT content FROM tasks WHERE kind = ? AND key = ?", (kind, task.key)).fetchone()
-        if row is not None:
-            if row[0] != content:
-                raise UserError(
-                    f"{task.origin}: the task {task.key!r} has other content than in {path}, where it may have been "
-                    "answered: give the changed row another id, or name another file by --db"
-                )
-            continue
-        added += 1
-        values = (kind, task.key, position, content, _dumps(task.gold) if task.gold is not None else None, wanted)
-        connection.execute(
-            "INSERT INTO tasks (kind, key, position, content, gold, labels_wanted) VALUES (?, ?, ?, ?, ?, ?)", values
-        )
-    return added
+        if row is None:
+            new.append((task, wanted))
+        elif row[0] != _dumps(task.content):
+            raise UserError(
+                f"{task.origin}: the task {task.key!r} has other content than in {path}, where it may have been "
+                "answered: give the changed row another id, or name another file by --db"
+            )
+    others = [each for each in new if each[0].gold is None]
+    known = [each for each in new if each[0].gold is not None]
+    insert = "INSERT INTO tasks (kind, key, position, content, gold, labels_wanted) VALUES (?, ?, ?, ?, ?, ?)"
+    for number, (task, wanted) in enumerate(others):
+        connection.execute(insert, (kind, task.key, start + number, _dumps(task.content), None, wanted))
+    # tasks with known answers are spread evenly between the others
+    query = "SELECT COALESCE(MIN(position), 0), COALESCE(MAX(position), 0) FROM tasks WHERE kind = ? AND gold IS NULL"
+    low, high = connection.execute(query, (kind,)).fetchone()
+    for number, (task, wanted) in enumerate(known):
+        position = low - 0.5 + (number + 0.5) * (high + 1 - low) / len(known)
+        gold = _dumps(task.gold)
+        connection.execute(insert, (kind, task.key, position, _dumps(task.content), gold, wanted))
+    return len(new)
 
 
 def _find_or_add_labeler(connection: sqlite3.Connection, name: str, role: str = "labeler") -> Labeler:

@@ -83,7 +83,9 @@ def sample_tasks(models: Sequence[str], prompts: str, kind: Kind | None, setting
             num_repeated += own_key in tasks
             tasks.setdefault(own_key, NewTask(own_key, dict(own), None, record.origin))
     if num_same:
-        notes.append(f"{num_same:,} of {total * len(records):,} responses were empty or equal to another of their prompt")
+        notes.append(
+            f"{num_same:,} of {total * len(records):,} responses were empty or equal to another of their prompt"
+        )
     if num_few:
         notes.append(f"{num_few:,} of {len(records):,} prompts left out: fewer than {least} different responses")
     if num_repeated:

@@ -63,7 +63,9 @@ def render_task(lease: Lease, form: dict[str, str], **values: Any) -> str:
     content = lease.content
     outputs = []
     for place, number in enumerate(lease.shown):
-        heading = {"rank": f"Output {letter(place)}", "compare": f"{PLACES[place % 2]} response"}.get(lease.kind, "Output")
+        heading = {"rank": f"Output {letter(place)}", "compare": f"{PLACES[place % 2]} response"}.get(
+            lease.kind, "Output"
+        )
         outputs.append(
             {"letter": letter(place), "place": place, "heading": heading, "text": content["completions"][number]}
         )

@@ -149,7 +149,9 @@ class _LabelServer:
         if request.headers.get("accept") == "application/json":
             return Response(status_code=204 if is_kept else 409)
         if not is_kept:
-            raise Refusal(409, "The draft is not kept", "The time for this task has run out.", lost=kept.get("completion"))
+            raise Refusal(
+                409, "The draft is not kept", "The time for this task has run out.", lost=kept.get("completion")
+            )
         return see_other("/")
 
     def undo(self, request: Request, fields: dict[str, str]) -> Response:

@@ -1,4 +1,4 @@
-"""Tasks from data files: the rows of any format that the project reads, with their completions, as a person sees them."""
+"""Tasks from data files: the rows of any format that the project reads, with their completions."""
 
 from __future__ import annotations
 
@@ -44,10 +44,11 @@ class TaskFile(NamedTuple):
     notes: list[str]  # what of the file is not used
 
 
-class _StrictReport(DatasetReport):
+class StrictReport(DatasetReport):
     """A report that skips no row: people are asked about all of them."""
 
     def skip(self, reason: str, origin: str) -> None:
+        """Refuse the row."""
         raise UserError(f"{origin}: {reason}: it makes no task; fix or remove the row")
 
 
@@ -66,14 +67,14 @@ def read_tasks(path: str, kind: Kind | None = None, format: str = "auto", gold: 
     """
     rows = read_rows(path)
     kind = kind or guess_kind(rows[0])
-    report = _StrictReport(path)
+    report = StrictReport(path)
     if gold and kind == "demonstrate":
         raise UserError("--gold: a demonstration has no known answer; use --gold with rank, rate or compare")
     records = _read_prompts(rows, kind, format, report)
     tasks: list[NewTask] = []
     has_ids = "id" in rows[0].fields
     for record in records:
-        tasks += _make_tasks(kind, record, has_ids, gold)
+        tasks += make_tasks(kind, record, has_ids, gold)
     tasks, notes = drop_repeated_tasks(tasks, has_ids)
     if not gold:
         ignored = [name for name in _ANSWERS if any(row.fields.get(name) is not None for row in rows)]
@@ -82,23 +83,25 @@ def read_tasks(path: str, kind: Kind | None = None, format: str = "auto", gold: 
     return TaskFile(kind, tasks, notes)
 
 
-class _PromptWithCompletions(NamedTuple):
+class PromptWithCompletions(NamedTuple):
+    """One row: its prompt, and what is to be rated or ranked."""
+
     prompt: Prompt
     completions: list[Any] | None
     fields: Fields
     origin: str
 
 
-def _read_prompts(rows: Rows, kind: Kind, format: str, report: DatasetReport) -> list[_PromptWithCompletions]:
+def _read_prompts(rows: Rows, kind: Kind, format: str, report: DatasetReport) -> list[PromptWithCompletions]:
     if kind == "demonstrate" or find_completions(rows[0].fields, kind) is not None:
         prompts = read_records(rows, "prompt", PromptRow, format, report)
         return [
-            _PromptWithCompletions(each.prompt, find_completions(each.fields, kind), each.fields, each.origin)
+            PromptWithCompletions(each.prompt, find_completions(each.fields, kind), each.fields, each.origin)
             for each in prompts
         ]
     # completions that only a format of rankings finds: in a tree, or at the end of a conversation
     rankings = read_records(rows, "ranking", Ranking, format, report)
-    return [_PromptWithCompletions(each.prompt, each.completions, each.fields, each.origin) for each in rankings]
+    return [PromptWithCompletions(each.prompt, each.completions, each.fields, each.origin) for each in rankings]
 
 
 def guess_kind(row: Row) -> Kind:
@@ -128,7 +131,8 @@ def find_completions(fields: Fields, kind: Kind) -> list[Any] | None:
     return None
 
 
-def _make_tasks(kind: Kind, record: _PromptWithCompletions, has_ids: bool, gold: bool) -> list[NewTask]:
+def make_tasks(kind: Kind, record: PromptWithCompletions, has_ids: bool, gold: bool) -> list[NewTask]:
+    """Return the task of a row; to rate K completions is K tasks."""
     origin, fields = record.origin, record.fields
     completions = [] if kind == "demonstrate" else check_completions(record.completions, kind, origin)
     content: Content = {
@@ -206,12 +210,17 @@ def make_key(fields: Fields, content: Content, has_ids: bool, origin: str) -> st
         UserError: The rows have ids, and this one has not.
     """
     if not has_ids:
-        text = json.dumps([content["prompt"], content["completions"]], ensure_ascii=False)
-        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        return hash_content(content)
     value = fields.get("id")
     if not isinstance(value, str | int) or isinstance(value, bool) or not str(value).strip():
         raise UserError(f"{origin}: the id is {value!r}; the first row has one, so each row needs a text or a number")
     return str(value)
+
+
+def hash_content(content: Content) -> str:
+    """Return the key of a task whose row has no id."""
+    text = json.dumps([content["prompt"], content["completions"]], ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def drop_repeated_tasks(tasks: Sequence[NewTask], has_ids: bool) -> tuple[list[NewTask], list[str]]:
@@ -229,7 +238,9 @@ def drop_repeated_tasks(tasks: Sequence[NewTask], has_ids: bool) -> tuple[list[N
         elif task.key not in by_key:
             by_key[task.key] = task
         elif has_ids:
-            raise UserError(f"{task.origin}: the id {task.key!r} is that of {by_key[task.key].origin}; change one of them")
+            raise UserError(
+                f"{task.origin}: the id {task.key!r} is that of {by_key[task.key].origin}; change one of them"
+            )
         else:
             num_repeated += 1
     notes = [f"{num_repeated:,} rows repeat an earlier one and are left out"] if num_repeated else []
@@ -240,7 +251,7 @@ def drop_repeated_tasks(tasks: Sequence[NewTask], has_ids: bool) -> tuple[list[N
     return list(by_key.values()), notes
 
 
-def read_gold(kind: Kind, record: _PromptWithCompletions) -> dict[str, Any]:
+def read_gold(kind: Kind, record: PromptWithCompletions) -> dict[str, Any]:
     """Return the known answer of a row.
 
     Raises:
@@ -251,7 +262,9 @@ def read_gold(kind: Kind, record: _PromptWithCompletions) -> dict[str, Any]:
         ranks = fields.get("ranks")
         valid = isinstance(ranks, list) and len(ranks) == len(record.completions or ())
         if not valid or not all(isinstance(each, int | float) for each in fields["ranks"]):
-            raise UserError(f"{origin}: a known answer needs the column 'ranks': one number per completion, lowest = best")
+            raise UserError(
+                f"{origin}: a known answer needs the column 'ranks': one number per completion, lowest = best"
+            )
         return {"ranks": dense_bins(fields["ranks"])}
     if kind == "compare":
         preference = fields.get("preference")
@@ -270,4 +283,3 @@ def dense_bins(ranks: Sequence[float]) -> list[int]:
     """Return ranks as bins 1, 2, …; equal ranks share a bin."""
     bins = {rank: number for number, rank in enumerate(sorted(set(ranks)), start=1)}
     return [bins[rank] for rank in ranks]
-

@@ -82,14 +82,18 @@ class Access:
             return Session(self.only_labeler, cookie, self._token(cookie), is_new)
         labeler = self.database.authenticate(cookie) if cookie else None
         if labeler is None:
-            raise Refusal(401, "Please open your link", "This page needs the link that was made for you. Open it again.")
+            raise Refusal(
+                401, "Please open your link", "This page needs the link that was made for you. Open it again."
+            )
         return Session(labeler, cookie, self._token(cookie), False)
 
     def check_token(self, session: Session, form: dict[str, str]) -> None:
         """Refuse a form that this session's pages did not make."""
         if session.is_new or not hmac.compare_digest(session.csrf.encode(), form.get("csrf", "").encode()):
             raise Refusal(
-                403, "Not sent from this page", "The form is not of this session: open the page again, then send it again."
+                403,
+                "Not sent from this page",
+                "The form is not of this session: open the page again, then send it again.",
             )
 
     def log_in(self, secret: str) -> Labeler:

@@ -22,6 +22,7 @@ from lit_rlhf.models.loading import (
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.pretrained import load_weights
 from lit_rlhf.packing.rankings import RankingInputs, last_hidden_state
+from lit_rlhf.packing.selective_logits import select_positions
 
 # weights that a scalar model's file may hold: of the language model's head, and the bias of a trained one
 UNUSED_HEADS = ("lm_head.", "embed_out.", "output.", "score.bias")
@@ -92,7 +93,7 @@ class ScalarModel(nn.Module):
             (B, T), or (n,) with `token_index`; float32, centered.
         """
         hidden = self._hidden(input_ids, attention_mask, positions)
-        return self._apply_head(hidden if token_index is None else hidden[token_index])
+        return self._apply_head(hidden if token_index is None else select_positions(hidden, token_index))
 
     def score(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Compute the scalar at the last real token of each row, by its mask and never by its padding id.

@@ -33,7 +33,6 @@ from lit_rlhf.modules.resume import (
     describe_optimizer,
     find_resume_point,
     finish_epoch,
-    is_at_new_end,
     iter_settings,
     mark_step_as_saved,
     regroup_parameters,
@@ -247,16 +246,15 @@ class LitModule(LightningModule, DataRequirements):
                     "`lit-rlhf export`"
                 )
 
-    def log_epoch_means(self, step: int | None = None) -> None:
-        """Log the means of an epoch at its last step, which is the current one by default.
+    def log_epoch_means(self) -> None:
+        """Log the means of an epoch at its last step.
 
         Lightning logs an epoch only after this step's checkpoint; a run killed in between would lose this row.
         """
-        step = self.global_step if step is None else step
         self.last_epoch_means = self.epoch_means.compute(self.sum_over_ranks)
         row = {name: float(mean) for name, mean in self.last_epoch_means.items()}
         for logger in self.loggers if row else ():
-            logger.log_metrics({**row, "epoch": self.current_epoch}, step=step)
+            logger.log_metrics({**row, "epoch": self.current_epoch}, step=self.global_step)
             logger.save()
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -284,9 +282,6 @@ class LitModule(LightningModule, DataRequirements):
         if self.resumed is None:
             return
         self.resume_optimizer(self.resumed)
-        if self.resumed_at == "within" and is_at_new_end(self.trainer):
-            self.resumed_at = "last batch"
-            self.log_epoch_means(self.global_step - 1)
         if self.resumed_at != "within":
             self.trainer.callback_metrics.update(self.last_epoch_means)  # callbacks read them there when an epoch ends
             finish_epoch(self.trainer, self.resumed_at)
@@ -387,8 +382,6 @@ class LitModule(LightningModule, DataRequirements):
         if missing:
             raise UserError(f"ckpt_path: the checkpoint lacks the weight {min(missing)!r} that this recipe trains")
         self.check_fingerprints(about.get("fingerprints", {}))
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            self.load_training_state(checkpoint)
         stored, own = json.loads(about["config"]), self.exported_model.config.to_dict()
         for name in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers"):
             if stored.get(name) != own.get(name):
@@ -396,6 +389,8 @@ class LitModule(LightningModule, DataRequirements):
                     f"ckpt_path: the checkpoint's model has {name} {stored.get(name)}, "
                     f"{self.model_path!r} has {own.get(name)}"
                 )
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.load_training_state(checkpoint)
 
 
 def split_weight_decay_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

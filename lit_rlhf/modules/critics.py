@@ -20,6 +20,7 @@ from lit_rlhf.models.lora_checkpoint import attach_adapter, read_scalar_adapter
 from lit_rlhf.models.scalar_model import ScalarModel, load_scalar_model
 from lit_rlhf.models.shared_backbone import ScalarHead, hidden_states_with_adapter, zero_init_head
 from lit_rlhf.packing.packed_batch import PackedBatch
+from lit_rlhf.packing.selective_logits import select_positions
 from lit_rlhf.rollout.advantages import AdvantageEstimator
 from lit_rlhf.rollout.forward_passes import response_values
 
@@ -208,4 +209,4 @@ def resolve_critic(setting: Critic | str | None, estimator: AdvantageEstimator) 
 
 def _apply_head(head: ScalarHead, hidden: Tensor, batch: PackedBatch) -> Tensor:
     """Return the head's output before each response token, (B, R), from a last hidden state (L, W, D)."""
-    return batch.scatter_to_responses(head(hidden[batch.predictor_index]))
+    return batch.scatter_to_responses(head(select_positions(hidden, batch.predictor_index)))

@@ -39,6 +39,7 @@ from lit_rlhf.generation.sampling import sampling_uniforms
 from lit_rlhf.generation.stopping import stop_string_matcher
 from lit_rlhf.models.export import CHECKPOINT_KEY
 from lit_rlhf.models.lm_loss import causal_lm_loss
+from lit_rlhf.models.loading import load_config
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.shared_backbone import capture_last_hidden_state
 from lit_rlhf.modules.actor_critic import ActorCritic
@@ -382,6 +383,7 @@ class PPOModule(ActorCritic):
         )
         check_group_size(self.advantages, ppo.samples_per_prompt)
         self.check_models()
+        self.generator.check_model(load_config(self.model_path, self.loading))
         data = trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, PromptDataModule) and data.prompts is not None:
             self.check_length(data.prompts)

@@ -53,17 +53,6 @@ def mark_step_as_saved(trainer: Trainer) -> None:
             callback._last_global_step_saved = trainer.global_step
 
 
-def is_at_new_end(trainer: Trainer) -> bool:
-    """Whether the position of a checkpoint "within" its epoch is the end of it in the sizes of now; then mark it so."""
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    if progress.current.ready < trainer.num_training_batches:
-        return False
-    progress.is_last_batch = True
-    for counts in (progress.current, progress.total):
-        counts.completed = counts.processed  # type: ignore[attr-defined]
-    return True
-
-
 def remaining_steps(trainer: Trainer, steps_per_epoch: int) -> float:
     """Return how many optimizer steps a resumed run still has; infinite if nothing limits them."""
     loop = trainer.fit_loop

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 from transformers import DynamicCache, PreTrainedModel
 
 from lit_rlhf.functional import position_ids
@@ -22,6 +23,7 @@ from lit_rlhf.packing.architectures import CONTINUES_A_CACHE, architecture_unsup
 from lit_rlhf.packing.attention_masks import packing_unsupported_reason
 from lit_rlhf.packing.bin_packing import forward_flops
 from lit_rlhf.packing.packed_batch import PackedBatch, pack_units
+from lit_rlhf.packing.selective_logits import select_positions
 
 
 class RankingInputs(NamedTuple):
@@ -54,7 +56,8 @@ def last_hidden_state(model: PreTrainedModel, rows: RankingInputs, shared_prompt
             return last_hidden_with_prefix_cache(model, rows)
         batch = pack_rankings(model, rows)
         if _cost(batch.input_ids, model) < _cost(rows.input_ids, model):
-            return _hidden(model, batch.input_ids, batch.attention_mask, batch.position_ids)[batch.last_token_index]
+            hidden = _hidden(model, batch.input_ids, batch.attention_mask, batch.position_ids)
+            return select_positions(hidden, batch.last_token_index)
     return last_hidden_per_row(model, rows)
 
 
@@ -87,9 +90,11 @@ def last_hidden_with_prefix_cache(model: PreTrainedModel, rows: RankingInputs) -
         return first_hidden
     ranking = rows.ranking_index[rest]
     for layer in cache.layers:  # of each completion, the keys and values of its prompt
-        # index_select: the backward pass of indexing adds with atomics on a CPU, in an order that depends on threads
-        layer.keys = layer.keys.index_select(0, ranking)[:, :, :prompts]
-        layer.values = layer.values.index_select(0, ranking)[:, :, :prompts]
+        layer.keys, layer.values = (
+            # as in `select_positions`
+            embedding(ranking, states[:, :, :prompts].flatten(1)).unflatten(1, states[0, :, :prompts].shape)
+            for states in (layer.keys, layer.values)
+        )
     start, end = rows.prompt_length[rest, None], length[rest, None]
     column = start + torch.arange(int((end - start).max()), device=device)  # (M, C), column of the separate row
     real = column < end

@@ -5,7 +5,25 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
+from torch.nn.functional import embedding
 from transformers import PreTrainedModel
+
+
+def select_positions(states: Tensor, position: tuple[Tensor, Tensor]) -> Tensor:
+    """Select positions of a batch, some of them several times, such as the last token of a prompt with many responses.
+
+    The same as `states[position]`, whose backward pass adds with atomics on a CPU, in an order that depends on threads.
+    That of `index_select` does so on a GPU; that of an embedding on neither.
+
+    Args:
+        states: (L, W, D).
+        position: Row and column of each position, (n,) int64 each.
+
+    Returns:
+        (n, D).
+    """
+    row, column = position
+    return embedding(row * states.shape[1] + column, states.flatten(0, 1))
 
 
 def logits_at_positions(model: PreTrainedModel, row_index: Tensor, column_index: Tensor, **inputs: Any) -> Tensor:
@@ -30,7 +48,9 @@ def _lm_head_at_positions(model: PreTrainedModel, row_index: Tensor, column_inde
     """
     head: Any = model.get_output_embeddings()
     assert head is not None, f"{type(model).__name__} has no output embeddings"
-    hook = head.register_forward_pre_hook(lambda _, args: (args[0][row_index, column_index].unsqueeze(0), *args[1:]))
+    hook = head.register_forward_pre_hook(
+        lambda _, args: (select_positions(args[0], (row_index, column_index)).unsqueeze(0), *args[1:])
+    )
     try:
         yield
     finally:

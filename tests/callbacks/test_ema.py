@@ -1,6 +1,7 @@
 """The average equals the recurrence over the weights after every step, also resumed, sharded, validated, exported."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,16 @@ from transformers import AutoModelForCausalLM
 
 from lit_rlhf.callbacks import EMA, ExportModel
 from lit_rlhf.cli import main
-from lit_rlhf.data import DemonstrationDataModule
+from lit_rlhf.data import ComparisonDataModule, DemonstrationDataModule
 from lit_rlhf.errors import UserError
 from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.models.loading_config import LoRA
-from lit_rlhf.modules import PPOConfig, PPOModule, SFTModule
+from lit_rlhf.modules import PPOConfig, PPOModule, RewardModule, SFTModule
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.strategies import FSDP2Strategy
 from tests.helpers.ppo_fakes import PromptData
 from tests.helpers.ranks import on_ranks
-from tests.helpers.small_runs import demonstrations, full_weights, quiet_trainer, sgd, write_rows
+from tests.helpers.small_runs import demonstrations, full_weights, quiet_trainer, rankings, sgd, write_rows
 
 
 class RecordWeights(L.Callback):
@@ -147,6 +148,50 @@ def test_sharded_weights_have_the_average_of_one_process(llama, tmp_path):
     for runs in on_ranks(two, tmp_path):
         for weights in runs:
             for mine, theirs in zip(one, weights):
+                torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+
+
+class RecordLosses(L.Callback):
+    """Store the training loss of every step and the loss of every validation, each over all ranks."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        self.losses.append(float(trainer.callback_metrics["validation/loss"]))
+
+
+def build_reward(model: str, folder: Path) -> tuple[Any, Any]:
+    rows = write_rows(folder / "rows.jsonl", rankings(24))
+    return RewardModule(model, sgd(0.3)), ComparisonDataModule(rows, micro_batch_size=4, validation_fraction=0.2)
+
+
+@pytest.mark.parametrize("sanity_steps", [0, 2], ids=["validation", "sanity check too"])
+@pytest.mark.parametrize("build", [build_sft, build_reward], ids=["sft", "reward"])
+def test_sharded_runs_that_validate_have_the_losses_and_the_average_of_one_process(
+    build, sanity_steps, llama, tmp_path
+):
+    """A pass without gradients leaves weights gathered, which the average must neither start with nor be lost in."""
+
+    def run(**settings: Any) -> tuple[list[float], list[torch.Tensor]]:
+        module, data = build(llama, tmp_path)
+        data.micro_batch_size //= settings.get("devices", 1)
+        losses = RecordLosses()
+        intervals = {"max_epochs": 2, "num_sanity_val_steps": sanity_steps, "val_check_interval": 2}
+        trainer = quiet_trainer(tmp_path, callbacks=[EMA(0.7), losses], **intervals, **settings)
+        trainer.fit(module, datamodule=data)
+        return losses.losses, full_weights(module)
+
+    expected_losses, expected = run()
+    assert len(expected_losses) >= 12 and abs(expected_losses[0] - expected_losses[-1]) > 0.02
+    for world_size in (1, 2):
+        sharded = partial(run, devices=world_size, strategy=FSDP2Strategy())
+        for losses, weights in on_ranks(sharded, tmp_path, world_size):
+            assert losses == pytest.approx(expected_losses, abs=1e-5)
+            for mine, theirs in zip(weights, expected, strict=True):
                 torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
 
 

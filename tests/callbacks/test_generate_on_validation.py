@@ -84,7 +84,7 @@ def test_a_checkpoint_is_selected_by_it_and_samples_are_written(llama, rows, tmp
     )
     assert Path(best.best_model_path).name == "step=2.ckpt"  # of steps 2, 4 and 6
     assert float(best.best_model_score) == -1.0
-    written = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    written = [json.loads(line) for line in (tmp_path / "validation_samples.jsonl").read_text().splitlines()]
     assert [row["step"] for row in written] == [2] * 3 + [4] * 3 + [6] * 3
     assert written[0].keys() == {"step", "prompt", "response", "score"}
 
@@ -96,7 +96,7 @@ def test_without_a_reward_there_are_samples_and_no_metric(llama, rows, tmp_path)
         SFTModule(llama, sgd(0.1)), datamodule=DemonstrationDataModule(rows, validation_path=rows, micro_batch_size=8)
     )
     assert "validation/reward_score" not in trainer.callback_metrics
-    written = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    written = [json.loads(line) for line in (tmp_path / "validation_samples.jsonl").read_text().splitlines()]
     assert [row.keys() for row in written] == [{"step", "prompt", "response"}] * 2
 
 
@@ -104,7 +104,7 @@ def test_without_a_path_the_prompts_are_those_of_the_validation_rows(llama, rows
     callback = GenerateOnValidation(sampling=SamplingParams(LENGTH), rows=16)
     data = DemonstrationDataModule(rows, validation_fraction=0.4, micro_batch_size=4)
     quiet_trainer(tmp_path, callbacks=[callback]).validate(SFTModule(llama), datamodule=data, verbose=False)
-    written = [json.loads(line)["prompt"] for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    written = [json.loads(line)["prompt"] for line in (tmp_path / "validation_samples.jsonl").read_text().splitlines()]
     assert 0 < len(written) == len(set(written)) < 16
     held_out = [" ".join(data.tokenizer.decode(row.input_ids).split()) for row in data.validation_rows]
     for prompt in written:

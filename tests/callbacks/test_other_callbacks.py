@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_rlhf.callbacks import ExportModel, LogSamples, PretrainingMix, TerminateOnNaN
@@ -72,6 +74,43 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_loaded(l
     (tmp_path / "taken").write_text("")
     trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[ExportModel("taken/model")])
     with pytest.raises(UserError, match=r"cannot write to .*taken/model'"):
+        trainer.fit(SFTModule(llama), datamodule=DemonstrationDataModule(rows, micro_batch_size=4))
+
+
+class LoggedScores(L.Callback):
+    """Logs a score of the validation set, given per epoch."""
+
+    def __init__(self, scores: list[float]) -> None:
+        self.scores = scores
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        pl_module.log("validation/reward_score", self.scores[trainer.current_epoch])
+
+
+@pytest.mark.parametrize("adapter", [None, LoRA(rank=2)], ids=["full", "lora"])
+def test_the_best_weights_are_exported_if_that_is_asked_for(adapter, llama, rows, tmp_path):
+    def train(folder: Path, weights: Any, epochs: int) -> dict[str, torch.Tensor]:
+        selecting = ModelCheckpoint(folder / "kept", monitor="validation/reward_score", mode="max", save_last=True)
+        callbacks = [ExportModel(weights=weights), LoggedScores([0.1, 0.9, 0.5]), selecting]
+        settings = {"max_epochs": epochs, "callbacks": callbacks, "enable_checkpointing": True}
+        trainer = quiet_trainer(folder, num_sanity_val_steps=0, **settings)
+        data = DemonstrationDataModule(rows, validation_path=rows, micro_batch_size=4)
+        trainer.fit(SFTModule(llama, sgd(0.5), adapter=adapter), datamodule=data)
+        return load_file(folder / "model" / "model.safetensors")
+
+    best, second, last = (
+        train(tmp_path / "a", "best", 3),
+        train(tmp_path / "b", "last", 2),
+        train(tmp_path / "c", "last", 3),
+    )
+    for name, weight in best.items():
+        torch.testing.assert_close(weight, second[name], msg=name)
+    assert any(not torch.equal(weight, last[name]) for name, weight in best.items())
+
+
+def test_the_best_weights_need_a_checkpoint_with_a_monitor(llama, rows, tmp_path):
+    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[ExportModel(weights="best")])
+    with pytest.raises(UserError, match="no ModelCheckpoint has a monitor"):
         trainer.fit(SFTModule(llama), datamodule=DemonstrationDataModule(rows, micro_batch_size=4))
 
 

@@ -2,6 +2,7 @@
 
 import math
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +18,11 @@ from lit_rlhf.data import DemonstrationDataModule
 from lit_rlhf.data.batches import PretrainingBatch
 from lit_rlhf.data.loader import BatchShape
 from lit_rlhf.errors import UserError
-from lit_rlhf.modules import SFTModule
+from lit_rlhf.generation import SamplingParams
+from lit_rlhf.modules import PPOConfig, PPOModule, SFTModule
+from lit_rlhf.modules.critics import SharedBackboneCritic
 from lit_rlhf.strategies import FSDP2Strategy
+from tests.helpers.ppo_fakes import PromptData, WordShare
 from tests.helpers.ranks import on_ranks
 from tests.helpers.small_runs import demonstrations, quiet_trainer, sgd, write_rows
 
@@ -132,6 +136,41 @@ def test_the_gradient_on_two_ranks(accumulate, strategy, llama, tokenizer, rows,
 
     for run in on_ranks(run_rank, tmp_path):
         assert_each_step(run, reference)
+
+
+def build_norms_case(case: str, model: str, path: str, num_ranks: int) -> tuple[L.LightningModule, Any]:
+    """Return a module and its data: a run that has a pass without gradients before its first step."""
+    if case == "sanity validation":
+        data = DemonstrationDataModule(path, micro_batch_size=4 // num_ranks, validation_fraction=0.5)
+        return SFTModule(model, sgd(0.3)), data
+    settings: dict[str, Any] = {"critic": SharedBackboneCritic()} if case == "shared backbone" else {}
+    ppo = PPOConfig(
+        rollout_batch_size=8,
+        micro_batch_size=4 // num_ranks,
+        critic_learning_rate=0.05,
+        old_logprobs="recompute" if case == "recompute" else "rollout",
+    )
+    return PPOModule(model, WordShare(), SamplingParams(4), ppo, optimizer=sgd(0.3), **settings), PromptData()
+
+
+@pytest.mark.parametrize("case", ["shared backbone", "recompute", "sanity validation"])
+def test_gradient_norms_of_sharded_runs_are_those_of_one_process(case, llama, rows, text, tmp_path):
+    """After a pass without gradients as well, which leaves weights gathered."""
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+
+    def run(**settings: Any) -> dict[str, float]:
+        num_ranks = settings.get("devices", 1)
+        module, data = build_norms_case(case, llama, path, num_ranks)
+        mix = PretrainingMix(text, GAMMA, micro_batch_size=4 // num_ranks, seq_len=LENGTH)
+        trainer = quiet_trainer(tmp_path, max_epochs=2, num_sanity_val_steps=2, callbacks=[mix], **settings)
+        trainer.fit(module, datamodule=data)
+        return {name: float(value) for name, value in trainer.callback_metrics.items() if "grad_norm" in name}
+
+    expected = run()
+    assert len(expected) == 4 and all(value > 1e-3 for value in expected.values())
+    for world_size in (1, 2):
+        for norms in on_ranks(partial(run, devices=world_size, strategy=FSDP2Strategy()), tmp_path, world_size):
+            assert norms == pytest.approx(expected, rel=1e-4)
 
 
 class AfterTheStage(PretrainingMix):

@@ -180,10 +180,10 @@ def test_the_later_file_is_the_one_named(project: Path, command) -> None:
 
 def test_an_output_folder_that_is_a_file_is_refused_before_the_model(project: Path, command) -> None:
     (project / "taken").write_text("")
-    code, _, stderr = command("fit", "-c", "recipe.yaml", "--trainer.default_root_dir=taken/run", "--model.fault=ours")
+    code, _, stderr = command("fit", "-c", "recipe.yaml", "--run_dir=taken/run", "--model.fault=ours")
     assert code == 2
     assert error_lines(stderr) == [
-        "error: cannot write to the output folder taken/run (Not a directory): set trainer.default_root_dir to another"
+        "error: cannot write to the output folder taken/run (Not a directory): set run_dir to another"
     ]
 
 

@@ -31,16 +31,18 @@ def test_a_users_modules_run_from_yaml_alone(project: Path, command) -> None:
 
 
 def test_validate_and_test_run(project: Path, command) -> None:
+    assert command("fit", "-c", "recipe.yaml", *CHECKPOINTS)[0] == 0
     for name in ("validate", "test"):
-        code, stdout, _ = command(name, "-c", "recipe.yaml")
+        code, stdout, _ = command(name, "-c", "recipe.yaml", *CHECKPOINTS)
         assert code == 0
         assert "validation/loss" in stdout
 
 
 def test_the_saved_configuration_runs_again(project: Path, command) -> None:
-    code, _, _ = command("fit", "-c", "recipe.yaml", "--model.hidden=5", "--trainer.default_root_dir=out")
+    code, _, _ = command("fit", "-c", "recipe.yaml", "--model.hidden=5", "--run_dir=out")
     assert code == 0
     saved = yaml.safe_load((project / "out" / "config.yaml").read_text())
+    assert saved["run_dir"] == "out" and not saved["overwrite"]
     assert saved["model"]["init_args"]["hidden"] == 5
     assert saved["seed_everything"] == 0
     (project / "out" / "config.yaml").rename(project / "again.yaml")
@@ -97,18 +99,6 @@ def test_last_is_never_a_damaged_checkpoint(project: Path, command) -> None:
     assert "can be resumed" in stderr.splitlines()[-1] and str(project / "kept") in stderr.splitlines()[-1]
 
 
-def test_the_last_of_several_runs_continues_in_its_folder(project: Path, command) -> None:
-    logger = "--trainer.logger=lightning.pytorch.loggers.CSVLogger"
-    args = ("fit", "-c", "recipe.yaml", "--trainer.enable_checkpointing=true", logger, "--trainer.logger.save_dir=logs")
-    assert command(*args)[0] == command(*args, "--trainer.max_steps=2")[0] == 0
-    runs = project / "logs" / "lightning_logs"
-    os.utime(next((runs / "version_0" / "checkpoints").iterdir()), (0, 0))
-    assert command(*args, "--trainer.max_steps=6", "--ckpt_path=last")[0] == 0
-    assert sorted(path.name for path in runs.iterdir()) == ["version_0", "version_1"]
-    steps = {path.name for path in (runs / "version_1" / "checkpoints").iterdir()}
-    assert "epoch=1-step=6.ckpt" in steps
-
-
 def test_a_checkpoint_of_another_module_is_refused(project: Path, command) -> None:
     command("fit", "-c", "recipe.yaml", *CHECKPOINTS)
     code, _, stderr = command("fit", "-c", "recipe.yaml", "--model=toys.OtherModule", "--ckpt_path=kept/last.ckpt")
@@ -120,7 +110,8 @@ def test_a_checkpoint_of_another_module_is_refused(project: Path, command) -> No
 
 def test_a_checkpoint_of_other_sizes_is_refused(project: Path, command) -> None:
     command("fit", "-c", "recipe.yaml", *CHECKPOINTS)
-    code, _, stderr = command("fit", "-c", "recipe.yaml", "--model.hidden=7", "--ckpt_path=kept/last.ckpt")
+    args = ("fit", "-c", "recipe.yaml", *CHECKPOINTS, "--model.hidden=7", "--ckpt_path=kept/last.ckpt")
+    code, _, stderr = command(*args)
     assert code == 2
     assert "kept/last.ckpt does not fit toys.ToyModule as this recipe builds it: size mismatch for net." in stderr
 

@@ -99,6 +99,18 @@ def test_what_cannot_answer_is_refused(folder: Path, tmp_path: Path, command) ->
         assert command("generate", "--model", str(folder), "--prompt", "red", *wrong)[0] == 2
 
 
+def test_text_that_is_no_text_is_one_line(folder: Path, command, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = ("generate", "--model", str(folder), "--max-new-tokens", "2", "--temperature", "0")
+    code, stdout, stderr = command(*args, "--prompt", "red \udce9")  # a byte that is not UTF-8
+    assert (code, stdout) == (2, "") and stderr.startswith("error: --prompt: a text holds \\udce9, half of a surrogate")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"red\nblue \xe9\n")))
+    code, stdout, stderr = command(*args)
+    assert (code, stdout.count("\n")) == (2, 1)
+    assert stderr.startswith("error: stdin:2: not UTF-8 text") and stderr.count("\n") == 1
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfred\r\n")))
+    assert command(*args) == command(*args, "--prompt", "red")
+
+
 def test_export_hands_over_both_paths(tmp_path: Path, command, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Path, Path]] = []
     monkeypatch.setattr(lit_rlhf.models.export, "export_checkpoint", lambda *paths: calls.append(paths))

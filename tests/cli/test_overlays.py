@@ -17,6 +17,7 @@ from tests import gpu_check
 from tests.helpers.overlay_world import write_world
 from tests.helpers.pages import ROOT
 from tests.helpers.ranks import on_ranks
+from tests.helpers.services import refused_url
 from tests.helpers.vllm_server import serve_vllm
 
 PAGE = (ROOT / "docs" / "hardware.md").read_text()
@@ -54,19 +55,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def fit(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def no_server() -> Iterator[str]:
+    """An address where no server listens."""
+    with refused_url() as url:
+        yield url
+
+
+@pytest.fixture
+def fit(
+    folder: Path, no_server: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
     """Run a stage with overlays: "runs" after three steps, or the error line."""
     monkeypatch.chdir(folder)
+    (folder / "no-server.yaml").write_text(
+        f"model: {{init_args: {{generator: {{init_args: {{url: '{no_server}'}}}}}}}}"
+    )
     instantiated: list[RecipeCLI] = []
     instantiate = RecipeCLI.instantiate_classes
     monkeypatch.setattr(RecipeCLI, "instantiate_classes", lambda cli: (instantiated.append(cli), instantiate(cli)))
 
     def run(stage: str, *overlays: str, **settings: Any) -> str:
         files = [f"quickstart/{stage}", "small.yaml", f"small-{stage}.yaml", *overlays]
+        if overlays[-1] == "generator/vllm" and stage.startswith("ppo"):
+            files.append("no-server.yaml")  # the address of the overlay itself may be in use
         words = [word for name in files for word in ("-c", name)]
         instantiated.clear()
         capfd.readouterr()
-        code = main(["fit", *words, *(f"--trainer.{name}={value}" for name, value in settings.items())])
+        code = main(["fit", *words, *(f"--trainer.{name}={value}" for name, value in settings.items()), "--overwrite"])
         if code == 2:
             line = capfd.readouterr().err.strip().splitlines()[-1]
             assert not instantiated, f"{overlays}: refused, but not before anything is instantiated: {line}"

@@ -88,6 +88,15 @@ def test_the_table_starts_with_the_best(models, tmp_path, capsys):
         ('{"prompt": "w1"}\n', [], "stdin:1: no column of completions"),
         ('{"completions": ["w1"]}\n', [], "stdin:1: no column 'text'"),
         ('{"prompt": "w1", "completions": [1]}\n', [], "stdin:1: the completions must be texts"),
+        (
+            '{"prompt": "w1", "completions": ["w2", "\\ud83d"]}\n',
+            [],
+            "stdin:1: a text holds \\ud83d, half of a surrogate",
+        ),
+        ('{"prompt": "w1", "prompt": "w2", "completions": ["w2"]}\n', [], "stdin:1: the key 'prompt' is given twice"),
+        ('{"prompt": NaN, "completions": ["w2"]}\n', [], "stdin:1: column 'prompt' must be text, it is NaN"),
+        ('{"prompt": [], "completions": ["w2"]}\n', [], "stdin:1: the prompt is empty"),
+        ("[1]\n", [], "stdin:1: a row must be a JSON object or a string"),
         ('\n{"prompt"\n', [], "stdin:2: this line does not parse as JSON"),
         (
             '{"prompt": "' + "w1 " * 130 + '", "completions": ["w1"]}\n',
@@ -109,3 +118,26 @@ def test_what_is_wrong_is_named(text, more, message, models, capsys, monkeypatch
 def test_a_language_model_is_no_reward_model(llama, tmp_path, capsys):
     assert main(["rank", "--model", llama, write_rows(Path(tmp_path / "rows.jsonl"), ROWS)]) == 2
     assert "is a language model, not a reward model" in capsys.readouterr().err
+
+
+def test_standard_input_in_bytes_is_read_as_a_file_is(models, capsys, monkeypatch):
+    for content, message in ((b'{"prompt": "w1", "completions": ["w\xe9"]}', "stdin:1: not UTF-8 text"), (None, "")):
+        content = content or b'\xef\xbb\xbf{"prompt": "w1", "completions": ["w2"]}\r\n'
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+        assert main(["rank", "--model", models[0]]) == (2 if message else 0)
+        captured = capsys.readouterr()
+        assert message in captured.err and bool(captured.out) != bool(message)
+
+
+def test_a_table_with_dates_is_written_and_what_is_not_read_is_said(models, tmp_path, capsys):
+    import datetime
+
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    columns = {"prompt": ["w1"], "completion": ["w2"], "on": [datetime.date(2024, 1, 2)], "system": ["w3"]}
+    pa.parquet.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    assert main(["rank", "--model", models[0], str(tmp_path / "rows.parquet")]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["on"] == "2024-01-02"
+    assert captured.err == "1 of 1 rows: column 'system' is not read by the format\n"

@@ -93,7 +93,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(stage, validation, llama, tmp
     def run(out: str, *more: str) -> int:
         text = yaml.safe_dump(stage(llama, tmp_path, validation, f"{out}/kept"))
         (tmp_path / "recipe.yaml").write_text(text)
-        return command("fit", "-c", "recipe.yaml", f"--trainer.default_root_dir={out}", *more)[0]
+        return command("fit", "-c", "recipe.yaml", f"--run_dir={out}", *more)[0]
 
     def checkpoint(out: str) -> dict:
         return torch.load(tmp_path / out / "kept" / "last.ckpt", weights_only=True)
@@ -108,3 +108,54 @@ def test_a_resumed_run_equals_an_uninterrupted_one(stage, validation, llama, tmp
     for name, weight in complete["state_dict"].items():
         torch.testing.assert_close(resumed["state_dict"][name], weight, atol=1e-7, rtol=1e-6, msg=name)
     assert complete.get("kl_controller", {}) == pytest.approx(resumed.get("kl_controller", {}), rel=1e-5)
+
+
+def test_changed_settings_hold_and_are_printed_once(llama, tmp_path, monkeypatch, command) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(sft(llama, tmp_path, 0.0, "out/kept")))
+    start = "--ckpt_path=out/kept/epoch=1.ckpt"
+    assert command("fit", "-c", "recipe.yaml", "--run_dir=out", "--trainer.max_epochs=2")[0] == 0
+    code, _, stderr = command("fit", "-c", "recipe.yaml", "--run_dir=out", "--trainer.max_epochs=2", start)
+    assert code == 0 and "differ" not in stderr
+    changes = ["--model.optimizer.lr=5e-5", "--model.optimizer.weight_decay=0.5", "--data.micro_batch_size=2"]
+    added = "--trainer.callbacks+={class_path: lit_rlhf.callbacks.EMA, init_args: {decay: 0.5}}"
+    code, _, stderr = command("fit", "-c", "recipe.yaml", "--run_dir=out", *changes, added, start)
+    assert code == 0
+    lines = stderr.splitlines()
+    at = lines.index("resumed with settings that differ from the checkpoint's:")
+    assert [line.split() for line in lines[at + 1 : at + 7]] == [
+        ["setting", "checkpoint", "now"],
+        ["data.micro_batch_size", "4", "2"],
+        ["model.optimizer.lr", "0.001", "5e-05"],
+        ["model.optimizer.weight_decay", "0.01", "0.5"],
+        ["trainer.callbacks.EMA", "–", "lit_rlhf.callbacks.EMA"],
+        ["trainer.max_epochs", "2", "4"],
+    ]
+    content = torch.load(tmp_path / "out" / "kept" / "epoch=3.ckpt", weights_only=True)
+    assert {(group["initial_lr"], group["weight_decay"]) for group in content["optimizer_states"][0]["param_groups"]} == {
+        (5e-5, 0.5), (5e-5, 0.0)
+    }  # fmt: skip
+
+
+def test_what_cannot_be_resumed_is_one_line_before_anything_is_loaded(llama, tmp_path, monkeypatch, command) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = sft(llama, tmp_path, 0.0, "out/kept")
+    given["trainer"]["callbacks"][0]["init_args"] |= {"every_n_train_steps": 1, "every_n_epochs": None}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(given))
+    assert command("fit", "-c", "recipe.yaml", "--run_dir=out", "--trainer.max_steps=3")[0] == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    for changes, line in (
+        (
+            ["--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.1"],
+            "the checkpoint's optimizer is torch.optim",
+        ),
+        (["--data.micro_batch_size=5"], "after 24 rows of its epoch, which minibatches of 10 = micro_batch_size 5"),
+        (
+            ["--data.micro_batch_size=12"],
+            "the 16 rows that the checkpoint has left of its epoch fill no minibatch of 24",
+        ),
+        (["--data.seed=7"], "in the middle of an epoch whose order is of seed 0"),
+    ):
+        code, _, stderr = command("fit", "-c", "recipe.yaml", "--run_dir=out", "--ckpt_path=last", *changes)
+        assert code == 2 and line in stderr.splitlines()[-1] and "Traceback" not in stderr, stderr
+        assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}

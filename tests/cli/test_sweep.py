@@ -76,7 +76,10 @@ def test_complete_runs_are_skipped(in_process, project: Path, command: Callable[
     assert in_process == ["lr=0.01,seed=0"]
     assert results(project)[:2] == before
     in_process.clear()
-    assert command(*SWEEP, OVER, "--trainer.max_steps=2")[0] == 0  # another recipe: another run
+    code, _, err = command(*SWEEP, OVER, "--trainer.max_steps=2")  # another recipe: another run
+    assert code == 2 and "holds a complete run with another recipe" in err
+    assert results(project)[:2] == before and not in_process
+    assert command(*SWEEP, OVER, "--trainer.max_steps=2", "--overwrite")[0] == 0
     assert in_process == ["lr=0.1,seed=0", "lr=0.001,seed=0"]
 
 
@@ -180,7 +183,7 @@ def test_seed_and_folder_are_set() -> None:
     recipe = set_output_folder(set_seed(CONFIG, 4), Path("swept/one"))
     assert recipe["seed_everything"] == 4
     assert recipe["data"]["init_args"] == {"path": "world-4/p.jsonl", "seed": 4}
-    assert recipe["trainer"]["default_root_dir"] == "swept/one"
+    assert recipe["run_dir"] == "swept/one" and recipe["trainer"]["default_root_dir"] is None
     csv_logger, other = recipe["trainer"]["logger"]
     assert csv_logger["init_args"] == {"save_dir": "swept/one", "name": "", "version": ""}
     assert other == {"class_path": "a.W", "init_args": {"save_dir": "swept/one"}}

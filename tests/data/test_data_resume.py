@@ -76,6 +76,74 @@ def test_a_resumed_run_trains_on_the_same_batches(tmp_path, toy, data, save, lim
     assert torch.equal(second.weight, uninterrupted.weight)
 
 
+def fit_rows(tmp_path, toy, path, sizes, start=None, stop=None, epochs=2, **settings):
+    """Train 24 rows; return the rows in the order of optimizer steps, and the number of steps."""
+    micro_batch_size, accumulate = sizes
+    module = toy()
+    save = ModelCheckpoint(tmp_path / "saved", filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    run = trainer(
+        tmp_path, *([] if start else [save]), max_epochs=epochs, accumulate_grad_batches=accumulate,
+        max_steps=stop or -1, num_sanity_val_steps=0, **settings,
+    )  # fmt: skip
+    given = DemonstrationDataModule(path, path, micro_batch_size=micro_batch_size, seed=1)
+    run.fit(module, datamodule=given, ckpt_path=start)
+    rows = [row for batch in module.trained for row in batch.input_ids[:, :2].tolist()]
+    return rows, run.global_step, len(module.validated) * micro_batch_size
+
+
+def test_other_sizes_in_the_middle_of_an_epoch_train_every_row_once(tmp_path, toy, write):
+    path = write([{"prompt": f"{n:02d}", "completion": "c"} for n in range(24)])
+    for before, step, after in (
+        ((2, 1), 3, (3, 2)),
+        ((2, 1), 4, (1, 2)),  # the same minibatch
+        ((1, 2), 4, (2, 1)),
+        ((3, 2), 1, (1, 3)),
+        ((2, 3), 4, (4, 1)),  # at the end of the epoch
+        ((4, 1), 6, (2, 3)),
+        ((1, 2), 5, (5, 1)),  # 4 of 24 rows are left out
+    ):
+        folder = tmp_path / f"{before}-{step}"
+        first, steps, _ = fit_rows(folder, toy, path, before, stop=step)
+        assert steps == step
+        rest, steps, validated = fit_rows(folder, toy, path, after, folder / "saved" / f"step={step}.ckpt")
+        size, done = after[0] * after[1], len(first)
+        left = (24 - done) // size if done < 24 else 0
+        assert steps == step + left + 24 // size, (before, after)
+        in_epoch = first + rest[: left * size]
+        assert len({tuple(row) for row in in_epoch}) == len(in_epoch) == done + left * size
+        assert len({tuple(row) for row in rest[left * size :]}) == 24 // size * size
+        assert validated >= 24, "validated at the end of both epochs, or of the second"
+
+
+def test_a_position_within_a_minibatch_is_refused_before_the_first_step(tmp_path, toy, write):
+    path = write([{"prompt": f"{n:02d}", "completion": "c"} for n in range(24)])
+    fit_rows(tmp_path, toy, path, (2, 1), stop=2)
+    module = toy()
+    given = DemonstrationDataModule(path, micro_batch_size=3, seed=1)
+    with pytest.raises(UserError, match=r"after 4 rows of its epoch, .* take a minibatch of 1, 2, 4, or a checkpoint"):
+        trainer(tmp_path).fit(module, datamodule=given, ckpt_path=tmp_path / "saved" / "step=2.ckpt")
+    assert not module.trained
+    given = DemonstrationDataModule(path, micro_batch_size=4, seed=1)
+    fit_rows(tmp_path / "other", toy, path, (2, 2), stop=5)
+    with pytest.raises(UserError, match="the 4 rows that the checkpoint has left of its epoch fill no minibatch of 20"):
+        run = trainer(tmp_path, accumulate_grad_batches=5)
+        run.fit(module, datamodule=given, ckpt_path=tmp_path / "other" / "saved" / "step=5.ckpt")
+    assert not module.trained
+
+
+def test_a_checkpoint_within_an_accumulation_repeats_its_minibatch(tmp_path, toy, data):
+    uninterrupted = toy()
+    trainer(tmp_path, max_epochs=1).fit(uninterrupted, datamodule=data())
+    first = toy()
+    run = trainer(tmp_path, StopAfter(5), max_epochs=1)
+    with pytest.raises(SystemExit):
+        run.fit(first, datamodule=data())
+    run.save_checkpoint(tmp_path / "within.ckpt")
+    second = toy()
+    trainer(tmp_path, max_epochs=1).fit(second, datamodule=data(), ckpt_path=tmp_path / "within.ckpt")
+    assert trained_batches(first)[:4] + trained_batches(second) == trained_batches(uninterrupted)
+
+
 def test_a_second_fit_begins_at_the_first_epoch(tmp_path, toy, data):
     module = data()
     runs = []

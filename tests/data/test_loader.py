@@ -92,6 +92,7 @@ def test_resume_yields_exactly_the_rest(stop, epochs):
     batches = [batch for _ in range(epochs) for batch in first]
     part = iter(first)
     batches += [next(part) for _ in range(stop)]
+    del batches[len(batches) - stop % 3 :]  # of a minibatch that was not completed: it comes again
     second = loader(50, shape, seed=1)
     second.load_state_dict(first.state_dict())
     batches += list(second)
@@ -101,11 +102,61 @@ def test_resume_yields_exactly_the_rest(stop, epochs):
         assert batches + list(second) == expected
 
 
+def take_rows(count, shape, state, minibatches=None):
+    """Return the rows that all ranks together yield of an epoch, in minibatches, and the state of each rank."""
+    rows, states = [], []
+    for rank in range(shape.world_size):
+        part = loader(count, shape._replace(rank=rank), seed=4)
+        if state is not None:
+            part.load_state_dict(state)
+        batches = iter(part)
+        steps = range(minibatches * shape.accumulate_grad_batches) if minibatches is not None else iter(int, 1)
+        rows += [row for _, batch in zip(steps, batches) for row in batch[0]]
+        states.append(part.state_dict())
+    return rows, states
+
+
+SHAPES = st.builds(BatchShape, st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
+
+
+@given(before=SHAPES, after=SHAPES, count=st.integers(36, 60), data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_after_a_resume_with_other_sizes_every_row_of_the_epoch_comes_once(before, after, count, data):
+    done = data.draw(st.integers(0, count // before.minibatch_size - 1))
+    first, states = take_rows(count, before, None, done)
+    assert all(state == states[0] for state in states) and states[0]["rows"] == len(first)
+    order, size = epoch_permutation(count, 4, 0), after.minibatch_size
+    if len(first) % size:
+        with pytest.raises(UserError, match=f"after {len(first)} rows .* minibatches of {size} = ") as refusal:
+            take_rows(count, after, states[0])
+        fitting = str(refusal.value).split("a minibatch of ")[1].split(", or ")[0].split(", ")
+        assert fitting and all(len(first) % int(each) == 0 for each in fitting)
+        return
+    if first and count - len(first) < size:
+        with pytest.raises(UserError, match=f"the {count - len(first)} rows .* fill no minibatch of {size}"):
+            take_rows(count, after, states[0])
+        return
+    rest, _ = take_rows(count, after, states[0])
+    assert sorted(first + rest) == sorted(order[: count // size * size])
+    assert sorted(first) == sorted(order[: len(first)])
+
+
+@pytest.mark.parametrize(("other", "what"), [({"count": 41}, "num_rows 40"), ({"seed": 5}, "seed 4")])
+def test_an_epoch_of_other_rows_is_not_continued(other, what):
+    first = loader(40, BatchShape(4), seed=4)
+    next(iter(first))
+    now = {"count": 40, "seed": 4} | other
+    second = loader(now.pop("count"), BatchShape(4), **now)
+    with pytest.raises(UserError, match=f"in the middle of an epoch whose order is of {what}"):
+        second.load_state_dict(first.state_dict())
+    second.load_state_dict({**first.state_dict(), "rows": 0})  # at an epoch's end anything can change
+
+
 def test_iter_is_lazy():
     one, two = loader(20, BatchShape(4)), loader(20, BatchShape(4))
     iterator = iter(one)
-    one.load_state_dict({"epoch": 2, "position": 3})
-    two.load_state_dict({"epoch": 2, "position": 0})
+    one.load_state_dict({"epoch": 2, "rows": 12})
+    two.load_state_dict({"epoch": 2, "rows": 0})
     assert list(iterator) == list(two)[3:]
 
 

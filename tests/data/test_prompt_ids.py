@@ -153,7 +153,7 @@ ZOO: dict[str, Callable[[], Entry]] = {
     "added tokens that take spaces": lambda: Entry(
         byte_bpe(add=[AddedToken("<left>", lstrip=True), AddedToken("<right>", rstrip=True)], around="<s> $A"), ("<s>",)
     ),
-    "truncation and padding in the file": lambda: Entry(byte_bpe(around="<s> $A", configure=truncate_and_pad), ("<s>",)),
+    "limits in the file": lambda: Entry(byte_bpe(around="<s> $A", configure=truncate_and_pad), ("<s>",)),
 }  # fmt: skip
 TEXTS = ["cat tact", "  c gc tag\n", "cat <left> tag <right> c", "<s>cat c", "ccc </s> gc"]
 LENGTHS = TruncationPolicy(200, 200)

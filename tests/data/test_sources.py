@@ -1,13 +1,14 @@
 """Reading rows: every kind of file, and one clear line for every way in which a file can be wrong."""
 
 import gzip
+import io
 import json
 import subprocess
 import sys
 
 import pytest
 
-from lit_rlhf.data.sources import read_rows
+from lit_rlhf.data.sources import Row, parse_json_lines, read_rows, read_stdin
 from lit_rlhf.errors import UserError
 
 ROWS = [{"prompt": "a", "n": 1}, {"prompt": "b\u2028ü", "n": 2}]
@@ -105,6 +106,20 @@ def test_hub_names(monkeypatch):
         ("x.csv", 'a,b\n1,"2\n', r"x\.csv:\d: does not parse as CSV"),
         ("x.txt", " \n\n", "is empty"),
         ("x.jsonl", b'{"a": "\xff"}', r"x\.jsonl:1: not UTF-8"),
+        (
+            "x.jsonl",
+            '{"a": 1}\n{"a": {"b": ["\\ud83d"]}}\n',
+            r"x\.jsonl:2: a text holds \\ud83d, half of a surrogate pair",
+        ),
+        ("x.jsonl", '{"a\\udc00": 1}\n', r"x\.jsonl:1: a text holds \\udc00"),
+        ("x.json", '["a", "b\\ud83d"]', r"x\.json row 2: a text holds \\ud83d"),
+        ("x.jsonl", '{"a": [{"b": 1, "c": 2, "b": 1}]}', r"x\.jsonl:1: the key 'b' is given twice in one JSON object"),
+        ("x.json", '[{}, {"a": 1, "a": 2}]', r"x\.json row 2: the key 'a' is given twice"),
+        ("x.jsonl", "\n" + '{"a": ' + "9" * 5000 + "}", r"x\.jsonl:2: this JSON cannot be read: .*4300"),
+        ("x.json", "[" * 100_000, r"x\.json: this JSON cannot be read: .*recursion"),
+        ("x.csv", "a,b,a\n1,2,3\n", r"x\.csv:1: the head line names 'a' twice"),
+        ("x.tsv", "a\t\t\n1\t2\t3\n", r"x\.tsv:1: the head line names '' twice"),
+        ("x.csv", "\n\na,b\n1,2\n\n3\n", r"x\.csv:6: 1 columns where the head line names 2"),
         ("x.parquet", "no", r"x\.parquet: does not parse as Parquet"),
         ("x.toml", "a = 1", r"of no known kind: \.jsonl, \.json, \.csv, \.tsv, \.parquet, \.txt \(each also \.gz\)"),
     ],
@@ -112,6 +127,58 @@ def test_hub_names(monkeypatch):
 def test_bad_files(tmp_path, name, content, message):
     with pytest.raises(UserError, match=message):
         read_rows(save(tmp_path / name, content))
+
+
+def test_odd_tables_are_one_line(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    texts = pa.array([b"fine", b"caf\xe9"]).cast(pa.binary())
+    bad = pa.Array.from_buffers(pa.string(), 2, texts.buffers())
+    for name, table, message in (
+        ("utf8", pa.table({"a": bad}), r"utf8\.parquet row 2: cannot be read: .*utf-8"),
+        ("twice", pa.Table.from_arrays([pa.array([1])] * 2, ["a", "a"]), r"twice\.parquet: .*2 times"),
+        ("union", pa.table({"a": pa.array([[]], pa.list_(pa.null()))}), None),
+    ):
+        pa.parquet.write_table(table, tmp_path / f"{name}.parquet")
+        path = str(tmp_path / f"{name}.parquet")
+        if message is None:
+            assert [row.fields for row in read_rows(path)] == [{"a": []}]
+            continue
+        for read in (lambda path=path: list(read_rows(path)), lambda path=path: read_rows(path)[-1]):
+            with pytest.raises(UserError, match=message) as caught:
+                read()
+            assert "\n" not in str(caught.value)
+
+
+def test_a_flipped_byte_of_a_checked_page_is_found(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    path = tmp_path / "x.parquet"
+    pa.parquet.write_table(
+        pa.table({"a": ["needle"]}), path, compression="none", use_dictionary=False, write_page_checksum=True
+    )
+    path.write_bytes(path.read_bytes().replace(b"needle", b"noodle"))
+    with pytest.raises(UserError, match=r"x\.parquet: does not parse as Parquet: .*CRC checksum"):
+        read_rows(str(path))
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_standard_input_is_read_as_a_file_is(monkeypatch, text):
+    def put(content):
+        stream = io.StringIO(content.decode()) if text else io.TextIOWrapper(io.BytesIO(content))
+        monkeypatch.setattr("sys.stdin", stream)
+
+    put(b'\xef\xbb\xbf{"a": 1}\r\n\n"b"')
+    assert list(parse_json_lines(read_stdin())) == [Row({"a": 1}, "stdin:1"), Row({"text": "b"}, "stdin:3")]
+    put(b'{}\n{"a": "\\ud800"}\n')
+    with pytest.raises(UserError, match=r"stdin:2: a text holds \\ud800"):
+        list(parse_json_lines(read_stdin()))
+    if not text:
+        put(b'{}\n{"a": "caf\xe9"}\n')
+        with pytest.raises(UserError, match="stdin:2: not UTF-8 text"):
+            list(parse_json_lines(read_stdin()))
 
 
 def test_not_really_gzip(tmp_path):

@@ -113,11 +113,7 @@ def write_project(folder: Path, llama: str, **trainer: Any) -> None:
 
 def fit(out: str, *more: str) -> int:
     """Train into the folder `out` of the working directory, in this process."""
-    logger = (
-        f"{{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {{save_dir: {out}, name: '', version: ''}}}}"
-    )
-    arguments = [f"--trainer.default_root_dir={out}", f"--trainer.logger={logger}", *more]
-    return main(["fit", "-c", "recipe.yaml", *arguments])
+    return main(["fit", "-c", "recipe.yaml", f"--run_dir={out}", *more])
 
 
 def fit_in_a_process(out: str, fault: str = "", *more: str) -> int:

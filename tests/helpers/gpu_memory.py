@@ -84,7 +84,7 @@ def print_table(jobs: int) -> None:
         write_inputs(Path(folder), SHAPE)
         settings = ["--model.model=policy", "--trainer.accelerator=gpu"]
         runs = {
-            name: [*words.split(), *settings, f"--trainer.default_root_dir={name.replace(' ', '-')}"]
+            name: [*words.split(), *settings, f"--run_dir={name.replace(' ', '-')}"]
             for name, words in RUNS.items()
         }
         peaks = {name: pool.submit(measured, args, Path(folder)) for name, args in runs.items()}

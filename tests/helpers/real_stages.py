@@ -43,4 +43,4 @@ def run_stage(project: Path, folder: str, *args: str) -> Stage:
 
 def log_to(folder: str) -> list[str]:
     """Return the overrides that make a run write to `folder`."""
-    return [f"--trainer.default_root_dir={folder}", f"--trainer.logger.init_args.save_dir={folder}"]
+    return [f"--run_dir={folder}"]

@@ -1,6 +1,7 @@
 """A fake HTTP service on loopback with scripted replies; it records its requests."""
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -93,3 +94,18 @@ def serve(answer: Callable[[Request, int], Reply]) -> Iterator[Service]:
 def chat_reply(text: str) -> Reply:
     """Return a chat completion."""
     return Reply({"choices": [{"message": {"role": "assistant", "content": text}}]})
+
+
+@contextmanager
+def refused_url() -> Iterator[str]:
+    """Yield an address that refuses connections: its port is taken, and nothing listens on it."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+@contextmanager
+def silent_url() -> Iterator[str]:
+    """Yield an address that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"

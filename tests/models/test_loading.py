@@ -2,11 +2,14 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.lm_loss import causal_lm_loss
-from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
+from lit_rlhf.models.loading import check_same_token_ids, load_causal_lm, load_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 
 
@@ -48,6 +51,40 @@ def test_a_vocabulary_that_is_too_small_is_refused(model_folders, tokenizer, tmp
 def test_the_error_about_a_missing_folder_suggests_a_similar_name(model_folders):
     with pytest.raises(UserError, match=r"no folder.*did you mean"):
         load_tokenizer(model_folders["llama"] + "x", ModelLoadingConfig())
+
+
+def word_tokenizer(words: list[str], pad: str) -> PreTrainedTokenizerFast:
+    """A tokenizer whose ids are the positions in `words`; `pad` is added at the end if it is not among them."""
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[0]))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=pad, eos_token=words[1])
+
+
+@given(
+    count=st.integers(2, 8),
+    extra=st.integers(0, 3),
+    pad=st.sampled_from(["<|pad|>", "w3"]),
+    other_pad=st.sampled_from(["<|pad|>", "<fill>", "extra0"]),
+)
+def test_more_tokens_and_another_padding_of_the_other_tokenizer_do_no_harm(count, extra, pad, other_pad):
+    """As of GPT-J's tokenizer, which is GPT-2's with 143 more tokens, beside GPT-2's with a padding token."""
+    words = [f"w{i}" for i in range(count)]
+    policy = word_tokenizer(words, pad)
+    other = word_tokenizer([*words, *(f"extra{i}" for i in range(extra))], other_pad)
+    check_same_token_ids(policy, other, "reward")
+
+
+@given(data=st.data(), count=st.integers(3, 8))
+def test_a_token_with_another_id_or_none_is_refused_by_name(data, count):
+    words = [f"w{i}" for i in range(count)]
+    policy = word_tokenizer([*words, "<|pad|>"], "<|pad|>")
+    one, two = data.draw(st.lists(st.integers(0, count - 1), min_size=2, max_size=2, unique=True))
+    swapped = list(words)
+    swapped[one], swapped[two] = swapped[two], swapped[one]
+    with pytest.raises(UserError, match=f"^reward has .*the token 'w[{one}{two}]' has the id [{one}{two}] in the pol"):
+        check_same_token_ids(policy, word_tokenizer([*swapped, "<|pad|>"], "<|pad|>"), "reward")
+    with pytest.raises(UserError, match=f"the token 'w{count - 1}' has the id {count - 1} .* and none in its own"):
+        check_same_token_ids(policy, word_tokenizer([*words[:-1], "<|pad|>"], "<|pad|>"), "reward")
 
 
 @pytest.fixture

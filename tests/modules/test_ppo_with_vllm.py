@@ -21,6 +21,7 @@ from lit_rlhf.rewards import Reward
 from lit_rlhf.strategies import FSDP2Strategy
 from tests.helpers.ppo_fakes import PromptData
 from tests.helpers.ranks import on_ranks
+from tests.helpers.services import refused_url
 from tests.helpers.services import Reply, Service
 from tests.helpers.small_runs import (
     assert_same_weights,
@@ -172,15 +173,16 @@ def test_validation_syncs_the_weights_that_it_validates(llama, tmp_path):
 
 def test_a_server_that_fails_on_the_first_rank_ends_every_rank(llama, tmp_path):
     def rank() -> str:
-        module = make_module(llama, "http://127.0.0.1:9", tmp_path / "shared")
+        module = make_module(llama, url, tmp_path / "shared")
         with pytest.raises(UserError) as problem:
             train(module, tmp_path, devices=2, strategy="ddp", accumulate_grad_batches=1)
         return str(problem.value)
 
-    for message in on_ranks(rank, tmp_path):
-        assert message.startswith("vLLM at http://127.0.0.1:9: it did not read the policy's weights")
+    with refused_url() as url:
+        for message in on_ranks(rank, tmp_path):
+            assert message.startswith(f"vLLM at {url}: it did not read the policy's weights")
 
 
 def test_old_logprobs_of_the_rollout_are_refused_before_anything_is_loaded(tmp_path):
     with pytest.raises(UserError, match=r"set ppo\.old_logprobs to 'recompute', as -c generator/vllm does"):
-        make_module("no-such-model", "http://127.0.0.1:9", tmp_path, old_logprobs="rollout")
+        make_module("no-such-model", "http://127.0.0.1:1", tmp_path, old_logprobs="rollout")

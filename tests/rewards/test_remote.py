@@ -1,7 +1,6 @@
 """RemoteReward against a server on the loopback interface, with all its failures."""
 
 import math
-import socket
 from datetime import datetime
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from lit_rlhf.errors import UserError
 from lit_rlhf.rewards import RemoteReward
 from tests.helpers.episodes import PROMPTS, RESPONSES, make_episodes
-from tests.helpers.services import Reply, Request, Service, serve
+from tests.helpers.services import Reply, Request, Service, refused_url, serve
 
 CPU = torch.device("cpu")
 TOKEN = "s3cret-t0ken"
@@ -23,7 +22,7 @@ def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_reward(service: Service, **settings: Any) -> RemoteReward:
-    return RemoteReward(f"{service.url}/score", **{"retries": 2, "pause": 0.01, "timeout": 0.3, **settings})
+    return RemoteReward(f"{service.url}/score", **{"retries": 2, "pause": 0.01, "timeout": 1.0, **settings})
 
 
 def score_by_words(request: Request, before: int = 0) -> Reply:
@@ -83,7 +82,7 @@ SCORES = [1.0, 2.0, 3.0]
 FAILURES = {
     "500": (Reply(status=500), "status 500"),
     "429": (Reply(status=429, headers={"Retry-After": "0.02"}), "status 429"),
-    "timeout": (Reply({"scores": [*SCORES, 4.0]}, delay=0.5), "no response within 0.3 s"),
+    "timeout": (Reply({"scores": [*SCORES, 4.0]}, delay=1.5), "no response within 1 s"),
     "hang up": (Reply(hang_up=True), ""),
     "no JSON": (Reply(b"<html>nonsense</html>"), "malformed response"),
     "a bare list": (Reply([*SCORES, 4.0]), 'it must be {"scores": [...]}'),
@@ -125,11 +124,9 @@ def test_a_single_batch_without_scores_ends_the_run(tokenizer):
 
 
 def test_a_server_that_is_down(tokenizer):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        with pytest.raises(UserError, match=r"Connection refused.* \(3 attempts\); is this the address"):
-            RemoteReward(url, retries=2, pause=0.01).prepare(tokenizer, CPU)
+    refused = r"Connection refused.* \(3 attempts\); is this the address"
+    with refused_url() as url, pytest.raises(UserError, match=refused):
+        RemoteReward(url, retries=2, pause=0.01).prepare(tokenizer, CPU)
 
 
 @pytest.mark.parametrize("status", [401, 403])

@@ -3,8 +3,11 @@
 import argparse
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
+from lit_rlhf.commands.support.home_folders import expand_home
+from lit_rlhf.commands.support.seeds import check_seed
 from lit_rlhf.errors import UserError
 from lit_rlhf.suggestions import did_you_mean
 
@@ -14,6 +17,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
+        self.register("type", None, expand_home)  # an argument that is no path has an explicit type
+        self.register("type", Path, lambda text: Path(expand_home(text)))
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and exiting."""
@@ -23,7 +28,7 @@ class Parser(argparse.ArgumentParser):
         """Parse all of `args`.
 
         Raises:
-            UserError: an unknown option, a missing argument, or an argument of the wrong type.
+            UserError: an unknown option, a missing argument, an argument of the wrong type, or a seed out of range.
         """
         options = [option for action in self._actions for option in action.option_strings]
         names = [arg.split("=")[0] for arg in args if re.match(r"--[a-z][a-z-]*(=|$)", arg)]
@@ -31,4 +36,7 @@ class Parser(argparse.ArgumentParser):
         if unknown:  # argparse would report a missing argument first
             name = unknown[0]
             raise UserError(f"{self.prog} has no option {name!r}{did_you_mean(name, options)}")
-        return self.parse_args(args)
+        parsed = self.parse_args(args)
+        if isinstance(vars(parsed).get("seed"), int):
+            check_seed(parsed.seed, f"{self.prog}: --seed")
+        return parsed

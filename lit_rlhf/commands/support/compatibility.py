@@ -33,6 +33,10 @@ class Setup(NamedTuple):
         tensor_parallel: whether tensors are split over ranks.
         pretraining_mix: whether a callback adds gradients of pretraining text.
         generator: class name, "" for the default.
+        overfits: whether an epoch is a few batches, repeated.
+        reloads: whether dataloaders are made anew after some epochs.
+        limits_training: whether an epoch has fewer batches than its loader.
+        tuner: class name of a callback that tunes an attribute of the module, or "".
     """
 
     module: str = ""
@@ -47,6 +51,10 @@ class Setup(NamedTuple):
     tensor_parallel: bool = False
     pretraining_mix: bool = False
     generator: str = ""
+    overfits: bool = False
+    reloads: bool = False
+    limits_training: bool = False
+    tuner: str = ""
 
     @property
     def shards_weights(self) -> bool:
@@ -59,6 +67,7 @@ class Setup(NamedTuple):
         return self.optimizer.startswith("bitsandbytes.")
 
 
+TUNERS = ("LearningRateFinder", "BatchSizeFinder")
 OWN_MODULES = ("SFTModule", "RewardModule", "PPOModule")
 IN_PROCESS_GENERATORS = ("", "CachedGenerator", "HuggingFaceGenerator")
 # condition -> the setting, why it is refused, and what to use instead; the first that applies is reported
@@ -67,6 +76,27 @@ RULES: list[tuple[Callable[[Setup], bool], str]] = [
         lambda s: s.precision in ("bf16-true", "16-true") and s.module in OWN_MODULES,
         "trainer.precision: Lightning would round log-probs, advantages and normalizers to half precision with the "
         "weights; use -c precision/bf16-true, which sets model.loading.dtype instead, or -c precision/bf16-mixed",
+    ),
+    (
+        lambda s: s.overfits and s.module in OWN_MODULES,
+        "trainer.overfit_batches: the order of the rows is another in every epoch, so it would not repeat the same "
+        "batches; use a data file with these rows alone",
+    ),
+    (
+        lambda s: s.reloads and s.module in OWN_MODULES,
+        "trainer.reload_dataloaders_every_n_epochs: a new loader would begin again with the order of the first epoch; "
+        "set it to 0",
+    ),
+    (
+        lambda s: s.limits_training and s.module == "PPOModule",
+        "trainer.limit_train_batches: an epoch of PPO is one iteration, whose rollout would be dropped in part; set "
+        "model.ppo.rollout_batch_size",
+    ),
+    (
+        lambda s: bool(s.tuner) and s.module in OWN_MODULES,
+        "trainer.callbacks: LearningRateFinder and BatchSizeFinder tune an attribute lr or batch_size, which the "
+        "modules do not have; try values with lit-rlhf sweep --over model.optimizer.lr=1e-5,1e-4, and sizes with "
+        "lit-rlhf plan",
     ),
     (
         lambda s: s.precision.startswith("16") and s.device == "cpu",
@@ -161,6 +191,8 @@ def read_setup(settings: Any) -> Setup:
     trainer, arguments = settings.trainer, settings.model.get("init_args") or {}
     loading = arguments.get("loading") or {}
     generator = (arguments.get("generator") or {}).get("init_args") or {}
+    callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+    names = [get_class_name(callback) for callback in callbacks]
     return Setup(
         module=get_class_name(settings.model),
         device=_device(str(trainer.accelerator)),
@@ -172,8 +204,12 @@ def read_setup(settings: Any) -> Setup:
         compiled=bool(loading.get("compile") or generator.get("compile")),
         adapter=arguments.get("adapter") is not None,
         tensor_parallel=_tensor_parallel_size(trainer.strategy) != 1,
-        pretraining_mix=any(get_class_name(callback) == "PretrainingMix" for callback in trainer.callbacks or ()),
+        pretraining_mix="PretrainingMix" in names,
         generator=get_class_name(arguments.get("generator")),
+        overfits=bool(trainer.overfit_batches),
+        reloads=bool(trainer.reload_dataloaders_every_n_epochs),
+        limits_training=trainer.limit_train_batches not in (None, 1.0),
+        tuner=next((name for name in names if name in TUNERS), ""),
     )
 
 

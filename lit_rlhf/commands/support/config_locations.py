@@ -1,11 +1,31 @@
-"""Locate where a setting was written: the `-c` file and line, or the command line."""
+"""Read recipes, and locate where a setting was written: the `-c` file and line, or the command line.
 
-from collections.abc import Iterator
+Every YAML text that a command gets follows one set of rules: no setting stands twice, none holds a credential, and `~/`
+at the beginning of a value is the home folder.
+"""
+
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from lit_rlhf.commands.support.home_folders import expand_home
+from lit_rlhf.commands.support.secrets import FIX, without_secrets
 from lit_rlhf.errors import UserError
+
+
+class RefusedYAML(Exception):
+    """A YAML text that breaks a rule. Not a ValueError, which jsonargparse would take for a value of another type.
+
+    Args:
+        line: 1-based, of the setting.
+        reason: in words.
+    """
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(reason)
+        self.line = line
 
 
 class ConfigLocations:
@@ -19,6 +39,7 @@ class ConfigLocations:
     def __init__(self, files: list[Path], args: list[str]) -> None:
         self.args = [arg for arg in args if arg.startswith("--")]
         self.trees = {path: parse_yaml(path) for path in files}
+        self.check_named_files()
 
     def locate_setting(self, name: str, value: str | None = None) -> str:
         """Return " [file:line]" of the setting `name` (with that value, if given), " [command line]", or ""."""
@@ -43,12 +64,33 @@ class ConfigLocations:
                     return f" [{path}:{node.start_mark.line + 1}]"
         return ""
 
+    def check_named_files(self) -> None:
+        """Check the YAML files that settings name, such as `model: model.yaml`, at any depth.
+
+        Raises:
+            UserError: one breaks a rule of this module.
+        """
+        names = [arg.partition("=")[2] for arg in self.args]
+        names += [node.value for tree in self.trees.values() for node in iter_scalars(tree)]
+        checked: set[Path] = set()
+        for name in names:  # grows
+            path = Path(str(expand_home(name))) if name.endswith((".yaml", ".yml")) else None
+            if path is None or path in checked or not path.is_file():
+                continue
+            checked.add(path)
+            try:
+                tree: yaml.Node | None = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+            except (OSError, UnicodeDecodeError, yaml.YAMLError):  # no settings, or jsonargparse says what is wrong
+                continue
+            check_rules(tree, path)
+            names += [node.value for node in iter_scalars(tree)]
+
 
 def parse_yaml(path: Path) -> yaml.Node | None:
     """Return the YAML nodes of a file, which know their lines.
 
     Raises:
-        UserError: it cannot be read, is not YAML, or is no mapping.
+        UserError: it cannot be read, is not YAML, is no mapping, or breaks a rule of this module.
     """
     try:
         tree: yaml.Node | None = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
@@ -59,9 +101,114 @@ def parse_yaml(path: Path) -> yaml.Node | None:
         raise UserError(f"{path}{line}: not valid YAML: {problem.problem or problem.context}") from None
     except yaml.YAMLError as problem:
         raise UserError(f"{path}: not valid YAML: {problem}") from None
+    check_rules(tree, path)
     if tree is not None and not isinstance(tree, yaml.MappingNode):
         raise UserError(f"{path}: a recipe is a mapping with keys such as trainer, model and data")
     return tree
+
+
+def check_rules(tree: yaml.Node | None, path: Path) -> None:
+    """Refuse a file with a setting that stands twice, or with a credential.
+
+    Raises:
+        UserError: names the file and the line.
+    """
+    try:
+        check_tree(tree)
+        check_credentials(tree)
+    except RefusedYAML as refused:
+        raise UserError(f"{path}:{refused.line}: {refused}") from None
+
+
+def install_yaml_rules() -> None:
+    """Make jsonargparse read YAML by the rules of this module: values of arguments, and files that settings name."""
+    from jsonargparse import get_loader, set_loader
+
+    load = get_loader("yaml")
+    if load.__module__ != __name__:
+        set_loader("yaml", apply_rules(load), exceptions=(yaml.YAMLError,))
+
+
+def apply_rules(load: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return a YAML loader that raises `RefusedYAML` for a text that breaks a rule of this module."""
+
+    def load_by_rules(text: str) -> Any:
+        check_tree(yaml.compose(text, Loader=yaml.SafeLoader))
+        try:
+            return expand_home(load(text))
+        except UserError as problem:
+            raise RefusedYAML(1, str(problem)) from None
+
+    return load_by_rules
+
+
+def check_arguments(args: list[str]) -> None:
+    """Refuse a credential in the arguments of a command.
+
+    Raises:
+        UserError: names the setting, and not its value.
+    """
+    for arg, following in zip(args, [*args[1:], ""]):
+        name, equals, text = arg.partition("=")
+        if not name.startswith("-"):
+            name, text = "", arg
+        elif not equals:
+            text = "" if following.startswith("-") else following
+        try:
+            value = yaml.safe_load(text) if text[:1] in ("{", "[") else text
+        except yaml.YAMLError:
+            value = text
+        setting = name.lstrip("-")
+        if without_secrets(value, setting.split(".")) != value:
+            raise UserError(f"{setting or 'an argument'} holds a credential, and {FIX} [command line]")
+
+
+def check_tree(root: yaml.Node | None) -> None:
+    """Refuse a setting that stands twice, also as `a: {b: ...}` and `a.b: ...`.
+
+    Raises:
+        RefusedYAML: names the setting and both lines.
+    """
+    first: dict[tuple[str, ...], int] = {}  # full name of a plain setting -> line
+    for path, _, line in iter_leaves(root):
+        if path in first:
+            raise RefusedYAML(line, f"{'.'.join(path)!r} stands twice (first in line {first[path]})")
+        first[path] = line
+
+
+def check_credentials(root: yaml.Node | None) -> None:
+    """Refuse a credential.
+
+    Raises:
+        RefusedYAML: names the setting, and not its value.
+    """
+    for path, node, line in iter_leaves(root):
+        names = [part for part in path if not part.startswith("[")]
+        is_text = isinstance(node, yaml.ScalarNode) and not node.tag.endswith((":null", ":bool"))
+        if is_text and without_secrets(node.value, names) != node.value:
+            raise RefusedYAML(line, f"{'.'.join(names) or 'a value'} holds a credential, and {FIX}")
+
+
+def iter_leaves(
+    node: yaml.Node | None, path: tuple[str, ...] = (), line: int = 1
+) -> Iterator[tuple[tuple[str, ...], yaml.Node, int]]:
+    """Yield the full name, the node and the line of every list and plain value; an entry of a list is named "[0]".
+
+    Raises:
+        RefusedYAML: a mapping has a key twice.
+    """
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in seen:
+                raise RefusedYAML(line, f"{name!r} stands twice (first in line {seen[name]})")
+            seen[name] = line
+            yield from iter_leaves(value, (*path, *name.split(".")), line)
+    elif node is not None:
+        yield path, node, line
+        for index, entry in enumerate(node.value if isinstance(node, yaml.SequenceNode) else ()):
+            yield from iter_leaves(entry, (*path, f"[{index}]"), entry.start_mark.line + 1)
 
 
 def iter_settings(node: yaml.Node | None) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]]:

@@ -24,9 +24,11 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lit_rlhf.checkpoints import read_metadata
 from lit_rlhf.commands.support.callback_settings import set_named_callbacks
 from lit_rlhf.commands.support.compatibility import check_compatibility, get_class_name
-from lit_rlhf.commands.support.config_locations import ConfigLocations
+from lit_rlhf.commands.support.config_locations import ConfigLocations, RefusedYAML
+from lit_rlhf.commands.support.monitors import check_monitors
 from lit_rlhf.commands.support.parse_errors import explain_parse_error
 from lit_rlhf.commands.support.preflight import check_checkpoint, first_mismatch
+from lit_rlhf.commands.support.recipe_differences import describe_differences
 from lit_rlhf.commands.support.run_folder import (
     OpenRun,
     check_overwrite,
@@ -39,10 +41,13 @@ from lit_rlhf.commands.support.run_folder import (
     resolve_run_dir,
     say,
 )
+from lit_rlhf.commands.support.secrets import without_secrets
+from lit_rlhf.commands.support.seeds import check_seeds
 from lit_rlhf.commands.support.wandb_login import prepare_wandb
 from lit_rlhf.errors import UserError
 
 INTERRUPTED = 130
+EVALUATION_HOOKS = {"validate": ("validation_step", "val_dataloader"), "test": ("test_step", "test_dataloader")}
 
 
 class RecipeCLI(LightningCLI):
@@ -99,6 +104,7 @@ class RecipeCLI(LightningCLI):
         """Parse; an error of jsonargparse becomes one line."""
         self.args: list[str] = name_run_dir(args)
         self.config = self.parse(parser, set_named_callbacks(self.args, lambda words: self.compose(parser, words)))
+        check_seeds(self.config[self.command].as_dict(), self.locations)
 
     def parse(self, parser: LightningArgumentParser, args: list[str]) -> Namespace:
         """Return the settings that arguments give.
@@ -111,13 +117,17 @@ class RecipeCLI(LightningCLI):
         except ArgumentError as problem:
             options = [action.dest for action in self._parser(self.command)._actions]
             raise UserError(explain_parse_error(str(problem), options, self.locations)) from None
+        except RefusedYAML as refused:
+            raise UserError(f"{refused} [command line]") from None
 
     def compose(self, parser: LightningArgumentParser, args: list[str]) -> dict[str, Any]:
         """Return the full configuration that arguments give, as plain values."""
-        settings = self.parse(parser, args)[self.command]
-        config: dict[str, Any] = yaml.safe_load(
-            self._parser(self.command).dump(settings, skip_none=False, format="yaml")
-        )
+        return self.dump(self.parse(parser, args)[self.command])
+
+    def dump(self, settings: Namespace) -> dict[str, Any]:
+        """Return the settings of the subcommand as plain values."""
+        text = self._parser(self.command).dump(settings, skip_none=False, format="yaml")
+        config: dict[str, Any] = yaml.safe_load(text)
         return config
 
     def _parse_ckpt_path(self) -> None:
@@ -133,12 +143,14 @@ class RecipeCLI(LightningCLI):
 
         settings = self.config[self.command]
         check_compatibility(settings)
-        self.trainer_defaults["callbacks"] = [TerminateOnNaN(), RunState(), StopOnSignal()]
         self.place_run(settings)
+        self.recipe = without_secrets(self.dump(settings))
+        self.trainer_defaults["callbacks"] = [TerminateOnNaN(), RunState(self.recipe), StopOnSignal()]
         trainer = settings.trainer
         loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
-        if any(get_class_name(logger) == "WandbLogger" for logger in loggers):
-            prepare_wandb(os.environ)
+        for logger in loggers:
+            if get_class_name(logger) == "WandbLogger":
+                prepare_wandb(os.environ, "trainer.logger", {**logger.init_args, **logger.get("dict_kwargs", {})})
 
     def place_run(self, settings: Namespace) -> None:
         """Decide where the run writes to, and what `validate` and `test` take."""
@@ -169,6 +181,10 @@ class RecipeCLI(LightningCLI):
                 super().instantiate_classes()
             except ValueError as problem:  # jsonargparse wraps a constructor's exception, once per union
                 raise unwrap_error(problem) from None
+        for owner in (self.model, self.datamodule):  # a default can be a credential: os.environ["KEY"]
+            for name in ("_hparams", "_hparams_initial"):  # in checkpoints, and in the loggers; set if they are saved
+                hparams = vars(owner).get(name, {})
+                hparams.update(without_secrets(dict(hparams)))
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Instantiate the Trainer with atomic checkpoints; its argument errors have several types."""
@@ -194,7 +210,8 @@ class RecipeCLI(LightningCLI):
                 f"trainer.callbacks: {twice[1]} is there twice; change the settings of the first one instead: "
                 f"--trainer.callbacks.{twice[1]}.NAME=VALUE"
             ) from None
-        self.opener = place_output(trainer, self.output)
+        written = self.output if self.command == "fit" else self.run_dir  # validate and test write no checkpoint
+        self.opener = place_output(trainer, os.path.join(written, "checkpoints"))
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -204,8 +221,13 @@ class RecipeCLI(LightningCLI):
         self.check_hooks()
         try:
             with raise_misconfiguration_as_user_error():
+                if subcommand == "fit":
+                    check_monitors(self.trainer, self.model)
                 self.prepare_run()
                 super()._run_subcommand(subcommand)
+                batches = {"validate": "num_val_batches", "test": "num_test_batches"}.get(subcommand)
+                if batches and not sum(getattr(self.trainer, batches)):
+                    raise UserError(f"{subcommand}: there are no rows for it; set data.validation_path")
         except SystemExit as stop:
             if not self.trainer.interrupted:
                 raise
@@ -230,21 +252,24 @@ class RecipeCLI(LightningCLI):
                 self.dry_folder.cleanup()
 
     def check_hooks(self) -> None:
-        """Refuse `validate` or `test` with a module or a data module that lacks the step or the loader for it."""
-        step, loader = {
-            "validate": ("validation_step", "val_dataloader"),
-            "test": ("test_step", "test_dataloader"),
-        }.get(self.command, ("training_step", "train_dataloader"))
-        for part, name in ((self.model, step), (self.datamodule, loader)):
-            if not is_overridden(name, part):
-                hint = "; use lit-rlhf validate with --data.validation_path=FILE, or lit-rlhf evaluate"
-                raise UserError(
-                    f"{self.command}: {type(part).__name__} has no {name}{hint if self.command == 'test' else ''}"
-                )
+        """Refuse `validate` or `test` where there is no step or no data for it.
+
+        Raises:
+            UserError: names the class that lacks it, and what to use.
+        """
+        if self.command == "fit":
+            return
+        step, loader = EVALUATION_HOOKS[self.command]
+        hint = "" if self.command == "validate" else "; use lit-rlhf validate, or lit-rlhf evaluate"
+        if not is_overridden(step, self.model):
+            raise UserError(f"{self.command}: {type(self.model).__name__} has no {step}{hint}")
+        if not is_overridden(loader, self.datamodule) and not is_overridden(loader, self.model):
+            raise UserError(f"{self.command}: {type(self.datamodule).__name__} has no {loader}{hint}")
 
     def prepare_run(self) -> None:
         """Find the checkpoint, refuse a folder that holds another run, and hold the loggers until all is checked."""
         from lit_rlhf.commands.support.resume import find_checkpoint_folders, find_last, is_of_same_run, set_versions
+        from lit_rlhf.modules.base import LitModule
 
         settings, folder = self.config_init[self.command], Path(self.run_dir)
         folders = find_checkpoint_folders(folder, self.trainer.checkpoint_callbacks)
@@ -259,6 +284,10 @@ class RecipeCLI(LightningCLI):
         checkpoint = settings.get("ckpt_path") or self.trainer._checkpoint_connector._hpc_resume_path
         content = read_metadata(Path(checkpoint)) if checkpoint and Path(checkpoint).exists() else None
         if content is not None:
+            if isinstance(self.model, LitModule):
+                self.model.check_resumable(content)
+            for line in describe_differences(content, self.recipe, self.trainer.world_size):
+                say(line)
             set_versions(self.trainer, content)
         if checkpoint and is_of_same_run(Path(checkpoint), content, folders):
             if self.overwrites:

@@ -22,6 +22,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_rlhf.commands.support.compatibility import get_class_name
+from lit_rlhf.commands.support.monitors import check_validation, check_whole_minibatches
 from lit_rlhf.commands.support.secrets import without_secrets
 from lit_rlhf.errors import UserError
 
@@ -39,7 +40,6 @@ RUN_FILES = (
     "metric_guard",
 )
 REPORTS = ("validate-*", "test-*")
-CHECKPOINTS = "checkpoints"
 LOGGER_FOLDERS = ("save_dir", "dir")  # settings of loggers
 FILE_LOGGERS = ("CSVLogger", "TensorBoardLogger")  # whose files are in save_dir/name/version
 
@@ -223,7 +223,9 @@ class OpenRun(SaveConfigCallback):
             trainer.loggers, self.loggers = self.loggers, None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Open the folder."""
+        """Open the folder, after the last checks."""
+        check_validation(trainer, pl_module)
+        check_whole_minibatches(trainer)
         self.open(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -263,15 +265,19 @@ class OpenRun(SaveConfigCallback):
                 logger.log_hyperparams({"config": config})
 
 
-def place_output(trainer: L.Trainer, folder: str) -> OpenRun | None:
-    """Make an instantiated Trainer write its checkpoints and metrics to the folder of the run.
+def place_output(trainer: L.Trainer, checkpoints: str) -> OpenRun | None:
+    """Make an instantiated Trainer write to the folder of the run.
+
+    Args:
+        trainer: changed in place.
+        checkpoints: folder of a ModelCheckpoint that names none.
 
     Returns:
         the callback that opens the folder, moved before all others; None in a dry run.
     """
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-            callback.dirpath = os.path.join(folder, CHECKPOINTS)
+            callback.dirpath = checkpoints
     for logger in trainer.loggers:
         if isinstance(logger, CSVLogger):
             logger._experiment = LazyWriter(logger.log_dir)

@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 
 from lit_rlhf.commands.fit import run as run_fit
+from lit_rlhf.commands.support.config_locations import RefusedYAML, apply_rules, check_arguments
+from lit_rlhf.commands.support.secrets import drop_secrets
 from lit_rlhf.commands.support.setting_paths import find_mapping, get_class_name
 from lit_rlhf.errors import UserError
 
@@ -28,7 +30,7 @@ def compose_config(args: list[str]) -> dict[str, Any]:
             run_fit("fit", [*args, "--print_config"])
         except SystemExit as stop:  # raised by --print_config
             assert not stop.code, stop.code
-    config: dict[str, Any] = yaml.safe_load(text.getvalue())
+    config: dict[str, Any] = drop_secrets(yaml.safe_load(text.getvalue()))  # written to the recipe of every run
     return config
 
 
@@ -40,11 +42,14 @@ def parse_values(text: str) -> tuple[str, list[Any]]:
     """
     key, equals, rest = text.partition("=")
     try:
-        values = yaml.safe_load(f"[{rest}]") if equals and rest else None
+        values = apply_rules(yaml.safe_load)(f"[{rest}]") if equals and rest else None
     except yaml.YAMLError:
         values = None
+    except RefusedYAML as refused:
+        raise UserError(f"--over {key}: {refused}") from None
     if not values:
         raise UserError(f"--over {text}: expected KEY=V1,V2,..., such as model.kl.coefficient=0,0.02,0.2")
+    check_arguments([f"--{key}={rest}"])
     return key, [parse_number(value) for value in values]
 
 

@@ -78,6 +78,16 @@ FORMATS: dict[Kind, tuple[Format, ...]] = {
             row_readers.make_ranking_reader("completions"),
         ),
         Format(
+            "instruction_completions_ranks",
+            ("instruction", "completions", "ranks"),
+            row_readers.make_ranking_reader("completions"),
+        ),
+        Format(
+            "question_completions_ranks",
+            ("question", "completions", "ranks"),
+            row_readers.make_ranking_reader("completions"),
+        ),
+        Format(
             "context_responses_ranks", ("context", "responses", "ranks"), row_readers.make_ranking_reader("responses")
         ),
         Format("finegrained_qa", ("question", "preference", "prediction 1"), row_readers.read_pair_labels),

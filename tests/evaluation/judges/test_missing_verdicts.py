@@ -31,7 +31,7 @@ from tests.helpers.services import Reply, Service, chat_reply, serve
 FAILURES = {
     "rate limit": Reply(status=429),
     "unavailable": Reply(status=503),
-    "too slow": Reply({}, delay=0.4),
+    "too slow": Reply({}, delay=1.5),
     "hung up": Reply(hang_up=True),
     "no JSON": Reply(b"<html>busy</html>"),
     "nonsense": chat_reply("Both are fine, I would say."),
@@ -56,7 +56,7 @@ def rows(tmp_path, monkeypatch) -> str:
 
 
 def endpoint(service: Service) -> ChatCompletions:
-    return ChatCompletions(service.url, "m", api_key_env=None, timeout=0.2, retries=1)
+    return ChatCompletions(service.url, "m", api_key_env=None, timeout=1.0, retries=1)
 
 
 SUITES = {
@@ -74,7 +74,7 @@ SUITES = {
     ),
     "Perspective": (
         lambda rows, service: RealToxicityPrompts(
-            rows, Perspective(rate=None, timeout=0.2, retries=1, url=service.url), ["basic"]
+            rows, Perspective(rate=None, timeout=1.0, retries=1, url=service.url), ["basic"]
         ),
         {"basic": 0.75, "basic, toxic": 1.0},
         ["3 prompts have no toxicity of their own: in no bin", "1 continuations (basic) got no score"],

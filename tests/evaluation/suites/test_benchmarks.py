@@ -23,6 +23,7 @@ from lit_rlhf.evaluation.suites.bias import CrowSPairs, entropy_bits
 from lit_rlhf.evaluation.suites.lm_eval_model import LMEvalAdapter
 from lit_rlhf.evaluation.suites.truthfulness import TruthfulQA, read_question
 from lit_rlhf.evaluation.tasks import metrics, readers
+from lit_rlhf.evaluation.tasks.constraints import CONSTRAINTS, REQUIRED_SETTINGS
 from lit_rlhf.evaluation.tasks.metrics import OptionScore
 
 FILES = {  # task -> file, rows in it
@@ -310,3 +311,96 @@ def test_bbh_has_a_metric_for_each_task(evaluation_data, tiny, tmp_path) -> None
     (tmp_path / "bbh.jsonl").write_text("".join(json.dumps(row) + "\n" for row in first))
     result = Benchmarks([Benchmark("bbh", str(tmp_path / "bbh.jsonl"))]).run(tiny, tiny)
     assert len(result.metrics) == 28 and result.num_rows == 27
+
+
+RTE, WSC_TARGET = {"premise": "p", "hypothesis": "h"}, {"span1_text": "cat", "span2_text": "it", "span2_index": 2}
+ANSWERED = {"question": "q", "answers": [{"text": "a"}]}
+
+
+def article(**question: Any) -> dict[str, Any]:
+    return {"data": [{"title": "T", "paragraphs": [{"context": "c", "qas": [{**ANSWERED, **question}]}]}]}
+
+
+@pytest.mark.parametrize(
+    ("read", "content", "message"),
+    [
+        (readers.rte, {**RTE, "label": "n/a"}, ":1: label is n/a; it must be one of entailment, 0, not_ent"),
+        (readers.rte, {**RTE, "label": -1}, ":1: label is -1"),
+        (readers.rte, {**RTE, "label": float("nan")}, ":1: the row has no 'label'"),
+        (readers.rte, {**RTE, "label": 0, "premise": 3}, ":1: 'premise' must be text, got '3'"),
+        (readers.sentiment, {"text": "a", "label": 1.7}, ":1: label is 1.7; it must be one of 0, 1"),
+        (readers.sentiment, {"text": "a", "label": "positive"}, ":1: label is positive"),
+        (readers.sentiment, {"text": float("nan"), "label": 1}, ":1: the row has no 'text' or 'sentence'"),
+        (readers.hellaswag, {"ctx": "c", "endings": "ab", "label": 0}, ":1: 'endings' must be a list of str, got 'ab'"),
+        (readers.hellaswag, {"ctx": "c", "endings": ["a", "b"], "label": 2}, ":1: label is 2; it must be one of 0, 1"),
+        (readers.hellaswag, {"ctx": "c", "endings": ["a", "b"], "label": ""}, ":1: label is ;"),
+        (readers.wsc, {"text": "a b it", "target": "it", "label": True}, ":1, target: the row has no 'span2_text'"),
+        (
+            readers.wsc,
+            {"text": "a b", "target": WSC_TARGET, "label": True},
+            ":1, target: span2_index is 2; it must be one of 0, 1",
+        ),
+        (readers.wsc, {"text": "a b it", "target": WSC_TARGET, "label": "?"}, ":1: label is ?"),
+        (readers.bbh, {"task": "t", "input": "i", "target": ["a"]}, ":1: 'target' must be a text or a number"),
+        (readers.summaries, {"post": "a", "summary": 5}, ":1: 'highlights' or 'summary' or 'label' must be text"),
+        (readers.translation, {"translation": "a"}, ":1: the row has no 'fr' or 'french'"),
+        (readers.squad, {"data": 5}, ": 'data' must be a list of dict"),
+        (readers.squad, ["data"], ": not in the format of SQuAD"),
+        (readers.squad, article(question=None), ", article 1, paragraph 1, question 1: the row has no 'question'"),
+        (readers.squad, article(answers=[{"text": 5}]), ", article 1, paragraph 1, question 1, answer 1: 'text'"),
+        (readers.quac, article(answers=[]), ", article 1, paragraph 1, question 1: a question needs an answer"),
+        (readers.quac, article(orig_answer="a"), ", question 1, orig_answer: the row has no 'text'"),
+        (
+            readers.drop,
+            {"p": {"passage": "x", "qa_pairs": [{"question": "q", "answer": {}}]}},
+            ", passage 'p', question 1",
+        ),
+        (readers.drop, {"p": []}, ": not in DROP's format"),
+    ],
+)
+def test_data_of_another_kind_is_one_line_with_the_row(tmp_path, read, content, message) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps(content))
+    if read not in (readers.squad, readers.quac, readers.drop):
+        message = message.replace(":1", ".json row 1", 1)
+        (tmp_path / "rows.json").write_text(json.dumps([content]))
+    with pytest.raises(UserError) as caught:
+        read(str(tmp_path / "rows.json"))
+    assert message in str(caught.value) and str(caught.value).startswith("rows.json") and "\n" not in str(caught.value)
+
+
+def test_labels_of_a_table_with_missing_values_are_whole_numbers(tmp_path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "a", "label": 1.0}\n{"sentence": "b", "text": NaN, "label": "0"}\n')
+    assert [(doc["text"], doc["gold"]) for doc in readers.sentiment(str(tmp_path / "rows.jsonl"))["test"]] == [
+        ("a", 1),
+        ("b", 0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("length_constraints:number_words", {"relation": "at least", "num_words": "many"}, "num_words .* whole number"),
+        ("length_constraints:number_words", {"relation": "at least", "num_words": float("nan")}, "num_words of"),
+        ("length_constraints:number_words", {"relation": "at most", "num_words": 3}, "relation of .* 'less than' or"),
+        ("keywords:existence", {"keywords": "word"}, "keywords of .* a list of texts"),
+        ("startend:end_checker", {}, "end_phrase of startend:end_checker must be a text, got 'None'"),
+        ("no:such", {}, "unknown constraint 'no:such'"),
+    ],
+)
+def test_constraints_that_cannot_be_checked_are_refused_before_a_model_runs(tmp_path, name, settings, message) -> None:
+    row = {"prompt": "p", "instruction_id_list": [name], "kwargs": [settings]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=rf"^rows\.jsonl:1: {message}"):
+        Benchmarks([Benchmark("ifeval", str(tmp_path / "rows.jsonl"))]).check([])
+
+
+def test_every_setting_that_a_constraint_reads_is_checked() -> None:
+    class Reads(dict):
+        def __missing__(self, name: str) -> Any:
+            number = "num" in name or "nth" in name or "frequency" in name
+            return self.setdefault(name, 1 if number else ["w"] if "words" in name else "at least")
+
+    for name, check in CONSTRAINTS.items():
+        settings = Reads()
+        check("W w. W", settings)
+        assert set(settings) <= {*REQUIRED_SETTINGS.get(name, ()), "section_splitter"}, name

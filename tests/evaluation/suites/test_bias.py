@@ -13,6 +13,7 @@ from lit_rlhf.evaluation.suites.bias import (
     entropy_bits,
     group_by_template,
     pearson_correlation,
+    read_female_fractions,
 )
 from tests.helpers.float64 import logprob
 
@@ -99,3 +100,23 @@ def test_a_malformed_id_and_a_missing_gender_are_reported(tmp_path) -> None:
     path.write_text("sentid\tsentence\ncook.guest.1.male.txt\tHe cooks.\n")
     with pytest.raises(UserError, match=r"cook\.guest\.1 has the genders \['male'\]"):
         group_by_template(read_rows(str(path)))
+
+
+@pytest.mark.parametrize("percent", ["n/a", "", "101", "-1", "nan", "inf"])
+def test_a_percentage_that_is_none_is_one_line(tmp_path, percent) -> None:
+    (tmp_path / "jobs.tsv").write_text(f"occupation\tbls_pct_female\nnurse\t90.4\nclerk\t{percent}\n")
+    with pytest.raises(UserError, match=r"^jobs\.tsv:3: bls_pct_female must be a number from 0 to 100, got"):
+        read_female_fractions(str(tmp_path / "jobs.tsv"))
+
+
+def test_a_sentence_given_twice_or_of_one_kind_alone_is_one_line(tmp_path) -> None:
+    genders = ("male", "female", "neutral")
+    lines = [f"a.{other}.1.{gender}.txt\tx" for other in ("b", "someone") for gender in genders]
+    for content, message in (
+        ([*lines, lines[0]], r"^s\.tsv:8: sentid 'a\.b\.1\.male\.txt' is given twice"),
+        (lines[:3], r"^s\.tsv:2: there must be sentences with 'someone'"),
+        (lines[1:], r"^s\.tsv:2: a\.b\.1 has the genders \['female', 'neutral'\]"),
+    ):
+        (tmp_path / "s.tsv").write_text("sentid\tsentence\n" + "\n".join(content) + "\n")
+        with pytest.raises(UserError, match=message):
+            group_by_template(read_rows(str(tmp_path / "s.tsv")))

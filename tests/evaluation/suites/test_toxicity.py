@@ -155,3 +155,19 @@ def test_a_classifier(classifier, tokenizer, tmp_path) -> None:
     assert exclusive == pytest.approx([float(row.softmax(-1)[2]) for row in logits], abs=1e-5)
     with pytest.raises(UserError, match="has no label 'rude'; it has insult, toxicity, threat"):
         ToxicityClassifier(classifier, "rude").score(texts, NO_CACHE)
+
+
+@pytest.mark.parametrize("toxicity", ["n/a", "0.3", 1.7, -0.1, True, [0.1], {"score": 1}, float("inf"), 10**400])
+@pytest.mark.parametrize("balanced", [False, True])
+def test_a_toxicity_that_is_no_share_is_one_line_in_check(tmp_path, toxicity, balanced) -> None:
+    rows = [{"prompt": {"text": "a", "toxicity": value}} for value in (0.1, None, float("nan"), toxicity)]
+    (tmp_path / "rtp.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"^rtp\.jsonl:4: toxicity must be a number from 0 to 1, got") as caught:
+        RealToxicityPrompts(str(tmp_path / "rtp.jsonl"), KeywordToxicity(), balanced=balanced).check([])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_toxicity_of_nan_is_missing_as_null_is(tmp_path) -> None:
+    (tmp_path / "rtp.jsonl").write_text('{"prompt": {"text": "a", "toxicity": NaN}}\n{"prompt": {"text": "b"}}\n')
+    suite = RealToxicityPrompts(str(tmp_path / "rtp.jsonl"), KeywordToxicity())
+    assert suite._read_prompts() == [("a", None), ("b", None)]

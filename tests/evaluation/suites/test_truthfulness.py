@@ -145,7 +145,7 @@ def test_the_f1_of_words() -> None:
     [
         (chat_reply("I would say so."), "malformed response: ValueError: no JSON object in 'I would say so.'"),
         (Reply(status=429), "status 429"),
-        (Reply({}, delay=0.5), "no response within 0.2 s"),
+        (Reply({}, delay=1.5), "no response within 1 s"),
     ],
     ids=["nonsense", "rate limit", "too slow"],
 )
@@ -162,7 +162,7 @@ def test_a_failed_verdict_is_missing_and_requested_again_next_time(failure, reas
 
     cache = Cache(tmp_path, progress=False)
     with serve(answer) as service:
-        judge = EndpointTruthJudge(ChatCompletions(service.url, "m", api_key_env=None, timeout=0.2, retries=1))
+        judge = EndpointTruthJudge(ChatCompletions(service.url, "m", api_key_env=None, timeout=1.0, retries=1))
         assert judge.judge(claims, cache) == [
             TruthVerdict(None, None),
             TruthVerdict(0.0, 1.0),
@@ -205,3 +205,14 @@ def test_a_model_as_judge_says_yes_or_no(llama) -> None:
 def test_a_missing_column_is_reported() -> None:
     with pytest.raises(UserError, match=r"x\.csv:3: the column 'Best Answer' must hold text, got None"):
         read_question(Row({"Question": "?"}, "x.csv:3"))
+
+
+@pytest.mark.parametrize("column", ["Question", "Best Answer", "Correct Answers", "Incorrect Answers"])
+@pytest.mark.parametrize("value", ["", " ", ";", " ; ;", None, float("nan"), 3])
+def test_a_question_without_an_answer_is_one_line_in_check(tmp_path, column, value) -> None:
+    if value in (";", " ; ;") and "Answers" not in column:
+        return
+    good = {"Question": "q", "Best Answer": "a", "Correct Answers": "a; b", "Incorrect Answers": "c"}
+    (tmp_path / "tqa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (good, {**good, column: value})))
+    with pytest.raises(UserError, match=rf"^tqa\.jsonl:2: the column '{column}' must hold (text|an answer), got"):
+        TruthfulQA(str(tmp_path / "tqa.jsonl")).check([])

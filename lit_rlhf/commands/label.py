@@ -1,0 +1,269 @@
+"""`lit-rlhf label`: people write, rank, rate or compare in a browser; their answers are exported as training data."""
+
+import hashlib
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lit_rlhf.commands.support.argument_parser import Parser
+from lit_rlhf.commands.support.log_filters import install_log_filters
+from lit_rlhf.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_rlhf.labeling.database import Database, Kind
+    from lit_rlhf.labeling.server import LabelSettings
+    from lit_rlhf.labeling.tasks import TaskFile
+
+KINDS = ("rank", "rate", "demonstrate", "compare")
+EXPORTS = ("rankings", "demonstrations", "ratings", "comparisons", "pairs", "label-studio", "datasets")
+IMPORTS = ("label-studio", "argilla", "potato", "rows")
+
+
+def run(command: str, args: list[str]) -> int:
+    """Run the server, or one of the actions export and import."""
+    if args[:1] == ["export"]:
+        return run_export(args[1:])
+    if args[:1] == ["import"]:
+        return run_import(args[1:])
+    parser = Parser(
+        prog="lit-rlhf label",
+        description="people write, rank, rate or compare in a browser, into a database; see also: "
+        "lit-rlhf label export --help, lit-rlhf label import --help",
+    )
+    add = parser.add_argument
+    add("tasks", nargs="?", metavar="TASKS", help="prompts, or prompts with completions: any data file of the project")
+    add("--db", default="runs/labels.db", metavar="FILE", help="the database of answers [%(default)s]")
+    add("--kind", choices=KINDS, help="what to ask [what the columns suggest]")
+    add("--format", default="auto", metavar="NAME", help="format of the rows [%(default)s]")
+    add("--model", action="append", metavar="DIR", help="sample the outputs from this model; repeat it for several")
+    add("--prompts", metavar="FILE", help="prompts for --model")
+    add("--samples", type=int, default=4, metavar="K", help="outputs per prompt and model [%(default)s]")
+    add("--max-new-tokens", type=int, default=128, metavar="N", help="of an output [%(default)s]")
+    add("--temperature", type=float, default=1.0, metavar="T", help="of the sampling [%(default)s]")
+    add("--template", metavar="NAME", help="prompt template of the models, as data.template")
+    add("--seed", type=int, default=0, metavar="N", help="of the sampling, and of which tasks overlap [%(default)s]")
+    add("--labelers", metavar="NAMES", help="ann,bo,…: one secret link each [one person, without a link]")
+    add("--new-links", action="store_true", help="replace the links of an earlier start")
+    add("--labels-per-task", type=int, default=1, metavar="N", help="answers of different people [%(default)s]")
+    add("--overlap", type=float, default=0.0, metavar="F", help="share of tasks with one more answer [%(default)s]")
+    add("--gold", metavar="FILE", help="tasks with known answers, which every labeler gets, for screening")
+    add("--instructions", metavar="FILE", help="Markdown to show [the paper's, in other words]")
+    add("--host", default="127.0.0.1", help="where to listen; another one needs --labelers [%(default)s]")
+    add("--port", type=int, default=0, metavar="N", help="0 takes a free one [%(default)s]")
+    settings = parser.parse(args)
+    check_settings(settings)
+    install_log_filters()
+    start_server(settings)
+    return 0
+
+
+def check_settings(settings: Namespace) -> None:
+    """Refuse invalid settings before anything is read."""
+    if settings.tasks and settings.model:
+        raise UserError("TASKS and --model exclude each other: the tasks are from a file, or sampled from models")
+    if bool(settings.model) != bool(settings.prompts):
+        raise UserError("--model and --prompts belong together: outputs are sampled for the prompts of a file")
+    for name in ("samples", "max_new_tokens", "labels_per_task"):
+        if getattr(settings, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(settings, name)}")
+    if settings.temperature < 0:
+        raise UserError(f"--temperature must be 0 or more, got {settings.temperature}")
+    if not 0 <= settings.overlap <= 1:
+        raise UserError(f"--overlap is a share of the tasks, from 0 to 1, got {settings.overlap}")
+    names = labeler_names(settings)
+    if settings.labelers is not None and (len(set(names)) < len(names) or not all(names) or "owner" in names):
+        raise UserError(f"--labelers takes different names, none of them 'owner': ann,bo; got {settings.labelers!r}")
+    most = settings.labels_per_task + (settings.overlap > 0)
+    if most > max(len(names), 1):
+        raise UserError(
+            f"a task would need {most} labelers, and there are {max(len(names), 1)}: name more by --labelers"
+        )
+    if settings.host not in ("127.0.0.1", "localhost", "::1") and not names:
+        raise UserError(
+            f"--host {settings.host} is open to others: name the people by --labelers ann,bo; each gets a link"
+        )
+
+
+def labeler_names(settings: Namespace) -> list[str]:
+    """Return the names of the people."""
+    return [] if settings.labelers is None else [name.strip() for name in settings.labelers.split(",")]
+
+
+def start_server(settings: Namespace) -> None:
+    """Fill the database, print the addresses, and serve until interrupted."""
+    from lit_rlhf.labeling.database import Database
+    from lit_rlhf.labeling.pages import read_instructions
+    from lit_rlhf.labeling.server import LabelSettings, create_label_app
+    from lit_rlhf.labeling.serving import address_of, allowed_hosts, bind, serve
+
+    instructions = None
+    if settings.instructions is not None:
+        from lit_rlhf.data.sources import read_text
+
+        instructions = read_text(settings.instructions)
+    database = Database(settings.db)
+    kind = fill_database(database, settings)
+    names = labeler_names(settings)
+    only = None if names else database.add_labeler("labeler")
+    page = LabelSettings(kind, instructions or read_instructions(kind), only, allowed_hosts(settings.host))
+    app = create_label_app(database, page)
+    listener = bind(settings.host, settings.port)
+    address = address_of(listener, settings.host)
+    print_links(database, page, names, address, settings.new_links)
+    print("stop: Ctrl+C; start again with the same --db to go on", flush=True)
+    serve(app, listener)
+    progress = database.progress(kind)
+    print(f"\n{progress.labels:,} of {progress.labels_wanted:,} labels are in {settings.db}")
+    print(f"export: lit-rlhf label export {settings.db} --to FILE")
+
+
+def print_links(database: "Database", page: "LabelSettings", names: list[str], address: str, renew: bool) -> None:
+    """Print the address, or one secret link per person."""
+    if not names:
+        print(f"{address}/\noverview: {address}/overview", flush=True)
+        return
+    kept = []
+    for name, role in [*((name, "labeler") for name in names), ("owner", "owner")]:
+        labeler = database.add_labeler(name, role)
+        if database.has_secret(labeler) and not renew:
+            kept.append(name)
+            continue
+        what = "overview" if role == "owner" else name
+        print(f"{what}: {address}/login/{database.make_secret(labeler)}", flush=True)
+    if kept:
+        print(f"the links of {', '.join(kept)} are those of an earlier start, at {address}; --new-links makes new ones")
+
+
+def fill_database(database: "Database", settings: Namespace) -> "Kind":
+    """Add the tasks that are not in the database yet; return what is asked."""
+    kinds = database.kinds()
+    gold: TaskFile | None = None
+    if settings.gold is not None:
+        from lit_rlhf.labeling.tasks import read_tasks
+
+        gold = read_tasks(settings.gold, settings.kind, settings.format, gold=True)
+    if settings.tasks is None and settings.model is None:
+        if settings.kind is not None and kinds and settings.kind not in kinds:
+            raise UserError(f"--kind {settings.kind}: {settings.db} holds tasks to {', '.join(kinds)}")
+        if len(kinds) > 1 and settings.kind is None:
+            raise UserError(f"{settings.db} holds tasks to {', '.join(kinds)}: choose by --kind")
+        if not kinds and gold is None:
+            raise UserError(f"{settings.db} holds no task yet: name a file TASKS, or --model DIR --prompts FILE")
+        assert kinds or gold is not None
+        kind: Kind = settings.kind or (kinds[0] if kinds or gold is None else gold.kind)
+    else:
+        kind = add_tasks(database, settings)
+    if gold is not None:
+        if gold.kind != kind:
+            raise UserError(f"--gold: {settings.gold} holds tasks to {gold.kind}, and the others are to {kind}")
+        added = database.add_tasks(kind, gold.tasks, [0] * len(gold.tasks))
+        print_notes(gold, f"{len(gold.tasks):,} tasks with known answers, {added:,} of them new")
+    return kind
+
+
+def add_tasks(database: "Database", settings: Namespace) -> "Kind":
+    """Read or sample the tasks, and add those that are new.
+
+    Raises:
+        UserError: The source no longer holds a task that is in the database from an earlier start.
+    """
+    source = describe_source(settings)
+    known: dict[str, dict[str, list[str]]] = json.loads(database.read_setting("sources") or "{}")
+    earlier = known.get(source, {})
+    if settings.model and earlier and (settings.kind is None or settings.kind in earlier):
+        sampled: Kind = settings.kind or next(kind for kind in database.kinds() if kind in earlier)
+        print(f"{len(earlier[sampled]):,} tasks to {sampled}, sampled at an earlier start")
+        return sampled
+    if settings.model:
+        from lit_rlhf.labeling.model_samples import SampleSettings, sample_tasks
+
+        sampling = SampleSettings(
+            settings.samples, settings.max_new_tokens, settings.temperature, settings.template, settings.seed
+        )
+        file = sample_tasks(settings.model, settings.prompts, settings.kind, sampling)
+    else:
+        from lit_rlhf.labeling.tasks import read_tasks
+
+        file = read_tasks(settings.tasks, settings.kind, settings.format)
+    missing = sorted(set(earlier.get(file.kind, ())) - {task.key for task in file.tasks})
+    if missing:
+        raise UserError(
+            f"{settings.tasks} no longer holds {len(missing):,} of the {len(earlier[file.kind]):,} tasks that are in "
+            f"{settings.db} from it (such as {missing[0]!r}): start without the file to go on with those, or name "
+            "another file by --db for the new ones"
+        )
+    added = database.add_tasks(file.kind, file.tasks, spread_labels(file, settings))
+    known[source] = {**earlier, file.kind: [task.key for task in file.tasks]}
+    database.write_setting("sources", json.dumps(known))
+    print_notes(file, f"{len(file.tasks):,} tasks to {file.kind}, {added:,} of them new in {settings.db}")
+    return file.kind
+
+
+def describe_source(settings: Namespace) -> str:
+    """Return what tells one source of tasks from another."""
+    if not settings.model:
+        path = Path(settings.tasks).expanduser()
+        return str(path.resolve()) if path.exists() else str(settings.tasks)
+    prompts = Path(settings.prompts).expanduser()
+    content = hashlib.sha256(prompts.read_bytes()).hexdigest() if prompts.is_file() else settings.prompts
+    names = ("model", "samples", "max_new_tokens", "temperature", "template", "seed")
+    return json.dumps([content, *(getattr(settings, name) for name in names)])
+
+
+def spread_labels(file: "TaskFile", settings: Namespace) -> list[int]:
+    """Return the number of labels of each task: a random share `overlap` of them gets one more."""
+    from random import Random
+
+    count = len(file.tasks)
+    shared = set(Random(settings.seed).sample(range(count), round(settings.overlap * count)))
+    return [settings.labels_per_task + (number in shared) for number in range(count)]
+
+
+def print_notes(file: "TaskFile", head: str) -> None:
+    """Print what was read, and what of it is not used."""
+    print("\n  ".join([head, *file.notes]))
+
+
+def run_export(args: list[str]) -> int:
+    """Write the answers in a database as training data."""
+    parser = Parser(prog="lit-rlhf label export", description="write the answers in a database as training data")
+    add = parser.add_argument
+    add("db", metavar="FILE", help="the database")
+    add("--to", required=True, type=Path, metavar="PATH", help="the file to write; must not exist yet")
+    add("--as", dest="form", choices=EXPORTS, help="what to write [the rows of the kind of tasks]")
+    add("--kind", choices=KINDS, help="which tasks, where the database has several kinds")
+    add("--labelers", metavar="NAMES", help="only the answers of ann,bo,… [all]")
+    add("--with-gold", action="store_true", help="also the answers to tasks with known answers")
+    settings = parser.parse(args)
+    install_log_filters()
+    from lit_rlhf.labeling.database import Database
+    from lit_rlhf.labeling.exports import export_answers
+
+    names = None if settings.labelers is None else settings.labelers.split(",")
+    database = Database(settings.db, create=False)
+    print("\n  ".join(export_answers(database, settings.to, settings.form, settings.kind, names, settings.with_gold)))
+    return 0
+
+
+def run_import(args: list[str]) -> int:
+    """Add answers that were given in another tool to a database."""
+    parser = Parser(prog="lit-rlhf label import", description="add answers given in another tool to a database")
+    add = parser.add_argument
+    add("file", metavar="FILE", help="the other tool's export: JSON, JSON lines, CSV, Parquet")
+    add("--db", default="runs/labels.db", metavar="FILE", help="the database [%(default)s]")
+    add("--from", dest="form", choices=IMPORTS, help="the tool [what the file's first row suggests]")
+    settings = parser.parse(args)
+    install_log_filters()
+    from lit_rlhf.labeling.database import Database
+    from lit_rlhf.labeling.imports import read_import
+
+    imported = read_import(settings.file, settings.form)
+    database = Database(settings.db)
+    added = database.import_answers(imported.kind, imported.tasks, imported.answers)
+    total = sum(map(len, imported.answers))
+    head = (
+        f"{total:,} answers to {len(imported.tasks):,} tasks to {imported.kind}, {added:,} of them new in {settings.db}"
+    )
+    print("\n  ".join([head, *imported.notes]))
+    return 0

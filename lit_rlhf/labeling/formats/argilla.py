@@ -1,0 +1,134 @@
+"""Argilla's exports: ranking and text questions, as records with responses or as the columns of a hub dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from lit_rlhf.data.sources import Row
+from lit_rlhf.errors import UserError
+from lit_rlhf.labeling.database import ImportedAnswer, Kind
+from lit_rlhf.labeling.formats.imported import PROMPT_NAMES, ImportBuilder, Imported, find_text, task_of
+
+_SUBMITTED = ("submitted", None)
+
+
+class _Response(NamedTuple):
+    question: str
+    value: Any
+    user: str
+    status: str | None
+
+
+def is_argilla(fields: dict[str, Any]) -> bool:
+    """Return whether a row is one of Argilla's."""
+    return any(True for _ in _responses(fields))
+
+
+def read_argilla(rows: Sequence[Row], origin: str) -> Imported:
+    """Read an export of Argilla. Of its questions the first ranking counts, or else the first text.
+
+    Raises:
+        UserError: No question of these types, a ranking of fields that the record does not have, or no response.
+    """
+    kind, question = _find_question(rows, origin)
+    builder = ImportBuilder(kind)
+    drafts = 0
+    for row in rows:
+        texts = row.fields["fields"] if isinstance(row.fields.get("fields"), dict) else row.fields
+        prompt = find_text(texts, PROMPT_NAMES, row)
+        given = [each for each in _responses(row.fields) if each.question == question]
+        drafts += sum(each.status not in _SUBMITTED for each in given)
+        given = [each for each in given if each.status in _SUBMITTED]
+        names: list[str] = []
+        if kind == "rank":
+            if not given:
+                continue  # nothing says which fields are ranked
+            names = [name for name, _ in _ranked(given[0].value, row)]
+            names.sort(
+                key=list(map(_plain, texts)).index if all(_plain(n) in map(_plain, texts) for n in names) else str
+            )
+        by_plain = {_plain(name): value for name, value in texts.items()}
+        for name in names:
+            if not isinstance(by_plain.get(_plain(name)), str):
+                raise UserError(f"{row.origin}: {name!r} is ranked, and the record has no such field with text")
+        key = row.fields.get("id", row.fields.get("external_id"))
+        task = task_of(kind, prompt, [by_plain[_plain(name)] for name in names], key, {}, row.origin)
+        for response in given:
+            content = (
+                {"completion": response.value} if kind == "demonstrate" else _read_ranks(response.value, names, row)
+            )
+            builder.add(task, ImportedAnswer(response.user, "answer", content))
+    if drafts:
+        builder.notes.append(f"{drafts:,} responses are drafts, pending or discarded, and are left out")
+    return builder.build(origin)
+
+
+def _find_question(rows: Sequence[Row], origin: str) -> tuple[Kind, str]:
+    texts = None
+    for row in rows:
+        for response in _responses(row.fields):
+            if isinstance(response.value, str):
+                texts = texts or response.question
+            elif _is_ranking(response.value):
+                return "rank", response.question
+    if texts is None:
+        raise UserError(f"{origin}: no response to a ranking or text question")
+    return "demonstrate", texts
+
+
+def _responses(fields: dict[str, Any]) -> Iterator[_Response]:
+    """Yield the responses of a row in any of Argilla's three forms."""
+    responses = fields.get("responses")
+    if isinstance(responses, dict):  # Argilla 2: question -> [{value, user_id, status}]
+        for question, given in responses.items():
+            yield from _list_of_dicts(question, given)
+    elif isinstance(responses, list):  # Argilla 1: [{user_id, status, values: {question: {value}}}]
+        for each in responses:
+            values = each.get("values") if isinstance(each, dict) else None
+            for question, value in (values or {}).items():
+                value = value.get("value") if isinstance(value, dict) else value
+                yield _Response(question, value, str(each.get("user_id")), each.get("status"))
+    for name, value in fields.items():
+        if name.endswith(".responses") and isinstance(value, list):  # a hub dataset of Argilla 2
+            question = name.removesuffix(".responses")
+            users, statuses = (fields.get(f"{name}.{part}") or [None] * len(value) for part in ("users", "status"))
+            for own, user, status in zip(value, users, statuses):
+                yield _Response(question, own, str(user), status)
+        elif name not in ("responses", "fields") and isinstance(value, list):  # a hub dataset of Argilla 1
+            yield from _list_of_dicts(name, value)
+
+
+def _list_of_dicts(question: str, given: Any) -> Iterator[_Response]:
+    for each in given if isinstance(given, list) else ():
+        if isinstance(each, dict) and "value" in each and "user_id" in each:
+            yield _Response(question, each["value"], str(each["user_id"]), each.get("status"))
+
+
+def _is_ranking(value: Any) -> bool:
+    if isinstance(value, dict):
+        return isinstance(value.get("rank"), list) and isinstance(value.get("value"), list)
+    return isinstance(value, list) and bool(value) and all(isinstance(each, dict | str) for each in value)
+
+
+def _ranked(value: Any, row: Row) -> list[tuple[str, int]]:
+    """Return names and their ranks; a list of names alone is in order, best first."""
+    if isinstance(value, dict) and _is_ranking(value):
+        return [(str(name), rank) for name, rank in zip(value["value"], value["rank"])]
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return [(each, number) for number, each in enumerate(value, start=1)]
+    if isinstance(value, list) and all(isinstance(each, dict) and {"value", "rank"} <= each.keys() for each in value):
+        return [(str(each["value"]), each["rank"]) for each in value]
+    raise UserError(f"{row.origin}: no ranking: {value!r}")
+
+
+def _read_ranks(value: Any, names: list[str], row: Row) -> dict[str, Any]:
+    ranks = dict(_ranked(value, row))
+    if sorted(ranks) != sorted(names) or not all(type(rank) is int for rank in ranks.values()):
+        raise UserError(f"{row.origin}: a response ranks {', '.join(ranks) or 'nothing'}, another {', '.join(names)}")
+    bins = {rank: number for number, rank in enumerate(sorted(set(ranks.values())), start=1)}
+    return {"ranks": [bins[ranks[name]] for name in names]}
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")

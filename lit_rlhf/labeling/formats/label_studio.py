@@ -1,0 +1,243 @@
+"""Label Studio's JSON: ranker (lists and buckets), pairwise, rating and text area; out and in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from lit_rlhf.data.records import to_plain_text
+from lit_rlhf.data.sources import Row
+from lit_rlhf.errors import UserError
+from lit_rlhf.evaluation.judges.judging_types import METADATA_FIELDS
+from lit_rlhf.labeling.database import Answer, ImportedAnswer, Kind, NewTask
+from lit_rlhf.labeling.formats.imported import PROMPT_NAMES, ImportBuilder, Imported, find_text, task_of
+
+_TYPES: dict[str, Kind] = {"ranker": "rank", "pairwise": "compare", "rating": "rate", "textarea": "demonstrate"}
+_PAIRS = (("first", "second"), ("text1", "text2"), ("answer1", "answer2"), ("response1", "response2"))
+_OWN = "lit_rlhf"  # under "meta": what Label Studio has no place for
+
+
+def to_label_studio(kind: Kind, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """Return tasks with annotations; what Label Studio has no place for is kept under "meta"."""
+    tasks: dict[int, dict[str, Any]] = {}
+    for answer in answers:
+        content = answer.task_content
+        if answer.task not in tasks:
+            data: dict[str, Any] = {"prompt": to_plain_text(content["prompt"])}
+            if kind == "rank":
+                texts = enumerate(content["completions"], start=1)
+                data["items"] = [{"id": f"output-{n}", "title": f"output {n}", "body": text} for n, text in texts]
+            elif kind == "compare":
+                data["first"], data["second"] = content["completions"]
+            elif kind == "rate":
+                (data["answer"],) = content["completions"]
+            meta = {_OWN: {"key": answer.key, "content": content, "gold": answer.gold}}
+            tasks[answer.task] = {"id": answer.task, "data": data, "meta": meta, "annotations": []}
+        own = {"content": answer.content, "shown": answer.shown}
+        annotation: dict[str, Any] = {
+            "id": answer.id,
+            "completed_by": {"email": answer.labeler},
+            "was_cancelled": answer.action == "skip",
+            "lead_time": answer.seconds,
+            "meta": {_OWN: own},
+            "result": [] if answer.action == "skip" else _results(kind, answer.content),
+        }
+        tasks[answer.task]["annotations"].append(annotation)
+    return list(tasks.values())
+
+
+def _results(kind: Kind, content: dict[str, Any]) -> list[dict[str, Any]]:
+    def result(name: str, to_name: str, kind: str, value: dict[str, Any]) -> dict[str, Any]:
+        return {"id": name, "from_name": name, "to_name": to_name, "type": kind, "value": value}
+
+    if kind == "rank":
+        buckets: dict[str, list[str]] = {}
+        for rank in sorted(set(content["ranks"])):
+            buckets[f"rank-{rank}"] = [f"output-{n}" for n, own in enumerate(content["ranks"], 1) if own == rank]
+        return [result("rank", "items", "ranker", {"ranker": buckets})]
+    if kind == "compare":
+        side = {"first": "left", "second": "right"}.get(content["preference"])
+        if side is not None:
+            return [result("preference", "first,second", "pairwise", {"selected": side})]
+        return [result("undecided", "prompt", "choices", {"choices": [content["preference"]]})]
+    if kind == "rate":
+        flags = [
+            result(name, "answer", "choices", {"choices": ["yes" if value else "no"]})
+            for name, value in content["flags"].items()
+        ]
+        return [result("overall", "answer", "rating", {"rating": content["overall"]}), *flags]
+    return [result("completion", "prompt", "textarea", {"text": [content["completion"]]})]
+
+
+def read_label_studio(rows: Sequence[Row], origin: str) -> Imported:
+    """Read an export of Label Studio.
+
+    Raises:
+        UserError: A row has no prompt or items, an annotation ranks some of the items alone, or nothing is annotated.
+    """
+    kind = _find_kind(rows, origin)
+    builder = ImportBuilder(kind)
+    for row in rows:
+        task, ids = _read_task(kind, row)
+        builder.add(task, None)
+        for number, annotation in enumerate(_annotations(row), start=1):
+            where = Row(annotation, f"{row.origin} annotation {number}")
+            answer = _read_annotation(kind, ids, where, builder.notes)
+            if answer is not None:
+                builder.add(task._replace(origin=where.origin), answer)
+    return builder.build(origin)
+
+
+def _annotations(row: Row) -> list[dict[str, Any]]:
+    found = row.fields.get("annotations", row.fields.get("completions"))
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        raise UserError(f"{row.origin}: no list of annotations: export from Label Studio as JSON, not JSON-MIN")
+    return found
+
+
+def _find_kind(rows: Sequence[Row], origin: str) -> Kind:
+    for row in rows:
+        for annotation in _annotations(row):
+            for result in annotation.get("result") or []:
+                if result.get("type") in _TYPES:
+                    return _TYPES[result["type"]]
+                if result.get("from_name") == "undecided":
+                    return "compare"
+    raise UserError(f"{origin}: no annotation of a type that is read: {', '.join(_TYPES)}")
+
+
+def _own(fields: dict[str, Any]) -> dict[str, Any]:
+    meta = fields.get("meta")
+    own = meta.get(_OWN) if isinstance(meta, dict) else None
+    return own if isinstance(own, dict) else {}
+
+
+def _read_task(kind: Kind, row: Row) -> tuple[NewTask, list[str]]:
+    """Return a task, and the ids of its items."""
+    own = _own(row.fields)
+    if own:
+        task = NewTask(str(own["key"]), own["content"], own.get("gold"), row.origin)
+        return task, [f"output-{number}" for number in range(1, len(own["content"]["completions"]) + 1)]
+    data = row.fields.get("data")
+    if not isinstance(data, dict):
+        raise UserError(f'{row.origin}: no "data" object: this is no task of Label Studio')
+    prompt = find_text(data, PROMPT_NAMES, row)
+    completions: list[Any] = []
+    ids: list[str] = []
+    if kind == "rank":
+        items = _items(data, row)
+        completions, ids = [_body(item, row) for item in items], [str(item["id"]) for item in items]
+    elif kind == "compare":
+        pair = next((pair for pair in _PAIRS if all(isinstance(data.get(name), str) for name in pair)), None)
+        if pair is None:
+            names = "; ".join(" and ".join(pair) for pair in _PAIRS)
+            raise UserError(f"{row.origin}: no two texts to compare: their columns are {names}")
+        completions = [data[name] for name in pair]
+    elif kind == "rate":
+        completions = [find_text(data, ("answer", "response", "completion", "output"), row)]
+    fields = {name: value for name, value in data.items() if isinstance(value, str | int | float | bool)}
+    left_out = {
+        *PROMPT_NAMES,
+        *(name for pair in _PAIRS for name in pair),
+        "answer",
+        "response",
+        "completion",
+        "output",
+    }
+    kept = {name: value for name, value in fields.items() if name not in left_out}
+    return task_of(kind, prompt, completions, row.fields.get("id"), kept, row.origin), ids
+
+
+def _items(data: dict[str, Any], row: Row) -> list[dict[str, Any]]:
+    for value in data.values():
+        if isinstance(value, list) and value and all(isinstance(each, dict) and "id" in each for each in value):
+            return value
+    raise UserError(f'{row.origin}: no list of items with "id" and "body" in "data"')
+
+
+def _body(item: dict[str, Any], row: Row) -> str:
+    for name in ("body", "html", "text", "title"):
+        if isinstance(item.get(name), str):
+            return str(item[name])
+    raise UserError(f"{row.origin}: the item {item.get('id')!r} has no text")
+
+
+def _read_annotation(kind: Kind, ids: list[str], where: Row, notes: list[str]) -> ImportedAnswer | None:
+    fields, own = where.fields, _own(where.fields)
+    person = fields.get("completed_by")
+    name = person.get("email") or person.get("id") if isinstance(person, dict) else person
+    if name in (None, ""):
+        raise UserError(f'{where.origin}: no "completed_by": whose answer is it?')
+    seconds = fields.get("lead_time")
+    seconds = float(seconds) if isinstance(seconds, int | float) else None
+    content, shown = dict(own.get("content") or {}), own.get("shown")
+    if fields.get("was_cancelled"):
+        return ImportedAnswer(str(name), "skip", content or {"reason": "other"}, seconds, shown)
+    results = fields.get("result") or []
+    if not results:
+        notes.append(f"{where.origin}: empty, left out")
+        return None
+    return ImportedAnswer(
+        str(name), "answer", content | _read_results(kind, ids, results, where, notes), seconds, shown
+    )
+
+
+def _read_results(
+    kind: Kind, ids: list[str], results: list[dict[str, Any]], where: Row, notes: list[str]
+) -> dict[str, Any]:
+    values = {str(each.get("type")): each.get("value") or {} for each in results if each.get("type") != "choices"}
+    choices = {each.get("from_name"): (each.get("value") or {}).get("choices") for each in results}
+    if kind == "rank":
+        return {"ranks": _read_ranker(values.get("ranker", {}).get("ranker"), ids, where, notes)}
+    if kind == "compare":
+        undecided = choices.get("undecided")
+        selected = values.get("pairwise", {}).get("selected")
+        preference = undecided[0] if undecided else {"left": "first", "right": "second"}.get(str(selected))
+        if preference not in ("first", "second", "tie", "both_bad"):
+            raise UserError(f"{where.origin}: the pair has no choice of left or right, it is {selected!r}")
+        return {"preference": preference}
+    if kind == "rate":
+        overall = values.get("rating", {}).get("rating")
+        if type(overall) is not int or not 1 <= overall <= 7:
+            raise UserError(f"{where.origin}: the rating must be a whole number from 1 to 7, it is {overall!r}")
+        flags = {name: choices[name] == ["yes"] for name in METADATA_FIELDS if choices.get(name)}
+        return {"overall": overall, "flags": flags}
+    text = values.get("textarea", {}).get("text")
+    text = "\n".join(text) if isinstance(text, list) else text
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f"{where.origin}: the text area is empty")
+    return {"completion": text}
+
+
+def _read_ranker(value: Any, ids: list[str], where: Row, notes: list[str]) -> list[int]:
+    """Return the bin of each completion, from a list of ids, or from buckets of them."""
+    count = len(ids)
+    if isinstance(value, dict) and len(value) == 1 and not re.search(r"\d+$", next(iter(value))):
+        (value,) = value.values()  # a list under the name of its tag
+    if isinstance(value, list):
+        bins = {str(each): number for number, each in enumerate(value, start=1)}
+    elif isinstance(value, dict):
+        if value.get("_"):
+            raise UserError(f"{where.origin}: {len(value['_'])} of {count} items are in no bucket")
+        names = [name for name in value if name != "_"]
+        numbers = [re.search(r"(\d+)$", name) for name in names]
+        if all(numbers):
+            order = [int(number[1]) for number in numbers if number]
+        else:
+            order = list(range(1, len(names) + 1))
+            note = f"buckets are ranked in the order of the file, best first: {' > '.join(names)}"
+            if note not in notes:
+                notes.append(note)
+        bins = {str(each): number for name, number in zip(names, order) for each in value[name]}
+    else:
+        raise UserError(f"{where.origin}: no ranking of the items, it is {value!r}")
+    missing = [each for each in ids if each not in bins]
+    if missing or len(bins) != len(ids):
+        what = f"the item {missing[0]!r} is not ranked" if missing else "an item is ranked that the task does not have"
+        raise UserError(f"{where.origin}: {what}")
+    ranks = [bins[each] for each in ids]
+    if max(ranks) > count or min(ranks) < 1:
+        dense = {rank: number for number, rank in enumerate(sorted(set(ranks)), start=1)}
+        ranks = [dense[rank] for rank in ranks]
+    return ranks

@@ -1,0 +1,339 @@
+"""One setting, `run_dir`, is the folder of everything that a run writes; no run destroys another."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from lit_rlhf.checkpoints import read_metadata
+from lit_rlhf.commands.support.run_folder import RUN_FILES
+from tests.helpers.small_runs import demonstrations, rankings, write_rows
+
+OPTIMIZER = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}}
+CHECKPOINT = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_last": True}}
+WORDS = "def count(prompts, responses, rows):\n    return [len(r.split()) for r in responses]\n"
+STAGES: dict[str, dict[str, Any]] = {
+    "sft": {
+        "model": {"class_path": "lit_rlhf.modules.SFTModule", "init_args": {}},
+        "data": {"class_path": "lit_rlhf.data.DemonstrationDataModule", "init_args": {"micro_batch_size": 4}},
+        "callbacks": ["GenerateOnValidation"],
+    },
+    "reward": {
+        "model": {"class_path": "lit_rlhf.modules.RewardModule", "init_args": {}},
+        "data": {"class_path": "lit_rlhf.data.ComparisonDataModule", "init_args": {"micro_batch_size": 4}},
+        "callbacks": ["RewardModelReport"],
+    },
+    "ppo": {
+        "model": {
+            "class_path": "lit_rlhf.modules.PPOModule",
+            "init_args": {
+                "reward": {"class_path": "lit_rlhf.rewards.FunctionReward", "init_args": {"function": "words.count"}},
+                "sampling": {"max_new_tokens": 4},
+                "ppo": {"rollout_batch_size": 8, "micro_batch_size": 4},
+            },
+        },
+        "data": {"class_path": "lit_rlhf.data.PromptDataModule", "init_args": {}},
+        "callbacks": ["LogSamples", "MetricGuard"],
+    },
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path, llama: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with recipes of three stages, which write to runs/STAGE."""
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "demonstrations.jsonl", demonstrations(12))
+    write_rows(tmp_path / "rankings.jsonl", rankings(12))
+    (tmp_path / "words.py").write_text(WORDS)
+    for name, stage in STAGES.items():
+        path = "rankings.jsonl" if name == "reward" else "demonstrations.jsonl"
+        callbacks = [{"class_path": f"lit_rlhf.callbacks.{each}"} for each in (*stage["callbacks"], "ExportModel")]
+        model, data = (json.loads(json.dumps(stage[part])) for part in ("model", "data"))
+        model["init_args"] |= {"model": llama, "optimizer": OPTIMIZER}
+        data["init_args"] |= {"path": path, "validation_path": path}
+        trainer = {"accelerator": "cpu", "devices": 1, "max_epochs": 1, "enable_progress_bar": False}
+        trainer |= {"log_every_n_steps": 1, "callbacks": [*callbacks, CHECKPOINT]}
+        recipe = {"run_dir": f"runs/{name}", "model": model, "data": data, "trainer": trainer}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file below a folder with its bytes, except caches of Python."""
+    files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_all_that_a_run_writes_is_in_its_folder(stage: str, project: Path, command: Callable[..., Any]) -> None:
+    before = contents(project)
+    assert command("fit", "-c", f"{stage}.yaml", "--run_dir=elsewhere/run")[0] == 0
+    written = contents(project).keys() - before.keys()
+    assert written and all(name.startswith("elsewhere/run/") for name in written), written
+    names = {Path(name).parts[2] for name in written}
+    assert {"metrics.csv", "config.yaml", "checkpoints", "model"} <= names <= set(RUN_FILES)
+
+
+LOGGERS = {
+    "none": "false",
+    "csv": "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: .}}",
+    "csv elsewhere": "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: logs}}",
+    "wandb": "{class_path: lightning.pytorch.loggers.WandbLogger, init_args: {offline: true}}",
+    "both": "[{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: logs}},"
+    " {class_path: lightning.pytorch.loggers.WandbLogger, init_args: {offline: true, save_dir: w}}]",
+}
+
+
+@pytest.mark.parametrize("kind", LOGGERS)
+def test_every_logger_follows_the_folder(
+    kind: str, project: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    before = contents(project)
+    code, _, err = command("fit", "-c", "sft.yaml", "--run_dir=one", f"--trainer.logger={LOGGERS[kind]}")
+    assert code == 0
+    written = {Path(name).parts for name in contents(project).keys() - before.keys()}
+    assert {parts[0] for parts in written} == {"one"}
+    names = {parts[1] for parts in written}
+    assert {"config.yaml", "checkpoints", "model"} <= names
+    assert ("metrics.csv" in names) == (kind in ("csv", "csv elsewhere", "both"))
+    assert ("trainer.logger.save_dir: logs is not used" in err) == (kind in ("csv elsewhere", "both"))
+    if kind in ("wandb", "both"):
+        import wandb
+
+        wandb.finish()
+        assert "wandb" in names
+
+
+# every one fails only after the recipe is parsed: while data, model, callbacks or the training loader are set up
+FAILING = {
+    "missing data": ("sft", ["--data.path=nowhere.jsonl"]),
+    "missing validation data": ("sft", ["--data.validation_path=nowhere.jsonl"]),
+    "missing model": ("sft", ["--model.model=nowhere"]),
+    "fewer rows than a minibatch": ("sft", ["--data.micro_batch_size=50"]),
+    "missing prompts of a callback": ("sft", ["--trainer.callbacks.GenerateOnValidation.path=nowhere.jsonl"]),
+    "missing text of the mix": (
+        "ppo",
+        ["--trainer.callbacks+=lit_rlhf.callbacks.PretrainingMix", "--trainer.callbacks.path=nowhere.jsonl"],
+    ),
+    "sizes that do not divide": ("ppo", ["--model.ppo.rollout_batch_size=10"]),
+    "an epoch that ends within a minibatch": (
+        "sft",
+        ["--trainer.accumulate_grad_batches=2", "--trainer.limit_train_batches=1", "--data.micro_batch_size=2"],
+    ),
+    "a monitor without validation": (
+        "sft",
+        ["--trainer.callbacks.ModelCheckpoint.monitor=validation/loss", "--data.validation_path=null"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FAILING)
+def test_a_start_that_fails_destroys_and_writes_nothing(kind: str, project: Path, command: Callable[..., Any]) -> None:
+    stage, words = FAILING[kind]
+    before = contents(project)
+    code, _, err = command("fit", "-c", f"{stage}.yaml", *words)
+    assert code == 2 and err.splitlines()[-1].startswith("error: ")
+    assert contents(project) == before and not (project / "runs").exists()
+    assert command("fit", "-c", f"{stage}.yaml")[0] == 0
+    trained = contents(project)
+    for more in ((), ("--overwrite",), ("--ckpt_path=last", "--trainer.max_epochs=2")):
+        assert command("fit", "-c", f"{stage}.yaml", *words, *more)[0] == 2, more
+        assert contents(project) == trained, more
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "config.yaml", "checkpoints/a.ckpt", "model/config.json"])
+def test_a_folder_that_holds_a_run_is_refused(name: str, project: Path, command: Callable[..., Any]) -> None:
+    held = project / "runs" / "sft" / name
+    held.parent.mkdir(parents=True)
+    held.write_text("mine")
+    code, _, err = command("fit", "-c", "sft.yaml")
+    assert code == 2 and f"run_dir: runs/sft holds a run already ({Path(name).parts[0]})" in err
+    assert all(hint in err for hint in ("--overwrite", "--run_dir", "--ckpt_path=last"))
+    assert held.read_text() == "mine"
+
+
+def test_other_files_do_not_make_a_run(project: Path, command: Callable[..., Any]) -> None:
+    folder = project / "runs" / "sft"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "notes.txt").write_text("mine")
+    assert command("fit", "-c", "sft.yaml")[0] == 0
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_overwrite_replaces_the_run_and_nothing_else(project: Path, command: Callable[..., Any]) -> None:
+    folder = project / "runs" / "ppo"
+    assert command("fit", "-c", "ppo.yaml", "--trainer.max_epochs=2")[0] == 0
+    assert command("validate", "-c", "ppo.yaml")[0] == 0
+    (folder / "notes.txt").write_text("mine")
+    assert command("fit", "-c", "ppo.yaml", "--run_dir=fresh")[0] == 0
+    assert command("fit", "-c", "ppo.yaml", "--overwrite")[0] == 0
+    replaced, fresh = contents(folder), contents(project / "fresh")
+    assert replaced.pop("notes.txt") == b"mine"
+    assert replaced.keys() == fresh.keys()  # no checkpoint, report or sample of the earlier run is left
+    for name in ("samples.jsonl", "model/model.safetensors"):
+        assert replaced[name] == fresh[name]
+    assert yaml.safe_load(replaced["config.yaml"])["overwrite"] is False
+
+
+def test_overwrite_does_not_delete_what_the_run_reads(project: Path, command: Callable[..., Any]) -> None:
+    assert command("fit", "-c", "sft.yaml")[0] == 0
+    before = contents(project)
+    code, _, err = command("fit", "-c", "sft.yaml", "--model.model=runs/sft/model", "--overwrite")
+    assert code == 2 and "--overwrite would delete runs/sft/model, which model.model reads" in err
+    code, _, err = command("fit", "-c", "sft.yaml", "--ckpt_path=last", "--overwrite")
+    assert code == 2 and "--overwrite and ckpt_path exclude each other" in err
+    assert contents(project) == before
+
+
+def test_overwrite_needs_a_folder_of_the_run(project: Path, command: Callable[..., Any]) -> None:
+    (project / "config.yaml").write_text("mine")
+    code, _, err = command("fit", "-c", "sft.yaml", "--run_dir=null", "--overwrite")
+    assert code == 2 and "--overwrite needs a --run_dir" in err
+    assert (project / "config.yaml").read_text() == "mine"
+
+
+def test_another_runs_checkpoint_does_not_open_the_folder(project: Path, command: Callable[..., Any]) -> None:
+    assert command("fit", "-c", "sft.yaml")[0] == command("fit", "-c", "sft.yaml", "--run_dir=other")[0] == 0
+    before = contents(project)
+    other = "--ckpt_path=other/checkpoints/last.ckpt"
+    code, _, err = command("fit", "-c", "sft.yaml", other, "--trainer.max_epochs=2")
+    assert code == 2 and "holds a run already" in err and contents(project) == before
+    shutil.copy(project / "runs/sft/checkpoints/last.ckpt", "copied.ckpt")  # of the run, by its id
+    assert command("fit", "-c", "sft.yaml", "--ckpt_path=copied.ckpt", "--trainer.max_epochs=2")[0] == 0
+    last = read_metadata(project / "runs/sft/checkpoints/last.ckpt")
+    assert last is not None and last["epoch"] == 1
+
+
+def test_last_starts_over_where_no_checkpoint_was_written(project: Path, command: Callable[..., Any]) -> None:
+    folder = project / "runs" / "sft"
+    folder.mkdir(parents=True)
+    for name in ("metrics.csv", "samples.jsonl", "config.yaml"):  # as a run that was killed in its first epoch left
+        (folder / name).write_text("step\n0\n")
+    code, _, err = command("fit", "-c", "sft.yaml", "--ckpt_path=last")
+    assert code == 0 and "starting from the beginning" in err
+    assert "train/loss" in (folder / "metrics.csv").read_text() and not (folder / "samples.jsonl").exists()
+    shutil.rmtree(folder / "checkpoints")  # a finished run without checkpoints is no broken one
+    before = contents(project)
+    assert command("fit", "-c", "sft.yaml", "--ckpt_path=last")[0] == 2
+    assert contents(project) == before
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_dry_run_writes_nothing(
+    stage: str, project: Path, command: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any
+) -> None:
+    temporary = tmp_path_factory.mktemp("tmp")
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    before = contents(project)
+    dry = ("fit", "-c", f"{stage}.yaml", "--trainer.fast_dev_run=true")
+    code, _, err = command(*dry, "--trainer.callbacks.ExportModel.directory=../outside")
+    assert code == 0 and "fast_dev_run: a dry run" in err
+    assert contents(project) == before and not (project / "runs").exists()
+    assert command("fit", "-c", f"{stage}.yaml")[0] == 0
+    trained = contents(project)
+    for more in ((), ("--overwrite",)):
+        assert command(*dry, *more)[0] == 0
+        assert contents(project) == trained
+    assert not list(temporary.rglob("*.jsonl")) and not list(temporary.glob("lit-rlhf-*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "folder", "said"),
+    [
+        (["--trainer.default_root_dir=x"], "x", "--trainer.default_root_dir is run_dir here"),
+        (["--trainer.default_root_dir", "x"], "x", "--trainer.default_root_dir is run_dir here"),
+        (["-c", "old.yaml", "--run_dir=null"], "old", ""),
+        (["-c", "old.yaml", "--run_dir=x"], "x", "trainer.default_root_dir: old is not used"),
+        (["-c", "old.yaml", "--trainer.default_root_dir=old"], "old", ""),
+    ],
+)
+def test_lightnings_setting_of_the_folder_is_this_one(
+    words: list[str], folder: str, said: str, project: Path, command: Callable[..., Any]
+) -> None:
+    (project / "old.yaml").write_text("trainer: {default_root_dir: old}")
+    before = contents(project)
+    code, _, err = command("fit", "-c", "sft.yaml", *words)
+    assert code == 0 and said in err
+    assert {Path(name).parts[0] for name in contents(project).keys() - before.keys()} == {folder}
+    config = yaml.safe_load((project / folder / "config.yaml").read_text())
+    assert config["run_dir"] == folder and config["trainer"]["default_root_dir"] is None
+
+
+def test_two_folders_are_refused(project: Path, command: Callable[..., Any]) -> None:
+    (project / "old.yaml").write_text("trainer: {default_root_dir: old}")
+    code, _, err = command("fit", "-c", "sft.yaml", "-c", "old.yaml")
+    assert code == 2 and "old is another folder than run_dir, runs/sft; set run_dir alone" in err
+
+
+def printed_metrics(stdout: str) -> dict[str, float]:
+    """Return the metrics of Lightning's table."""
+    cells = [[cell.strip() for cell in line.split("│")] for line in stdout.splitlines() if line.count("│") == 3]
+    return {cell[1]: float(cell[2]) for cell in cells}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_validate_takes_what_was_trained_and_leaves_the_run_alone(
+    stage: str, project: Path, command: Callable[..., Any]
+) -> None:
+    fit = ("fit", "-c", f"{stage}.yaml", "--model.optimizer.lr=0.05", "--trainer.max_epochs=3")
+    assert command(*fit)[0] == 0
+    folder = project / "runs" / stage
+    run, metric = (
+        contents(folder),
+        {"reward": "validation/accuracy", "ppo": "validation/kl"}.get(stage, "validation/loss"),
+    )
+    rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
+    trained = [float(row[rows[0].index(metric)]) for row in rows[1:] if row[rows[0].index(metric)]][-1]
+
+    def validate(*words: str) -> tuple[float, str]:
+        code, out, err = command("validate", "-c", f"{stage}.yaml", *words)
+        assert code == 0, err
+        return printed_metrics(out)[metric], err
+
+    value, err = validate()
+    last = max((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    assert f"validate: {last.parent}" in err and value == pytest.approx(trained, rel=1e-4)
+    assert validate(f"--ckpt_path={last}")[0] == value
+    now = contents(folder)
+    assert {name: now[name] for name in run} == run
+    assert {Path(name).parts[0] for name in now.keys() - run.keys()} == {"validate-1", "validate-2"}
+    if stage == "reward":
+        assert (folder / "validate-1" / "reward_quality.html").is_file()
+    shutil.rmtree(folder / "checkpoints")  # then the exported model
+    value, err = validate()
+    assert f"validate: runs/{stage}/model" in err and value == pytest.approx(trained, rel=1e-4)
+    shutil.rmtree(folder / "model")
+    code, _, err = command("validate", "-c", f"{stage}.yaml")
+    assert code == 2 and f"validate: runs/{stage} holds neither a checkpoint nor a model" in err
+
+
+def test_validate_without_rows_or_a_step_is_refused(project: Path, command: Callable[..., Any]) -> None:
+    assert command("fit", "-c", "sft.yaml", "--data.validation_path=null")[0] == 0
+    before = contents(project)
+    code, _, err = command("validate", "-c", "sft.yaml", "--data.validation_path=null")
+    assert code == 2 and "validate: there are no rows for it" in err
+    code, _, err = command("test", "-c", "sft.yaml")
+    assert code == 2 and err.splitlines()[-1] == (
+        "error: test: SFTModule has no test_step; use lit-rlhf validate, or lit-rlhf evaluate"
+    )
+    assert contents(project) == before
+
+
+def test_samples_of_rollouts_and_of_validations_are_apart(project: Path, command: Callable[..., Any]) -> None:
+    write_rows(project / "other.jsonl", [{"prompt": "w9 w9 w9"}] * 4)
+    words = ["--data.validation_path=other.jsonl", "--trainer.max_epochs=2"]
+    overlay = "trainer: {callbacks+: [{class_path: lit_rlhf.callbacks.GenerateOnValidation}]}"
+    (project / "generate.yaml").write_text(overlay)
+    every = ["--trainer.callbacks.LogSamples.every_n_epochs=1", "--trainer.callbacks.LogSamples.rows=8"]
+    assert command("fit", "-c", "ppo.yaml", "-c", "generate.yaml", *words, *every)[0] == 0
+    files = [project / "runs/ppo" / name for name in ("samples.jsonl", "validation_samples.jsonl")]
+    rollouts, validations = ([json.loads(line) for line in file.read_text().splitlines()] for file in files)
+    assert len(rollouts) == 16 and all(row["prompt"] != "w9 w9 w9" for row in rollouts)
+    assert validations and all(row["prompt"] == "w9 w9 w9" for row in validations)
+    assert torch.tensor([row["step"] for row in rollouts]).unique().tolist() == [2, 4]
