@@ -9,7 +9,13 @@ from lit_rlhf.data.batches import PromptBatch
 from lit_rlhf.errors import UserError
 from lit_rlhf.generation.base import GenerationOutput, Generator
 from lit_rlhf.generation.generation_buffer import GenerationBuffer
-from lit_rlhf.generation.kv_cache import DecodeBatch, Decoder, DynamicCacheDecoder, StaticCacheDecoder, keeps_layer_states
+from lit_rlhf.generation.kv_cache import (
+    DecodeBatch,
+    Decoder,
+    DynamicCacheDecoder,
+    StaticCacheDecoder,
+    keeps_layer_states,
+)
 from lit_rlhf.generation.llama_decoder import LlamaDecoder, fast_decode_unsupported_reason
 from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.generation.stopping import StoppingCriteria, StopStringMatcher

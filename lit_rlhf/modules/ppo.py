@@ -46,6 +46,7 @@ from lit_rlhf.modules.actor_critic import ActorCritic
 from lit_rlhf.modules.critics import Critic, resolve_critic
 from lit_rlhf.modules.ppo_config import PPOConfig
 from lit_rlhf.modules.resume import class_path
+from lit_rlhf.packing.attention_masks import packing_unsupported_reason
 from lit_rlhf.packing.packed_batch import PackedBatch
 from lit_rlhf.rewards.base import Reward, compute_finite_scores
 from lit_rlhf.rollout.advantages import GAE, AdvantageEstimator, check_group_size, compute_rewards
@@ -414,8 +415,11 @@ class PPOModule(ActorCritic):
         return self.loader
 
     def on_fit_start(self) -> None:
-        """Print the batch sizes, and which models are offloaded."""
+        """Print the batch sizes, which models are offloaded, and why rows are not packed."""
         self.print(f"PPO: {self.sizes}", *(f"; in host memory: {name}" for name in self.offloaded), sep="")
+        reason = packing_unsupported_reason(self.policy.config, 0)
+        if reason is not None:
+            self.print(f"PPO: every sequence is a row of its own, because {reason}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the states of KL controller and reward, and an iteration that is not finished."""

@@ -137,28 +137,28 @@ def iter_settings(optimizer: Optimizer) -> list[tuple[dict[str, Any], dict[str, 
 
 
 def regroup_parameters(
-    state: dict[str, Any], groups: Sequence[dict[str, Any]], layouts: Sequence[Sequence[dict[str, Any]]]
+    state: dict[str, Any], groups: Sequence[dict[str, Any]], alternatives: Sequence[Sequence[dict[str, Any]]]
 ) -> None:
     """Convert the state of an optimizer to other parameter groups of the same parameters.
 
     Args:
         state: a state dict of the optimizer; changed in place.
         groups: the parameter groups of now.
-        layouts: the parameter groups that it can be of.
+        alternatives: the parameter groups that it can be of.
 
     Raises:
         UserError: it is of none of them.
     """
     sizes = [len(group["params"]) for group in state["param_groups"]]
-    layout = next((each for each in layouts if [len(group["params"]) for group in each] == sizes), None)
-    if layout is None:
+    matching = next((each for each in alternatives if [len(group["params"]) for group in each] == sizes), None)
+    if matching is None:
         raise UserError(
             f"ckpt_path: the checkpoint's optimizer has {sum(sizes)} parameters in groups of {sizes}, which are not "
             "those of this recipe; take the recipe of the checkpoint, or start a new run from `lit-rlhf export`"
         )
     saved = {
         parameter: (number, group)
-        for group, current in zip(state["param_groups"], layout)
+        for group, current in zip(state["param_groups"], matching)
         for number, parameter in zip(group["params"], current["params"])
     }
     state["param_groups"] = [

@@ -99,6 +99,35 @@ def test_a_run_continues_after_a_rollback(llama, make_trainer):
     assert all(torch.isfinite(p).all() for p in module.policy.parameters())
 
 
+class RecordSettings(L.Callback):
+    """Records learning rate and weight decay of every optimizer step."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+        self.decays: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
+        self.rates.append(optimizer.param_groups[0]["lr"])
+        self.decays.append(optimizer.param_groups[0]["weight_decay"])
+
+
+def test_learning_rate_and_settings_go_on_after_a_rollback(llama, make_trainer):
+    """The good checkpoint may be of a recipe whose weight decay was 0, which has other parameter groups."""
+    path = None
+    for decay, epochs in ((0.0, 3), (0.5, 5)):
+        recorder, module = RecordSettings(), build_module(llama)
+        module.make_optimizer = lambda groups, decay=decay: torch.optim.AdamW(groups, lr=1e-3, weight_decay=decay)
+        module.make_scheduler = lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        guard = MetricGuard({"scheduled": MetricLimit(above=1.0, action="rollback")}, keep_every_n_epochs=1)
+        trainer = make_trainer(max_epochs=epochs, callbacks=[LogSchedule({3: 9.0}), guard, recorder])
+        trainer.fit(module, datamodule=PromptData(), ckpt_path=path)
+        path = f"{trainer.default_root_dir}/resumed.ckpt"
+        trainer.save_checkpoint(path)
+    assert guard.num_rollbacks == 1
+    assert recorder.rates == pytest.approx([1e-3 * 0.9**step for step in range(12, 20)], rel=1e-9)
+    assert recorder.decays == [0.5] * 8
+
+
 def test_too_many_rollbacks_stop_the_run(llama, make_trainer):
     with (
         pytest.warns(UserWarning),

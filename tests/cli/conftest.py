@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lit_rlhf.cli import main
+from tests.helpers.stages import write_stages
 
 TOYS = """
 from dataclasses import dataclass
@@ -124,6 +125,14 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "toys", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def stages(tmp_path: Path, llama: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory of a user, with sft.yaml, reward.yaml and ppo.yaml."""
+    write_stages(tmp_path, llama)
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 

@@ -9,8 +9,6 @@ import yaml
 
 from lit_rlhf.commands.support import recipe_cli
 from lit_rlhf.commands.support.config_locations import ConfigLocations
-from lit_rlhf.commands.support.secrets import without_secrets
-from lit_rlhf.commands.support.wandb_login import prepare_wandb
 from lit_rlhf.errors import UserError
 
 CHECKPOINTS = (
@@ -156,8 +154,8 @@ def test_an_existing_file_wins_over_a_recipe(project: Path, command, monkeypatch
 
 
 def test_wandb_is_prepared_only_where_it_is_used(project: Path, command, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(environ: object) -> None:
-        assert environ is os.environ
+    def stop(environ: object, setting: str, logger: object) -> None:
+        assert environ is os.environ and setting == "trainer.logger"
         raise UserError("prepared")
 
     monkeypatch.setattr(recipe_cli, "prepare_wandb", stop)
@@ -169,44 +167,6 @@ def test_wandb_is_prepared_only_where_it_is_used(project: Path, command, monkeyp
         "{class_path: lightning.pytorch.loggers.WandbLogger}]}"
     )
     assert command("fit", "-c", "recipe.yaml", "-c", "two.yaml")[::2] == (2, "error: prepared\n")
-
-
-def test_wandb_without_a_login_is_offline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    environ = {"HOME": str(tmp_path)}
-    prepare_wandb(environ)
-    assert environ["WANDB_MODE"] == "offline"
-    assert len(capsys.readouterr().out.splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    "settings, netrc",
-    [
-        ({"WANDB_API_KEY": "x"}, ""),
-        ({"WANDB_MODE": "online"}, ""),
-        ({}, "machine api.wandb.ai login user password x\n"),
-        ({"WANDB_BASE_URL": "https://wandb.example.org:8080"}, "machine wandb.example.org login user password x\n"),
-    ],
-)
-def test_wandb_with_a_login_or_a_mode_is_left_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, str], netrc: str
-) -> None:
-    (tmp_path / ".netrc").write_text(netrc)
-    (tmp_path / ".netrc").chmod(0o600)
-    environ = {"HOME": str(tmp_path), **settings}
-    prepare_wandb(environ)
-    assert environ == {"HOME": str(tmp_path), **settings}
-    assert capsys.readouterr().out == ""
-
-
-def test_credentials_are_blanked_and_nothing_else() -> None:
-    config = {
-        "logger": [{"init_args": {"api_key": "s3", "project": "p"}}],
-        "scorer": {"auth_token": "s3", "password": None, "pad_token": "<pad>", "keys": ["a"]},
-    }
-    assert without_secrets(config) == {
-        "logger": [{"init_args": {"api_key": "removed", "project": "p"}}],
-        "scorer": {"auth_token": "removed", "password": None, "pad_token": "<pad>", "keys": ["a"]},
-    }
 
 
 def test_config_locations_finds_file_and_line(tmp_path: Path) -> None:

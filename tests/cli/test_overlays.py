@@ -1,5 +1,6 @@
 """Every overlay on every stage, and every pair with a strategy, does what docs/hardware.md says."""
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -67,9 +68,8 @@ def fit(
 ) -> Callable[..., str]:
     """Run a stage with overlays: "runs" after three steps, or the error line."""
     monkeypatch.chdir(folder)
-    (folder / "no-server.yaml").write_text(
-        f"model: {{init_args: {{generator: {{init_args: {{url: '{no_server}'}}}}}}}}"
-    )
+    settings = {"model": {"init_args": {"generator": {"init_args": {"url": no_server}}}}}
+    (folder / "no-server.yaml").write_text(json.dumps(settings))
     instantiated: list[RecipeCLI] = []
     instantiate = RecipeCLI.instantiate_classes
     monkeypatch.setattr(RecipeCLI, "instantiate_classes", lambda cli: (instantiated.append(cli), instantiate(cli)))
@@ -153,7 +153,7 @@ def test_the_vllm_overlay_runs_where_a_server_answers(fit, folder):
         (folder / "server.yaml").write_text(setting)
         assert fit("ppo-ptx", "generator/vllm", "server.yaml") == "runs"
         assert server.weights_paths and all(Path(path).parent == folder / "shared" for path in server.weights_paths)
-    assert "Connection refused" in fit("ppo", "generator/vllm", "server.yaml")
+    assert "Connection refused" in fit("ppo", "generator/vllm")
 
 
 def test_tensor_parallelism_on_two_ranks_for_every_stage(fit, tmp_path):

@@ -12,68 +12,15 @@ import yaml
 
 from lit_rlhf.checkpoints import read_metadata
 from lit_rlhf.commands.support.run_folder import RUN_FILES
-from tests.helpers.small_runs import demonstrations, rankings, write_rows
-
-OPTIMIZER = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}}
-CHECKPOINT = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_last": True}}
-WORDS = "def count(prompts, responses, rows):\n    return [len(r.split()) for r in responses]\n"
-STAGES: dict[str, dict[str, Any]] = {
-    "sft": {
-        "model": {"class_path": "lit_rlhf.modules.SFTModule", "init_args": {}},
-        "data": {"class_path": "lit_rlhf.data.DemonstrationDataModule", "init_args": {"micro_batch_size": 4}},
-        "callbacks": ["GenerateOnValidation"],
-    },
-    "reward": {
-        "model": {"class_path": "lit_rlhf.modules.RewardModule", "init_args": {}},
-        "data": {"class_path": "lit_rlhf.data.ComparisonDataModule", "init_args": {"micro_batch_size": 4}},
-        "callbacks": ["RewardModelReport"],
-    },
-    "ppo": {
-        "model": {
-            "class_path": "lit_rlhf.modules.PPOModule",
-            "init_args": {
-                "reward": {"class_path": "lit_rlhf.rewards.FunctionReward", "init_args": {"function": "words.count"}},
-                "sampling": {"max_new_tokens": 4},
-                "ppo": {"rollout_batch_size": 8, "micro_batch_size": 4},
-            },
-        },
-        "data": {"class_path": "lit_rlhf.data.PromptDataModule", "init_args": {}},
-        "callbacks": ["LogSamples", "MetricGuard"],
-    },
-}
-
-
-@pytest.fixture
-def project(tmp_path: Path, llama: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with recipes of three stages, which write to runs/STAGE."""
-    monkeypatch.chdir(tmp_path)
-    write_rows(tmp_path / "demonstrations.jsonl", demonstrations(12))
-    write_rows(tmp_path / "rankings.jsonl", rankings(12))
-    (tmp_path / "words.py").write_text(WORDS)
-    for name, stage in STAGES.items():
-        path = "rankings.jsonl" if name == "reward" else "demonstrations.jsonl"
-        callbacks = [{"class_path": f"lit_rlhf.callbacks.{each}"} for each in (*stage["callbacks"], "ExportModel")]
-        model, data = (json.loads(json.dumps(stage[part])) for part in ("model", "data"))
-        model["init_args"] |= {"model": llama, "optimizer": OPTIMIZER}
-        data["init_args"] |= {"path": path, "validation_path": path}
-        trainer = {"accelerator": "cpu", "devices": 1, "max_epochs": 1, "enable_progress_bar": False}
-        trainer |= {"log_every_n_steps": 1, "callbacks": [*callbacks, CHECKPOINT]}
-        recipe = {"run_dir": f"runs/{name}", "model": model, "data": data, "trainer": trainer}
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
-    return tmp_path
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Return every file below a folder with its bytes, except caches of Python."""
-    files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+from tests.helpers.small_runs import write_rows
+from tests.helpers.stages import STAGES, contents
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_all_that_a_run_writes_is_in_its_folder(stage: str, project: Path, command: Callable[..., Any]) -> None:
-    before = contents(project)
+def test_all_that_a_run_writes_is_in_its_folder(stage: str, stages: Path, command: Callable[..., Any]) -> None:
+    before = contents(stages)
     assert command("fit", "-c", f"{stage}.yaml", "--run_dir=elsewhere/run")[0] == 0
-    written = contents(project).keys() - before.keys()
+    written = contents(stages).keys() - before.keys()
     assert written and all(name.startswith("elsewhere/run/") for name in written), written
     names = {Path(name).parts[2] for name in written}
     assert {"metrics.csv", "config.yaml", "checkpoints", "model"} <= names <= set(RUN_FILES)
@@ -91,13 +38,13 @@ LOGGERS = {
 
 @pytest.mark.parametrize("kind", LOGGERS)
 def test_every_logger_follows_the_folder(
-    kind: str, project: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    kind: str, stages: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
-    before = contents(project)
+    before = contents(stages)
     code, _, err = command("fit", "-c", "sft.yaml", "--run_dir=one", f"--trainer.logger={LOGGERS[kind]}")
     assert code == 0
-    written = {Path(name).parts for name in contents(project).keys() - before.keys()}
+    written = {Path(name).parts for name in contents(stages).keys() - before.keys()}
     assert {parts[0] for parts in written} == {"one"}
     names = {parts[1] for parts in written}
     assert {"config.yaml", "checkpoints", "model"} <= names
@@ -134,22 +81,22 @@ FAILING = {
 
 
 @pytest.mark.parametrize("kind", FAILING)
-def test_a_start_that_fails_destroys_and_writes_nothing(kind: str, project: Path, command: Callable[..., Any]) -> None:
+def test_a_start_that_fails_destroys_and_writes_nothing(kind: str, stages: Path, command: Callable[..., Any]) -> None:
     stage, words = FAILING[kind]
-    before = contents(project)
+    before = contents(stages)
     code, _, err = command("fit", "-c", f"{stage}.yaml", *words)
     assert code == 2 and err.splitlines()[-1].startswith("error: ")
-    assert contents(project) == before and not (project / "runs").exists()
+    assert contents(stages) == before
     assert command("fit", "-c", f"{stage}.yaml")[0] == 0
-    trained = contents(project)
+    trained = contents(stages)
     for more in ((), ("--overwrite",), ("--ckpt_path=last", "--trainer.max_epochs=2")):
         assert command("fit", "-c", f"{stage}.yaml", *words, *more)[0] == 2, more
-        assert contents(project) == trained, more
+        assert contents(stages) == trained, more
 
 
 @pytest.mark.parametrize("name", ["metrics.csv", "config.yaml", "checkpoints/a.ckpt", "model/config.json"])
-def test_a_folder_that_holds_a_run_is_refused(name: str, project: Path, command: Callable[..., Any]) -> None:
-    held = project / "runs" / "sft" / name
+def test_a_folder_that_holds_a_run_is_refused(name: str, stages: Path, command: Callable[..., Any]) -> None:
+    held = stages / "runs" / "sft" / name
     held.parent.mkdir(parents=True)
     held.write_text("mine")
     code, _, err = command("fit", "-c", "sft.yaml")
@@ -158,22 +105,22 @@ def test_a_folder_that_holds_a_run_is_refused(name: str, project: Path, command:
     assert held.read_text() == "mine"
 
 
-def test_other_files_do_not_make_a_run(project: Path, command: Callable[..., Any]) -> None:
-    folder = project / "runs" / "sft"
+def test_other_files_do_not_make_a_run(stages: Path, command: Callable[..., Any]) -> None:
+    folder = stages / "runs" / "sft"
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "notes.txt").write_text("mine")
     assert command("fit", "-c", "sft.yaml")[0] == 0
     assert (folder / "notes.txt").read_text() == "mine"
 
 
-def test_overwrite_replaces_the_run_and_nothing_else(project: Path, command: Callable[..., Any]) -> None:
-    folder = project / "runs" / "ppo"
+def test_overwrite_replaces_the_run_and_nothing_else(stages: Path, command: Callable[..., Any]) -> None:
+    folder = stages / "runs" / "ppo"
     assert command("fit", "-c", "ppo.yaml", "--trainer.max_epochs=2")[0] == 0
     assert command("validate", "-c", "ppo.yaml")[0] == 0
     (folder / "notes.txt").write_text("mine")
     assert command("fit", "-c", "ppo.yaml", "--run_dir=fresh")[0] == 0
     assert command("fit", "-c", "ppo.yaml", "--overwrite")[0] == 0
-    replaced, fresh = contents(folder), contents(project / "fresh")
+    replaced, fresh = contents(folder), contents(stages / "fresh")
     assert replaced.pop("notes.txt") == b"mine"
     assert replaced.keys() == fresh.keys()  # no checkpoint, report or sample of the earlier run is left
     for name in ("samples.jsonl", "model/model.safetensors"):
@@ -181,37 +128,37 @@ def test_overwrite_replaces_the_run_and_nothing_else(project: Path, command: Cal
     assert yaml.safe_load(replaced["config.yaml"])["overwrite"] is False
 
 
-def test_overwrite_does_not_delete_what_the_run_reads(project: Path, command: Callable[..., Any]) -> None:
+def test_overwrite_does_not_delete_what_the_run_reads(stages: Path, command: Callable[..., Any]) -> None:
     assert command("fit", "-c", "sft.yaml")[0] == 0
-    before = contents(project)
+    before = contents(stages)
     code, _, err = command("fit", "-c", "sft.yaml", "--model.model=runs/sft/model", "--overwrite")
     assert code == 2 and "--overwrite would delete runs/sft/model, which model.model reads" in err
     code, _, err = command("fit", "-c", "sft.yaml", "--ckpt_path=last", "--overwrite")
     assert code == 2 and "--overwrite and ckpt_path exclude each other" in err
-    assert contents(project) == before
+    assert contents(stages) == before
 
 
-def test_overwrite_needs_a_folder_of_the_run(project: Path, command: Callable[..., Any]) -> None:
-    (project / "config.yaml").write_text("mine")
+def test_overwrite_needs_a_folder_of_the_run(stages: Path, command: Callable[..., Any]) -> None:
+    (stages / "config.yaml").write_text("mine")
     code, _, err = command("fit", "-c", "sft.yaml", "--run_dir=null", "--overwrite")
     assert code == 2 and "--overwrite needs a --run_dir" in err
-    assert (project / "config.yaml").read_text() == "mine"
+    assert (stages / "config.yaml").read_text() == "mine"
 
 
-def test_another_runs_checkpoint_does_not_open_the_folder(project: Path, command: Callable[..., Any]) -> None:
+def test_another_runs_checkpoint_does_not_open_the_folder(stages: Path, command: Callable[..., Any]) -> None:
     assert command("fit", "-c", "sft.yaml")[0] == command("fit", "-c", "sft.yaml", "--run_dir=other")[0] == 0
-    before = contents(project)
+    before = contents(stages)
     other = "--ckpt_path=other/checkpoints/last.ckpt"
     code, _, err = command("fit", "-c", "sft.yaml", other, "--trainer.max_epochs=2")
-    assert code == 2 and "holds a run already" in err and contents(project) == before
-    shutil.copy(project / "runs/sft/checkpoints/last.ckpt", "copied.ckpt")  # of the run, by its id
+    assert code == 2 and "holds a run already" in err and contents(stages) == before
+    shutil.copy(stages / "runs/sft/checkpoints/last.ckpt", "copied.ckpt")  # of the run, by its id
     assert command("fit", "-c", "sft.yaml", "--ckpt_path=copied.ckpt", "--trainer.max_epochs=2")[0] == 0
-    last = read_metadata(project / "runs/sft/checkpoints/last.ckpt")
+    last = read_metadata(stages / "runs/sft/checkpoints/last.ckpt")
     assert last is not None and last["epoch"] == 1
 
 
-def test_last_starts_over_where_no_checkpoint_was_written(project: Path, command: Callable[..., Any]) -> None:
-    folder = project / "runs" / "sft"
+def test_last_starts_over_where_no_checkpoint_was_written(stages: Path, command: Callable[..., Any]) -> None:
+    folder = stages / "runs" / "sft"
     folder.mkdir(parents=True)
     for name in ("metrics.csv", "samples.jsonl", "config.yaml"):  # as a run that was killed in its first epoch left
         (folder / name).write_text("step\n0\n")
@@ -219,27 +166,27 @@ def test_last_starts_over_where_no_checkpoint_was_written(project: Path, command
     assert code == 0 and "starting from the beginning" in err
     assert "train/loss" in (folder / "metrics.csv").read_text() and not (folder / "samples.jsonl").exists()
     shutil.rmtree(folder / "checkpoints")  # a finished run without checkpoints is no broken one
-    before = contents(project)
+    before = contents(stages)
     assert command("fit", "-c", "sft.yaml", "--ckpt_path=last")[0] == 2
-    assert contents(project) == before
+    assert contents(stages) == before
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_dry_run_writes_nothing(
-    stage: str, project: Path, command: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any
+    stage: str, stages: Path, command: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any
 ) -> None:
     temporary = tmp_path_factory.mktemp("tmp")
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    before = contents(project)
+    before = contents(stages)
     dry = ("fit", "-c", f"{stage}.yaml", "--trainer.fast_dev_run=true")
     code, _, err = command(*dry, "--trainer.callbacks.ExportModel.directory=../outside")
     assert code == 0 and "fast_dev_run: a dry run" in err
-    assert contents(project) == before and not (project / "runs").exists()
+    assert contents(stages) == before and not (stages / "runs").exists()
     assert command("fit", "-c", f"{stage}.yaml")[0] == 0
-    trained = contents(project)
+    trained = contents(stages)
     for more in ((), ("--overwrite",)):
         assert command(*dry, *more)[0] == 0
-        assert contents(project) == trained
+        assert contents(stages) == trained
     assert not list(temporary.rglob("*.jsonl")) and not list(temporary.glob("lit-rlhf-*"))
 
 
@@ -254,19 +201,19 @@ def test_a_dry_run_writes_nothing(
     ],
 )
 def test_lightnings_setting_of_the_folder_is_this_one(
-    words: list[str], folder: str, said: str, project: Path, command: Callable[..., Any]
+    words: list[str], folder: str, said: str, stages: Path, command: Callable[..., Any]
 ) -> None:
-    (project / "old.yaml").write_text("trainer: {default_root_dir: old}")
-    before = contents(project)
+    (stages / "old.yaml").write_text("trainer: {default_root_dir: old}")
+    before = contents(stages)
     code, _, err = command("fit", "-c", "sft.yaml", *words)
     assert code == 0 and said in err
-    assert {Path(name).parts[0] for name in contents(project).keys() - before.keys()} == {folder}
-    config = yaml.safe_load((project / folder / "config.yaml").read_text())
+    assert {Path(name).parts[0] for name in contents(stages).keys() - before.keys()} == {folder}
+    config = yaml.safe_load((stages / folder / "config.yaml").read_text())
     assert config["run_dir"] == folder and config["trainer"]["default_root_dir"] is None
 
 
-def test_two_folders_are_refused(project: Path, command: Callable[..., Any]) -> None:
-    (project / "old.yaml").write_text("trainer: {default_root_dir: old}")
+def test_two_folders_are_refused(stages: Path, command: Callable[..., Any]) -> None:
+    (stages / "old.yaml").write_text("trainer: {default_root_dir: old}")
     code, _, err = command("fit", "-c", "sft.yaml", "-c", "old.yaml")
     assert code == 2 and "old is another folder than run_dir, runs/sft; set run_dir alone" in err
 
@@ -279,11 +226,11 @@ def printed_metrics(stdout: str) -> dict[str, float]:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_validate_takes_what_was_trained_and_leaves_the_run_alone(
-    stage: str, project: Path, command: Callable[..., Any]
+    stage: str, stages: Path, command: Callable[..., Any]
 ) -> None:
     fit = ("fit", "-c", f"{stage}.yaml", "--model.optimizer.lr=0.05", "--trainer.max_epochs=3")
     assert command(*fit)[0] == 0
-    folder = project / "runs" / stage
+    folder = stages / "runs" / stage
     run, metric = (
         contents(folder),
         {"reward": "validation/accuracy", "ppo": "validation/kl"}.get(stage, "validation/loss"),
@@ -313,26 +260,28 @@ def test_validate_takes_what_was_trained_and_leaves_the_run_alone(
     assert code == 2 and f"validate: runs/{stage} holds neither a checkpoint nor a model" in err
 
 
-def test_validate_without_rows_or_a_step_is_refused(project: Path, command: Callable[..., Any]) -> None:
-    assert command("fit", "-c", "sft.yaml", "--data.validation_path=null")[0] == 0
-    before = contents(project)
-    code, _, err = command("validate", "-c", "sft.yaml", "--data.validation_path=null")
+def test_validate_without_rows_or_a_step_is_refused(stages: Path, command: Callable[..., Any]) -> None:
+    assert command("fit", "-c", "reward.yaml", "--data.validation_path=null")[0] == 0
+    before = contents(stages)
+    code, _, err = command("validate", "-c", "reward.yaml", "--data.validation_path=null")
     assert code == 2 and "validate: there are no rows for it" in err
-    code, _, err = command("test", "-c", "sft.yaml")
+    code, _, err = command("test", "-c", "reward.yaml")
     assert code == 2 and err.splitlines()[-1] == (
-        "error: test: SFTModule has no test_step; use lit-rlhf validate, or lit-rlhf evaluate"
+        "error: test: ComparisonDataModule has no test_dataloader; use lit-rlhf validate, or lit-rlhf evaluate"
     )
-    assert contents(project) == before
+    assert contents(stages) == before
 
 
-def test_samples_of_rollouts_and_of_validations_are_apart(project: Path, command: Callable[..., Any]) -> None:
-    write_rows(project / "other.jsonl", [{"prompt": "w9 w9 w9"}] * 4)
+def test_samples_of_rollouts_and_of_validations_are_apart(stages: Path, command: Callable[..., Any]) -> None:
+    write_rows(stages / "other.jsonl", [{"prompt": "w9 w9 w9"}] * 4)
     words = ["--data.validation_path=other.jsonl", "--trainer.max_epochs=2"]
-    overlay = "trainer: {callbacks+: [{class_path: lit_rlhf.callbacks.GenerateOnValidation}]}"
-    (project / "generate.yaml").write_text(overlay)
+    overlay = (
+        "trainer: {callbacks+: [{class_path: lit_rlhf.callbacks.GenerateOnValidation, init_args: {path: other.jsonl}}]}"
+    )
+    (stages / "generate.yaml").write_text(overlay)
     every = ["--trainer.callbacks.LogSamples.every_n_epochs=1", "--trainer.callbacks.LogSamples.rows=8"]
-    assert command("fit", "-c", "ppo.yaml", "-c", "generate.yaml", *words, *every)[0] == 0
-    files = [project / "runs/ppo" / name for name in ("samples.jsonl", "validation_samples.jsonl")]
+    assert command("fit", "-c", "ppo.yaml", "-c", "generate.yaml", *words, *every) == (0, "", "")
+    files = [stages / "runs/ppo" / name for name in ("samples.jsonl", "validation_samples.jsonl")]
     rollouts, validations = ([json.loads(line) for line in file.read_text().splitlines()] for file in files)
     assert len(rollouts) == 16 and all(row["prompt"] != "w9 w9 w9" for row in rollouts)
     assert validations and all(row["prompt"] == "w9 w9 w9" for row in validations)

@@ -44,7 +44,7 @@ NO_LONE_REPLY = (
 BROKEN = "{{ messages | length + 'x' }}"  # TypeError, which is no error of jinja
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>"]
 LETTERS = "acgt"
-WORDS = ["a", "c", "g", "t", "cat", "tag", "gc", "at", "user", "assistant", "system", "tact"]
+WORDS = ["c", "g", "t", "cat", "tag", "gc", "at", "user", "assistant", "system", "tact"]
 
 
 class Entry(NamedTuple):

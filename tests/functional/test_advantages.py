@@ -103,9 +103,13 @@ def test_group_advantages_equal_a_loop(groups, random):
     assert relative.shape == left_out.shape == scores.shape
     for i, (g, score) in enumerate(rows):
         size, mean = len(groups[g]), math.fsum(groups[g]) / len(groups[g])
-        deviation = math.sqrt(math.fsum((s - mean) ** 2 for s in groups[g]) / size + 1e-8)
+        deviation = math.sqrt(math.fsum((s - mean) ** 2 for s in groups[g]) / size)
         rest = [s for j, (other, s) in enumerate(rows) if other == g and j != i]
-        assert_close(relative[i].item(), (score - mean) / deviation, rtol=1e-9, atol=1e-9)
+        spread, largest = max(groups[g]) - min(groups[g]), max(map(abs, groups[g]))
+        if spread > 1e-5 * largest:
+            assert_close(relative[i].item(), (score - mean) / deviation, rtol=1e-6, atol=1e-9)
+        elif spread < 1e-7 * largest:
+            assert relative[i] == 0
         assert_close(left_out[i].item(), score - math.fsum(rest) / (size - 1), rtol=1e-12, atol=1e-12)
 
 
@@ -119,6 +123,39 @@ def test_group_advantages_by_hand():
 def test_equal_scores_have_no_group_advantage(estimator):
     assert not estimator(torch.full((4,), 0.1), torch.tensor([0, 0, 0, 0])).any()
     assert estimator(torch.full((4,), 0.1), torch.tensor([0, 1, 1, 0])).dtype == torch.float32
+
+
+dtypes = st.sampled_from([torch.float32, torch.bfloat16])
+
+
+@given(dtypes, st.floats(-1e3, 1e3, width=32), st.integers(2, 6), st.integers(0, 100))
+def test_scores_that_differ_by_rounding_have_no_relative_advantage_whatever_the_penalties(dtype, score, size, seed):
+    """Two prompts: one whose scores are tied, and one whose scores are not."""
+    generator = torch.Generator().manual_seed(seed)
+    steps = torch.randint(-2, 3, (size,), generator=generator)
+    tied = torch.full((size,), score).to(dtype).float() * (1 + steps * torch.finfo(torch.float32).eps)
+    scores = torch.cat([tied, torch.linspace(-1, 1, size)])
+    penalties = (0.02 * torch.randn(2 * size, generator=generator)).to(dtype).float()
+    advantages = group_relative(scores, torch.arange(2 * size) // size, penalties)
+    assert not advantages[:size].any()
+    assert_close(
+        advantages[-1] - advantages[size], 2 / scores[size:].std(correction=0) - penalties[-1] + penalties[size]
+    )
+
+
+@given(dtypes, st.integers(0, 1000), st.sampled_from([1e-3, 1.0, 1e3]), st.floats(-100, 100))
+def test_penalties_are_not_scaled_by_the_spread_of_the_scores(dtype, seed, scale, shift):
+    """However small the spread of the scores is, rounding of the penalties stays as small as it is."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(8, generator=generator).to(dtype).double() * scale + shift
+    group = torch.arange(8) // 4
+    rounding = 1e-3 * torch.randn(8, dtype=torch.float64, generator=generator)
+    plain, penalized = group_relative(scores, group), group_relative(scores, group, rounding)
+    centered = rounding - rounding.view(2, 4).mean(1).repeat_interleave(4)
+    assert_close(penalized, plain - centered, atol=1e-12, rtol=1e-9)
+    assert_close(plain, group_relative(3 * scores, group), atol=1e-9, rtol=1e-9)
+    for values in plain.view(2, 4):
+        assert_close(values.square().mean().item(), 1.0, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("estimator", [group_relative, leave_one_out])

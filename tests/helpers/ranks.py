@@ -19,9 +19,7 @@ PATIENCE = 20.0  # seconds that the other ranks have to report their own failure
 
 def on_ranks(function: Callable[[], Any], folder: Path, world_size: int = 2) -> list[Any]:
     """Run `function` on every rank and return what each rank returned; fail with the traceback of the rank."""
-    with (
-        socket.socket() as taken
-    ):  # until the ranks have ended: bound and not listening, it leaves the port to rank zero
+    with socket.socket() as taken:  # bound and not listening: no other program gets the port, and rank zero can
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("127.0.0.1", 0))
         children = []

@@ -54,6 +54,11 @@ KINDS: dict[str, tuple[PreTrainedTokenizerFast, PretrainedConfig]] = {
         LlamaConfig(vocab_size=258, max_position_embeddings=POSITIONS, num_key_value_heads=2, **SIZE),
     ),
 }
+# as another recipe's model: with a padding token of its own
+KINDS["llama_padded"] = (
+    byte_tokenizer([], ["<s>", "</s>", "<pad>"], eos_token="</s>", pad_token="<pad>"),
+    LlamaConfig(vocab_size=259, max_position_embeddings=POSITIONS, num_key_value_heads=2, **SIZE),
+)
 HUB_NAMES = {
     "EleutherAI/gpt-j-6b": "gptj",
     "cerebras/Cerebras-GPT-1.3B": "gpt2",

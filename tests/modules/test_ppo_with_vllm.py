@@ -21,8 +21,7 @@ from lit_rlhf.rewards import Reward
 from lit_rlhf.strategies import FSDP2Strategy
 from tests.helpers.ppo_fakes import PromptData
 from tests.helpers.ranks import on_ranks
-from tests.helpers.services import refused_url
-from tests.helpers.services import Reply, Service
+from tests.helpers.services import Reply, Service, refused_url
 from tests.helpers.small_runs import (
     assert_same_weights,
     demonstrations,

@@ -465,16 +465,18 @@ class SetInTraining(L.Callback):
     ids=lambda changed: next(iter(changed)),
 )
 def test_coefficients_of_the_update_hold_from_the_next_step_of_an_iteration(changed, llama, tmp_path):
-    fit_ppo(llama, tmp_path, max_steps=STEP, rate=1e-2)
-    start = tmp_path / f"step={STEP}.ckpt"
-    sizes = {"rollout_batch_size": 16, "micro_batch_size": 2, "critic_learning_rate": 1e-3}
+    # in the second iteration, with a KL that the values have to learn
+    given: dict[str, Any] = {"rate": 1e-2, "critic_learning_rate": 1e-2}
+    fit_ppo(llama, tmp_path, kl=FixedKLController(2.0), max_steps=11, **given)
+    start = tmp_path / "step=11.ckpt"
+    sizes = {"rollout_batch_size": 16, "micro_batch_size": 2, "critic_learning_rate": 1e-2}
     runs = {
-        "recipe": fit_ppo(llama, tmp_path, start, max_steps=STEP + 1, rate=1e-2, **changed),
+        "recipe": fit_ppo(llama, tmp_path, start, max_steps=12, **given, **changed),
         "set": fit_ppo(
-            llama, tmp_path, start, max_steps=STEP + 1, rate=1e-2,
+            llama, tmp_path, start, max_steps=12, **given,
             callbacks=[SetInTraining(PPOConfig(**sizes, **changed))],
         ),
-        "unchanged": fit_ppo(llama, tmp_path, start, max_steps=STEP + 1, rate=1e-2),
+        "unchanged": fit_ppo(llama, tmp_path, start, max_steps=12, **given),
     }  # fmt: skip
     gradients = {name: torch.cat([g.flatten() for g in run[3].gradients.values()]) for name, run in runs.items()}
     assert torch.equal(gradients["recipe"], gradients["set"])

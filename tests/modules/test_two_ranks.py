@@ -1,6 +1,7 @@
 """Two gloo ranks equal one process, under DDP and FSDP2: losses, metrics, weights, checkpoints, exports."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lit_rlhf.callbacks import PretrainingMix
+from lit_rlhf.checkpoints import read_metadata
 from lit_rlhf.cli import main
 from lit_rlhf.data import ComparisonDataModule, DemonstrationDataModule
+from lit_rlhf.errors import UserError
 from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.modules import PPOConfig, PPOModule, RewardModule, SFTModule
 from lit_rlhf.strategies import FSDP2Strategy, is_sharded
@@ -30,7 +33,7 @@ from tests.helpers.small_runs import (
 STEPS, SAVED = 5, 3
 # micro_batch_size, accumulate_grad_batches, ranks: a minibatch has 12 rows in every case
 ONE_PROCESS, TWO_RANKS = (12, 1, 1), (3, 2, 2)
-ONE_OF_TWO = (6, 2, 1)  # one process that resumes the run of two ranks, with the same micro-batches
+ONE_OF_TWO = (4, 3, 1)  # one process that resumes the run of two ranks, in other micro-batches
 TENSOR_PARALLEL = (6, 2, 2)  # two ranks that split tensors hold the same rows
 
 
@@ -164,3 +167,42 @@ def assert_exports(stage: str, model: str, saved: Path, folder: Path) -> None:
     ).fit(module, datamodule=data)
     for name, weight in module.exported_model.state_dict().items():
         torch.testing.assert_close(exported[name], weight, atol=1e-5, rtol=1e-5, msg=name)
+
+
+def resume_with_decay(model: str, folder: Path, start: Path | None, devices: int, decay: float, **settings: Any) -> Any:
+    """Train an SFT run with AdamW to its third step, or resume it there; return the weights."""
+    rows = write_rows(folder / "rows.jsonl", demonstrations(36))
+    rate = 1e-3 if start is None else 1e-2
+    module = SFTModule(model, lambda groups: torch.optim.AdamW(groups, lr=rate, weight_decay=decay))
+    save = ModelCheckpoint(folder, filename="saved", every_n_train_steps=SAVED, save_on_exception=False)
+    trainer = quiet_trainer(
+        folder, max_steps=STEPS if start else SAVED, max_epochs=-1, devices=devices, enable_checkpointing=start is None,
+        callbacks=[] if start else [save], **settings,
+    )  # fmt: skip
+    data = DemonstrationDataModule(rows, micro_batch_size=6 // devices)
+    trainer.fit(module, datamodule=data, ckpt_path=start)
+    return full_weights(module)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.0, 0.5), (0.5, 0.0)])
+def test_sharded_runs_take_the_optimizer_settings_of_the_recipe(before, after, llama, tmp_path):
+    def run_both() -> Any:
+        saved = tmp_path / "saved.ckpt"
+        resume_with_decay(llama, tmp_path, None, 2, before, strategy=make_strategy("fsdp2"))
+        return resume_with_decay(llama, tmp_path, saved, 2, after, strategy=make_strategy("fsdp2"))
+
+    sharded = on_ranks(run_both, tmp_path)
+    expected = resume_with_decay(llama, tmp_path, tmp_path / "saved.ckpt", 1, after)
+    for weights in sharded:
+        assert_same_weights(weights, expected)
+
+
+def test_weight_decay_of_shards_cannot_be_switched_on(llama, tmp_path):
+    strategy = "fsdp2_sharded_checkpoint"
+    on_ranks(lambda: resume_with_decay(llama, tmp_path, None, 2, 0.0, strategy=make_strategy(strategy)), tmp_path)
+    content = read_metadata(tmp_path / "saved.ckpt")  # `lit-rlhf fit` checks it before any rank loads
+    assert content is not None
+    for decay, is_refused in ((0.0, False), (0.5, True)):
+        module = SFTModule(llama, lambda groups, decay=decay: torch.optim.AdamW(groups, lr=1e-3, weight_decay=decay))
+        with pytest.raises(UserError, match="but not switched on or off") if is_refused else nullcontext():
+            module.check_resumable(content)

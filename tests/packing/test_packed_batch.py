@@ -1,15 +1,20 @@
 """A packed batch computes the same as separate rows: in float64, for every response token, gradients included."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from lit_rlhf.models.loading import load_causal_lm
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.scalar_model import load_scalar_model
+from lit_rlhf.models.shared_backbone import ScalarHead
 from lit_rlhf.packing import PackedBatch, length_bucketed_chunks, pack_batch, response_logits
+from lit_rlhf.packing.selective_logits import select_positions
 
 P, R = 6, 7
 SMALL = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -76,6 +81,37 @@ def test_scalars_match_separate_rows(model_folders, tokenizer):
         torch.testing.assert_close(values[row, :response], separate[-response - 1 : -1], atol=1e-6, rtol=1e-5)
         assert (values[row, response:] == 0).all()
         torch.testing.assert_close(scores[row], separate[-1], atol=1e-6, rtol=1e-5)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("scalar", [False, True], ids=["logits", "values"])
+def test_gradients_of_a_shared_prompt_are_the_same_from_run_to_run(scalar, two_threads):
+    """Many responses to a prompt begin after the same token, whose gradients must be added in one order."""
+    generator = torch.Generator().manual_seed(0)
+    prompts = torch.randint(4, 40, (3, 8), generator=generator).repeat_interleave(300, 0)
+    ids = torch.cat([prompts, torch.randint(4, 40, (900, 2), generator=generator)], 1)
+    model = llama(256)
+    packed = pack_batch(ids, torch.ones_like(ids), 2, model)
+    hidden = torch.randn(*packed.input_ids.shape, 256, generator=generator).requires_grad_()
+    model.model.forward = lambda **_: BaseModelOutputWithPast(last_hidden_state=hidden)  # the indexing alone
+    head = ScalarHead(torch.randn(1, 256, generator=generator))
+
+    def gradient() -> torch.Tensor:
+        values = head(select_positions(hidden, packed.predictor_index)) if scalar else response_logits(model, packed)
+        (result,) = torch.autograd.grad((values * values).sum(), hidden)
+        return result
+
+    first = gradient()
+    assert all(torch.equal(first, gradient()) for _ in range(20))
+    selected = hidden[packed.predictor_index]
+    assert torch.equal(select_positions(hidden, packed.predictor_index), selected)
 
 
 sizes = st.lists(

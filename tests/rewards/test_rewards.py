@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.export import export_model
@@ -187,6 +187,19 @@ def test_a_reward_model_with_another_tokenizer_is_refused_before_it_is_loaded(re
     other.add_tokens(["more"])
     with pytest.raises(UserError, match="has another tokenizer than the policy"):
         load_reward(reward_model, other)
+
+
+def test_a_reward_model_with_more_tokens_than_the_policy_scores_the_same_ids_alike(reward_model, tokenizer, tmp_path):
+    """As one of GPT-J, whose tokenizer is GPT-2's with more tokens, scores a policy of GPT-2."""
+    loaded = load_scalar_model(reward_model, tokenizer, ModelLoadingConfig())
+    wider = AutoTokenizer.from_pretrained(reward_model)
+    wider.add_tokens(["<|extratoken_1|>", "<|extratoken_2|>"])
+    wider.pad_token = "<|extratoken_2|>"
+    loaded.model.resize_token_embeddings(len(wider), mean_resizing=False)
+    export_model(loaded, wider, tmp_path / "wider")
+    expected = load_reward(reward_model, tokenizer).score(make_episodes(tokenizer))
+    scores = load_reward(str(tmp_path / "wider"), tokenizer).score(make_episodes(tokenizer))
+    torch.testing.assert_close(scores, expected)
 
 
 def test_a_reward_model_that_is_not_centered_is_refused_before_it_is_loaded_unless_allowed(

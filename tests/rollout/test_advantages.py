@@ -82,14 +82,33 @@ def test_rloo_compares_total_rewards_after_the_kl_penalty():
     assert returns is None
 
 
-def test_grpo_divides_by_the_standard_deviation_of_the_group():
+def test_grpo_divides_scores_by_their_standard_deviation_and_subtracts_the_kl_penalty():
     batch = make_trajectories([5, 5, 5, 5])
     advantages, returns = GRPOAdvantage().estimate(compute_rewards(batch, BETA), batch)
-    rewards = compute_total_rewards(batch)
-    mean = math.fsum(rewards) / 4
-    std = math.sqrt(math.fsum((each - mean) ** 2 for each in rewards) / 4 + 1e-8)
-    assert_close(advantages, broadcast_to_tokens([(each - mean) / std for each in rewards]))
+    scores = batch.scores.tolist()
+    penalties = [score - total for score, total in zip(scores, compute_total_rewards(batch))]
+    mean, mean_penalty = math.fsum(scores) / 4, math.fsum(penalties) / 4
+    std = math.sqrt(math.fsum((each - mean) ** 2 for each in scores) / 4)
+    expected = [(score - mean) / std - (penalty - mean_penalty) for score, penalty in zip(scores, penalties)]
+    assert_close(advantages, broadcast_to_tokens(expected))
     assert returns is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("spread", [0.0, 1e-7, 2.0])
+def test_grpo_does_not_scale_up_the_rounding_of_log_probs(spread, dtype):
+    """At the first step the policy is its reference, and their log-probs differ by rounding alone."""
+    batch = make_trajectories([5, 5, 5, 5])
+    exact = batch.ref_logprobs - 5
+    rounded = exact.to(dtype) if dtype is torch.bfloat16 else exact.float() * (1 + 1e-7)
+    scores = 1 + spread * torch.arange(4.0)
+    batch = batch._replace(old_logprobs=rounded.float(), ref_logprobs=exact.float(), scores=scores)
+    advantages, _ = GRPOAdvantage().estimate(compute_rewards(batch, 0.02), batch)
+    if spread < 1e-3:
+        assert not advantages.any()
+    else:
+        expected = broadcast_to_tokens(((scores - scores.mean()) / scores.std(correction=0)).tolist())
+        assert_close(advantages.double(), expected, atol=2e-3, rtol=0)
 
 
 def test_invalid_settings_are_refused():

@@ -208,7 +208,7 @@ def read_setup(settings: Any) -> Setup:
         generator=get_class_name(arguments.get("generator")),
         overfits=bool(trainer.overfit_batches),
         reloads=bool(trainer.reload_dataloaders_every_n_epochs),
-        limits_training=trainer.limit_train_batches not in (None, 1.0),
+        limits_training=_is_limit(trainer.limit_train_batches),
         tuner=next((name for name in names if name in TUNERS), ""),
     )
 
@@ -220,6 +220,11 @@ def _check_connection(generator: Namespace) -> None:
     engine = getattr(import_module(module), name)(**arguments.as_dict())
     if isinstance(engine, Generator):
         engine.check_connection()
+
+
+def _is_limit(batches: int | float | None) -> bool:
+    """Return whether a limit of batches is one: 1.0 is all of them, 1 is one batch."""
+    return isinstance(batches, int) or (batches is not None and batches < 1.0)
 
 
 def _device(accelerator: str) -> str:

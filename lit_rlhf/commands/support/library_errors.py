@@ -6,6 +6,7 @@ a ValueError (or a bare Exception, which the Rust libraries raise) out of its co
 
 import errno
 import re
+import traceback
 from collections.abc import Iterator
 
 # package -> what it refuses, and the fix; the library's own message stands between
@@ -82,14 +83,13 @@ def find_library(problem: BaseException) -> str | None:
     is_refusal = type(problem) is Exception or (
         isinstance(problem, ValueError) and type(problem).__module__ in ("builtins", "pydantic_core._pydantic_core")
     )
-    frames = problem.__traceback__
-    while frames is not None and frames.tb_next is not None:
-        frames = frames.tb_next
-    if not is_refusal or frames is None:
+    packages = [
+        frame.f_globals.get("__name__", "").split(".")[0] for frame, _ in traceback.walk_tb(problem.__traceback__)
+    ]
+    raising = [package for package in packages if package != "pydantic"]  # which checks W&B's settings
+    if not is_refusal or not raising:
         return None
-    package = frames.tb_frame.f_globals.get("__name__", "").split(".")[0]
-    if type(problem) is Exception:
-        package = MODULES.get(package, package)
+    package = MODULES.get(raising[-1], raising[-1]) if type(problem) is Exception else raising[-1]
     return package if package in LIBRARIES else None
 
 

@@ -142,7 +142,8 @@ def check_whole_minibatches(trainer: L.Trainer) -> None:
         UserError: names both settings.
     """
     batches, accumulated = trainer.num_training_batches, trainer.accumulate_grad_batches
-    if trainer.limit_train_batches not in (None, 1.0) and batches % accumulated:
+    is_limited = isinstance(trainer.limit_train_batches, int) or trainer.limit_train_batches < 1.0
+    if is_limited and batches % accumulated:
         raise UserError(
             f"trainer.limit_train_batches: the epoch's {batches} batches end within a minibatch of "
             f"accumulate_grad_batches {accumulated}; set a multiple of it"

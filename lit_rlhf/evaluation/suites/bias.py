@@ -184,7 +184,8 @@ def group_by_template(rows: Sequence[Row]) -> tuple[dict[Template, dict[str, str
         group[parts[3]] = read_text_column(row, "sentence")
     for key, group in groups.items():
         if len(group) != len(GENDERS):
-            raise UserError(f"{origins[key]}: {'.'.join(key)} has the genders {sorted(group)}; {', '.join(GENDERS)} are needed")
+            have, needed = sorted(group), ", ".join(GENDERS)
+            raise UserError(f"{origins[key]}: {'.'.join(key)} has the genders {have}; {needed} are needed")
     someone = {key: group for key, group in groups.items() if key[1] == "someone"}
     named = {key: group for key, group in groups.items() if key not in someone}
     if not named or not someone:

@@ -47,6 +47,7 @@ function placeOf(element) {
 }
 
 // keys
+let before = null; // what had the focus before the instructions
 document.addEventListener("keydown", (event) => {
   const target = event.target;
   const typing = target.matches("textarea, input[type=text]");
@@ -69,7 +70,13 @@ document.addEventListener("keydown", (event) => {
   } else if (event.key === "i") {
     const panel = document.getElementById("instructions");
     panel.open = !panel.open;
-    if (panel.open) { panel.querySelector("summary").focus(); panel.scrollIntoView({ block: "start" }); }
+    if (panel.open) {
+      before = document.activeElement;
+      panel.querySelector("summary").focus();
+      panel.scrollIntoView({ block: "start" });
+    } else if (before) {
+      before.focus();
+    }
   } else if (event.key === "n" && kind === "rate") {
     answerNo();
   } else if (/^[1-9]$/.test(event.key)) {

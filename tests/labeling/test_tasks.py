@@ -1,0 +1,143 @@
+"""Which rows become which tasks, and which are refused with file and row."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_rlhf.errors import UserError
+from lit_rlhf.labeling.tasks import read_tasks
+from tests.helpers.small_runs import write_rows
+
+FOUR = ["one", "two", "three", "four"]
+
+
+def read(path: Path, rows: list[dict[str, Any]], **settings: Any):
+    return read_tasks(write_rows(path / "tasks.jsonl", rows), **settings)
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "completions", "fields"),
+    [
+        ({"prompt": "p", "task": "t"}, "demonstrate", [], {"prompt": "p", "task": "t"}),
+        ({"instruction": "do", "input": "x"}, "demonstrate", [], {"instruction": "do", "input": "x"}),
+        ({"prompt": "p", "completions": FOUR}, "rank", FOUR, {"prompt": "p"}),
+        ({"prompt": "p", "completions": FOUR, "ranks": [0, 1, 2, 3], "labeler": "x"}, "rank", FOUR, {"prompt": "p"}),
+        ({"prompt": "p", "completions": FOUR[:2]}, "compare", FOUR[:2], {"prompt": "p"}),
+        ({"prompt": "p", "chosen": "a", "rejected": "b"}, "compare", ["a", "b"], {"prompt": "p"}),
+        (
+            {"prompt": "p", "first": "a", "second": "b", "preference": None, "labeler": None},
+            "compare",
+            ["a", "b"],
+            {"prompt": "p"},
+        ),
+        ({"prompt": "p", "answer": "a"}, "rate", ["a"], {"prompt": "p"}),
+        (
+            {"context": [{"role": "user", "content": "hi"}], "responses": FOUR},
+            "rank",
+            FOUR,
+            {"prompt": [{"role": "user", "content": "hi"}]},
+        ),
+        ({"text": "once"}, "demonstrate", [], {"prompt": "once"}),
+        (
+            {"chosen": "\n\nHuman: hi\n\nAssistant: a", "rejected": "\n\nHuman: hi\n\nAssistant: b"},
+            "compare",
+            None,
+            None,
+        ),
+    ],
+)
+def test_columns_suggest_the_kind(tmp_path: Path, row: dict[str, Any], kind: str, completions: Any, fields: Any):
+    file = read(tmp_path, [row])
+    (task,) = file.tasks
+    assert file.kind == kind
+    if completions is not None:
+        assert task.content["completions"] == completions and task.content["fields"] == fields
+
+
+def test_k_completions_are_k_tasks_to_rate(tmp_path: Path):
+    rows = [{"id": 7, "prompt": "p", "completions": FOUR, "models": ["a", "b", "c", "d"]}]
+    tasks = read(tmp_path, rows, kind="rate").tasks
+    assert [task.key for task in tasks] == ["7#1", "7#2", "7#3", "7#4"]
+    assert [(task.content["completions"], task.content["models"]) for task in tasks] == [
+        ([text], [name]) for text, name in zip(FOUR, "abcd")
+    ]
+
+
+GOOD = {"prompt": "p", "completions": FOUR}
+
+
+@pytest.mark.parametrize(
+    ("bad", "settings", "message"),
+    [
+        ({"completions": FOUR}, {}, r"tasks\.jsonl:2: .*prompt"),
+        ({"prompt": "  ", "completions": FOUR}, {}, r"tasks\.jsonl:2: empty prompt"),
+        ({"prompt": "p", "completions": ["one"]}, {}, r"tasks\.jsonl:2: 1 completions; to rank takes 2 to 9"),
+        ({"prompt": "p", "completions": FOUR * 8}, {}, r"tasks\.jsonl:2: 32 completions"),
+        ({"prompt": "p", "completions": ["one", 2]}, {}, r"tasks\.jsonl:2: the completions must be texts"),
+        ({"prompt": "p", "completions": ["one", " "]}, {}, r"tasks\.jsonl:2: completion 2 is empty"),
+        ({"prompt": "p"}, {}, r"tasks\.jsonl:2: no completions to rank"),
+        (GOOD, {"kind": "compare"}, r"tasks\.jsonl:1: 4 completions; to compare takes 2"),
+        (GOOD, {"gold": True}, r"tasks\.jsonl:1: a known answer needs the column 'ranks'"),
+        (GOOD, {"kind": "demonstrate", "gold": True}, "a demonstration has no known answer"),
+    ],
+)
+def test_a_bad_row_is_refused_by_line(tmp_path: Path, bad: dict[str, Any], settings: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        read(tmp_path, [GOOD, bad], **settings)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (["a", "a"], r"tasks\.jsonl:2: the id 'a' is that of tasks\.jsonl:1"),
+        ([1, "1"], r"tasks\.jsonl:2: the id '1' is that of"),
+        (["a", None], r"tasks\.jsonl:2: the id is None"),
+        (["a", ""], r"tasks\.jsonl:2: the id is ''"),
+        (["a", True], r"tasks\.jsonl:2: the id is True"),
+    ],
+)
+def test_ids_are_unique_and_complete(tmp_path: Path, ids: list[Any], message: str):
+    rows = [{"id": own, "prompt": f"p{n}", "completions": FOUR} for n, own in enumerate(ids)]
+    with pytest.raises(UserError, match=message):
+        read(tmp_path, rows)
+
+
+def test_repeated_rows_and_identical_completions_are_counted(tmp_path: Path):
+    file = read(tmp_path, [GOOD, GOOD, {"prompt": "q", "completions": ["same", "same "]}])
+    assert len(file.tasks) == 1
+    assert file.notes == [
+        "1 rows repeat an earlier one and are left out",
+        "1 rows have identical completions and are left out",
+    ]
+
+
+def test_answers_in_the_file_are_said_to_be_ignored(tmp_path: Path):
+    file = read(tmp_path, [{**GOOD, "ranks": [0, 1, 2, 3]}])
+    assert file.notes == ["the column 'ranks' is not shown and not exported"]
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "gold"),
+    [
+        ({**GOOD, "ranks": [3, 0, 0, 9]}, "rank", {"ranks": [2, 1, 1, 3]}),
+        ({"prompt": "p", "first": "a", "second": "b", "preference": "second"}, "compare", {"preference": "second"}),
+        ({"prompt": "p", "chosen": "a", "rejected": "b"}, "compare", {"preference": "first"}),
+        (
+            {"prompt": "p", "answer": "a", "overall": 6, "hallucination": True},
+            "rate",
+            {"overall": 6, "flags": {"hallucination": True}},
+        ),
+    ],
+)
+def test_known_answers_are_read(tmp_path: Path, row: dict[str, Any], kind: str, gold: dict[str, Any]):
+    file = read(tmp_path, [row], gold=True)
+    assert (file.kind, file.tasks[0].gold) == (kind, gold)
+
+
+def test_content_is_json(tmp_path: Path):
+    row = {**GOOD, "system": "be brief", "history": [["hi", "hello"]], "sensitive": True, "n": 1.5}
+    task = read(tmp_path, [row]).tasks[0]
+    assert json.loads(json.dumps(task.content)) == task.content
+    assert task.content["sensitive"] == "sensitive content" and task.content["fields"]["n"] == 1.5
