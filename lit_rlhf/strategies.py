@@ -181,7 +181,7 @@ def transformer_blocks(model: nn.Module) -> list[nn.Module]:
     return max(lists, key=len, default=[])
 
 
-def fsdp_units(model: nn.Module) -> list[FSDPModule]:
+def fsdp_units(model: nn.Module) -> list[Any]:
     """Return the FSDP2 units of a model, the model itself included; none without sharding."""
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
 

@@ -25,7 +25,11 @@ from lit_rlhf.errors import UserError
 
 
 def run(command: str, args: list[str]) -> int:
-    """Run every combination; return 0, or 1 if a run failed by a bug."""
+    """Run every combination; return 0, or 1 if a run failed by a bug.
+
+    Raises:
+        UserError: an error in the arguments or the recipe, or no run was completed.
+    """
     settings, rest = parse_arguments(args)
     install_log_filters()
     over, seeds = parse_over(settings.over), parse_seeds(settings.seeds)
@@ -50,7 +54,11 @@ def run(command: str, args: list[str]) -> int:
     write_results(sweep, settings.out)
     write_sweep_page([sweep], title, settings.out / "sweep.html")
     print(f"\n{format_sweep(sweep)}\n\nfigure: {settings.out / 'sweep.html'}; also results.csv and results.json")
-    return int(any(code not in (0, 2) for code in codes))
+    if any(code not in (0, 2) for code in codes):
+        return 1
+    if all(codes):
+        raise UserError(f"no run of the sweep was completed; the first, {runs[0].name}: {outcomes[0].error}")
+    return 0
 
 
 def parse_arguments(args: list[str]) -> tuple[Namespace, list[str]]:

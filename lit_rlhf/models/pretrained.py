@@ -20,6 +20,8 @@ from lit_rlhf.suggestions import did_you_mean
 
 # buffers of older checkpoints: causal masks and rotary frequencies, which transformers now computes
 OLD_BUFFERS = re.compile(r"(^|\.)((attn|attention)\.(masked_)?bias|rotary_emb\.inv_freq|position_ids)$")
+# what transformers raises where a JSON file of a model is valid JSON, but not what it expects
+MALFORMED = (TypeError, AttributeError, LookupError, ArithmeticError)
 
 
 def from_pretrained_quietly(load: Callable[..., Any], model: str, loading: ModelLoadingConfig, **settings: Any) -> Any:
@@ -41,6 +43,12 @@ def from_pretrained_quietly(load: Callable[..., Any], model: str, loading: Model
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         what = "" if folder.is_dir() else " (neither a folder here nor a reachable hub name)"
         raise UserError(f"model: cannot load {model!r}{what}: {reason}") from error
+    except MALFORMED as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"model: cannot load {model!r}: a file of it lacks a field or holds a value of another type "
+            f"({type(error).__name__}: {reason}); save it again"
+        ) from error
     finally:
         transformers_logging.set_verbosity(before)
         transformers_logging.enable_progress_bar()

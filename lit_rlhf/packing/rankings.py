@@ -92,7 +92,7 @@ def last_hidden_with_prefix_cache(model: PreTrainedModel, rows: RankingInputs) -
     for layer in cache.layers:  # of each completion, the keys and values of its prompt
         layer.keys, layer.values = (
             # as in `select_positions`
-            embedding(ranking, states[:, :, :prompts].flatten(1)).unflatten(1, states[0, :, :prompts].shape)
+            embedding(ranking, states[:, :, :prompts].flatten(1)).view(-1, *states[0, :, :prompts].shape)
             for states in (layer.keys, layer.values)
         )
     start, end = rows.prompt_length[rest, None], length[rest, None]

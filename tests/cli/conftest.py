@@ -19,6 +19,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_rlhf.errors import UserError
+from lit_rlhf.rewards import Reward
 
 
 @dataclass
@@ -88,6 +89,10 @@ class ToyData(L.LightningDataModule):
 class NeedsPath(ToyData):
     def __init__(self, path: str):
         super().__init__()
+
+
+class NoScore(Reward):
+    pass
 
 
 class CountSteps(L.Callback):

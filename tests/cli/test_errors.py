@@ -38,6 +38,10 @@ OVERLAYS = {
         "data: 'ToyModule' is no LightningDataModule; this setting takes a subclass of LightningDataModule "
         "[overlay.yaml:2]",
     ),
+    "a class that lacks a method": (
+        "model: {class_path: lit_rlhf.modules.PPOModule, init_args: {model: m, reward: {class_path: toys.NoScore}}}",
+        "'toys.NoScore' lacks score, which a subclass of lit_rlhf.rewards.base.Reward must define [overlay.yaml:2]",
+    ),
     "a setting without a default": (
         "data: {class_path: toys.NeedsPath}",
         "data: NeedsPath needs the setting path, which has no default [overlay.yaml:2]",

@@ -72,6 +72,14 @@ def test_labelers_are_grouped_without_a_group_column(recipe, tmp_path):
         (f"group-{g}", s) for g in (1, 2) for s in (0, 1)
     ]
     assert sorted(len(own) for own in result["groups"].values()) == [5, 5]
+    for run in result["runs"]:  # the recipe's logger is kept: by default metrics.csv
+        folder = tmp_path / "out" / run["group"] / f"seed-{run['seed']}"
+        assert "train/loss" in (folder / "metrics.csv").read_text() and (folder / "config.yaml").is_file()
+    before = (tmp_path / "out" / "folds.json").read_text()
+    assert main(["labelers", "folds", "-c", str(recipe), *words, "--trainer.max_steps=2"]) == 2
+    assert (tmp_path / "out" / "folds.json").read_text() == before
+    assert main(["labelers", "folds", "-c", str(recipe), *words, "--trainer.max_steps=2", "--overwrite"]) == 0
+    assert (tmp_path / "out" / "folds.json").read_text() == before
     scores = [run["heldout_labelers"] for run in result["runs"] if run["group"] == "group-1"]
     assert scores[0] != scores[1], "a seed is another head and another order"
 

@@ -226,6 +226,29 @@ def test_sizes_by_name_and_by_number():
         parse_gpu_memory("k80")
 
 
+@pytest.mark.parametrize(
+    ("names", "size"),
+    [
+        (
+            ("4090", "RTX 4090", "rtx4090", "NVIDIA GeForce RTX 4090", "rtx-4090-24gb", "24GB", "24 gb", "24", "24.0"),
+            24e9,
+        ),
+        (("5090", "32"), 32e9),
+        (("h100", "H100 80GB", "80"), 80e9),
+        (("1000GB",), 1000e9),
+        (("24GiB",), 24 * 2**30),
+    ],
+)
+def test_a_model_number_is_a_name_and_not_a_size(names: tuple[str, ...], size: float) -> None:
+    assert [parse_gpu_memory(name) for name in names] == [size] * len(names)
+
+
+@pytest.mark.parametrize("name", ["4080", "3090", "1000", "0", "0GB", "-5", "nan", "inf", "", "24TB", "a100"])
+def test_a_number_that_is_neither_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="--gpu: "):
+        parse_gpu_memory(name)
+
+
 def test_the_cache_of_a_grouped_query_model():
     config = LlamaConfig(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8)
     assert kv_cache_bytes(config, rows=1, width=1, bytes_per_element=2) == 131_072  # 128 KiB a token, as of Llama 3 8B

@@ -95,6 +95,13 @@ def test_a_failed_run_is_reported_and_the_others_continue(
     assert "failed: fault nan, seed 0" in (project / "swept" / "sweep.html").read_text()
 
 
+def test_a_sweep_without_a_completed_run_is_an_error_with_its_table(in_process, project: Path, command) -> None:
+    code, out, err = command(*SWEEP, "--over=model.fault=nan,user", "--metrics=validation/loss")
+    assert code == 2 and len(in_process) == 2
+    assert "error: no run of the sweep was completed; the first, fault=nan,seed=0: what it said last" in err
+    assert "failed: fault nan, seed 0" in out and all(run["error"] for run in results(project))
+
+
 def test_a_run_has_a_process_and_a_log_of_its_own(project: Path, command: Callable[..., Any]) -> None:
     code, out, _ = command(*SWEEP, "--over=model.fault=ours")
     assert code == 1  # a bug, not a user error
@@ -125,6 +132,7 @@ def test_jobs_run_in_parallel(project: Path, command: Callable[..., Any], monkey
         (["--over=model.hidden"], "--over model.hidden: expected KEY=V1,V2,..."),
         (["--over=model.hidden=many,3"], "run hidden=many,seed=0: model.hidden: expected int, got 'many'"),
         ([OVER, "--seeds=a"], "--seeds a: expected integers"),
+        ([OVER, "--out="], "argument --out: its value is empty"),
         ([OVER, "--jobs=0"], "--jobs must be 1 or more, got 0"),
         ([OVER, "--model.hiden=3"], "no setting 'hiden'"),
         (["--seeds=1"], "--over"),

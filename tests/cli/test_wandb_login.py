@@ -78,9 +78,7 @@ def test_a_run_without_a_network_ends_offline(project: Path, command, monkeypatc
     with silent_url() as url:
         monkeypatch.setenv("WANDB_BASE_URL", url)
         try:
-            code, stdout, _ = command(
-                "fit", "-c", "recipe.yaml", LOGGER, "--trainer.logger.save_dir=.", "--run_dir=run"
-            )
+            code, stdout, _ = command("fit", "-c", "recipe.yaml", LOGGER, "--run_dir=run")
         finally:
             wandb.finish()
     assert code == 0 and "so this run is recorded offline" in stdout

@@ -48,9 +48,7 @@ CASES = {
     ),
     "plan": Case(["plan", "-c", "ppo.yaml", "--gpu=h100-80gb"], ["ppo.yaml", "model/config.json"]),
     "export": Case(["export", "last.ckpt", "out"], ["last.ckpt"]),
-    "generate": Case(
-        ["generate", "--model=model", "--prompt=w1 w2", "--max-new-tokens=3"], [GENERATION, *POLICY]
-    ),
+    "generate": Case(["generate", "--model=model", "--prompt=w1 w2", "--max-new-tokens=3"], [GENERATION, *POLICY]),
     "rank": Case(["rank", "--model=reward_model", "rankings.jsonl", "--out=best.jsonl"], ["rankings.jsonl", *SCORER]),
     "best-of-n": Case(
         ["best-of-n", "--model=model", "--reward=./reward_model", "--prompts=prompts.jsonl", *SAMPLE],

@@ -71,7 +71,7 @@ GOOD = {"prompt": "p", "completions": FOUR}
 @pytest.mark.parametrize(
     ("bad", "settings", "message"),
     [
-        ({"completions": FOUR}, {}, r"tasks\.jsonl:2: .*prompt"),
+        ({"completions": FOUR}, {}, r"tasks\.jsonl:2: no column"),
         ({"prompt": "  ", "completions": FOUR}, {}, r"tasks\.jsonl:2: empty prompt"),
         ({"prompt": "p", "completions": ["one"]}, {}, r"tasks\.jsonl:2: 1 completions; to rank takes 2 to 9"),
         ({"prompt": "p", "completions": FOUR * 8}, {}, r"tasks\.jsonl:2: 32 completions"),

@@ -1,6 +1,7 @@
 """Weights that are not the model's, adapters beside them, leftover settings: refused or said by every loader."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig, GPTJConfig
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.models.loading import load_causal_lm
+from lit_rlhf.models.loading import load_causal_lm, load_config, load_tokenizer
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import add_lora
 from lit_rlhf.models.pretrained import say, split_generation_settings
@@ -152,6 +153,25 @@ def test_a_damaged_file_is_refused(llama, tokenizer, tmp_path):
     with pytest.raises(UserError, match=f"cannot load '{folder}': ") as refused:
         load_causal_lm(str(folder), tokenizer, ModelLoadingConfig())
     assert "hub name" not in str(refused.value), "the folder is there"
+
+
+@pytest.mark.parametrize(
+    "file, text",
+    [
+        ("tokenizer_config.json", "null"),
+        ("tokenizer_config.json", '{"eos_token": 0.5}'),
+        ("tokenizer_config.json", '{"pad_token": true}'),
+        ("tokenizer.json", "{}"),
+        ("config.json", "[]"),
+        ("config.json", '{"model_type": ["llama"]}'),
+    ],
+)
+def test_a_json_file_of_other_content_is_refused_with_the_folder(file, text, llama, tmp_path):
+    folder = Path(shutil.copytree(llama, tmp_path / "model"))
+    (folder / file).write_text(text)
+    with pytest.raises(UserError, match=re.escape(f"cannot load '{folder}': ")):
+        load_config(str(folder), ModelLoadingConfig())
+        load_tokenizer(str(folder), ModelLoadingConfig())
 
 
 def with_adapter(llama: str, tokenizer: Any, folder: Path) -> Path:

@@ -17,8 +17,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
-        self.register("type", None, expand_home)  # an argument that is no path has an explicit type
-        self.register("type", Path, lambda text: Path(expand_home(text)))
+        self.register("type", None, read_path)  # an argument that is no path has an explicit type
+        self.register("type", Path, lambda text: Path(read_path(text)))
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and exiting."""
@@ -40,3 +40,14 @@ class Parser(argparse.ArgumentParser):
         if isinstance(vars(parsed).get("seed"), int):
             check_seed(parsed.seed, f"{self.prog}: --seed")
         return parsed
+
+
+def read_path(text: str) -> str:
+    """Return a path with the home folder for `~`; an empty one would be the working directory.
+
+    Raises:
+        argparse.ArgumentTypeError: it is empty.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("its value is empty")
+    return expand_home(text)

@@ -62,6 +62,8 @@ def explain_parse_error(message: str, options: Iterable[str], locations: ConfigL
         locations: of the settings in the files and arguments that were parsed.
     """
     options = list(options)
+    if abstract := _explain_abstract(message, locations):
+        return abstract
     found = [(match, explain) for pattern, explain in EXPLANATIONS.items() if (match := re.search(pattern, message))]
     if found:
         match, explain = min(found, key=lambda each: each[0].start())
@@ -138,6 +140,18 @@ def _explain_module(match: re.Match[str], reason: Reason) -> str:
         known = [path.stem for path in Path.cwd().glob("*.py")] + ["lit_rlhf", "lightning", "torch", "transformers"]
         text = f"there is no module {module!r}{did_you_mean(module, known)}"
     return reason.explain(text, location)
+
+
+def _explain_abstract(message: str, locations: ConfigLocations) -> str:
+    """Explain a class that was given and lacks a method of its base class; "" if there is none."""
+    for path in dict.fromkeys(re.findall(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+", message)):
+        location = locations.locate_value(path)
+        given = _import(path) if location else None
+        if inspect.isclass(given) and inspect.isabstract(given):
+            missing = ", ".join(sorted(given.__abstractmethods__))
+            bases = " or ".join(f"{each.__module__}.{each.__name__}" for each in given.__bases__)
+            return f"{path!r} lacks {missing}, which a subclass of {bases} must define{location}"
+    return ""
 
 
 def _explain_base(match: re.Match[str], reason: Reason) -> str:

@@ -45,9 +45,8 @@ def read_argilla(rows: Sequence[Row], origin: str) -> Imported:
             if not given:
                 continue  # nothing says which fields are ranked
             names = [name for name, _ in _ranked(given[0].value, row)]
-            names.sort(
-                key=list(map(_plain, texts)).index if all(_plain(n) in map(_plain, texts) for n in names) else str
-            )
+            order = list(map(_plain, texts))
+            names.sort(key=lambda name: order.index(_plain(name)) if _plain(name) in order else len(order))
         by_plain = {_plain(name): value for name, value in texts.items()}
         for name in names:
             if not isinstance(by_plain.get(_plain(name)), str):
