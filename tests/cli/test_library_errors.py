@@ -24,7 +24,7 @@ def refuse_by_wandb(folder: Path) -> None:
 def refuse_by_wandb_type(folder: Path) -> None:
     import wandb
 
-    wandb.Settings(mode="sometimes")
+    wandb.init(mode="sometimes")
 
 
 def refuse_by_peft(folder: Path) -> None:
@@ -105,8 +105,8 @@ def test_the_deepest_reason_is_given(tmp_path: Path) -> None:
     try:
         refuse_by_datasets(tmp_path)
     except Exception as problem:
-        assert str(problem.__cause__) not in str(problem)
-        assert " ".join(str(problem.__cause__).split())[:100] in (explain_library_error(problem) or "")
+        assert "JSON parse error" not in str(problem)
+        assert "JSON parse error" in (explain_library_error(problem) or "")
 
 
 def test_the_traceback_is_one_environment_variable_away(tmp_path: Path, monkeypatch, capsys) -> None:

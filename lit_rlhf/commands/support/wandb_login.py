@@ -39,7 +39,7 @@ def prepare_wandb(environ: MutableMapping[str, str], setting: str, logger: Mappi
     try:
         settings.settings_system = str(folder / "settings")
         settings.update_from_system_settings()
-        settings.update_from_env_vars(dict(environ))
+        settings.update_from_env_vars({name: value for name, value in environ.items() if value})
     except (wandb.Error, ValueError) as problem:
         raise UserError(f"Weights & Biases refuses its own settings, WANDB_* or {folder}: {problem}") from None
     for name, field in CHECKED.items():
