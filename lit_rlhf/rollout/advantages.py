@@ -76,7 +76,7 @@ class GAE(AdvantageEstimator):
 
 
 class GRPOAdvantage(AdvantageEstimator):
-    """A response's score minus its prompt's mean, in standard deviations of its prompt, minus the KL penalty; no critic.
+    """A response's score minus its prompt's mean, in the prompt's standard deviations, and the KL penalty; no critic.
 
     Group-relative policy optimization (Shao et al., 2024). Every token of a response gets the same advantage. The KL
     penalty, centered in the group as well, is not divided by the standard deviation. All advantages of a prompt whose

@@ -413,7 +413,7 @@ def change_checkpoint_entry(generator: random.Random, path: Path) -> tuple[str, 
     content = torch.load(path, weights_only=False)
     change = generator.choice([remove_entry, change_entry])
     part = generator.choice([content, content["hyper_parameters"]]) if "hyper_parameters" in content else content
-    names = {key: None for key in part}
+    names = dict.fromkeys(part)
     if change is remove_entry:
         what = remove_entry(generator, names)
         for key in set(part) - set(names):

@@ -21,7 +21,8 @@ SHAPE = {"vocab_size": 32_000, "hidden_size": 2048, "intermediate_size": 5632, "
 SFT = "-c small/sft --data.path=demonstrations.jsonl --data.max_prompt_length=64 --data.max_completion_length=448 \
 --data.validation_fraction=0 --data.batching=none --data.micro_batch_size=8 --trainer.max_steps=3"
 PPO = "-c small/ppo --model.reward.init_args.model=reward --data.path=prompts.jsonl --data.max_prompt_length=256 \
---model.sampling.max_new_tokens=256 --model.ppo.rollout_batch_size=64 --model.ppo.micro_batch_size=8 --trainer.max_epochs=1"
+--model.sampling.max_new_tokens=256 --model.ppo.rollout_batch_size=64 --model.ppo.micro_batch_size=8 \
+--trainer.max_epochs=1"
 RUNS = {
     "SFT, bf16-mixed": f"{SFT} -c precision/bf16-mixed",
     "SFT, bf16-mixed, gradient checkpointing": f"{SFT} -c precision/bf16-mixed -c compute/gradient-checkpointing",
@@ -84,8 +85,7 @@ def print_table(jobs: int) -> None:
         write_inputs(Path(folder), SHAPE)
         settings = ["--model.model=policy", "--trainer.accelerator=gpu"]
         runs = {
-            name: [*words.split(), *settings, f"--run_dir={name.replace(' ', '-')}"]
-            for name, words in RUNS.items()
+            name: [*words.split(), *settings, f"--run_dir={name.replace(' ', '-')}"] for name, words in RUNS.items()
         }
         peaks = {name: pool.submit(measured, args, Path(folder)) for name, args in runs.items()}
         for name, args in runs.items():

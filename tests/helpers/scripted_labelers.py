@@ -35,7 +35,7 @@ class LabelServer:
             if line.startswith("stop:"):
                 break
         assert "stop:" in self.output, self.output
-        self.links = {name: url for name, url in re.findall(r"^(\S+): (http\S+)$", self.output, re.MULTILINE)}
+        self.links = dict(re.findall(r"^(\S+): (http\S+)$", self.output, re.MULTILINE))
         addresses = re.findall(r"http://127\.0\.0\.1:(\d+)", self.output)
         self.port = int(addresses[0])
 

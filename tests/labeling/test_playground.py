@@ -150,7 +150,7 @@ def test_chat_in_a_browser(database: Database, tmp_path: Path):
                 tab.press_control_enter()
             tab.wait("[...document.querySelectorAll('[data-stream]')].every(e => e.textContent.includes('<b>'))")
             gate.set()
-            tab.wait("document.getElementById('vote')")
+            tab.wait("document.getElementById('vote') && document.readyState === 'complete'")
             assert "1 hello <i>" in tab.evaluate("document.body.innerText")
             with tab.next_page():
                 tab.press("2")

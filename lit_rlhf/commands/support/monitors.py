@@ -75,7 +75,15 @@ LOGGED_BY: dict[str, tuple[str, ...]] = {
     "EnsembleReward": ("reward/ensemble_std",),
     "ClippedReward": ("reward/clip_fraction",),
 }
-NO_METRICS = ("RewardModelScorer", "FunctionReward", "LoRARewardModel", "RemoteReward", "ScaledReward", "NormalizedReward")  # rewards that log none
+# rewards that log no metrics of their own
+NO_METRICS = (
+    "RewardModelScorer",
+    "FunctionReward",
+    "LoRARewardModel",
+    "RemoteReward",
+    "ScaledReward",
+    "NormalizedReward",
+)
 OWN = ("lit_rlhf.", "lightning.")
 
 

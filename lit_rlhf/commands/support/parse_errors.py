@@ -148,7 +148,7 @@ def _explain_abstract(message: str, locations: ConfigLocations) -> str:
         location = locations.locate_value(path)
         given = _import(path) if location else None
         if inspect.isclass(given) and inspect.isabstract(given):
-            missing = ", ".join(sorted(given.__abstractmethods__))
+            missing = ", ".join(sorted(vars(given)["__abstractmethods__"]))
             bases = " or ".join(f"{each.__module__}.{each.__name__}" for each in given.__bases__)
             return f"{path!r} lacks {missing}, which a subclass of {bases} must define{location}"
     return ""
