@@ -260,8 +260,8 @@ class ResumableLoader(Generic[R, B]):
         left, size = len(self.dataset) - rows, self.shape.minibatch_size
         if rows and left < size:
             raise UserError(
-                f"ckpt_path: the {left:,} rows that the checkpoint has left of its epoch fill no minibatch of {size:,}; take "
-                "a smaller minibatch, or a checkpoint at the end of an epoch"
+                f"ckpt_path: the {left:,} rows that the checkpoint left of its epoch fill no minibatch of {size:,}; "
+                "take a smaller minibatch, or a checkpoint at the end of an epoch"
             )
         self._epoch, self._position = state["epoch"], rows // self.shape.global_micro_batch_size
         self._resumed = True

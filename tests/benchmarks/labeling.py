@@ -36,7 +36,7 @@ def main() -> None:
     pages = sorted(value for each in labelers for value in each.page_seconds)
     p50, p95 = (pages[int(share * len(pages))] for share in (0.5, 0.95))
     print(
-        f"{answers} answers in {seconds:.1f} s: {answers / seconds:.1f} per second; a page: median {1000 * p50:.0f} ms, "
+        f"{answers} answers in {seconds:.1f} s: {answers / seconds:.1f} per second; page: median {1000 * p50:.0f} ms, "
         f"95th percentile {1000 * p95:.0f} ms"
     )
 
