@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from statistics import median
+from threading import Lock
 from time import time
 from typing import Any, Literal, NamedTuple
 
@@ -170,6 +171,7 @@ class Database:
 
     def __init__(self, path: str | Path, create: bool = True) -> None:
         self.path = Path(path).expanduser()
+        self._turn = Lock()  # threads of this process queue here: SQLite would sleep between its attempts
         if self.path.is_dir():
             raise UserError(f"database {self.path} is a folder: name a file, such as {self.path / 'labels.db'}")
         if not self.path.exists() and not create:
@@ -242,7 +244,7 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
         """Open a transaction that holds the file's lock: all of it is written at the end, or nothing."""
-        with self._connection() as connection:
+        with self._turn, self._connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection

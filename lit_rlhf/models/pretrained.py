@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import MODEL_MAPPING, GenerationConfig, PretrainedConfig
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
@@ -21,7 +22,7 @@ from lit_rlhf.suggestions import did_you_mean
 # buffers of older checkpoints: causal masks and rotary frequencies, which transformers now computes
 OLD_BUFFERS = re.compile(r"(^|\.)((attn|attention)\.(masked_)?bias|rotary_emb\.inv_freq|position_ids)$")
 # what transformers raises where a JSON file of a model is valid JSON, but not what it expects
-MALFORMED = (TypeError, AttributeError, LookupError, ArithmeticError)
+MALFORMED = (TypeError, AttributeError, LookupError, ArithmeticError, StrictDataclassError)
 
 
 def from_pretrained_quietly(load: Callable[..., Any], model: str, loading: ModelLoadingConfig, **settings: Any) -> Any:
@@ -43,7 +44,9 @@ def from_pretrained_quietly(load: Callable[..., Any], model: str, loading: Model
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         what = "" if folder.is_dir() else " (neither a folder here nor a reachable hub name)"
         raise UserError(f"model: cannot load {model!r}{what}: {reason}") from error
-    except MALFORMED as error:
+    except Exception as error:
+        if not isinstance(error, MALFORMED) and type(error) is not Exception:  # which the Rust libraries raise
+            raise
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"model: cannot load {model!r}: a file of it lacks a field or holds a value of another type "
@@ -275,4 +278,17 @@ def _check_report(
             f"model: {type(loaded).__name__} has no use for {len(foreign):,} of the weights of {model!r}{holds}: its "
             f"config.json is of another model, or another program added them, and they are to be removed{hint}"
         )
+    _check_finite(model, loaded, report["missing_keys"])
     return found
+
+
+def _check_finite(model: str, loaded: torch.nn.Module, missing: Iterable[str]) -> None:
+    """Refuse weights from the files that hold NaN or infinity: everything computed with them would."""
+    for name, weight in loaded.named_parameters():
+        if name in missing or weight.is_meta or not weight.is_floating_point():
+            continue
+        if not torch.isfinite(weight).all():
+            raise UserError(
+                f"model: the weight {name!r} of {model!r} holds NaN or infinity: its training diverged, or the file is "
+                "damaged; use an earlier checkpoint, or copy the folder again"
+            )

@@ -86,7 +86,7 @@ def test_the_table_starts_with_the_best(models, tmp_path, capsys):
     [
         ("", [], "stdin holds no row"),
         ('{"prompt": "w1"}\n', [], "stdin:1: no column of completions"),
-        ('{"completions": ["w1"]}\n', [], "stdin:1: no column 'text'"),
+        ('{"completions": ["w1"]}\n', [], "stdin:1: no column 'prompt'"),
         ('{"prompt": "w1", "completions": [1]}\n', [], "stdin:1: the completions must be texts"),
         (
             '{"prompt": "w1", "completions": ["w2", "\\ud83d"]}\n',

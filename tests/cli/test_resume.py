@@ -151,7 +151,7 @@ def test_what_cannot_be_resumed_is_one_line_before_anything_is_loaded(llama, tmp
         (["--data.micro_batch_size=5"], "after 24 rows of its epoch, which minibatches of 10 = micro_batch_size 5"),
         (
             ["--data.micro_batch_size=12"],
-            "the 16 rows that the checkpoint has left of its epoch fill no minibatch of 24",
+            "the 16 rows that the checkpoint left of its epoch fill no minibatch of 24",
         ),
         (["--data.seed=7"], "in the middle of an epoch whose order is of seed 0"),
     ):

@@ -125,7 +125,7 @@ def test_a_position_within_a_minibatch_is_refused_before_the_first_step(tmp_path
     assert not module.trained
     given = DemonstrationDataModule(path, micro_batch_size=4, seed=1)
     fit_rows(tmp_path / "other", toy, path, (2, 2), stop=5)
-    with pytest.raises(UserError, match="the 4 rows that the checkpoint has left of its epoch fill no minibatch of 20"):
+    with pytest.raises(UserError, match="the 4 rows that the checkpoint left of its epoch fill no minibatch of 20"):
         run = trainer(tmp_path, accumulate_grad_batches=5)
         run.fit(module, datamodule=given, ckpt_path=tmp_path / "other" / "saved" / "step=5.ckpt")
     assert not module.trained

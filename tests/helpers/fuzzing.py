@@ -65,6 +65,7 @@ CASES = {
     "recipes": Case(["recipes", "cp", "quickstart/sft", "best.jsonl"], []),
     "labelers": Case(["labelers", "agreement", "rankings.jsonl", "--out=best.jsonl"], ["rankings.jsonl"]),
 }
+SETTINGS = ("model", "data", "trainer", "suites", "baseline", "seed", "out", "optimizer", "scheduler", "argument")
 OUTPUTS = ("out", "best.jsonl", "best.curve.json")
 
 
@@ -146,7 +147,8 @@ def break_one(draw: int, folder: Path, name: str) -> tuple[list[str], Breakage]:
     kinds = {".yaml": YAML, ".json": JSON, ".jsonl": ROWS, ".safetensors": WEIGHTS, ".ckpt": CHECKPOINT}[path.suffix]
     kind = generator.choice(kinds)
     what, invalid = kind(generator, path)
-    return case.args, Breakage(f"{target}: {kind.__name__} {what}", (target, Path(target).parts[0]), invalid)
+    names = (target, Path(target).parts[0], *(SETTINGS if path.suffix == ".yaml" else ()))
+    return case.args, Breakage(f"{target}: {kind.__name__} {what}", names, invalid)
 
 
 def break_arguments(generator: random.Random, args: list[str]) -> tuple[list[str], Breakage]:
@@ -169,7 +171,7 @@ def break_arguments(generator: random.Random, args: list[str]) -> tuple[list[str
     names = tuple(part for part in (word, key, key.lstrip("-"), args[at] if at < len(args) else "", args[0]) if part)
     # a file of another name is a file too, where it is written
     invalid = kind == "misspelled" and word not in ("out", "best.jsonl")
-    return args, Breakage(f"arguments: {word!r} {kind}: {args}", (*names, "argument", "command", "-c"), invalid)
+    return args, Breakage(f"arguments: {word!r} {kind}: {args}", (*names, "argument", "command", *SETTINGS), invalid)
 
 
 def misspell(generator: random.Random, word: str) -> str:

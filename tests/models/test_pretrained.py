@@ -162,6 +162,11 @@ def test_a_damaged_file_is_refused(llama, tokenizer, tmp_path):
         ("tokenizer_config.json", '{"eos_token": 0.5}'),
         ("tokenizer_config.json", '{"pad_token": true}'),
         ("tokenizer.json", "{}"),
+        (
+            "tokenizer.json",
+            '{"added_tokens": [], "model": {"type": "WordLevel", "vocab": {"w1": []}, "unk_token": "w1"}}',
+        ),
+        ("config.json", '{"model_type": "llama", "intermediate_size": ""}'),
         ("config.json", "[]"),
         ("config.json", '{"model_type": ["llama"]}'),
     ],
@@ -172,6 +177,18 @@ def test_a_json_file_of_other_content_is_refused_with_the_folder(file, text, lla
     with pytest.raises(UserError, match=re.escape(f"cannot load '{folder}': ")):
         load_config(str(folder), ModelLoadingConfig())
         load_tokenizer(str(folder), ModelLoadingConfig())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("load", LOADERS)
+def test_weights_that_are_no_numbers_are_refused(load, value, llama, tokenizer, tmp_path):
+    folder = Path(shutil.copytree(llama, tmp_path / "model"))
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    weights[name][3, 4] = value
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=rf"the weight '[\w.]*layers.1.mlp.up_proj.weight' of '{folder}' holds NaN"):
+        load(str(folder), tokenizer, ModelLoadingConfig())
 
 
 def with_adapter(llama: str, tokenizer: Any, folder: Path) -> Path:

@@ -86,7 +86,7 @@ class ConfigLocations:
             names += [node.value for node in iter_scalars(tree)]
 
 
-def parse_yaml(path: Path) -> yaml.Node | None:
+def parse_yaml(path: Path) -> yaml.MappingNode:
     """Return the YAML nodes of a file, which know their lines.
 
     Raises:
@@ -102,7 +102,7 @@ def parse_yaml(path: Path) -> yaml.Node | None:
     except yaml.YAMLError as problem:
         raise UserError(f"{path}: not valid YAML: {problem}") from None
     check_rules(tree, path)
-    if tree is not None and not isinstance(tree, yaml.MappingNode):
+    if not isinstance(tree, yaml.MappingNode):  # None of an empty file
         raise UserError(f"{path}: a recipe is a mapping with keys such as trainer, model and data")
     return tree
 

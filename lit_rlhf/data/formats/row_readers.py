@@ -124,7 +124,7 @@ def get_prompt(row: Row) -> Prompt:
             return messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
     if "context" in row.fields:
         return get_messages(row, "context")
-    return get_text(row, "text")
+    return get_text(row, "text" if "text" in row.fields else "prompt")
 
 
 def _join_passages(row: Row) -> str:
