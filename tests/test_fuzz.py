@@ -1,5 +1,6 @@
 """Random breakages of every command's inputs: the right result, or exit code 2 and one line; nothing else changes."""
 
+import contextlib
 import json
 import os
 import signal
@@ -23,8 +24,8 @@ from tests.helpers.fuzzing import CASES, FIT, break_one, hash_files, write_input
 DRAWS = int(os.environ.get("LIT_RLHF_FUZZ_DRAWS", "40"))
 FIRST = int(os.environ.get("LIT_RLHF_FUZZ_FIRST", "0"))
 ARCHITECTURES = ("llama", "gpt2", "gpt_neox", "gemma")  # transformers keeps the word tokenizer of these
-SECONDS = 60
-LONGEST = 800  # characters of a message
+SECONDS = 120  # a machine may be busy
+LONGEST = 600  # characters of a message
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def sources(
 
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run in a folder of this test, sweeps in this process, and stop what runs for a minute."""
+    """Run in a folder of this test, sweeps in this process, and stop what runs for too long."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -64,8 +65,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def run_here(run: Run) -> int:
-    (run.folder / "log.txt").write_text("error: what it said last\n")
-    return main(["fit", "-c", str(run.recipe)])
+    """Execute a run of a sweep in this process; its stderr is in its log, as in a process of its own."""
+    with (run.folder / "log.txt").open("w") as log, contextlib.redirect_stderr(log):
+        return main(["fit", "-c", str(run.recipe)])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -101,13 +103,10 @@ def test_a_broken_input_is_refused_in_one_line_or_right(draw, sources, model_fol
     assert "Traceback (most recent call last)" not in err, told
     assert code in (0, 2), told
     assert code == 2 or not broken.invalid, f"{told}: invalid, but exit code 0"
-    if name == "sweep":  # a refused run prints its line too, here in the same process
-        assert (code == 2) == (errors != []) and len(errors) <= 2, f"{told}: {errors}"
-    else:
-        assert len(errors) == (code == 2), f"{told}: {errors}"
+    assert len(errors) == (code == 2), f"{told}: {errors}"
     for line in errors:
         assert len(line) < LONGEST, f"{told}: {line}"
-        assert any(name in line for name in broken.names), f"{told}: {line}"
+        assert any(word in line for word in broken.names), f"{told}: {line}"
     after = hash_files(Path())  # an argument may name another output
     assert after.items() >= before.items() if broken.what.startswith("arguments") else after == before, told
 

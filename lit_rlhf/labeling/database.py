@@ -94,7 +94,7 @@ class NewTask(NamedTuple):
     origin: str = ""  # file and line, for messages
 
 
-class Labeler(NamedTuple):
+class LabelerAccount(NamedTuple):
     """One person."""
 
     id: int
@@ -267,12 +267,12 @@ class Database:
 
     # labelers
 
-    def add_labeler(self, name: str, role: str = "labeler") -> Labeler:
+    def add_labeler(self, name: str, role: str = "labeler") -> LabelerAccount:
         """Return the labeler of a name, added where new."""
         with self.write() as connection:
             return _find_or_add_labeler(connection, name, role)
 
-    def make_secret(self, labeler: Labeler) -> str:
+    def make_secret(self, labeler: LabelerAccount) -> str:
         """Return a new secret for a labeler's link; an earlier one is no longer valid."""
         secret = secrets.token_urlsafe(24)
         with self.write() as connection:
@@ -280,27 +280,27 @@ class Database:
             connection.execute("UPDATE labelers SET secret_hash = ? WHERE id = ?", values)
         return secret
 
-    def has_secret(self, labeler: Labeler) -> bool:
+    def has_secret(self, labeler: LabelerAccount) -> bool:
         """Return whether a link was made for a labeler."""
         with self.read() as connection:
             row = connection.execute("SELECT secret_hash FROM labelers WHERE id = ?", (labeler.id,)).fetchone()
         return row is not None and row[0] is not None
 
-    def authenticate(self, secret: str) -> Labeler | None:
+    def authenticate(self, secret: str) -> LabelerAccount | None:
         """Return whose secret this is, in a time that does not depend on it."""
         found, given = None, _hash(secret)
         with self.read() as connection:
             rows = connection.execute("SELECT id, name, role, secret_hash FROM labelers").fetchall()
         for *fields, secret_hash in rows:
             if hmac.compare_digest(given, secret_hash or ""):
-                found = Labeler(*fields)
+                found = LabelerAccount(*fields)
         return found
 
-    def list_labelers(self) -> list[Labeler]:
+    def list_labelers(self) -> list[LabelerAccount]:
         """Return all labelers."""
         with self.read() as connection:
             rows = connection.execute("SELECT id, name, role FROM labelers WHERE role = 'labeler' ORDER BY name")
-            return [Labeler(*row) for row in rows]
+            return [LabelerAccount(*row) for row in rows]
 
     # tasks
 
@@ -334,7 +334,7 @@ class Database:
         with self.read() as connection:
             return Progress(*connection.execute(query, (kind,)).fetchone())
 
-    def labeler_progress(self, kind: Kind, labeler: Labeler) -> LabelerProgress:
+    def labeler_progress(self, kind: Kind, labeler: LabelerAccount) -> LabelerProgress:
         """Return what a labeler has done of the tasks of a kind."""
         query = (
             "SELECT action, seconds FROM current_answers JOIN tasks ON tasks.id = task WHERE labeler = ? AND kind = ?"
@@ -348,7 +348,7 @@ class Database:
 
     # a labeler's work
 
-    def claim(self, kind: Kind, labeler: Labeler, now: float | None = None) -> Lease | None:
+    def claim(self, kind: Kind, labeler: LabelerAccount, now: float | None = None) -> Lease | None:
         """Return the task that a labeler works on, claimed now where there is none; None if nothing is left.
 
         A task counts its answers and the leases of others that have not run out, and is claimed only below the number
@@ -368,13 +368,13 @@ class Database:
             connection.execute("UPDATE leases SET expires = ? WHERE token = ?", (now + LEASE_SECONDS, lease.token))
             return lease
 
-    def find_lease(self, token: str, labeler: Labeler) -> Lease | None:
+    def find_lease(self, token: str, labeler: LabelerAccount) -> Lease | None:
         """Return a labeler's lease, also one that has run out; None if it was answered or never given."""
         with self.read() as connection:
             row = connection.execute(f"{_LEASE} WHERE token = ? AND labeler = ?", (token, labeler.id)).fetchone()
         return None if row is None else _read_lease(row)
 
-    def keep_draft(self, token: str, labeler: Labeler, draft: dict[str, str], now: float | None = None) -> bool:
+    def keep_draft(self, token: str, labeler: LabelerAccount, draft: dict[str, str], now: float | None = None) -> bool:
         """Keep a form that is not finished, and extend its lease; False if there is no such lease."""
         now = time() if now is None else now
         with self.write() as connection:
@@ -385,7 +385,7 @@ class Database:
     def submit(
         self,
         token: str,
-        labeler: Labeler,
+        labeler: LabelerAccount,
         action: Action,
         content: dict[str, Any],
         seconds: float | None = None,
@@ -431,7 +431,7 @@ class Database:
                 connection.execute("UPDATE tasks SET num_labels = num_labels + 1 WHERE id = ?", (task,))
             return recorded
 
-    def last_answer(self, kind: Kind, labeler: Labeler) -> int | None:
+    def last_answer(self, kind: Kind, labeler: LabelerAccount) -> int | None:
         """Return the number of the last answer or skip of a labeler that is not undone."""
         query = """
             SELECT current_answers.id FROM current_answers JOIN tasks ON tasks.id = task
@@ -441,7 +441,7 @@ class Database:
             row = connection.execute(query, (labeler.id, kind)).fetchone()
         return None if row is None else int(row[0])
 
-    def undo(self, answer: int, labeler: Labeler, draft: dict[str, str], now: float | None = None) -> bool:
+    def undo(self, answer: int, labeler: LabelerAccount, draft: dict[str, str], now: float | None = None) -> bool:
         """Take an answer back by a row of its own, and give its task to the labeler again.
 
         Args:
@@ -541,7 +541,7 @@ _NEXT_TASK = f"""
 """
 
 
-def _find_lease(connection: sqlite3.Connection, kind: Kind, labeler: Labeler, now: float) -> Lease | None:
+def _find_lease(connection: sqlite3.Connection, kind: Kind, labeler: LabelerAccount, now: float) -> Lease | None:
     """Return the newest lease of a labeler whose task still takes this labeler's answer."""
     query = f"{_LEASE} WHERE labeler = ? AND kind = ? ORDER BY started DESC, task DESC"
     for row in connection.execute(query, (labeler.id, kind)).fetchall():
@@ -551,7 +551,7 @@ def _find_lease(connection: sqlite3.Connection, kind: Kind, labeler: Labeler, no
     return None
 
 
-def _has_capacity(connection: sqlite3.Connection, task: int, labeler: Labeler, now: float) -> bool:
+def _has_capacity(connection: sqlite3.Connection, task: int, labeler: LabelerAccount, now: float) -> bool:
     """Return whether a task takes one more label, besides the leases of others."""
     query = f"SELECT 1 FROM tasks WHERE id = :task AND (labels_wanted = 0 OR num_labels + ({_OTHERS}) < labels_wanted)"
     return connection.execute(query, {"task": task, "labeler": labeler.id, "now": now}).fetchone() is not None
@@ -574,7 +574,7 @@ def _read_answer(row: Sequence[Any]) -> Answer:
 def _insert_lease(
     connection: sqlite3.Connection,
     task: int,
-    labeler: Labeler,
+    labeler: LabelerAccount,
     now: float,
     shown: list[int],
     draft: dict[str, str] | None = None,
@@ -624,9 +624,9 @@ def _add_tasks(
     return len(new)
 
 
-def _find_or_add_labeler(connection: sqlite3.Connection, name: str, role: str = "labeler") -> Labeler:
+def _find_or_add_labeler(connection: sqlite3.Connection, name: str, role: str = "labeler") -> LabelerAccount:
     connection.execute("INSERT OR IGNORE INTO labelers (name, role) VALUES (?, ?)", (name, role))
-    return Labeler(*connection.execute("SELECT id, name, role FROM labelers WHERE name = ?", (name,)).fetchone())
+    return LabelerAccount(*connection.execute("SELECT id, name, role FROM labelers WHERE name = ?", (name,)).fetchone())
 
 
 def _shuffle(content: dict[str, Any], seed: str) -> list[int]:

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from lit_rlhf.data.records import Message
 from lit_rlhf.errors import UserError
 from lit_rlhf.labeling.answers import PREFERENCES, clean_text, flip_preference
-from lit_rlhf.labeling.database import Database, ImportedAnswer, Labeler, NewTask
+from lit_rlhf.labeling.database import Database, ImportedAnswer, LabelerAccount, NewTask
 from lit_rlhf.labeling.pages import render_page
 from lit_rlhf.labeling.tasks import Content
 from lit_rlhf.labeling.web import Access, Refusal, build_app, form, page, see_other
@@ -33,7 +33,7 @@ POLL_SECONDS = 0.03
 Responder = Callable[[list[Message], Callable[[str], None]], None]
 
 
-class _Reply:
+class _StreamedReply:
     """A response while it is written."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class _Conversation:
 
     def __init__(self, count: int) -> None:
         self.turns: list[Message] = []
-        self.replies: list[_Reply] = []
+        self.replies: list[_StreamedReply] = []
         self.shown = list(range(count))  # shown[i] is the number of the model at place i
         self.revealed: list[str] = []  # after the vote: which model was at which place
         self.started = time()
@@ -56,7 +56,7 @@ class _Conversation:
 
 class _Playground:
     def __init__(
-        self, database: Database, labeler: Labeler, models: Sequence[tuple[str, Responder]], seed: int
+        self, database: Database, labeler: LabelerAccount, models: Sequence[tuple[str, Responder]], seed: int
     ) -> None:
         self.database, self.labeler, self.models = database, labeler, list(models)
         self.access = Access(database, labeler)
@@ -112,13 +112,13 @@ class _Playground:
         conversation.turns.append({"role": "user", "content": message})
         self._random.shuffle(conversation.shown)
         conversation.revealed, conversation.started = [], time()
-        conversation.replies = [_Reply() for _ in self.models]
+        conversation.replies = [_StreamedReply() for _ in self.models]
         for place, model in enumerate(conversation.shown):
             own = (model, list(conversation.turns), conversation.replies[place])
             threading.Thread(target=self._write, args=own, daemon=True).start()
         return see_other(f"/?c={number}")
 
-    def _write(self, model: int, turns: list[Message], reply: _Reply) -> None:
+    def _write(self, model: int, turns: list[Message], reply: _StreamedReply) -> None:
         try:
             with self._locks[model]:
                 self.models[model][1](turns, reply.add)
@@ -171,7 +171,7 @@ class _Playground:
         return StreamingResponse(_events(conversation.replies[place]), media_type="text/event-stream")
 
 
-async def _events(reply: _Reply) -> AsyncIterator[str]:
+async def _events(reply: _StreamedReply) -> AsyncIterator[str]:
     """Yield what is new of a response, and its end."""
     sent = 0
     while True:
@@ -188,7 +188,7 @@ async def _events(reply: _Reply) -> AsyncIterator[str]:
 
 def create_chat_app(
     database: Database,
-    labeler: Labeler,
+    labeler: LabelerAccount,
     models: Sequence[tuple[str, Responder]],
     hosts: Sequence[str] | None,
     seed: int = 0,

@@ -10,7 +10,7 @@ from starlette.responses import HTMLResponse, Response
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.labeling.answers import SKIP_REASONS, IncompleteAnswer, clean_text, fill_form, read_answer
-from lit_rlhf.labeling.database import Action, Database, Kind, Labeler
+from lit_rlhf.labeling.database import Action, Database, Kind, LabelerAccount
 from lit_rlhf.labeling.overview import build_overview
 from lit_rlhf.labeling.pages import render_message, render_page, render_task
 from lit_rlhf.labeling.text import render_markdown
@@ -30,7 +30,7 @@ class LabelSettings(NamedTuple):
 
     kind: Kind
     instructions: str  # Markdown
-    only_labeler: Labeler | None = None  # who works here without a link; None if each person has a link
+    only_labeler: LabelerAccount | None = None  # who works here without a link; None if each person has a link
     hosts: tuple[str, ...] | None = None  # names under which the server may be asked; None: any
 
 

@@ -21,7 +21,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.labeling.database import Database, Labeler
+from lit_rlhf.labeling.database import Database, LabelerAccount
 from lit_rlhf.labeling.pages import render_message
 
 MAX_BODY = 2_000_000  # bytes of a form
@@ -41,7 +41,7 @@ SECURITY_HEADERS = {
 class Session(NamedTuple):
     """Who sent a request."""
 
-    labeler: Labeler
+    labeler: LabelerAccount
     cookie: str
     csrf: str  # the token of this session's forms
     is_new: bool  # whether the cookie is to be set
@@ -63,7 +63,7 @@ class Access:
         only_labeler: Who works here without a link; None if each person has a link.
     """
 
-    def __init__(self, database: Database, only_labeler: Labeler | None) -> None:
+    def __init__(self, database: Database, only_labeler: LabelerAccount | None) -> None:
         self.database = database
         self.only_labeler = only_labeler
         self.cookie_name = f"lit_rlhf_{database.read_setting('id')}"
@@ -96,7 +96,7 @@ class Access:
                 "The form is not of this session: open the page again, then send it again.",
             )
 
-    def log_in(self, secret: str) -> Labeler:
+    def log_in(self, secret: str) -> LabelerAccount:
         """Return whose link this is.
 
         Raises:

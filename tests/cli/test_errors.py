@@ -121,6 +121,7 @@ OVERLAYS = {
         "prompts.jsonl, line 3: not JSON; fix the row",
     ),
     "not a mapping": ("[1, 2]", "overlay.yaml: a recipe is a mapping with keys such as trainer, model and data"),
+    "no setting": ("", "overlay.yaml: a recipe is a mapping with keys such as trainer, model and data"),
     "no YAML": ("model: [1", "overlay.yaml, line 2: not valid YAML: expected ',' or ']', but got '<stream end>'"),
 }
 

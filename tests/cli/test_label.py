@@ -40,7 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["tasks.jsonl", "--host", "0.0.0.0"], "is open to others: name the people"),
         (["tasks.jsonl", "--labels-per-task", "0"], "must be 1 or more"),
         (["tasks.jsonl", "--kind", "order"], "invalid choice"),
-        (["tasks.jsonl", "--colour"], "has no option"),
+        (["tasks.jsonl", "--color"], "has no option"),
         (["task.jsonl"], "did you mean 'tasks.jsonl'"),
         ([], "holds no task yet"),
         (["tasks.jsonl", "--instructions", "no.md"], "no data file 'no.md'"),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.labeling.database import LEASE_SECONDS, Database, ImportedAnswer, Labeler
+from lit_rlhf.labeling.database import LEASE_SECONDS, Database, ImportedAnswer, LabelerAccount
 from tests.labeling.conftest import Fill, make_task
 
 
@@ -211,7 +211,7 @@ STEPS = st.lists(
 def test_no_order_of_steps_gives_a_task_too_many_labels(tmp_path_factory: pytest.TempPathFactory, steps, labels: int):
     database = Database(tmp_path_factory.mktemp("steps") / "labels.db")
     database.add_tasks("rank", [make_task(n) for n in range(3)], [labels] * 3)
-    people: list[Labeler] = [database.add_labeler(name) for name in ("ann", "bo", "cy")]
+    people: list[LabelerAccount] = [database.add_labeler(name) for name in ("ann", "bo", "cy")]
     held: dict[int, list[str]] = {0: [], 1: [], 2: []}
     now, given_answers = 1.0, 0
     for person, step in steps:
