@@ -66,6 +66,7 @@ def caches_of_this_session_alone(tmp_path_factory: pytest.TempPathFactory) -> It
 def seed_of_this_test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command's `seed_everything` leaves the seed in the environment, where Lightning's ranks would take it up."""
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)  # a command goes offline where there is no network
 
 
 @pytest.fixture(autouse=True)

@@ -73,6 +73,10 @@ ALLOWED = {
     # a task's name in its data
     "summarise": ("lit_rlhf/synthetic/", "tests/synthetic/", "lit_rlhf/evaluation/reports/", "tests/evaluation/"),
     "grey": ("lit_rlhf/synthetic/", "tests/synthetic/"),
+    "was_cancelled": ("lit_rlhf/labeling/formats/", "tests/labeling/"),  # a key of Label Studio's files
+    "cancelled": ("lit_rlhf/labeling/formats/", "tests/labeling/"),
+    "cancelled_annotations": ("lit_rlhf/labeling/formats/", "tests/labeling/"),
+    "total_cancelled": ("lit_rlhf/labeling/formats/", "tests/labeling/"),
 }
 
 

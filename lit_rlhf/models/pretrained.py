@@ -278,16 +278,21 @@ def _check_report(
             f"model: {type(loaded).__name__} has no use for {len(foreign):,} of the weights of {model!r}{holds}: its "
             f"config.json is of another model, or another program added them, and they are to be removed{hint}"
         )
-    _check_finite(model, loaded, report["missing_keys"])
     return found
 
 
-def _check_finite(model: str, loaded: torch.nn.Module, missing: Iterable[str]) -> None:
-    """Refuse weights from the files that hold NaN or infinity: everything computed with them would."""
+def check_finite_weights(model: str, loaded: torch.nn.Module) -> None:
+    """Refuse weights that hold NaN or infinity.
+
+    Args:
+        model: The folder or hub name.
+        loaded: The model loaded from it.
+
+    Raises:
+        UserError: Names the first such weight.
+    """
     for name, weight in loaded.named_parameters():
-        if name in missing or weight.is_meta or not weight.is_floating_point():
-            continue
-        if not torch.isfinite(weight).all():
+        if not weight.is_meta and weight.is_floating_point() and not torch.isfinite(weight).all():
             raise UserError(
                 f"model: the weight {name!r} of {model!r} holds NaN or infinity: its training diverged, or the file is "
                 "damaged; use an earlier checkpoint, or copy the folder again"

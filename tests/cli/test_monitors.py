@@ -66,8 +66,8 @@ def test_a_metric_that_is_logged_runs(
 
 
 def test_a_users_metric_is_found_missing_in_one_line(stages: Path, command: Callable[..., Any]) -> None:
-    (stages / "mine.py").write_text("import lightning as L\n\n\nclass Mine(L.Callback):\n    pass\n")
-    words = ["--trainer.callbacks+=mine.Mine", STOPPING, "--trainer.callbacks.monitor=my/metric"]
+    (stages / "own_callback.py").write_text("import lightning as L\n\n\nclass Mine(L.Callback):\n    pass\n")
+    words = ["--trainer.callbacks+=own_callback.Mine", STOPPING, "--trainer.callbacks.monitor=my/metric"]
     code, _, err = command("fit", "-c", "sft.yaml", *words)
     assert code == 2 and "Early stopping conditioned on metric `my/metric`" in err.splitlines()[-1]
 

@@ -81,7 +81,9 @@ def fit(
         words = [word for name in files for word in ("-c", name)]
         instantiated.clear()
         capfd.readouterr()
-        code = main(["fit", *words, *(f"--trainer.{name}={value}" for name, value in settings.items()), "--overwrite"])
+        arguments = ["fit", *words, *(f"--trainer.{name}={value}" for name, value in settings.items())]
+        # the shipped folder holds the model that the stages start from
+        code = main([*arguments, "--run_dir=runs/overlay", "--overwrite"])
         if code == 2:
             line = capfd.readouterr().err.strip().splitlines()[-1]
             assert not instantiated, f"{overlays}: refused, but not before anything is instantiated: {line}"

@@ -280,7 +280,7 @@ def test_samples_of_rollouts_and_of_validations_are_apart(stages: Path, command:
     )
     (stages / "generate.yaml").write_text(overlay)
     every = ["--trainer.callbacks.LogSamples.every_n_epochs=1", "--trainer.callbacks.LogSamples.rows=8"]
-    assert command("fit", "-c", "ppo.yaml", "-c", "generate.yaml", *words, *every) == (0, "", "")
+    assert command("fit", "-c", "ppo.yaml", "-c", "generate.yaml", *words, *every)[0] == 0
     files = [stages / "runs/ppo" / name for name in ("samples.jsonl", "validation_samples.jsonl")]
     rollouts, validations = ([json.loads(line) for line in file.read_text().splitlines()] for file in files)
     assert len(rollouts) == 16 and all(row["prompt"] != "w9 w9 w9" for row in rollouts)

@@ -35,7 +35,7 @@ CASES = {
     "ToxicityClassifier": (lambda: ToxicityClassifier("./no"), NO_FOLDER),
     "KeywordToxicity": (lambda: KeywordToxicity("rws.jsonl"), "no data file 'rws.jsonl'"),
     "a task's file": (lambda: Benchmark("rte", "rws.jsonl"), "no data file 'rws.jsonl'"),
-    "a task's shots": (lambda: Benchmark("rte", "rows.jsonl", shots_path="rws.jsonl"), "no data file 'rws.jsonl'"),
+    "a task's shots": (lambda: Benchmark("rte", "rte.jsonl", shots_path="rws.jsonl"), "no data file 'rws.jsonl'"),
     "a task's row": (lambda: Benchmark("sst", "rows.jsonl"), r"rows\.jsonl:1: label is 7"),
 }
 
@@ -56,6 +56,7 @@ def folder(tmp_path, monkeypatch) -> None:
     columns = {"Question": "w1", "Best Answer": "w2", "Correct Answers": "w2", "Incorrect Answers": "w3"}
     columns |= {"premise": "w1", "hypothesis": "w2", "text": "w1", "label": 7, "prompt": "w1"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(columns) + "\n")
+    (tmp_path / "rte.jsonl").write_text(json.dumps(columns | {"label": 0}) + "\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         "lit_rlhf.evaluation.models.evaluated_model.load_causal_lm", lambda *_: pytest.fail("a model was loaded")

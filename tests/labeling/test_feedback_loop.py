@@ -118,7 +118,11 @@ def test_the_page_gives_the_reward_model_what_the_file_gives(tmp_path: Path, lla
     database.add_tasks("rank", file.tasks, [1] * len(file.tasks))
     only = database.add_labeler("ann")
     browser = Browser(create_label_app(database, LabelSettings("rank", "", only, ("127.0.0.1",))))
-    known = {(row["prompt"], text): rank for row in rows for text, rank in zip(row["completions"], row["ranks"])}
+    known = {
+        (row["prompt"], text): sorted(set(row["ranks"])).index(rank)  # bins are numbered without gaps
+        for row in rows
+        for text, rank in zip(row["completions"], row["ranks"])
+    }
     browser.open()
     while "All done" not in browser.page:
         prompt, *texts = re.findall(r'<pre class="text" dir="auto">\n(.*?)</pre>', browser.page, re.DOTALL)
@@ -129,6 +133,7 @@ def test_the_page_gives_the_reward_model_what_the_file_gives(tmp_path: Path, lla
 
     def read(path: str) -> list[tuple[Any, ...]]:
         records = read_records(read_rows(path), "ranking", Ranking, "auto", DatasetReport(path))
-        return [(each.prompt, each.completions, each.ranks) for each in records]
+        dense = ([sorted(set(each.ranks)).index(rank) for rank in each.ranks] for each in records)
+        return [(each.prompt, each.completions, ranks) for each, ranks in zip(records, dense)]
 
     assert read(str(tmp_path / "page.jsonl")) == read(path)

@@ -18,7 +18,7 @@ from lit_rlhf.errors import UserError
 from lit_rlhf.models.loading import load_causal_lm, load_config, load_tokenizer
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import add_lora
-from lit_rlhf.models.pretrained import say, split_generation_settings
+from lit_rlhf.models.pretrained import check_finite_weights, say, split_generation_settings
 from lit_rlhf.models.scalar_model import load_scalar_model
 
 ARCHITECTURES = ["llama", "gpt2", "qwen2", "gpt_neox", "opt", "gemma"]
@@ -188,7 +188,7 @@ def test_weights_that_are_no_numbers_are_refused(load, value, llama, tokenizer, 
     weights[name][3, 4] = value
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=rf"the weight '[\w.]*layers.1.mlp.up_proj.weight' of '{folder}' holds NaN"):
-        load(str(folder), tokenizer, ModelLoadingConfig())
+        check_finite_weights(str(folder), load(str(folder), tokenizer, ModelLoadingConfig()))
 
 
 def with_adapter(llama: str, tokenizer: Any, folder: Path) -> Path:

@@ -125,6 +125,6 @@ def test_a_setup_with_nothing_to_move_is_refused(llama, reward_model, tmp_path):
     for reward, settings in ((function, lora), (four_bits, lora)):
         with pytest.raises(UserError, match=r"ppo.offload_frozen: .* set ppo.offload_frozen to false"):
             setup(reward, **settings)
-    quantized = {**lora, "loading": ModelLoadingConfig(quantization="nf4"), "reference": reward_model}
+    quantized = {**lora, "loading": ModelLoadingConfig(quantization="nf4"), "reference": llama}
     with pytest.raises(UserError, match="offload_frozen"):
         setup(function, **quantized)

@@ -25,8 +25,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def untrained(project: Path, stories: str, real_data: Path) -> Stage:
     data = f"--data.path={real_data}/demonstrations/small_instructions.json"
-    start = [f"--model.model={stories}", *log_to("runs/untrained")]
-    return run_stage(project, "runs/untrained", "validate", "-c", "small/sft", data, *start)
+    start = [f"--model.model={stories}", *log_to("runs/untrained"), "--trainer.max_epochs=1"]
+    rate = "--model.optimizer.lr=0"  # the weights stay as they were
+    return run_stage(project, "runs/untrained", "fit", "-c", "small/sft", data, rate, *start)
 
 
 @pytest.fixture(scope="session")
