@@ -252,7 +252,7 @@ def test_label_studio_rankings_are_read(write: Write, value: Any, ranks: list[in
     assert bool(imported.notes) == ("good" in str(value)), "an order that the file does not number is said"
 
 
-def test_label_studio_pairs_and_cancelled_ones_are_read(write: Write):
+def test_label_studio_pairs_and_canceled_ones_are_read(write: Write):
     imported = read_import(write([label_studio({"selected": "right"}, "pairwise")]))
     assert (imported.kind, imported.answers[0][0].content) == ("compare", {"preference": "second"})
     both = label_studio({"selected": "left"}, "pairwise")
