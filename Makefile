@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint type docs benchmark peers gpu-check
+.PHONY: help quickstart test test-fast lint type docs benchmark peers gpu-check
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -14,6 +14,9 @@ quickstart: .venv/.installed  ## run the full procedure in the synthetic world: 
 
 test: .venv/.dev  ## run all tests that need no GPU; ARGS="tests/cli" selects some
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
+
+test-fast: .venv/.dev  ## run the tests of the inner loop: none that is marked slow
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile -m "not slow" $(ARGS)
 
 lint: .venv/.dev  ## check style and format with ruff
 	$(BIN)/ruff check .

@@ -25,6 +25,65 @@ from tests.helpers.ranks import leave_process_group
 settings.register_profile("lit_rlhf", deadline=None, max_examples=40, derandomize=True, database=None)
 settings.load_profile("lit_rlhf")
 
+TESTS = Path(__file__).parent
+# files that take over 10 s on two cores, as measured; `make test-fast` leaves them out
+SLOW_FILES = (
+    "callbacks/test_center_scores.py",
+    "callbacks/test_ema.py",
+    "callbacks/test_pretraining_mix.py",
+    "cli/test_fit.py",
+    "cli/test_killed.py",
+    "cli/test_labelers.py",
+    "cli/test_library_errors.py",
+    "cli/test_monitors.py",
+    "cli/test_overlays.py",
+    "cli/test_plan.py",
+    "cli/test_recipe_rules.py",
+    "cli/test_recipes.py",
+    "cli/test_resume.py",
+    "cli/test_run_folder.py",
+    "cli/test_stopping.py",
+    "cli/test_sweep.py",
+    "cli/test_trainer_flags.py",
+    "evaluation/judges/test_missing_verdicts.py",
+    "evaluation/reports/test_quickstart_report.py",
+    "evaluation/suites/test_benchmarks.py",
+    "evaluation/suites/test_truthfulness.py",
+    "evaluation/test_early_checks.py",
+    "evaluation/test_evaluate.py",
+    "generation/test_cached.py",
+    "generation/test_vllm.py",
+    "labeling/test_browser.py",
+    "labeling/test_feedback_loop.py",
+    "labeling/test_killed_server.py",
+    "labeling/test_playground.py",
+    "models/test_export.py",
+    "models/test_pretrained.py",
+    "modules/test_exact_resume.py",
+    "modules/test_packed_sft.py",
+    "modules/test_ppo.py",
+    "modules/test_ppo_with_vllm.py",
+    "modules/test_resume.py",
+    "modules/test_shared_backbone_ppo.py",
+    "modules/test_tensor_parallel.py",
+    "modules/test_two_ranks.py",
+    "packing/test_architectures.py",
+    "packing/test_packed_batch.py",
+    "real/test_preferences.py",
+    "real/test_real_runs.py",
+    "synthetic/test_labelers.py",
+    "synthetic/test_quickstart_pipeline.py",
+    "synthetic/test_quickstart_sweep.py",
+    "test_bad_input.py",
+    "test_docs.py",
+    "test_extending.py",
+    "test_fuzz.py",
+    "test_http.py",
+    "test_launching.py",
+    "test_readme.py",
+    "test_recipes.py",
+)
+
 WORDS = [f"w{i}" for i in range(28)]
 VOCABULARY = {word: i for i, word in enumerate(["<pad>", "<eos>", "<unk>", ":", *WORDS])}
 SIZE = {"vocab_size": len(VOCABULARY), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -46,6 +105,13 @@ CONFIGS = {
     "opt": OPTConfig(**SIZE, **IDS, ffn_dim=64, word_embed_proj_dim=32),
     "gemma": GemmaConfig(**SIZE, **IDS, intermediate_size=64, num_key_value_heads=2, head_dim=8),
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of slow files."""
+    for item in items:
+        if item.path.relative_to(TESTS).as_posix() in SLOW_FILES:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True, scope="session")
