@@ -18,6 +18,15 @@ KEY = "0123456789" * 4
 LOGGER = "--trainer.logger=lightning.pytorch.loggers.WandbLogger"
 
 
+@pytest.fixture(autouse=True)
+def fresh_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the settings and the service that an earlier test of this process started W&B with."""
+    import wandb
+
+    wandb.teardown()
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)
+
+
 @pytest.mark.parametrize(
     "setting, value, reason",
     [
