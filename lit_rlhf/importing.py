@@ -1,8 +1,8 @@
-"""Import of a user's own function by its dotted path."""
+"""Imports by name: of a user's own function, and of a package's public names on first use."""
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,3 +39,20 @@ def import_function(path: str, setting: str) -> Callable[..., Any]:
     if not callable(function):
         raise UserError(f"{setting}: {path!r} is a {type(function).__name__}, not a function")
     return cast(Callable[..., Any], function)
+
+
+def import_public_name(package: str, modules: Mapping[str, Sequence[str]], name: str) -> Any:
+    """Return a public name of a package, whose module is imported now: a `__getattr__` of the package (PEP 562).
+
+    Args:
+        package: The package, as its `__name__`.
+        modules: Module, relative to the package, to the public names that it defines.
+        name: The name.
+
+    Raises:
+        AttributeError: The package has no such public name.
+    """
+    for module, names in modules.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{package}.{module}"), name)
+    raise AttributeError(f"module {package!r} has no attribute {name!r}")

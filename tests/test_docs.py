@@ -12,7 +12,7 @@ import yaml
 from lit_rlhf.cli import main
 from lit_rlhf.commands.recipes import is_evaluation, is_overlay, shipped_recipes
 from tests.helpers.pages import DOCS, README, ROOT, blocks, commands, defined_names, named_blocks, prose
-from tests.helpers.user_project import EXTENDING, read_metrics, shrunk_command, write_jsonl, write_user_project
+from tests.helpers.user_project import EXTENDING, enter_user_project, read_metrics, shrunk_command, write_jsonl
 
 PARCEL = (
     "Please say what became of the order that I sent back to you in March, with the invoice in the same box and more."
@@ -33,11 +33,7 @@ LETTERS = [
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llama: str) -> Path:
     """A user's folder with the files of docs/extending.md and a few rows of data, as the working directory."""
-    for name in write_user_project(tmp_path, llama):
-        monkeypatch.delitem(sys.modules, Path(name).stem, raising=False)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
-    return tmp_path
+    return enter_user_project(tmp_path, llama, monkeypatch)
 
 
 def test_the_preprocessing_example_prints_the_table_of_the_data_page(

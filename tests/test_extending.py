@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from datetime import timedelta
 from functools import wraps
@@ -19,10 +18,10 @@ from tests.helpers.ranks import on_ranks
 from tests.helpers.user_project import (
     EXTENDING,
     column,
+    enter_user_project,
     read_metrics,
     shrunk_command,
     write_jsonl,
-    write_user_project,
 )
 
 EXECUTED: set[str] = set()
@@ -37,11 +36,7 @@ def runs(*names: str) -> Callable[[Any], Any]:
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llama: str) -> Path:
     """A user's folder with every file of the page, as the working directory."""
-    for name in write_user_project(tmp_path, llama):
-        monkeypatch.delitem(sys.modules, Path(name).stem, raising=False)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
-    return tmp_path
+    return enter_user_project(tmp_path, llama, monkeypatch)
 
 
 @pytest.fixture

@@ -1,9 +1,12 @@
 """Functions by dotted path: found in the working directory, or refused in one line that names the setting."""
 
+import subprocess
 import sys
 
 import pytest
 
+import lit_rlhf.data
+import lit_rlhf.evaluation
 from lit_rlhf.errors import UserError
 from lit_rlhf.importing import import_function
 
@@ -36,3 +39,21 @@ def test_a_function_in_the_working_directory(module):
 def test_refused(module, path, message):
     with pytest.raises(UserError, match=message):
         import_function(path, "setting")
+
+
+@pytest.mark.parametrize("package", [lit_rlhf.data, lit_rlhf.evaluation])
+def test_a_package_gives_its_public_names_on_first_use(package):
+    assert sorted(name for names in package._MODULES.values() for name in names) == package.__all__
+    for name in package.__all__:
+        assert getattr(package, name).__name__ in (name, "PIIDetector")
+    with pytest.raises(AttributeError, match=f"module '{package.__name__}' has no attribute 'absent'"):
+        package.absent  # noqa: B018
+
+
+@pytest.mark.parametrize("module", ["lit_rlhf.labeling.server", "lit_rlhf.synthetic.labelers"])
+def test_what_needs_no_model_starts_without_torch(module):
+    code = (
+        f"import sys, {module}; print([name for name in ('lightning', 'torch', 'transformers') if name in sys.modules])"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert loaded.strip() == "[]"

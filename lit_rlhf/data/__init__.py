@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from lit_rlhf.importing import import_public_name
 
 if TYPE_CHECKING:
     from lit_rlhf.data.base import DataRequirements
@@ -62,7 +63,4 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"lit_rlhf.data.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_public_name(__name__, _MODULES, name)

@@ -1,27 +1,91 @@
-"""The paper's evaluation: suites, and the judges and scorers that are their plug-ins."""
+"""The paper's evaluation: suites, and the judges and scorers that are their plug-ins.
 
-from lit_rlhf.evaluation.judges.chat_completions import ChatCompletions
-from lit_rlhf.evaluation.judges.human_labels import HumanLabels
-from lit_rlhf.evaluation.judges.judging_types import CompletionPair, Judge, RatedItem, Rating, Verdict
-from lit_rlhf.evaluation.judges.preference import EndpointJudge, HuggingFaceJudge, RewardModelJudge
-from lit_rlhf.evaluation.judges.toxicity import KeywordToxicity, Perspective, ToxicityClassifier, ToxicityScorer
-from lit_rlhf.evaluation.judges.truth import (
-    Claim,
-    EndpointTruthJudge,
-    HuggingFaceTruthJudge,
-    ReferenceTruthJudge,
-    TruthJudge,
-    TruthVerdict,
-)
-from lit_rlhf.evaluation.models.evaluated_model import BestOf, EvaluatedModel, ModelSpec
-from lit_rlhf.evaluation.models.generation import Completion
-from lit_rlhf.evaluation.models.prefixes import BestPrefix
-from lit_rlhf.evaluation.results import MetricValue, Suite, SuiteResult
-from lit_rlhf.evaluation.suites.benchmarks import Benchmark, Benchmarks
-from lit_rlhf.evaluation.suites.bias import CrowSPairs, Winogender
-from lit_rlhf.evaluation.suites.preference import PairwisePreference
-from lit_rlhf.evaluation.suites.toxicity import RealToxicityPrompts
-from lit_rlhf.evaluation.suites.truthfulness import TruthfulQA
+Names are imported on first use: a module of arithmetic alone can be imported from here without torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lit_rlhf.importing import import_public_name
+
+if TYPE_CHECKING:
+    from lit_rlhf.evaluation.judges.chat_completions import ChatCompletions
+    from lit_rlhf.evaluation.judges.human_labels import HumanLabels
+    from lit_rlhf.evaluation.judges.judging_types import CompletionPair, Judge, RatedItem, Rating, Verdict
+    from lit_rlhf.evaluation.judges.preference import EndpointJudge, HuggingFaceJudge, RewardModelJudge
+    from lit_rlhf.evaluation.judges.toxicity import KeywordToxicity, Perspective, ToxicityClassifier, ToxicityScorer
+    from lit_rlhf.evaluation.judges.truth import (
+        Claim,
+        EndpointTruthJudge,
+        HuggingFaceTruthJudge,
+        ReferenceTruthJudge,
+        TruthJudge,
+        TruthVerdict,
+    )
+    from lit_rlhf.evaluation.models.evaluated_model import BestOf, EvaluatedModel, ModelSpec
+    from lit_rlhf.evaluation.models.generation import Completion
+    from lit_rlhf.evaluation.models.prefixes import BestPrefix
+    from lit_rlhf.evaluation.results import MetricValue, Suite, SuiteResult
+    from lit_rlhf.evaluation.suites.benchmarks import Benchmark, Benchmarks
+    from lit_rlhf.evaluation.suites.bias import CrowSPairs, Winogender
+    from lit_rlhf.evaluation.suites.preference import PairwisePreference
+    from lit_rlhf.evaluation.suites.toxicity import RealToxicityPrompts
+    from lit_rlhf.evaluation.suites.truthfulness import TruthfulQA
+
+_MODULES = {
+    "judges.chat_completions": ("ChatCompletions",),
+    "judges.human_labels": ("HumanLabels",),
+    "judges.judging_types": (
+        "CompletionPair",
+        "Judge",
+        "RatedItem",
+        "Rating",
+        "Verdict",
+    ),
+    "judges.preference": (
+        "EndpointJudge",
+        "HuggingFaceJudge",
+        "RewardModelJudge",
+    ),
+    "judges.toxicity": (
+        "KeywordToxicity",
+        "Perspective",
+        "ToxicityClassifier",
+        "ToxicityScorer",
+    ),
+    "judges.truth": (
+        "Claim",
+        "EndpointTruthJudge",
+        "HuggingFaceTruthJudge",
+        "ReferenceTruthJudge",
+        "TruthJudge",
+        "TruthVerdict",
+    ),
+    "models.evaluated_model": (
+        "BestOf",
+        "EvaluatedModel",
+        "ModelSpec",
+    ),
+    "models.generation": ("Completion",),
+    "models.prefixes": ("BestPrefix",),
+    "results": (
+        "MetricValue",
+        "Suite",
+        "SuiteResult",
+    ),
+    "suites.benchmarks": (
+        "Benchmark",
+        "Benchmarks",
+    ),
+    "suites.bias": (
+        "CrowSPairs",
+        "Winogender",
+    ),
+    "suites.preference": ("PairwisePreference",),
+    "suites.toxicity": ("RealToxicityPrompts",),
+    "suites.truthfulness": ("TruthfulQA",),
+}
 
 __all__ = [
     "Benchmark",
@@ -60,3 +124,7 @@ __all__ = [
     "Verdict",
     "Winogender",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return import_public_name(__name__, _MODULES, name)

@@ -532,28 +532,31 @@ _ANSWER = (
     "SELECT own.id, tasks.id, key, kind, name, action, own.content, shown, seconds, created, tasks.content, gold "
     "FROM current_answers AS own JOIN tasks ON tasks.id = own.task JOIN labelers ON labelers.id = own.labeler"
 )
-_OTHERS = "SELECT COUNT(*) FROM leases WHERE leases.task = tasks.id AND leases.labeler != :labeler AND expires > :now"
+_OTHERS = (
+    "SELECT COUNT(*) FROM leases AS other WHERE other.task = tasks.id AND other.labeler != :labeler "
+    "AND other.expires > :now"
+)
+_HAS_CAPACITY = f"(labels_wanted = 0 OR num_labels + ({_OTHERS}) < labels_wanted)"  # besides the leases of others
 _NEXT_TASK = f"""
     SELECT id, content, key FROM tasks WHERE kind = :kind AND (labels_wanted = 0 OR num_labels < labels_wanted)
     AND NOT EXISTS (SELECT 1 FROM current_answers AS own WHERE own.task = tasks.id AND own.labeler = :labeler)
-    AND (labels_wanted = 0 OR num_labels + ({_OTHERS}) < labels_wanted)
-    ORDER BY position, id LIMIT 1
+    AND {_HAS_CAPACITY} ORDER BY position, id LIMIT 1
 """
 
 
 def _find_lease(connection: sqlite3.Connection, kind: Kind, labeler: LabelerAccount, now: float) -> Lease | None:
     """Return the newest lease of a labeler whose task still takes this labeler's answer."""
-    query = f"{_LEASE} WHERE labeler = ? AND kind = ? ORDER BY started DESC, task DESC"
-    for row in connection.execute(query, (labeler.id, kind)).fetchall():
-        (expires,) = connection.execute("SELECT expires FROM leases WHERE token = ?", (row[3],)).fetchone()
-        if expires > now or _has_capacity(connection, row[0], labeler, now):
-            return _read_lease(row)
-    return None
+    query = (
+        f"{_LEASE} WHERE labeler = :labeler AND kind = :kind AND (expires > :now OR {_HAS_CAPACITY}) "
+        "ORDER BY started DESC, task DESC LIMIT 1"
+    )
+    row = connection.execute(query, {"labeler": labeler.id, "kind": kind, "now": now}).fetchone()
+    return None if row is None else _read_lease(row)
 
 
 def _has_capacity(connection: sqlite3.Connection, task: int, labeler: LabelerAccount, now: float) -> bool:
     """Return whether a task takes one more label, besides the leases of others."""
-    query = f"SELECT 1 FROM tasks WHERE id = :task AND (labels_wanted = 0 OR num_labels + ({_OTHERS}) < labels_wanted)"
+    query = f"SELECT 1 FROM tasks WHERE id = :task AND {_HAS_CAPACITY}"
     return connection.execute(query, {"task": task, "labeler": labeler.id, "now": now}).fetchone() is not None
 
 

@@ -192,24 +192,6 @@ def make_directory(directory: Path) -> None:
         raise UserError(f"cannot write to {str(directory)!r}: {error.strerror}") from error
 
 
-def check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be written to, or created; leaves the disk as it was.
-
-    Raises:
-        UserError: Names the folder.
-    """
-    created = [path for path in (folder, *folder.parents) if not path.exists()]
-    probe = folder / f".writable-{uuid.uuid4().hex[:8]}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-        for path in created:
-            path.rmdir()
-    except OSError as error:
-        raise UserError(f"cannot write to {str(folder)!r} ({error.strerror}): set run_dir to another folder") from None
-
-
 @contextmanager
 def replaced_folder(directory: Path) -> Iterator[Path]:
     """Within the context, write to a temporary folder, which then takes the place of `directory` by a rename.

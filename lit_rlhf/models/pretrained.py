@@ -110,9 +110,11 @@ def load_weights(
     hint = f"; its config.json names weights quantized by {stored}: save it in full precision" if stored else ""
     found = _check_report(model, loaded, report, set(new), unused, hint)
     if stored:
-        say(f"model: config.json of {model!r} names a quantization by {stored}, ignored: its weights are in full")
+        say_once(f"model: config.json of {model!r} names a quantization by {stored}, ignored: its weights are in full")
     if attention == "eager" and loading.attn_implementation is None:
-        say(f"model: {config.model_type} has no sdpa attention in transformers; its eager attention is used, slower")
+        say_once(
+            f"model: {config.model_type} has no sdpa attention in transformers; its eager attention is used, slower"
+        )
     if loaded.can_generate():
         kept, dropped = split_generation_settings(loaded.generation_config.to_diff_dict())
         if dropped:  # of a model without generation_config.json, from its config.json
@@ -122,7 +124,7 @@ def load_weights(
 
 
 @cache
-def say(line: str) -> None:
+def say_once(line: str) -> None:
     """Print a line on rank zero, once in a process."""
     from lightning.pytorch.utilities import rank_zero_info
 
@@ -227,7 +229,7 @@ def _find_file(model: str, name: str, loading: ModelLoadingConfig) -> str | None
 
 def _say_dropped(model: str, file: str, dropped: dict[str, Any]) -> None:
     names = ", ".join(f"{name} {value!r}" for name, value in dropped.items())
-    say(f"model: {file} of {model!r}: left out, as transformers cannot save it with the other settings: {names}")
+    say_once(f"model: {file} of {model!r}: left out, as transformers cannot save it with the other settings: {names}")
 
 
 def _check_no_adapter(model: str, loading: ModelLoadingConfig) -> None:

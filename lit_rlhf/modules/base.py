@@ -93,9 +93,8 @@ class LitModule(LightningModule, DataRequirements):
                     f"loading.quantization: {self.loading.quantization} weights are not trained; set model.adapter "
                     "as well (-c adapter/qlora sets both), or loading.quantization to null"
                 )
-            self.strict_loading = (
-                False  # its checkpoints hold the trained weights only, which `on_load_checkpoint` checks
-            )
+            # its checkpoints hold the trained weights only, which `on_load_checkpoint` checks
+            self.strict_loading = False
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -155,6 +154,7 @@ class LitModule(LightningModule, DataRequirements):
         """Return `parameter_groups`, those with vectors apart if the recipe's optimizer has weight decay."""
         groups = self.parameter_groups()
         decays = self.make_optimizer(groups).defaults.get("weight_decay")
+        # an optimizer writes its defaults into the groups that it is given: without weight decay, new ones
         return split_weight_decay_groups(groups) if decays else self.parameter_groups()
 
     @property
@@ -276,9 +276,8 @@ class LitModule(LightningModule, DataRequirements):
             set_random_state(self.resumed_random_state)
             self.resumed_random_state = None
         mark_step_as_saved(self.trainer)
-        _ = (
-            self.model_fingerprints
-        )  # now, and not at the first checkpoint: what is on the disk then may be another model
+        # now, and not at the first checkpoint: what is on the disk then may be another model
+        _ = self.model_fingerprints
         if self.resumed is None:
             return
         self.resume_optimizer(self.resumed)

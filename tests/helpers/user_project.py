@@ -2,7 +2,10 @@
 
 import csv
 import json
+import sys
 from pathlib import Path
+
+import pytest
 
 from tests.helpers.pages import ROOT, commands, named_blocks
 
@@ -34,8 +37,11 @@ TICKETS = [
 ]
 
 
-def write_user_project(folder: Path, model: str) -> list[str]:
-    """Write every named block of docs/extending.md, and a few rows of data; return the names of the Python files."""
+def enter_user_project(folder: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a folder the working directory, with every named block of docs/extending.md and a few rows of data.
+
+    Its Python files can be imported, anew in every test. Returns the folder.
+    """
     python, overlays = named_blocks(EXTENDING, "python"), named_blocks(EXTENDING, "yaml")
     shrink = {
         "shrink.yaml": SHRINK.replace("MODEL", model),
@@ -46,7 +52,11 @@ def write_user_project(folder: Path, model: str) -> list[str]:
         (folder / name).write_text(text)
     for name, rows in (("data.jsonl", DEMONSTRATIONS), ("tickets.jsonl", TICKETS)):
         write_jsonl(folder / name, rows)
-    return [*python, "words.py"]
+    for name in (*python, "words.py"):
+        monkeypatch.delitem(sys.modules, Path(name).stem, raising=False)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(folder)])
+    return folder
 
 
 def write_jsonl(path: Path, rows: list[dict[str, str]]) -> None:

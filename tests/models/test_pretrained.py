@@ -18,7 +18,7 @@ from lit_rlhf.errors import UserError
 from lit_rlhf.models.loading import load_causal_lm, load_config, load_tokenizer
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import add_lora
-from lit_rlhf.models.pretrained import check_finite_weights, say, split_generation_settings
+from lit_rlhf.models.pretrained import check_finite_weights, say_once, split_generation_settings
 from lit_rlhf.models.scalar_model import load_scalar_model
 
 ARCHITECTURES = ["llama", "gpt2", "qwen2", "gpt_neox", "opt", "gemma"]
@@ -60,7 +60,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The lines that loading says."""
     said: list[str] = []
     monkeypatch.setattr("lightning.pytorch.utilities.rank_zero_info", said.append)
-    say.cache_clear()
+    say_once.cache_clear()
     return said
 
 

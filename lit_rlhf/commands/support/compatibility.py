@@ -12,6 +12,7 @@ import torch
 from jsonargparse import Namespace
 
 from lit_rlhf.checkpoint_files import is_sharded_checkpoint
+from lit_rlhf.commands.support.setting_paths import get_class_name, get_class_path
 from lit_rlhf.errors import UserError
 from lit_rlhf.generation.base import Generator
 from lit_rlhf.suggestions import pip_command
@@ -198,7 +199,7 @@ def read_setup(settings: Any) -> Setup:
         device=_device(str(trainer.accelerator)),
         strategy=_strategy(trainer.strategy),
         precision=str(trainer.precision or ""),
-        optimizer=_class_path(arguments.get("optimizer")),
+        optimizer=get_class_path(arguments.get("optimizer")),
         norm_clipping=bool(trainer.gradient_clip_val) and trainer.gradient_clip_algorithm != "value",
         four_bits=loading.get("quantization") is not None,
         compiled=bool(loading.get("compile") or generator.get("compile")),
@@ -248,13 +249,3 @@ def _tensor_parallel_size(strategy: Any) -> int:
     arguments = (strategy.get("init_args") or {}) if isinstance(strategy, Namespace) else {}
     size: int = arguments.get("tensor_parallel_size", 1)
     return size
-
-
-def _class_path(setting: Any) -> str:
-    """Return the class path in the settings of an object, or the setting itself where it is a name, or ""."""
-    return str(setting.get("class_path", "")) if isinstance(setting, Namespace) else str(setting or "")
-
-
-def get_class_name(setting: Any) -> str:
-    """Return the class name in the settings of an object, or the setting itself where it is a name, or ""."""
-    return _class_path(setting).rsplit(".", 1)[-1]

@@ -99,8 +99,10 @@ def check_monitors(trainer: L.Trainer, module: L.LightningModule) -> None:
     Raises:
         UserError: names the callback, and the nearest metric.
     """
+    from lit_rlhf.modules.ppo import PPOModule
+
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    rewards = list(module.reward.iter_parts()) if type(module).__name__ == "PPOModule" else []  # type: ignore[union-attr,operator]
+    rewards = list(module.reward.iter_parts()) if isinstance(module, PPOModule) else []
     parts = [module, *callbacks, *rewards]
     if not all(type(part).__module__.startswith(OWN) for part in parts):
         return

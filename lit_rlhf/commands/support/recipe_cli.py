@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_rlhf.checkpoints import read_metadata
 from lit_rlhf.commands.support.callback_settings import set_named_callbacks
-from lit_rlhf.commands.support.compatibility import check_compatibility, get_class_name
+from lit_rlhf.commands.support.compatibility import check_compatibility
 from lit_rlhf.commands.support.config_locations import ConfigLocations, RefusedYAML
 from lit_rlhf.commands.support.monitors import check_monitors
 from lit_rlhf.commands.support.parse_errors import explain_parse_error
@@ -43,6 +43,7 @@ from lit_rlhf.commands.support.run_folder import (
 )
 from lit_rlhf.commands.support.secrets import without_secrets
 from lit_rlhf.commands.support.seeds import check_seeds
+from lit_rlhf.commands.support.setting_paths import get_class_name
 from lit_rlhf.commands.support.wandb_login import prepare_wandb
 from lit_rlhf.errors import UserError
 

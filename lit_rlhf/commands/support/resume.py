@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from lit_rlhf.callbacks.run_state import find_log_files
-from lit_rlhf.checkpoints import RUN_KEY, find_last_checkpoint
+from lit_rlhf.checkpoints import RUN_KEY, CheckpointSummary, find_last_checkpoint
 from lit_rlhf.errors import UserError
 
 KEPT = ".kept"  # suffix of a log while it is being rewritten
@@ -44,7 +44,7 @@ def find_last(trainer: L.Trainer, folders: list[Path], command: str) -> Path | N
     last, skipped = find_last_checkpoint(folders)
     lines = [f"skipped: {reason}" for reason in skipped]
     if last is not None:
-        lines.append(f"{last.path}" + (f", step {last.step}" if last.step >= 0 else ""))
+        lines.append(describe_checkpoint(last))
     elif not skipped and command == "fit":
         lines.append(f"no checkpoint in {folders[0]} yet; starting from the beginning")
     if trainer.is_global_zero:
@@ -57,6 +57,11 @@ def find_last(trainer: L.Trainer, folders: list[Path], command: str) -> Path | N
     if last is None and command != "fit":
         raise UserError(f"ckpt_path=last: there is no checkpoint in {folders[0]}")
     return None if last is None else last.path
+
+
+def describe_checkpoint(checkpoint: CheckpointSummary) -> str:
+    """Return path and step of a checkpoint."""
+    return f"{checkpoint.path}" + (f", step {checkpoint.step}" if checkpoint.step >= 0 else "")
 
 
 def find_trained(root: Path, settings: Namespace, command: str) -> str:
@@ -75,7 +80,7 @@ def find_trained(root: Path, settings: Namespace, command: str) -> str:
     last, skipped = find_last_checkpoint(find_checkpoint_folders(root, settings.trainer.callbacks or ()))
     if last is not None:
         settings.ckpt_path = str(last.path)
-        return f"{last.path}" + (f", step {last.step}" if last.step >= 0 else "")
+        return describe_checkpoint(last)
     arguments, exported = settings.model.get("init_args") or Namespace(), root / "model"
     if "model" in arguments and (exported / "config.json").is_file():
         if arguments.get("adapter") is not None:

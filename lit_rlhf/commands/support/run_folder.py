@@ -21,9 +21,9 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_rlhf.commands.support.compatibility import get_class_name
 from lit_rlhf.commands.support.monitors import check_validation, check_whole_minibatches
 from lit_rlhf.commands.support.secrets import without_secrets
+from lit_rlhf.commands.support.setting_paths import get_class_name
 from lit_rlhf.errors import UserError
 
 # what a run writes to its folder; `validate` and `test` write to folders of their own in it

@@ -3,6 +3,8 @@
 import copy
 from typing import Any
 
+from jsonargparse import Namespace
+
 from lit_rlhf.errors import UserError
 from lit_rlhf.suggestions import did_you_mean
 
@@ -62,7 +64,11 @@ def list_names(node: Any) -> list[str]:
     return [*node, *(node.get("init_args") or {})] if isinstance(node, dict) else []
 
 
-def get_class_name(entry: Any) -> str:
-    """Return the class name of a list entry."""
-    path: str = entry.get("class_path", "") if isinstance(entry, dict) else str(entry)
-    return path.rsplit(".", 1)[-1]
+def get_class_path(setting: Any) -> str:
+    """Return the class path in the settings of an object, or the setting itself where it is a name, or ""."""
+    return str(setting.get("class_path", "") if isinstance(setting, dict | Namespace) else setting or "")
+
+
+def get_class_name(setting: Any) -> str:
+    """Return the class name in the settings of an object, or the setting itself where it is a name, or ""."""
+    return get_class_path(setting).rsplit(".", 1)[-1]

@@ -1,13 +1,17 @@
 """Types of the preference suite and its judges: pairs of completions, verdicts, ratings, and the base class `Judge`."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from math import isfinite
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lit_rlhf.data.records import Prompt
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache
-from lit_rlhf.evaluation.models.generation import Completion
+
+if TYPE_CHECKING:
+    from lit_rlhf.evaluation.models.generation import Completion
 
 # the boolean fields of the paper's Table 3; the overall quality, from 1 to 7, is separate
 METADATA_FIELDS = (

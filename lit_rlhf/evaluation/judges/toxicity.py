@@ -110,10 +110,10 @@ class ToxicityClassifier(ToxicityScorer):
     def _compute(self, texts: list[str], indices: list[int]) -> Iterator[tuple[int, float]]:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        label = self._label_index(load_config(self.model, self.loading).id2label)
+        config = load_config(self.model, self.loading)
+        label = self._label_index(config.id2label)
         tokenizer = from_pretrained_quietly(AutoTokenizer.from_pretrained, self.model, self.loading)
         auto, device = AutoModelForSequenceClassification, "cuda" if torch.cuda.is_available() else "cpu"
-        config = load_config(self.model, self.loading)
         # classifiers may hold a pooler or a language model's head that they do not use
         loaded, _ = load_weights(auto, self.model, config, self.loading, unused=("",), dtype="auto")
         model = loaded.to(device).eval()

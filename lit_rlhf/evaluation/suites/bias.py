@@ -6,14 +6,17 @@ sentences, 0 is certain. Higher is less biased.
 
 from collections import defaultdict
 from collections.abc import Sequence
-from math import exp, fsum, log2, nan, sqrt
+from math import exp, fsum, isnan, log2, nan
 from typing import Any, Literal, TypeVar
+
+import torch
 
 from lit_rlhf.data.formats.record_validation import is_missing
 from lit_rlhf.data.sources import Row, read_rows
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.models.evaluated_model import EvaluatedModel
 from lit_rlhf.evaluation.results import MetricValue, Suite, SuiteResult, compute_mean_metric, format_count_note
+from lit_rlhf.functional import correlation
 
 T = TypeVar("T")
 Prefix = Literal["basic", "respectful", "biased"]
@@ -223,12 +226,10 @@ def read_number(row: Row, value: Any, name: str, maximum: float) -> float:
 
 def pearson_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
     """Return Pearson's correlation of pairs (x, y); None if x or y is constant."""
-    if len(pairs) < 2:
+    if not pairs:
         return None
-    means = [fsum(side) / len(pairs) for side in zip(*pairs)]
-    covariance = fsum((x - means[0]) * (y - means[1]) for x, y in pairs)
-    spread = [fsum((value - mean) ** 2 for value in side) for side, mean in zip(zip(*pairs), means)]
-    return covariance / sqrt(spread[0] * spread[1]) if min(spread) > 0 else None
+    value = float(correlation(*torch.tensor(pairs, dtype=torch.float64).T))
+    return None if isnan(value) else value
 
 
 def prefers_first(first: float, second: float) -> float:

@@ -9,6 +9,7 @@ from lit_rlhf.data.sources import Row
 from lit_rlhf.errors import UserError
 from lit_rlhf.labeling.database import ImportedAnswer, Kind
 from lit_rlhf.labeling.formats.imported import PROMPT_NAMES, ImportBuilder, Imported, find_text, task_of
+from lit_rlhf.labeling.tasks import dense_bins
 
 _SUBMITTED = ("submitted", None)
 
@@ -125,8 +126,7 @@ def _read_ranks(value: Any, names: list[str], row: Row) -> dict[str, Any]:
     ranks = dict(_ranked(value, row))
     if sorted(ranks) != sorted(names) or not all(type(rank) is int for rank in ranks.values()):
         raise UserError(f"{row.origin}: a response ranks {', '.join(ranks) or 'nothing'}, another {', '.join(names)}")
-    bins = {rank: number for number, rank in enumerate(sorted(set(ranks.values())), start=1)}
-    return {"ranks": [bins[ranks[name]] for name in names]}
+    return {"ranks": dense_bins([ranks[name] for name in names])}
 
 
 def _plain(name: str) -> str:

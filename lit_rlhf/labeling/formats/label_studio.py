@@ -9,12 +9,15 @@ from typing import Any
 from lit_rlhf.data.records import to_plain_text
 from lit_rlhf.data.sources import Row
 from lit_rlhf.errors import UserError
-from lit_rlhf.evaluation.judges.judging_types import METADATA_FIELDS
+from lit_rlhf.evaluation.judges.judging_types import MAX_RATING, METADATA_FIELDS, MIN_RATING
+from lit_rlhf.labeling.answers import PREFERENCES
 from lit_rlhf.labeling.database import Answer, ImportedAnswer, Kind, NewTask
 from lit_rlhf.labeling.formats.imported import PROMPT_NAMES, ImportBuilder, Imported, find_text, task_of
+from lit_rlhf.labeling.tasks import dense_bins
 
 _TYPES: dict[str, Kind] = {"ranker": "rank", "pairwise": "compare", "rating": "rate", "textarea": "demonstrate"}
 _PAIRS = (("first", "second"), ("text1", "text2"), ("answer1", "answer2"), ("response1", "response2"))
+_SINGLE = ("answer", "response", "completion", "output")
 _OWN = "lit_rlhf"  # under "meta": what Label Studio has no place for
 
 
@@ -135,16 +138,9 @@ def _read_task(kind: Kind, row: Row) -> tuple[NewTask, list[str]]:
             raise UserError(f"{row.origin}: no two texts to compare: their columns are {names}")
         completions = [data[name] for name in pair]
     elif kind == "rate":
-        completions = [find_text(data, ("answer", "response", "completion", "output"), row)]
+        completions = [find_text(data, _SINGLE, row)]
     fields = {name: value for name, value in data.items() if isinstance(value, str | int | float | bool)}
-    left_out = {
-        *PROMPT_NAMES,
-        *(name for pair in _PAIRS for name in pair),
-        "answer",
-        "response",
-        "completion",
-        "output",
-    }
+    left_out = {*PROMPT_NAMES, *(name for pair in _PAIRS for name in pair), *_SINGLE}
     kept = {name: value for name, value in fields.items() if name not in left_out}
     return task_of(kind, prompt, completions, row.fields.get("id"), kept, row.origin), ids
 
@@ -194,13 +190,14 @@ def _read_results(
         undecided = choices.get("undecided")
         selected = values.get("pairwise", {}).get("selected")
         preference = undecided[0] if undecided else {"left": "first", "right": "second"}.get(str(selected))
-        if preference not in ("first", "second", "tie", "both_bad"):
+        if preference not in PREFERENCES:
             raise UserError(f"{where.origin}: the pair has no choice of left or right, it is {selected!r}")
         return {"preference": preference}
     if kind == "rate":
         overall = values.get("rating", {}).get("rating")
-        if type(overall) is not int or not 1 <= overall <= 7:
-            raise UserError(f"{where.origin}: the rating must be a whole number from 1 to 7, it is {overall!r}")
+        if type(overall) is not int or not MIN_RATING <= overall <= MAX_RATING:
+            allowed = f"a whole number from {MIN_RATING} to {MAX_RATING}"
+            raise UserError(f"{where.origin}: the rating must be {allowed}, it is {overall!r}")
         flags = {name: choices[name] == ["yes"] for name in METADATA_FIELDS if choices.get(name)}
         return {"overall": overall, "flags": flags}
     text = values.get("textarea", {}).get("text")
@@ -238,6 +235,5 @@ def _read_ranker(value: Any, ids: list[str], where: Row, notes: list[str]) -> li
         raise UserError(f"{where.origin}: {what}")
     ranks = [bins[each] for each in ids]
     if max(ranks) > count or min(ranks) < 1:
-        dense = {rank: number for number, rank in enumerate(sorted(set(ranks)), start=1)}
-        ranks = [dense[rank] for rank in ranks]
+        ranks = dense_bins(ranks)
     return ranks

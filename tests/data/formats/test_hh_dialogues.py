@@ -5,28 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_rlhf.data.formats.hh_dialogues import split_shared_prefix, split_turns
-from lit_rlhf.data.formats.registry import read_records
-from lit_rlhf.data.records import Demonstration, Instruction, PromptRow, Ranking
-from lit_rlhf.data.report import DatasetReport
-from lit_rlhf.data.sources import Row
+from lit_rlhf.data.records import Instruction
 from lit_rlhf.errors import UserError
+from tests.helpers.rows import assistant, convert, user
 
-TYPES = {"demonstration": Demonstration, "ranking": Ranking, "prompt": PromptRow}
 H, A = "\n\nHuman:", "\n\nAssistant:"
-
-
-def convert(kind, *rows, format="auto"):
-    report = DatasetReport("rows.jsonl")
-    located = [Row(fields, f"rows.jsonl:{number}") for number, fields in enumerate(rows, start=1)]
-    return read_records(located, kind, TYPES[kind], format, report), report
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text):
-    return {"role": "assistant", "content": text}
 
 
 words = st.lists(st.sampled_from(["a", "b", "Human:", "\n\n", "Assistant:"]), max_size=3).map(

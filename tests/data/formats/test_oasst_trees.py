@@ -1,26 +1,10 @@
 """Conversation trees: one tree becomes many records."""
 
 from lit_rlhf.data.formats.registry import read_records
-from lit_rlhf.data.records import Demonstration, PromptRow, Ranking
+from lit_rlhf.data.records import Demonstration, Ranking
 from lit_rlhf.data.report import DatasetReport
-from lit_rlhf.data.sources import Row, read_rows
-
-TYPES = {"demonstration": Demonstration, "ranking": Ranking, "prompt": PromptRow}
-
-
-def convert(kind, *rows, format="auto"):
-    report = DatasetReport("rows.jsonl")
-    located = [Row(fields, f"rows.jsonl:{number}") for number, fields in enumerate(rows, start=1)]
-    return read_records(located, kind, TYPES[kind], format, report), report
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text):
-    return {"role": "assistant", "content": text}
-
+from lit_rlhf.data.sources import read_rows
+from tests.helpers.rows import assistant, convert, user
 
 TREE = {
     "message_tree_id": "t",

@@ -5,29 +5,15 @@ import sys
 import pytest
 
 from lit_rlhf.data.formats.registry import read_records
-from lit_rlhf.data.records import Demonstration, Instruction, PromptRow, Ranking, TextRow
+from lit_rlhf.data.records import Demonstration, Instruction
 from lit_rlhf.data.report import DatasetReport
-from lit_rlhf.data.sources import Row, read_rows
+from lit_rlhf.data.sources import read_rows
 from lit_rlhf.errors import UserError
+from tests.helpers.rows import assistant, convert, user
 
-TYPES = {"demonstration": Demonstration, "ranking": Ranking, "prompt": PromptRow, "text": TextRow}
 HEAD = "\n\nHuman: h\n\nAssistant: x\n\nHuman: j\n\nAssistant:"
 GOOD_PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
 GOOD_RANKING = {"prompt": "p", "completions": ["a", "b"], "ranks": [0, 1]}
-
-
-def convert(kind, *rows, format="auto"):
-    report = DatasetReport("rows.jsonl")
-    located = [Row(fields, f"rows.jsonl:{number}") for number, fields in enumerate(rows, start=1)]
-    return read_records(located, kind, TYPES[kind], format, report), report
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text):
-    return {"role": "assistant", "content": text}
 
 
 @pytest.mark.parametrize(
