@@ -27,6 +27,7 @@ from lit_rlhf.errors import UserError
 from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import add_lora, has_adapter, merged_state_dict, policy_state_dict
+from lit_rlhf.models.pretrained import check_weight_values
 from lit_rlhf.models.scalar_model import ScalarModel, load_scalar_model
 
 CHECKPOINT_KEY = "lit_rlhf"
@@ -118,7 +119,8 @@ def export_checkpoint(checkpoint: Path, directory: Path, which: Weights | None =
         which: "average" or "current" weights; by default the average if there is one.
 
     Raises:
-        UserError: No such file, not a checkpoint of this library, no average in it, or an unwritable folder.
+        UserError: No such file, not a checkpoint of this library, no average in it, weights that are no numbers, or an
+            unwritable folder.
     """
     content = read_checkpoint(checkpoint)
     if CHECKPOINT_KEY not in content:
@@ -127,6 +129,7 @@ def export_checkpoint(checkpoint: Path, directory: Path, which: Weights | None =
     prefix, state = about["prefix"], select_weights(content, which, checkpoint)
     weights = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
     weights = policy_state_dict(weights)
+    check_weight_values("export", repr(str(checkpoint)), weights.items())
     adapter = None if about["adapter"] is None else LoRA(**about["adapter"])
     settings = json.loads(about["config"])
     with replaced_folder(directory) as folder:

@@ -16,6 +16,7 @@ from lit_rlhf.models.export import CHECKPOINT_KEY, write_tokenizer_files
 from lit_rlhf.models.loading import check_same_token_ids, load_tokenizer
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import POLICY, adapter_state_dict, add_lora, has_adapter
+from lit_rlhf.models.pretrained import check_weight_values
 from lit_rlhf.models.shared_backbone import ScalarHead
 
 TRAINING_HINT = "train the reward model with -c adapter/lora, from the folder that the policy starts from"
@@ -74,7 +75,8 @@ def attach_adapter(adapter: ScalarAdapter, model: PreTrainedModel, model_path: s
         name: Name of the adapter in `model`.
 
     Raises:
-        UserError: The model has no adapter of its own, or its base is not the one that the adapter was trained on.
+        UserError: The model has no adapter of its own, its base is not the one that the adapter was trained on, or the
+            adapter's weights are no numbers.
     """
     if not has_adapter(model):
         raise UserError(f"{adapter.path!r} shares the policy's frozen base: set model.adapter (-c adapter/lora)")
@@ -85,14 +87,14 @@ def attach_adapter(adapter: ScalarAdapter, model: PreTrainedModel, model_path: s
     if own.keys() != stored.keys():
         layer = min(own.keys() ^ stored.keys())
         raise UserError(f"{adapter.path!r}: its adapter and the policy's model disagree about the layer {layer!r}")
+    head = adapter.weights["score.weight"]
+    check_weight_values("reward", repr(adapter.path), {**stored, "score.weight": head}.items())
     with torch.no_grad():
         for key, weight in own.items():
             weight.copy_(stored[key])
     bias, settings = adapter.weights.get("score.bias"), adapter.settings
-    head = adapter.weights["score.weight"].float()
-    return ScalarHead(
-        head, bias if bias is None else bias.float(), settings.get("score_shift", 0.0), settings.get("score_scale", 1.0)
-    )
+    bias = bias if bias is None else bias.float()
+    return ScalarHead(head.float(), bias, settings.get("score_shift", 0.0), settings.get("score_scale", 1.0))
 
 
 def _check_same_base(adapter: ScalarAdapter, model: PreTrainedModel, model_path: str) -> None:

@@ -10,9 +10,16 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import MODEL_MAPPING, GenerationConfig, PretrainedConfig
-from transformers.utils import GENERATION_CONFIG_NAME, cached_file
+from transformers.utils import (
+    GENERATION_CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+)
 from transformers.utils import logging as transformers_logging
 
 from lit_rlhf.errors import UserError
@@ -83,7 +90,8 @@ def load_weights(
         The model, and the names of weights in the files that it has no use for.
 
     Raises:
-        UserError: Weights that are missing, of another shape, or of another model; an adapter beside the weights.
+        UserError: Weights that are missing, of another shape or type, of another model, or that are no numbers; an
+            adapter beside the weights.
     """
     _check_no_adapter(model, loading)
     stored = _drop_stored_quantization(config, loading)
@@ -109,6 +117,12 @@ def load_weights(
         )
     hint = f"; its config.json names weights quantized by {stored}: save it in full precision" if stored else ""
     found = _check_report(model, loaded, report, set(new), unused, hint)
+    if loading.quantization is None:
+        _check_stored_types(model, loaded, loading, hint)
+    # 4-bit weights are integers
+    check_weight_values(
+        "model", repr(model), ((name, w) for name, w in loaded.named_parameters() if w.is_floating_point())
+    )
     if stored:
         say_once(f"model: config.json of {model!r} names a quantization by {stored}, ignored: its weights are in full")
     if attention == "eager" and loading.attn_implementation is None:
@@ -283,19 +297,65 @@ def _check_report(
     return found
 
 
-def check_finite_weights(model: str, loaded: torch.nn.Module) -> None:
-    """Refuse weights that hold NaN or infinity.
+def _check_stored_types(model: str, loaded: Any, loading: ModelLoadingConfig, hint: str) -> None:
+    """Refuse integer and complex weights, which transformers would convert to `loading.dtype`."""
+    prefix = f"{loaded.base_model_prefix}."
+    buffers = {name.removeprefix(prefix) for name, _ in loaded.named_buffers()}
+    for path in _find_weight_files(model, loading):
+        for name, dtype in _read_other_types(path):
+            if not (OLD_BUFFERS.search(name) or name.removeprefix(prefix) in buffers):
+                raise UserError(
+                    f"model: the weight {name!r} of {model!r} is stored as {dtype}, no floating-point type: the file "
+                    f"is of another program, or damaged; save it in float32 or bfloat16{hint}"
+                )
+
+
+def _find_weight_files(model: str, loading: ModelLoadingConfig) -> list[str]:
+    """Return the paths of the files that transformers reads weights from."""
+    for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
+        path = _find_file(model, name, loading)
+        if path is not None and name.endswith(".json"):
+            shards = set(json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"].values())
+            return [shard for each in sorted(shards) if (shard := _find_file(model, each, loading))]
+        if path is not None:
+            return [path]
+    return []
+
+
+def _read_other_types(path: str) -> list[tuple[str, str]]:
+    """Return name and type of every tensor of a weight file that is no floating-point one; reads no values."""
+    if path.endswith(".safetensors"):
+        with safe_open(path, "pt") as file:
+            names = file.keys()
+            types = [(name, file.get_slice(name).get_dtype()) for name in names]
+        return [(name, dtype) for name, dtype in types if not dtype.startswith(("F", "BF"))]
+    tensors = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+    return [(name, str(value.dtype)) for name, value in tensors.items() if not value.is_floating_point()]
+
+
+def check_weight_values(setting: str, source: str, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Refuse weights that hold NaN or infinity, or are of no floating-point type; on the meta device none is refused.
 
     Args:
-        model: The folder or hub name.
-        loaded: The model loaded from it.
+        setting: That names their source, for the message.
+        source: Folder, hub name or file, as it is shown.
+        weights: Names and tensors.
 
     Raises:
         UserError: Names the first such weight.
     """
-    for name, weight in loaded.named_parameters():
-        if not weight.is_meta and weight.is_floating_point() and not torch.isfinite(weight).all():
+    for name, weight in weights:
+        if weight.is_meta or not weight.numel():
+            continue
+        reason = (
+            f"is stored as {weight.dtype}, no floating-point type"
+            if not weight.is_floating_point()
+            else "holds NaN or infinity"
+            if not all(extreme.isfinite() for extreme in weight.detach().aminmax())  # NaN is both
+            else ""
+        )
+        if reason:
             raise UserError(
-                f"model: the weight {name!r} of {model!r} holds NaN or infinity: its training diverged, or the file is "
-                "damaged; use an earlier checkpoint, or copy the folder again"
+                f"{setting}: the weight {name!r} of {source} {reason}: its training diverged, or the file is damaged; "
+                "use an earlier checkpoint, or copy it again"
             )

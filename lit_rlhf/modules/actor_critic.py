@@ -21,7 +21,6 @@ from lit_rlhf.models.loading import (
 )
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import active_adapter, add_lora
-from lit_rlhf.models.pretrained import check_finite_weights
 from lit_rlhf.modules.base import LitModule
 from lit_rlhf.modules.critics import Critic, CriticInit
 from lit_rlhf.packing.packed_batch import PackedBatch, pack_batch
@@ -136,7 +135,6 @@ class ActorCritic(LitModule):
             part.group = data_parallel_group(strategy)
         with meta_init_except_rank_zero(strategy):
             self.policy = load_causal_lm(self.model_path, self.tokenizer, self.loading)
-            check_finite_weights(self.model_path, self.policy)  # nothing can be sampled from NaN
             if self.adapter is not None:
                 add_lora(self.policy, self.adapter)
         self.reward.attach(self.policy, self.model_path)

@@ -24,6 +24,7 @@ from lit_rlhf.models.loading import load_config, load_tokenizer, max_positions
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import check_lora
 from lit_rlhf.models.memory_estimate import build_meta_model
+from lit_rlhf.models.pretrained import check_weight_values
 from lit_rlhf.modules.epoch_metrics import EpochMeans
 from lit_rlhf.modules.random_state import get_random_state, set_random_state
 from lit_rlhf.modules.resume import (
@@ -370,7 +371,7 @@ class LitModule(LightningModule, DataRequirements):
             self.resumed_random_state = states[self.trainer.global_rank]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another module or of another model shape."""
+        """Refuse a checkpoint of another module or of another model shape, or with weights that are no numbers."""
         about = checkpoint.get(CHECKPOINT_KEY, {})
         if about.get("module") != type(self).__name__:
             raise UserError(
@@ -380,6 +381,9 @@ class LitModule(LightningModule, DataRequirements):
         missing = () if self.strict_loading else self.trainable_names() - checkpoint["state_dict"].keys()
         if missing:
             raise UserError(f"ckpt_path: the checkpoint lacks the weight {min(missing)!r} that this recipe trains")
+        weights = checkpoint.get("state_dict", {})  # FSDP2 has loaded them already
+        trained = [(name, weights[name]) for name, _ in self.named_parameters() if name in weights]
+        check_weight_values("ckpt_path", "the checkpoint", trained)
         self.check_fingerprints(about.get("fingerprints", {}))
         stored, own = json.loads(about["config"]), self.exported_model.config.to_dict()
         for name in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers"):

@@ -158,3 +158,34 @@ def test_what_cannot_be_resumed_is_one_line_before_anything_is_loaded(llama, tmp
         code, _, stderr = command("fit", "-c", "recipe.yaml", "--run_dir=out", "--ckpt_path=last", *changes)
         assert code == 2 and line in stderr.splitlines()[-1] and "Traceback" not in stderr, stderr
         assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+
+CHANGES = {
+    "NaN": lambda weight: weight.fill_(float("nan")),
+    "infinity": lambda weight: torch.where(weight == weight.max(), float("inf"), weight),
+    "integers": lambda weight: weight.to(torch.int32),
+    "complex": lambda weight: weight.to(torch.complex64),
+}
+
+
+@pytest.mark.parametrize("stage", ["sft", "ppo"])
+def test_a_checkpoint_of_no_numbers_is_one_line_in_every_command(stage, stages, command) -> None:
+    assert command("fit", "-c", f"{stage}.yaml")[0] == 0
+    last = stages / "runs" / stage / "checkpoints" / "last.ckpt"
+    sound = last.read_bytes()
+    for kind, change in CHANGES.items():
+        last.write_bytes(sound)
+        content = torch.load(last, weights_only=True)
+        name = next(name for name in content["state_dict"] if name.endswith("layers.1.mlp.up_proj.weight"))
+        content["state_dict"][name] = change(content["state_dict"][name])
+        torch.save(content, last)
+        for words in (
+            ("fit", "-c", f"{stage}.yaml", "--ckpt_path=last", "--trainer.max_epochs=2"),
+            ("validate", "-c", f"{stage}.yaml"),
+            ("export", str(last), "exported"),
+        ):
+            code, _, err = command(*words)
+            (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+            assert code == 2 and "layers.1.mlp.up_proj.weight' of " in line, (kind, line)
+            assert ("floating-point" if kind in ("integers", "complex") else "holds NaN or infinity") in line
+    assert not (stages / "exported").exists()

@@ -1,7 +1,9 @@
 """One setting, `run_dir`, is the folder of everything that a run writes; no run destroys another."""
 
+import contextlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,43 @@ def test_a_folder_that_holds_a_run_is_refused(name: str, stages: Path, command: 
     assert code == 2 and f"run_dir: runs/sft holds a run already ({Path(name).parts[0]})" in err
     assert all(hint in err for hint in ("--overwrite", "--run_dir", "--ckpt_path=last"))
     assert held.read_text() == "mine"
+
+
+FAULTS = """
+import lightning.pytorch as L
+import torch
+
+from lit_rlhf.errors import UserError
+
+FAULTS = {"user": UserError("wrong"), "bug": RuntimeError("a bug"), "memory": torch.OutOfMemoryError("full")}
+
+
+class FailOnce(L.Callback):
+    def __init__(self, fault: str):
+        self.fault = fault
+
+    def on_before_backward(self, *args):
+        if self.fault != "none":
+            raise FAULTS[self.fault]
+"""
+
+
+@pytest.mark.parametrize("fault", ["user", "bug", "memory"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_that_fails_in_its_first_batch_does_not_block_a_second_try(
+    stage: str, fault: str, stages: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (stages / "faults.py").write_text(FAULTS)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "faults", raising=False)
+    words = ("fit", "-c", f"{stage}.yaml", "--trainer.callbacks+=faults.FailOnce")
+    before = contents(stages)
+    with contextlib.suppress(RuntimeError):
+        assert command(*words, f"--trainer.callbacks.fault={fault}")[0] == 2
+    assert contents(stages) == before
+    code, _, err = command(*words, "--trainer.callbacks.fault=none")
+    assert code == 0, err
+    assert yaml.safe_load((stages / "runs" / stage / "config.yaml").read_text())["trainer"]["max_epochs"] == 1
 
 
 def test_other_files_do_not_make_a_run(stages: Path, command: Callable[..., Any]) -> None:

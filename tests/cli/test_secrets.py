@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import wandb
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,7 +47,7 @@ ADDRESSES = {
 def test_a_credential_is_known_by_the_settings_name(name: str) -> None:
     assert is_secret([name], SECRET)
     assert without_secrets({"a": [{name: SECRET}], name: [SECRET]}) == {"a": [{name: "removed"}], name: ["removed"]}
-    assert drop_secrets({"a": [{name: SECRET, "b": 1}]}) == {"a": [{"b": 1}]}
+    assert drop_secrets({"a": [{name: SECRET, "b": 1}], name: [[SECRET], "c"]}) == {"a": [{"b": 1}]}
 
 
 @pytest.mark.parametrize("name", HARMLESS)
@@ -123,12 +124,14 @@ import os
 
 import toys
 
+from lit_rlhf import evaluation
+
 KEY = os.environ["THE_KEY"]
 
 
 class Service:
-    def __init__(self, bearer: str = KEY, url: str = f"http://bob:{KEY}@host/v1"):
-        assert bearer == KEY and KEY in url
+    def __init__(self, bearer: str = KEY, url: str = f"http://bob:{KEY}@host/v1", api_keys: list[str] = [KEY]):
+        assert bearer == KEY and KEY in url and api_keys == [KEY]
 
 
 class Module(toys.ToyModule):
@@ -138,10 +141,21 @@ class Module(toys.ToyModule):
         assert openai_key == KEY and isinstance(service, Service)
 
 
+class Suite(evaluation.Suite):
+    def __init__(self, service: Service = Service(), password: str = KEY):
+        pass
+
+
 class Data(toys.ToyData):
     def __init__(self, hub_token: str = KEY):
         super().__init__()
         self.save_hyperparameters()
+"""
+EVALUATION = """
+models: {base: {path: model}}
+baseline: base
+suites: {own: {class_path: secretive.Suite}}
+out: out
 """
 LOGGERS = """
 trainer:
@@ -176,10 +190,28 @@ def test_no_file_of_a_run_holds_a_credential(project: Path, command, monkeypatch
     assert SECRET not in stdout + stderr
     left = [path.suffix for path in (project / "run").rglob("*") if path.is_file()]
     assert {".ckpt", ".yaml", ".csv", ".wandb"} <= set(left)
-    assert "openai_key: removed" in (project / "run" / "config.yaml").read_text()
+    saved = yaml.safe_load((project / "run" / "config.yaml").read_text())
+    assert saved["model"]["class_path"] == "secretive.Module" and "openai_key" not in saved["model"]["init_args"]
     assert files_with(SECRET, project) == []
     config = compose_config([*recipes, "--run_dir=other"])  # what a sweep writes to the recipe of every run
     assert config["model"]["class_path"] == "secretive.Module" and SECRET not in str(config)
+    for words in (("-c", "run/config.yaml", "--run_dir=again"), (*recipes, "--run_dir=third")):
+        code, printed, stderr = command("fit", *words, "--print_config")
+        assert code == 0 and SECRET not in printed + stderr
+        assert yaml.safe_load(printed)["model"] == saved["model"]
+
+
+def test_no_command_prints_a_credential(project: Path, command, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "secretive.py").write_text(SECRETIVE)
+    (project / "loggers.yaml").write_text(LOGGERS)
+    monkeypatch.setenv("THE_KEY", SECRET)
+    words = ["-c", "recipe.yaml", "-c", "loggers.yaml", "--trainer.logger=false", "--print_config"]
+    for name in ("fit", "validate", "test"):
+        code, stdout, stderr = command(name, *words)
+        assert code == 0 and SECRET not in stdout + stderr and "class_path: secretive.Service" in stdout
+    (project / "evaluate.yaml").write_text(EVALUATION)
+    code, stdout, stderr = command("evaluate", "-c", "evaluate.yaml", "--print_config")
+    assert code == 0 and SECRET not in stdout + stderr and "class_path: secretive.Suite" in stdout
 
 
 def test_an_error_message_holds_no_credential(project: Path, command, monkeypatch: pytest.MonkeyPatch) -> None:

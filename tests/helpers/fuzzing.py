@@ -388,7 +388,7 @@ def change_tensor(generator: random.Random, tensors: dict[str, Any]) -> tuple[st
         tensors[name] = tensor.to(torch.int64)
     elif kind == "complex":
         tensors[name] = tensor.to(torch.complex64)
-    return f"{name} {kind}", kind in ("removed", "renamed", "cut")
+    return f"{name} {kind}", True
 
 
 def change_weight(generator: random.Random, path: Path) -> tuple[str, bool]:

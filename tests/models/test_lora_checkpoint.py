@@ -99,3 +99,16 @@ def test_incompatible_adapters_are_refused(trained, llama, model_folders, tokeni
         torch.save({**content, "lit_rlhf": {**content["lit_rlhf"], **changes}}, tmp_path / "changed.ckpt")
         with pytest.raises(UserError, match=message):
             attach(tmp_path / "changed.ckpt", policy(llama, tokenizer), llama)
+
+
+@pytest.mark.parametrize("part", ["lora_B", "score.weight"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_an_adapter_that_holds_no_numbers_is_refused(value, part, trained, llama, tokenizer, tmp_path):
+    content = torch.load(trained, weights_only=True)
+    name = next(name for name in content["state_dict"] if part in name)
+    content["state_dict"][name].flatten()[1] = value
+    torch.save(content, tmp_path / "diverged.ckpt")
+    reward = LoRARewardModel(str(tmp_path / "diverged.ckpt"))
+    reward.prepare(tokenizer, CPU)
+    with pytest.raises(UserError, match=r"the weight '[\w.]+' of '.*diverged.ckpt' holds NaN or infinity"):
+        reward.attach(policy(llama, tokenizer), llama)

@@ -18,7 +18,7 @@ from lit_rlhf.errors import UserError
 from lit_rlhf.models.loading import load_causal_lm, load_config, load_tokenizer
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import add_lora
-from lit_rlhf.models.pretrained import check_finite_weights, say_once, split_generation_settings
+from lit_rlhf.models.pretrained import say_once, split_generation_settings
 from lit_rlhf.models.scalar_model import load_scalar_model
 
 ARCHITECTURES = ["llama", "gpt2", "qwen2", "gpt_neox", "opt", "gemma"]
@@ -184,11 +184,52 @@ def test_a_json_file_of_other_content_is_refused_with_the_folder(file, text, lla
 def test_weights_that_are_no_numbers_are_refused(load, value, llama, tokenizer, tmp_path):
     folder = Path(shutil.copytree(llama, tmp_path / "model"))
     weights = load_file(folder / "model.safetensors")
-    name = "model.layers.1.mlp.up_proj.weight"
-    weights[name][3, 4] = value
+    weights["model.layers.1.mlp.up_proj.weight"][3, 4] = value
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=rf"the weight '[\w.]*layers.1.mlp.up_proj.weight' of '{folder}' holds NaN"):
-        check_finite_weights(str(folder), load(str(folder), tokenizer, ModelLoadingConfig()))
+        load(str(folder), tokenizer, ModelLoadingConfig())
+
+
+@pytest.mark.parametrize("files", ["safetensors", "shards", "bin"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
+def test_weights_of_no_floating_point_type_are_refused(dtype, files, llama, tokenizer, tmp_path):
+    """transformers would convert them."""
+    folder = Path(shutil.copytree(llama, tmp_path / "model"))
+    weights = load_file(folder / "model.safetensors")
+    changed = weights | {"model.norm.weight": weights["model.norm.weight"].to(dtype)}
+    for load in LOADERS:
+        for content in (weights, changed):
+            write_weights(folder, content, files)
+            if content is weights:
+                load(str(folder), tokenizer, ModelLoadingConfig())
+                continue
+            with pytest.raises(UserError, match=rf"the weight 'model.norm.weight' of '{folder}' is stored as"):
+                load(str(folder), tokenizer, ModelLoadingConfig())
+
+
+def write_weights(folder: Path, weights: Weights, files: str) -> None:
+    """Write them to one file, or to two with an index."""
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    if files == "bin":
+        torch.save(weights, folder / "pytorch_model.bin")
+    elif files == "safetensors":
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    else:
+        names = list(weights)
+        shards = {"1.safetensors": names[:3], "2.safetensors": names[3:]}
+        for file, part in shards.items():
+            save_file({name: weights[name] for name in part}, folder / file, {"format": "pt"})
+        index = {"metadata": {}, "weight_map": {name: file for file, part in shards.items() for name in part}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool])
+def test_buffers_of_no_floating_point_type_are_no_weights(dtype, model_folders, tokenizer, tmp_path):
+    folder = Path(shutil.copytree(model_folders["gpt2"], tmp_path / "older"))
+    mask = torch.ones(1, 1, 4, 4, dtype=dtype)
+    for prefix in ("", "transformer."):
+        edit_weights(folder, lambda weights: weights | {f"{prefix}h.0.attn.bias": mask})  # noqa: B023
+        load_causal_lm(str(folder), tokenizer, ModelLoadingConfig())
 
 
 def with_adapter(llama: str, tokenizer: Any, folder: Path) -> Path:

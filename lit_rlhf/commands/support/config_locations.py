@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from lit_rlhf.commands.support.home_folders import expand_home
-from lit_rlhf.commands.support.secrets import FIX, without_secrets
+from lit_rlhf.commands.support.secrets import FIX, drop_secrets, without_secrets
 from lit_rlhf.errors import UserError
 
 
@@ -121,12 +121,17 @@ def check_rules(tree: yaml.Node | None, path: Path) -> None:
 
 
 def install_yaml_rules() -> None:
-    """Make jsonargparse read YAML by the rules of this module: values of arguments, and files that settings name."""
-    from jsonargparse import get_loader, set_loader
+    """Make jsonargparse read and write YAML by the rules of this module.
+
+    It reads values of arguments, and files that settings name. It writes what `--print_config` prints, config.yaml and
+    the recipe in a checkpoint: without the credentials that are defaults of a class, which takes them again when read.
+    """
+    from jsonargparse import get_loader, set_dumper, set_loader
 
     load = get_loader("yaml")
     if load.__module__ != __name__:
         set_loader("yaml", apply_rules(load), exceptions=(yaml.YAMLError,))
+        set_dumper("yaml", lambda config: yaml.safe_dump(drop_secrets(config), sort_keys=False, allow_unicode=True))
 
 
 def apply_rules(load: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -126,7 +126,7 @@ class RecipeCLI(LightningCLI):
         return self.dump(self.parse(parser, args)[self.command])
 
     def dump(self, settings: Namespace) -> dict[str, Any]:
-        """Return the settings of the subcommand as plain values."""
+        """Return the settings of the subcommand as plain values, without credentials."""
         text = self._parser(self.command).dump(settings, skip_none=False, format="yaml")
         config: dict[str, Any] = yaml.safe_load(text)
         return config
@@ -145,7 +145,7 @@ class RecipeCLI(LightningCLI):
         settings = self.config[self.command]
         check_compatibility(settings)
         self.place_run(settings)
-        self.recipe = without_secrets(self.dump(settings))
+        self.recipe = self.dump(settings)
         self.trainer_defaults["callbacks"] = [TerminateOnNaN(), RunState(self.recipe), StopOnSignal()]
         trainer = settings.trainer
         loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]

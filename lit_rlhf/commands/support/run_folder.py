@@ -22,7 +22,6 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_rlhf.commands.support.monitors import check_validation, check_whole_minibatches
-from lit_rlhf.commands.support.secrets import without_secrets
 from lit_rlhf.commands.support.setting_paths import get_class_name
 from lit_rlhf.errors import UserError
 
@@ -205,13 +204,15 @@ class LazyWriter(ExperimentWriter):
 class OpenRun(SaveConfigCallback):
     """Opens the folder of a run when everything is checked: just before the first step.
 
-    It removes an earlier run that is to be overwritten, or continues its logs, and writes the configuration, without
-    credentials, to config.yaml and to a Weights & Biases logger. Until then the loggers start nothing.
+    It removes an earlier run that is to be overwritten, or continues its logs, and gives the configuration, without
+    credentials, to a Weights & Biases logger. Until then the loggers start nothing. config.yaml is written behind the
+    first batch: a run that fails in it leaves a folder that does not hold a run, whose start can be repeated.
     """
 
     overwrites: Path | None = None  # the folder whose run is removed
     resumed: dict[str, Any] | None = None  # metadata of the checkpoint whose logs are continued
     loggers: list[Logger] | None = None
+    unwritten: tuple[Path, str] | None = None  # config.yaml and its text
 
     def hold_loggers(self, trainer: L.Trainer) -> None:
         """Hide the loggers until `setup`: Lightning starts them before it reads the data."""
@@ -228,14 +229,20 @@ class OpenRun(SaveConfigCallback):
         check_whole_minibatches(trainer)
         self.open(trainer)
 
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Write the configuration, before any other callback writes."""
+        self.write_config()
+
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the folder of a report."""
         if not trainer.sanity_checking:
             self.open(trainer)
+            self.write_config()
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the folder of a report."""
         self.open(trainer)
+        self.write_config()
 
     def open(self, trainer: L.Trainer) -> None:
         """Open it once, on rank zero; a collective call."""
@@ -250,19 +257,21 @@ class OpenRun(SaveConfigCallback):
                 remove_run(self.overwrites)
             if self.resumed is not None:
                 restore_logs(trainer, self.resumed)
-            self.write_config(trainer, Path(folder or trainer.default_root_dir))
+            # a default that is a live object prints a warning here and is written as its repr
+            text = self.parser.dump(self.config, skip_none=False, format="yaml")
+            self.unwritten = Path(folder or trainer.default_root_dir) / self.config_filename, text
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_hyperparams({"config": yaml.safe_load(text)})
         trainer.strategy.barrier()
 
-    def write_config(self, trainer: L.Trainer, folder: Path) -> None:
-        """Write the configuration."""
-        # a default that is a live object prints a warning here and is written as its repr
-        config = without_secrets(yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml")))
-        target = folder / self.config_filename
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_hyperparams({"config": config})
+    def write_config(self) -> None:
+        """Write the configuration, once and on rank zero."""
+        if self.unwritten is not None:
+            target, text = self.unwritten
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, encoding="utf-8")
+            self.unwritten = None
 
 
 def place_output(trainer: L.Trainer, checkpoints: str) -> OpenRun | None:

@@ -69,11 +69,16 @@ def drop_secrets(config: Any, path: Sequence[str] = ()) -> Any:
     if isinstance(config, dict):
         inner = {key: (value, (*path, str(key))) for key, value in config.items()}
         return {
-            key: drop_secrets(value, names)
-            for key, (value, names) in inner.items()
-            if isinstance(value, (dict, list)) or without_secrets(value, names) == value
+            key: drop_secrets(value, names) for key, (value, names) in inner.items() if not holds_secret(value, names)
         }
     return [drop_secrets(value, path) for value in config] if isinstance(config, list) else config
+
+
+def holds_secret(value: Any, path: Sequence[str]) -> bool:
+    """Return whether a setting's plain value, or an entry of its list, is or contains a credential."""
+    if isinstance(value, list):
+        return any(holds_secret(each, path) for each in value)
+    return not isinstance(value, dict) and bool(without_secrets(value, path) != value)
 
 
 def is_secret(path: Sequence[str], value: Any) -> bool:

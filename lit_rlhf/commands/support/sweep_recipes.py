@@ -11,7 +11,6 @@ import yaml
 
 from lit_rlhf.commands.fit import run as run_fit
 from lit_rlhf.commands.support.config_locations import RefusedYAML, apply_rules, check_arguments
-from lit_rlhf.commands.support.secrets import drop_secrets
 from lit_rlhf.commands.support.setting_paths import find_mapping, get_class_name
 from lit_rlhf.errors import UserError
 
@@ -30,7 +29,7 @@ def compose_config(args: list[str]) -> dict[str, Any]:
             run_fit("fit", [*args, "--print_config"])
         except SystemExit as stop:  # raised by --print_config
             assert not stop.code, stop.code
-    config: dict[str, Any] = drop_secrets(yaml.safe_load(text.getvalue()))  # written to the recipe of every run
+    config: dict[str, Any] = yaml.safe_load(text.getvalue())
     return config
 
 
