@@ -145,6 +145,9 @@ class Suite(evaluation.Suite):
     def __init__(self, service: Service = Service(), password: str = KEY):
         pass
 
+    def run(self, models, context):
+        pass
+
 
 class Data(toys.ToyData):
     def __init__(self, hub_token: str = KEY):
