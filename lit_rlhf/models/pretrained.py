@@ -119,10 +119,9 @@ def load_weights(
     found = _check_report(model, loaded, report, set(new), unused, hint)
     if loading.quantization is None:
         _check_stored_types(model, loaded, loading, hint)
-    # 4-bit weights are integers
-    check_weight_values(
-        "model", repr(model), ((name, w) for name, w in loaded.named_parameters() if w.is_floating_point())
-    )
+    # a 4-bit weight is of integers
+    values = ((name, weight) for name, weight in loaded.named_parameters() if weight.is_floating_point())
+    check_weight_values("model", repr(model), values)
     if stored:
         say_once(f"model: config.json of {model!r} names a quantization by {stored}, ignored: its weights are in full")
     if attention == "eager" and loading.attn_implementation is None:
