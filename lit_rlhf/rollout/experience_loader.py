@@ -138,7 +138,7 @@ class ExperienceLoader:
 
     Its position is kept in episodes of completed optimizer steps, so that an iteration can continue with other sizes.
 
-    Its state is not called `state_dict`: Lightning would store that a second time, and restore it in mid-epoch only.
+    Its state is in the checkpoint's `iteration`, not in `state_dict`, which Lightning restores in mid-epoch only.
 
     Args:
         collect: produces the next iteration.
@@ -174,6 +174,13 @@ class ExperienceLoader:
         for batch in islice(self.iter_micro_batches(self.iteration), self.position, None):
             self.position += 1  # before the yield: what was yielded counts as consumed in a checkpoint
             yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing; Lightning warns of a loader without it that it cannot be resumed, which is not so here."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore nothing, see `resume`."""
 
     def mid_iteration_state(self) -> dict[str, Any]:
         """Return the current iteration, and the position in it in episodes; nothing between two iterations."""

@@ -367,7 +367,7 @@ def fit_ppo(
     [(3, 2, 1), (3, 1, 2), (3, 1, 1), (4, 4, 1), (4, 4, 2), (12, 1, 4), (8, 4, 4), (6, 2, 2)],
 )
 def test_ppo_in_other_sizes_takes_every_episode_and_every_prompt_once(
-    step, micro_batch_size, accumulate, llama, tmp_path
+    step, micro_batch_size, accumulate, llama, tmp_path, recwarn
 ):
     _, _, before, _, prompts = fit_ppo(llama, tmp_path, max_steps=step)
     start = tmp_path / f"step={step}.ckpt"
@@ -379,6 +379,7 @@ def test_ppo_in_other_sizes_takes_every_episode_and_every_prompt_once(
     size = micro_batch_size * accumulate
     assert run.global_step == step + (48 - 2 * step) // size
     assert prompts + more == list(range(48))
+    assert not [warning for warning in recwarn if "not resumable" in str(warning.message)]
 
 
 def test_ppo_of_another_number_of_episodes_continues_between_iterations_with_the_next_prompts(llama, tmp_path):
