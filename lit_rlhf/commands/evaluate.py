@@ -49,12 +49,16 @@ def instantiate_evaluation(args: list[str], locations: ConfigLocations) -> "Eval
 
     from lit_rlhf import evaluation
     from lit_rlhf.commands.support.recipe_cli import unwrap_error
+    from lit_rlhf.commands.support.secrets import MaskedHelp
     from lit_rlhf.commands.support.setting_paths import get_class_name
     from lit_rlhf.evaluation.run import Evaluation
 
+    class EvaluationParser(MaskedHelp, ArgumentParser):
+        pass
+
     for name in evaluation.__all__:  # jsonargparse looks up a class without its path among the imported ones
         getattr(evaluation, name)
-    parser = ArgumentParser(prog="lit-rlhf evaluate", exit_on_error=False, allow_abbrev=False)
+    parser = EvaluationParser(prog="lit-rlhf evaluate", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("-c", "--config", action="config", help="a recipe; a later one overrides earlier ones")
     parser.add_class_arguments(Evaluation, None)
     try:

@@ -150,8 +150,8 @@ def home(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_home_folder_is_expanded_in_recipes_and_arguments(project: Path, home: Path, command) -> None:
     (project / "recipe.yaml").rename(home / "recipe.yaml")
     (home / "model.yaml").write_text("class_path: toys.ToyModule\ninit_args: {fault: ~/in-a-file}\n")
-    (project / "overlay.yaml").write_text("data: {init_args: {path: ~/rows.jsonl}}")
-    args = ("-c", "~/recipe.yaml", "--config=overlay.yaml", "--run_dir", "~/run", "--model=~/model.yaml")
+    (home / "overlay.yaml").write_text("data: {init_args: {path: ~/rows.jsonl}}")
+    args = ("-c", "~/recipe.yaml", "--config=~/overlay.yaml", "--run_dir", "~/run", "--model=~/model.yaml")
     code, stdout, stderr = command("fit", *args, "--print_config")
     assert code == 0, stderr
     config = yaml.safe_load(stdout)

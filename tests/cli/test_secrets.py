@@ -123,6 +123,7 @@ SECRETIVE = """
 import os
 
 import toys
+from lightning.pytorch import loggers
 
 from lit_rlhf import evaluation
 
@@ -146,6 +147,11 @@ class Suite(evaluation.Suite):
         pass
 
     def run(self, models, context):
+        pass
+
+
+class Logger(loggers.Logger):
+    def __init__(self, password: str = f"{KEY} {KEY}", url: str = f"http://bob:{KEY}@host/v1"):
         pass
 
 
@@ -212,7 +218,11 @@ def test_no_command_prints_a_credential(project: Path, command, monkeypatch: pyt
     for name in ("fit", "validate", "test"):
         code, stdout, stderr = command(name, *words)
         assert code == 0 and SECRET not in stdout + stderr and "class_path: secretive.Service" in stdout
+        code, stdout, stderr = command(name, "--model.help=secretive.Module")
+        assert code == 0 and SECRET not in stdout + stderr and "default: removed" in stdout
     (project / "evaluate.yaml").write_text(EVALUATION)
+    code, stdout, stderr = command("evaluate", "--logger.help=secretive.Logger")
+    assert code == 0 and SECRET not in stdout + stderr and "default: removed" in stdout
     code, stdout, stderr = command("evaluate", "-c", "evaluate.yaml", "--print_config")
     assert code == 0 and SECRET not in stdout + stderr and "class_path: secretive.Suite" in stdout
 

@@ -160,6 +160,15 @@ def test_an_export_that_fails_leaves_an_earlier_folder_as_it_was(step, earlier, 
     assert (run / "model" / "notes.md").exists() == earlier, "a file that is not of a model is carried over"
 
 
+def test_an_export_that_cannot_be_renamed_leaves_the_earlier_folder(llama, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(llama, tmp_path / "model"))
+    before, rename = files(folder), Path.rename
+    monkeypatch.setattr(Path, "rename", lambda path, to: no_space() if path.suffix == ".part" else rename(path, to))
+    with pytest.raises(UserError, match="No space left on device"):
+        export_loaded(Path(llama), folder)
+    assert files(folder) == before and list(tmp_path.iterdir()) == [folder]
+
+
 def test_weights_of_an_earlier_export_do_not_stay_beside_the_new_ones(llama, tmp_path):
     folder = Path(shutil.copytree(llama, tmp_path / "model"))
     for stale in ("model.safetensors.index.json", "pytorch_model.bin", "adapter_config.json", "chat_template.jinja"):

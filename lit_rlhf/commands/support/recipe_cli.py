@@ -41,7 +41,7 @@ from lit_rlhf.commands.support.run_folder import (
     resolve_run_dir,
     say,
 )
-from lit_rlhf.commands.support.secrets import without_secrets
+from lit_rlhf.commands.support.secrets import MaskedHelp, without_secrets
 from lit_rlhf.commands.support.seeds import check_seeds
 from lit_rlhf.commands.support.setting_paths import get_class_name
 from lit_rlhf.commands.support.wandb_login import prepare_wandb
@@ -49,6 +49,10 @@ from lit_rlhf.errors import UserError
 
 INTERRUPTED = 130
 EVALUATION_HOOKS = {"validate": ("validation_step", "val_dataloader"), "test": ("test_step", "test_dataloader")}
+
+
+class RecipeParser(MaskedHelp, LightningArgumentParser):
+    """Lightning's parser, whose help shows no credential."""
 
 
 class RecipeCLI(LightningCLI):
@@ -77,6 +81,7 @@ class RecipeCLI(LightningCLI):
             save_config_callback=OpenRun,
             trainer_defaults={"enable_model_summary": False, "log_every_n_steps": 1},
             seed_everything_default=0,
+            parser_class=RecipeParser,
             parser_kwargs={"prog": "lit-rlhf", **strict, command: dict(strict)},
             subclass_mode_model=True,
             subclass_mode_data=True,

@@ -4,6 +4,7 @@ Recipes and command lines end in config.yaml, checkpoints, loggers, W&B's metada
 A credential comes from an environment variable or a file.
 """
 
+import argparse
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -140,3 +141,15 @@ def mask_address(address: str) -> str:
         if name.lower() in QUERY or is_secret([name], value):
             address = re.sub(rf"([?&#]{re.escape(name)}=)[^&#]+", rf"\1{REMOVED}", address)
     return address
+
+
+class MaskedHelp(argparse.ArgumentParser):
+    """A parser whose help shows no credential, which can be a default."""
+
+    def format_help(self) -> str:
+        """Return the help."""
+        text = super().format_help()
+        for action in self._actions:
+            if holds_secret(action.default, action.dest.split(".")):
+                text = re.sub(r"\s+".join(map(re.escape, str(action.default).split())), REMOVED, text)
+        return mask_text(text)
