@@ -2,6 +2,7 @@
 
 import json
 import re
+import zipfile
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import cache
@@ -328,7 +329,8 @@ def _read_other_types(path: str) -> list[tuple[str, str]]:
             names = file.keys()
             types = [(name, file.get_slice(name).get_dtype()) for name in names]
         return [(name, dtype) for name, dtype in types if not dtype.startswith(("F", "BF"))]
-    tensors = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+    mmap = zipfile.is_zipfile(path)  # not of PyTorch before 1.6
+    tensors = torch.load(path, map_location="meta", weights_only=True, mmap=mmap)
     return [(name, str(value.dtype)) for name, value in tensors.items() if not value.is_floating_point()]
 
 
@@ -346,15 +348,13 @@ def check_weight_values(setting: str, source: str, weights: Iterable[tuple[str, 
     for name, weight in weights:
         if weight.is_meta or not weight.numel():
             continue
-        reason = (
-            f"is stored as {weight.dtype}, no floating-point type"
-            if not weight.is_floating_point()
-            else "holds NaN or infinity"
-            if not all(extreme.isfinite() for extreme in weight.detach().aminmax())  # NaN is both
-            else ""
+        if not weight.is_floating_point():
+            reason = f"is stored as {weight.dtype}, no floating-point type"
+        elif not all(extreme.isfinite() for extreme in weight.detach().aminmax()):  # NaN is both
+            reason = "holds NaN or infinity"
+        else:
+            continue
+        raise UserError(
+            f"{setting}: the weight {name!r} of {source} {reason}: its training diverged, or the file is damaged; "
+            "use an earlier checkpoint, or copy it again"
         )
-        if reason:
-            raise UserError(
-                f"{setting}: the weight {name!r} of {source} {reason}: its training diverged, or the file is damaged; "
-                "use an earlier checkpoint, or copy it again"
-            )
