@@ -7,7 +7,6 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lit_rlhf.data.records import Prompt
-from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache
 
 if TYPE_CHECKING:
