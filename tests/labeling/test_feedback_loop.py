@@ -133,7 +133,8 @@ def world_model(tmp_path: Path) -> str:
     tokenizer, folder = build_tokenizer(), str(tmp_path / "world_model")
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    LlamaForCausalLM(LlamaConfig(len(tokenizer), **sizes, **ids)).save_pretrained(folder)
+    config = LlamaConfig(vocab_size=len(tokenizer), **sizes, **ids)
+    LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

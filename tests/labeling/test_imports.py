@@ -71,7 +71,7 @@ def check(folder: Path, rows: list[dict[str, Any]]) -> None:
             num_refused += 1
         except Exception as problem:
             raise AssertionError(f"{what}: {type(problem).__name__}: {problem}") from problem
-    assert num_refused > 10 and len(taken) > 10
+    assert num_refused > 5 and len(taken) > 5
     database = Database(folder / "l.db")
     for kind in {each.kind for each in taken}:
         own = [
