@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import math
 from argparse import Namespace
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,13 +69,16 @@ def check_settings(settings: Namespace) -> None:
     for name in ("samples", "max_new_tokens", "labels_per_task"):
         if getattr(settings, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(settings, name)}")
-    if settings.temperature < 0:
+    if not 0 <= settings.temperature < math.inf:
         raise UserError(f"--temperature must be 0 or more, got {settings.temperature}")
     if not 0 <= settings.overlap <= 1:
         raise UserError(f"--overlap is a share of the tasks, from 0 to 1, got {settings.overlap}")
-    names = labeler_names(settings)
-    if settings.labelers is not None and (len(set(names)) < len(names) or not all(names) or "owner" in names):
-        raise UserError(f"--labelers takes different names, none of them 'owner': ann,bo; got {settings.labelers!r}")
+    names = split_names(settings.labelers) or []
+    for name in names:
+        if name in ("owner", "overview"):
+            raise UserError(f"--labelers: nobody may be named {name!r}: that is the link of the overview")
+        if not name.isprintable():
+            raise UserError(f"--labelers: the name {name!r} holds a character that cannot be printed")
     most = settings.labels_per_task + (settings.overlap > 0)
     if most > max(len(names), 1):
         raise UserError(
@@ -85,9 +90,21 @@ def check_settings(settings: Namespace) -> None:
         )
 
 
-def labeler_names(settings: Namespace) -> list[str]:
-    """Return the names of the people."""
-    return [] if settings.labelers is None else [name.strip() for name in settings.labelers.split(",")]
+def split_names(text: str | None) -> list[str] | None:
+    """Return the names in "ann,bo"; None if none are given.
+
+    Raises:
+        UserError: A name is empty, or is given twice.
+    """
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise UserError(f"--labelers takes names such as ann,bo; the name at place {names.index('') + 1} is empty")
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise UserError(f"--labelers: the name {repeated!r} is given twice")
+    return names
 
 
 def start_server(settings: Namespace) -> None:
@@ -96,26 +113,42 @@ def start_server(settings: Namespace) -> None:
     from lit_rlhf.labeling.pages import read_instructions
     from lit_rlhf.labeling.server import LabelSettings, create_label_app
     from lit_rlhf.labeling.serving import address_of, allowed_hosts, bind, serve
+    from lit_rlhf.labeling.tasks import read_tasks
 
-    instructions = None
-    if settings.instructions is not None:
-        from lit_rlhf.data.sources import read_text
-
-        instructions = read_text(settings.instructions)
-    database = Database(settings.db)
-    kind = fill_database(database, settings)
-    names = labeler_names(settings)
-    only = None if names else database.add_labeler("labeler")
-    page = LabelSettings(kind, instructions or read_instructions(kind), only, allowed_hosts(settings.host))
-    app = create_label_app(database, page)
-    listener = bind(settings.host, settings.port)
-    address = address_of(listener, settings.host)
-    print_links(database, page, names, address, settings.new_links)
-    print("stop: Ctrl+C; start again with the same --db to go on", flush=True)
-    serve(app, listener)
+    own_instructions = read_own_instructions(settings)
+    tasks = read_tasks(settings.tasks, settings.kind, settings.format) if settings.tasks else None
+    gold = read_tasks(settings.gold, settings.kind, settings.format, gold=True) if settings.gold else None
+    if not (tasks or gold or settings.model or Path(settings.db).expanduser().exists()):
+        raise UserError(f"no database {settings.db} yet: name a file TASKS, or --model DIR --prompts FILE")
+    with closing(bind(settings.host, settings.port)) as listener:  # before outputs are sampled, which takes long
+        database = Database(settings.db)
+        kind = fill_database(database, settings, tasks, gold)
+        names = split_names(settings.labelers) or []
+        only = None if names else database.add_labeler("labeler")
+        page = LabelSettings(kind, own_instructions or read_instructions(kind), only, allowed_hosts(settings.host))
+        app = create_label_app(database, page)
+        print_links(database, page, names, address_of(listener, settings.host), settings.new_links)
+        print("stop: Ctrl+C; start again with the same --db to go on", flush=True)
+        serve(app, listener)
     progress = database.progress(kind)
     print(f"\n{progress.labels:,} of {progress.labels_wanted:,} labels are in {settings.db}")
     print(f"export: lit-rlhf label export {settings.db} --to FILE")
+
+
+def read_own_instructions(settings: Namespace) -> str | None:
+    """Return the user's instructions; None if there are none.
+
+    Raises:
+        UserError: The file cannot be read, or is empty.
+    """
+    from lit_rlhf.data.sources import read_text
+
+    if settings.instructions is None:
+        return None
+    text = read_text(settings.instructions)
+    if not text.strip():
+        raise UserError(f"--instructions: {settings.instructions!r} is empty; leave the option out for the paper's")
+    return text
 
 
 def print_links(database: "Database", page: "LabelSettings", names: list[str], address: str, renew: bool) -> None:
@@ -135,74 +168,82 @@ def print_links(database: "Database", page: "LabelSettings", names: list[str], a
         print(f"the links of {', '.join(kept)} are those of an earlier start, at {address}; --new-links makes new ones")
 
 
-def fill_database(database: "Database", settings: Namespace) -> "Kind":
-    """Add the tasks that are not in the database yet; return what is asked."""
-    kinds = database.kinds()
-    gold: TaskFile | None = None
-    if settings.gold is not None:
-        from lit_rlhf.labeling.tasks import read_tasks
+def fill_database(
+    database: "Database", settings: Namespace, tasks: "TaskFile | None", gold: "TaskFile | None"
+) -> "Kind":
+    """Add the tasks that are not in the database yet; return what is asked.
 
-        gold = read_tasks(settings.gold, settings.kind, settings.format, gold=True)
-    if settings.tasks is None and settings.model is None:
-        if settings.kind is not None and kinds and settings.kind not in kinds:
-            raise UserError(f"--kind {settings.kind}: {settings.db} holds tasks to {', '.join(kinds)}")
-        if len(kinds) > 1 and settings.kind is None:
-            raise UserError(f"{settings.db} holds tasks to {', '.join(kinds)}: choose by --kind")
-        if not kinds and gold is None:
-            raise UserError(f"{settings.db} holds no task yet: name a file TASKS, or --model DIR --prompts FILE")
-        assert kinds or gold is not None
-        kind: Kind = settings.kind or (kinds[0] if kinds or gold is None else gold.kind)
+    Args:
+        database: Takes them.
+        settings: Of the command.
+        tasks: Of the file TASKS.
+        gold: Tasks with known answers.
+
+    Raises:
+        UserError: There is no task, a choice is missing, or the source no longer holds a task that is in the database
+            from an earlier start. Nothing is added then.
+    """
+    known: dict[str, dict[str, list[str]]] = json.loads(database.read_setting("sources") or "{}")
+    source = describe_source(settings)
+    earlier = known.get(source, {})
+    if settings.model and (settings.kind in earlier if settings.kind else earlier):
+        kind: Kind = settings.kind or next(each for each in database.kinds() if each in earlier)
+        print(f"{len(earlier[kind]):,} tasks to {kind}, sampled at an earlier start")
     else:
-        kind = add_tasks(database, settings)
+        tasks = sample_outputs(settings) if settings.model else tasks
+        kind = tasks.kind if tasks is not None else choose_kind(database, settings, gold)
+    if gold is not None and gold.kind != kind:
+        raise UserError(f"--gold: {settings.gold} holds tasks to {gold.kind}, and the others are to {kind}")
+    if tasks is not None:
+        missing = sorted(set(earlier.get(kind, ())) - {task.key for task in tasks.tasks})
+        if missing:
+            raise UserError(
+                f"{settings.tasks} no longer holds {len(missing):,} of the {len(earlier[kind]):,} tasks that are in "
+                f"{settings.db} from it (such as {missing[0]!r}): start without the file to go on with those, or name "
+                "another file by --db for the new ones"
+            )
+        added = database.add_tasks(kind, tasks.tasks, spread_labels(tasks, settings))
+        known[source] = {**earlier, kind: [task.key for task in tasks.tasks]}
+        database.write_setting("sources", json.dumps(known))
+        print_notes(tasks, f"{len(tasks.tasks):,} tasks to {kind}, {added:,} of them new in {settings.db}")
     if gold is not None:
-        if gold.kind != kind:
-            raise UserError(f"--gold: {settings.gold} holds tasks to {gold.kind}, and the others are to {kind}")
         added = database.add_tasks(kind, gold.tasks, [0] * len(gold.tasks))
         print_notes(gold, f"{len(gold.tasks):,} tasks with known answers, {added:,} of them new")
     return kind
 
 
-def add_tasks(database: "Database", settings: Namespace) -> "Kind":
-    """Read or sample the tasks, and add those that are new.
+def choose_kind(database: "Database", settings: Namespace, gold: "TaskFile | None") -> "Kind":
+    """Return what is asked where no new tasks say so.
 
     Raises:
-        UserError: The source no longer holds a task that is in the database from an earlier start.
+        UserError: There is no task, or there are tasks of several kinds.
     """
-    source = describe_source(settings)
-    known: dict[str, dict[str, list[str]]] = json.loads(database.read_setting("sources") or "{}")
-    earlier = known.get(source, {})
-    if settings.model and earlier and (settings.kind is None or settings.kind in earlier):
-        sampled: Kind = settings.kind or next(kind for kind in database.kinds() if kind in earlier)
-        print(f"{len(earlier[sampled]):,} tasks to {sampled}, sampled at an earlier start")
-        return sampled
-    if settings.model:
-        from lit_rlhf.labeling.model_samples import SampleSettings, sample_tasks
+    kinds = database.kinds()
+    if settings.kind is not None and kinds and settings.kind not in kinds:
+        raise UserError(f"--kind {settings.kind}: {settings.db} holds tasks to {', '.join(kinds)}")
+    if len(kinds) > 1 and settings.kind is None:
+        raise UserError(f"{settings.db} holds tasks to {', '.join(kinds)}: choose by --kind")
+    if not kinds and gold is None:
+        raise UserError(f"{settings.db} holds no task yet: name a file TASKS, or --model DIR --prompts FILE")
+    kind: Kind = settings.kind or (kinds[0] if kinds or gold is None else gold.kind)
+    return kind
 
-        sampling = SampleSettings(
-            settings.samples, settings.max_new_tokens, settings.temperature, settings.template, settings.seed
-        )
-        file = sample_tasks(settings.model, settings.prompts, settings.kind, sampling)
-    else:
-        from lit_rlhf.labeling.tasks import read_tasks
 
-        file = read_tasks(settings.tasks, settings.kind, settings.format)
-    missing = sorted(set(earlier.get(file.kind, ())) - {task.key for task in file.tasks})
-    if missing:
-        raise UserError(
-            f"{settings.tasks} no longer holds {len(missing):,} of the {len(earlier[file.kind]):,} tasks that are in "
-            f"{settings.db} from it (such as {missing[0]!r}): start without the file to go on with those, or name "
-            "another file by --db for the new ones"
-        )
-    added = database.add_tasks(file.kind, file.tasks, spread_labels(file, settings))
-    known[source] = {**earlier, file.kind: [task.key for task in file.tasks]}
-    database.write_setting("sources", json.dumps(known))
-    print_notes(file, f"{len(file.tasks):,} tasks to {file.kind}, {added:,} of them new in {settings.db}")
-    return file.kind
+def sample_outputs(settings: Namespace) -> "TaskFile":
+    """Sample the outputs to ask about."""
+    from lit_rlhf.labeling.model_samples import SampleSettings, sample_tasks
+
+    sampling = SampleSettings(
+        settings.samples, settings.max_new_tokens, settings.temperature, settings.template, settings.seed
+    )
+    return sample_tasks(settings.model, settings.prompts, settings.kind, sampling)
 
 
 def describe_source(settings: Namespace) -> str:
-    """Return what tells one source of tasks from another."""
-    if not settings.model:
+    """Return what tells one source of tasks from another; empty if the command names none."""
+    if not settings.tasks and not settings.model:
+        return ""
+    if settings.tasks:
         path = Path(settings.tasks).expanduser()
         return str(path.resolve()) if path.exists() else str(settings.tasks)
     prompts = Path(settings.prompts).expanduser()
@@ -240,7 +281,7 @@ def run_export(args: list[str]) -> int:
     from lit_rlhf.labeling.database import Database
     from lit_rlhf.labeling.exports import export_answers
 
-    names = None if settings.labelers is None else settings.labelers.split(",")
+    names = split_names(settings.labelers)
     database = Database(settings.db, create=False)
     print("\n  ".join(export_answers(database, settings.to, settings.form, settings.kind, names, settings.with_gold)))
     return 0

@@ -28,6 +28,7 @@ Kind = Literal["rank", "rate", "demonstrate", "compare"]
 KINDS: tuple[Kind, ...] = ("rank", "rate", "demonstrate", "compare")
 Action = Literal["answer", "skip"]
 
+OWNER = "owner"  # the account of the overview: its name and its role
 APPLICATION_ID = 0x4C524C46
 SCHEMA_VERSION = 1
 LOCK_SECONDS = 30.0  # how long a transaction waits for that of another server
@@ -222,7 +223,8 @@ class Database:
         """Open the file, and turn what SQLite reports about it into one line."""
         connection = None
         try:
-            connection = sqlite3.connect(self.path, timeout=LOCK_SECONDS, isolation_level=None)
+            # absolute: SQLite would take ":memory:" for no file
+            connection = sqlite3.connect(self.path.absolute(), timeout=LOCK_SECONDS, isolation_level=None)
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA synchronous = FULL")
             yield connection
@@ -268,7 +270,11 @@ class Database:
     # labelers
 
     def add_labeler(self, name: str, role: str = "labeler") -> LabelerAccount:
-        """Return the labeler of a name, added where new."""
+        """Return the labeler of a name, added where new.
+
+        Raises:
+            UserError: A labeler would have the name of the owner.
+        """
         with self.write() as connection:
             return _find_or_add_labeler(connection, name, role)
 
@@ -496,7 +502,7 @@ class Database:
         An answer that the file holds already (of the same labeler to the same task) is not added again.
 
         Raises:
-            UserError: A task has the id of one in the file, and other content.
+            UserError: A task has the id of one in the file, and other content; or a labeler has the name of the owner.
         """
         added, now = 0, time()
         with self.write() as connection:
@@ -628,6 +634,8 @@ def _add_tasks(
 
 
 def _find_or_add_labeler(connection: sqlite3.Connection, name: str, role: str = "labeler") -> LabelerAccount:
+    if (name == OWNER) != (role == OWNER):
+        raise UserError(f"no labeler may be named {name!r}: that is the account of the overview; choose another name")
     connection.execute("INSERT OR IGNORE INTO labelers (name, role) VALUES (?, ?)", (name, role))
     return LabelerAccount(*connection.execute("SELECT id, name, role FROM labelers WHERE name = ?", (name,)).fetchone())
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lit_rlhf.data.formats.record_validation import is_missing
 from lit_rlhf.data.formats.registry import read_records
 from lit_rlhf.data.records import PromptRow
 from lit_rlhf.data.sources import Row, read_rows
@@ -13,16 +13,16 @@ from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.judges.human_labels import PREFERENCES, read_rating
 from lit_rlhf.labeling.database import ImportedAnswer, Kind
 from lit_rlhf.labeling.formats.argilla import is_argilla, read_argilla
-from lit_rlhf.labeling.formats.imported import ImportBuilder, Imported
+from lit_rlhf.labeling.formats.imported import ImportBuilder, Imported, read_extras, read_labeler, read_seconds
 from lit_rlhf.labeling.formats.label_studio import read_label_studio
 from lit_rlhf.labeling.formats.potato import find_order, read_potato
 from lit_rlhf.labeling.tasks import (
     PromptWithCompletions,
     StrictReport,
-    dense_bins,
     find_completions,
     hash_content,
     make_tasks,
+    read_ranks,
 )
 
 
@@ -51,7 +51,7 @@ def guess_form(row: Row) -> str:
         return "label-studio"
     if "labeler" in fields and _guess_kind(fields) is not None:
         return "rows"
-    if is_argilla(fields):
+    if is_argilla(row):
         return "argilla"
     if find_order(fields) is not None:
         return "potato"
@@ -74,21 +74,19 @@ def read_own_rows(rows: Sequence[Row], origin: str) -> Imported:
     records = read_records(rows, "prompt", PromptRow, "auto", StrictReport(origin))
     for record in records:
         fields = record.fields
-        labeler = fields.get("labeler")
-        if labeler in (None, ""):
-            raise UserError(f"{record.origin}: no labeler: whose answer is it?")
+        labeler = read_labeler(fields.get("labeler"), "no labeler", record.origin)
         completions = None if kind == "demonstrate" else find_completions(fields, kind)
         row = PromptWithCompletions(record.prompt, completions, fields, record.origin)
-        (task,) = make_tasks(kind, row, "id" in fields, gold=False)
+        task, *others = make_tasks(kind, row, "id" in fields, gold=False)
+        if others:
+            raise UserError(f"{record.origin}: a rating is of one completion, and this row has {len(others) + 1}")
         if task.key == hash_content(task.content):  # type: ignore[arg-type]
             task.content["fields"].pop("id", None)  # the export wrote it
-        shown, seconds = fields.get("shown"), fields.get("seconds")
-        if seconds is not None and (not isinstance(seconds, int | float) or not math.isfinite(seconds)):
-            raise UserError(f"{record.origin}: the seconds must be a number, they are {seconds!r}")
+        seconds = read_seconds(fields.get("seconds"), "seconds", record.origin)
         for name in _EXTRAS:
             task.content["fields"].pop(name, None)
-        answer = ImportedAnswer(str(labeler), "answer", _read_answer(kind, row), seconds, shown)
-        builder.add(task, answer)
+        content = _read_answer(kind, row) | read_extras(fields, record.origin)
+        builder.add(task, ImportedAnswer(labeler, "answer", content, seconds, fields.get("shown")))
     return builder.build(origin)
 
 
@@ -107,27 +105,24 @@ def _guess_kind(fields: dict[str, Any]) -> Kind | None:
 
 def _read_answer(kind: Kind, row: PromptWithCompletions) -> dict[str, Any]:
     fields = row.fields
-    extras = {name: fields[name] for name in _EXTRAS[1:] if fields.get(name) and name != "both_bad"}
     if kind == "rank":
-        ranks = fields["ranks"]
-        count = len(row.completions or ())
-        valid = isinstance(ranks, list) and all(type(each) in (int, float) and math.isfinite(each) for each in ranks)
-        if not valid or len(ranks) != count:
-            raise UserError(f"{row.origin}: the ranks must be {count} numbers, lowest = best; they are {ranks!r}")
-        return {"ranks": dense_bins(ranks), **extras}
+        return {"ranks": read_ranks(fields.get("ranks"), len(row.completions or ()), row.origin)}
     if kind == "compare":
-        if fields.get("preference") not in PREFERENCES:
+        if fields.get("preference") not in list(PREFERENCES):
             raise UserError(f"{row.origin}: preference is {fields.get('preference')!r}; it is first, second or tie")
-        return {"preference": "both_bad" if fields.get("both_bad") else fields["preference"], **extras}
+        both_bad = fields.get("both_bad")
+        if not is_missing(both_bad) and not isinstance(both_bad, bool):
+            raise UserError(f"{row.origin}: 'both_bad' must be true or false, it is {both_bad!r}")
+        return {"preference": "both_bad" if both_bad is True else fields["preference"]}
     if kind == "rate":
         rating = read_rating(Row(fields, row.origin), str(fields["labeler"]))
         if rating.overall is None:
             raise UserError(f"{row.origin}: no overall quality")
-        return {"overall": rating.overall, "flags": rating.flags, **extras}
+        return {"overall": rating.overall, "flags": rating.flags}
     text = next((fields[name] for name in ("completion", "output", "answer") if isinstance(fields.get(name), str)), "")
     if not text.strip():
         raise UserError(f"{row.origin}: the demonstration is empty")
-    return {"completion": text, **extras}
+    return {"completion": text}
 
 
 READERS: dict[str, Callable[[Sequence[Row], str], Imported]] = {

@@ -6,11 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lit_rlhf.data.records import PromptRow, to_messages
-from lit_rlhf.data.report import DatasetReport
+from lit_rlhf.data.records import PromptRow
 from lit_rlhf.errors import UserError
 from lit_rlhf.labeling.database import Kind, NewTask
-from lit_rlhf.labeling.tasks import MAX_COMPLETIONS, Content, TaskFile, keep_columns, make_key
+from lit_rlhf.labeling.tasks import (
+    COMPLETIONS,
+    PromptWithCompletions,
+    StrictReport,
+    TaskFile,
+    drop_repeated_tasks,
+    flag_notes,
+    make_tasks,
+)
 
 _KEY = 22  # of the sampling noise
 
@@ -39,7 +46,8 @@ def sample_tasks(models: Sequence[str], prompts: str, kind: Kind | None, setting
         settings: Of the sampling.
 
     Raises:
-        UserError: A row without a prompt, a prompt too long for a model, or too many responses per prompt.
+        UserError: A row without a prompt or with the id of another, a prompt too long for a model, or too many
+            responses per prompt.
     """
     from lit_rlhf.data.formats.registry import read_records
     from lit_rlhf.data.sources import read_rows
@@ -47,17 +55,19 @@ def sample_tasks(models: Sequence[str], prompts: str, kind: Kind | None, setting
     total = len(models) * settings.samples
     kind = kind or {1: "rate", 2: "compare"}.get(total, "rank")  # type: ignore[assignment]
     assert kind is not None
-    least = {"rank": 2, "compare": 2, "rate": 1, "demonstrate": 0}[kind]
-    most = 2 if kind == "compare" else MAX_COMPLETIONS
+    least, most = COMPLETIONS[kind]
     if kind == "demonstrate" or not least <= total <= most:
         raise UserError(f"--samples: {total} responses per prompt; to {kind} takes {least} to {most}")
     rows = read_rows(prompts)
-    report = DatasetReport(prompts)
+    report = StrictReport(prompts)
     records = read_records(rows, "prompt", PromptRow, "auto", report)
+    has_ids = "id" in rows[0].fields
+    # a row that makes no task, or has the id of another, is refused before anything is sampled
+    prompts_alone = (PromptWithCompletions(each.prompt, None, each.fields, each.origin) for each in records)
+    drop_repeated_tasks([make_tasks("demonstrate", each, has_ids, gold=False)[0] for each in prompts_alone], has_ids)
     by_model = [_sample(model, records, settings) for model in models]
-    notes = [f"{count:,} of {len(rows):,} prompts left out: {reason}" for reason, count in report.skipped.items()]
-    tasks: dict[str, NewTask] = {}
-    has_ids, num_few, num_same, num_repeated = "id" in rows[0].fields, 0, 0, 0
+    tasks: list[NewTask] = []
+    num_few = num_same = 0
     for number, record in enumerate(records):
         texts: dict[str, str] = {}  # response -> the model that wrote it first
         for model, responses in zip(models, by_model):
@@ -65,34 +75,23 @@ def sample_tasks(models: Sequence[str], prompts: str, kind: Kind | None, setting
                 if text.strip():
                     texts.setdefault(text, model)
         num_same += total - len(texts)
-        if len(texts) < least or (kind == "compare" and len(texts) != 2):
+        if len(texts) < least:
             num_few += 1
             continue
-        content: Content = {
-            "fields": keep_columns(record.fields, record.prompt),
-            "prompt": to_messages(record.prompt),
-            "completions": list(texts),
-            "models": list(texts.values()),
-        }
-        key = make_key(record.fields, content, has_ids, record.origin)
-        parts = [key] if kind != "rate" else [f"{key}#{place}" for place in range(1, len(texts) + 1)]
-        for place, own_key in enumerate(parts):
-            own = content if kind != "rate" else {**content, "completions": [list(texts)[place]]}
-            if kind == "rate":
-                own["models"] = [list(texts.values())[place]]
-            num_repeated += own_key in tasks
-            tasks.setdefault(own_key, NewTask(own_key, dict(own), None, record.origin))
+        fields = {**record.fields, "models": list(texts.values())}
+        sampled = PromptWithCompletions(record.prompt, list(texts), fields, record.origin)
+        tasks += make_tasks(kind, sampled, has_ids, gold=False)
+    notes = []
     if num_same:
         notes.append(
             f"{num_same:,} of {total * len(records):,} responses were empty or equal to another of their prompt"
         )
     if num_few:
         notes.append(f"{num_few:,} of {len(records):,} prompts left out: fewer than {least} different responses")
-    if num_repeated:
-        notes.append(f"{num_repeated:,} tasks repeat an earlier one and are left out")
     if not tasks:
         raise UserError(f"no task is left of {prompts!r}: {'; '.join(notes)}: raise --temperature or --samples")
-    return TaskFile(kind, list(tasks.values()), notes)
+    kept, repeated = drop_repeated_tasks(tasks, has_ids)
+    return TaskFile(kind, kept, [*notes, *repeated, *flag_notes(report)])
 
 
 def _sample(model_name: str, records: Sequence[PromptRow], settings: SampleSettings) -> list[list[str]]:

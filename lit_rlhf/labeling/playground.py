@@ -53,6 +53,13 @@ class _Conversation:
         self.revealed: list[str] = []  # after the vote: which model was at which place
         self.started = time()
 
+    def is_repeated(self) -> bool:
+        """Return whether both responses are complete and the same text, between which there is no choice."""
+        if len(self.replies) < 2 or not all(reply.done for reply in self.replies):
+            return False
+        first, second = (reply.text.strip() for reply in self.replies)
+        return bool(first) and first == second
+
 
 class _Playground:
     def __init__(
@@ -62,12 +69,17 @@ class _Playground:
         self.access = Access(database, labeler)
         self._random = Random(seed)
         self._conversations: OrderedDict[str, _Conversation] = OrderedDict()
-        self._locks = [threading.Lock() for _ in models]  # a model writes one response at a time
+        # a model writes one response at a time, also where both are samples of it
+        self._locks = {respond: threading.Lock() for _, respond in models}
 
     def _find(self, number: str) -> _Conversation:
         if number not in self._conversations:
             raise Refusal(404, "No such conversation", "The server was started again: begin a new one.", go="/")
         return self._conversations[number]
+
+    def _takes_vote(self, conversation: _Conversation) -> bool:
+        """Return whether the conversation goes on with a vote: two responses that are not the same text."""
+        return len(self.models) == 2 and not conversation.is_repeated()
 
     def show(self, request: Request) -> Response:
         session = self.access.identify(request)
@@ -81,7 +93,8 @@ class _Playground:
             pair=len(self.models) == 2,
             all_done=all(reply.done for reply in conversation.replies),
             can_vote=all(reply.done and reply.text.strip() for reply in conversation.replies),
-            names=[name for name, _ in self.models] if len(self.models) == 1 else [],
+            takes_vote=self._takes_vote(conversation),
+            names=list(dict.fromkeys(name for name, _ in self.models)),
             max_message=MAX_MESSAGE,
         )
         response = HTMLResponse(text)
@@ -104,7 +117,7 @@ class _Playground:
             while len(self._conversations) > MAX_CONVERSATIONS:
                 self._conversations.popitem(last=False)
         if conversation.replies:
-            if len(self.models) == 2:
+            if self._takes_vote(conversation):
                 raise Refusal(409, "Vote first", "Choose which response to go on with.", go=f"/?c={number}")
             if not conversation.replies[0].done:
                 raise Refusal(409, "Not yet", "The model is still writing.", go=f"/?c={number}")
@@ -120,8 +133,9 @@ class _Playground:
 
     def _write(self, model: int, turns: list[Message], reply: _StreamedReply) -> None:
         try:
-            with self._locks[model]:
-                self.models[model][1](turns, reply.add)
+            respond = self.models[model][1]
+            with self._locks[respond]:
+                respond(turns, reply.add)
         except UserError as problem:
             reply.error = str(problem)
         except Exception as problem:  # shown on the page: the thread has no caller
@@ -138,7 +152,7 @@ class _Playground:
         self.access.check_token(session, fields)
         number, value = fields.get("c", ""), fields.get("preference", "")
         conversation = self._find(number)
-        if value not in PREFERENCES or len(conversation.replies) != 2:
+        if value not in PREFERENCES or len(conversation.replies) != 2 or conversation.is_repeated():
             raise Refusal(422, "No vote", "Choose the first, the second, a tie, or both bad.", go=f"/?c={number}")
         if not all(reply.done and reply.text.strip() for reply in conversation.replies):
             raise Refusal(409, "Not yet", "A vote takes two responses that are complete.", go=f"/?c={number}")
@@ -198,7 +212,7 @@ def create_chat_app(
     Args:
         database: Takes the votes, as comparisons.
         labeler: Who votes.
-        models: One or two: their names, and what writes their responses.
+        models: One or two: their names, and what writes their responses. The same twice is two samples of it.
         hosts: Names under which the server may be asked; None: any.
         seed: Of which model comes first.
     """

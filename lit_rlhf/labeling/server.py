@@ -10,7 +10,7 @@ from starlette.responses import HTMLResponse, Response
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.labeling.answers import SKIP_REASONS, IncompleteAnswer, clean_text, fill_form, read_answer
-from lit_rlhf.labeling.database import Action, Database, Kind, LabelerAccount
+from lit_rlhf.labeling.database import OWNER, Action, Database, Kind, LabelerAccount
 from lit_rlhf.labeling.overview import build_overview
 from lit_rlhf.labeling.pages import render_message, render_page, render_task
 from lit_rlhf.labeling.text import render_markdown
@@ -65,7 +65,7 @@ class _LabelServer:
 
     def show_task(self, request: Request) -> Response:
         session = self.access.identify(request)
-        if session.labeler.role == "owner":
+        if session.labeler.role == OWNER:
             return see_other("/overview")
         return self._show_task(session, note=_NOTES.get(request.query_params.get("note", "")))
 
@@ -179,7 +179,7 @@ class _LabelServer:
 
     def show_overview(self, request: Request) -> Response:
         session = self.access.identify(request)
-        if session.labeler.role != "owner" and self.settings.only_labeler is None:
+        if session.labeler.role != OWNER and self.settings.only_labeler is None:
             raise Refusal(403, "Not for labelers", "This page is for whoever runs the labeling.")
         overview = build_overview(self.database, self.settings.kind)
         live = request.query_params.get("live") != "0"

@@ -12,7 +12,7 @@ from lit_rlhf.labeling.web import LOOPBACK
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Open the server's socket; port 0 takes a free one.
+    """Open the server's socket, which holds the address from now on; port 0 takes a free one.
 
     Raises:
         UserError: The address cannot be taken.
@@ -22,6 +22,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
+        listener.listen()  # without it, another program may bind the same address
     except (OSError, OverflowError) as problem:
         raise UserError(f"--host {host} --port {port}: {problem}: choose others; --port 0 takes a free port") from None
     return listener

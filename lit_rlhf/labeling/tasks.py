@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
+from lit_rlhf.data.formats.record_validation import is_missing, is_rank
 from lit_rlhf.data.formats.registry import read_records
 from lit_rlhf.data.records import CONTEXT_COLUMNS, Instruction, Message, Prompt, PromptRow, Ranking, to_messages
 from lit_rlhf.data.report import DatasetReport
@@ -17,6 +18,13 @@ from lit_rlhf.evaluation.judges.judging_types import METADATA_FIELDS
 from lit_rlhf.labeling.database import Kind, NewTask
 
 MAX_COMPLETIONS = 9  # K of the paper is 4 to 9, and a digit is one key
+# least and most completions of a row
+COMPLETIONS: dict[Kind, tuple[int, int]] = {
+    "rank": (2, MAX_COMPLETIONS),
+    "compare": (2, 2),
+    "rate": (1, MAX_COMPLETIONS),
+    "demonstrate": (0, 0),
+}
 
 _LISTS = ("completions", "responses")
 _PAIRS = (("first", "second"), ("chosen", "rejected"))
@@ -79,8 +87,12 @@ def read_tasks(path: str, kind: Kind | None = None, format: str = "auto", gold: 
     if not gold:
         ignored = [name for name in _ANSWERS if any(row.fields.get(name) is not None for row in rows)]
         notes += [f"the column {name!r} is not shown and not exported" for name in ignored]
-    notes += [f"{count:,} of {report.num_read:,} rows: {reason}" for reason, count in report.flagged.items()]
-    return TaskFile(kind, tasks, notes)
+    return TaskFile(kind, tasks, notes + flag_notes(report))
+
+
+def flag_notes(report: DatasetReport) -> list[str]:
+    """Return a line for each reason for which rows were counted as doubtful."""
+    return [f"{count:,} of {report.num_read:,} rows: {reason}" for reason, count in report.flagged.items()]
 
 
 class PromptWithCompletions(NamedTuple):
@@ -105,8 +117,16 @@ def _read_prompts(rows: Rows, kind: Kind, format: str, report: DatasetReport) ->
 
 
 def guess_kind(row: Row) -> Kind:
-    """Return what to ask about rows like this one."""
+    """Return what to ask about rows like this one.
+
+    Raises:
+        UserError: The completions are no list.
+    """
     fields = row.fields
+    for name in _LISTS:
+        if not isinstance(fields.get(name), list) and not is_missing(fields.get(name)):
+            found = type(fields[name]).__name__
+            raise UserError(f"{row.origin}: column {name!r} must be a list of texts, it is a {found}")
     completions = next((fields[name] for name in _LISTS if isinstance(fields.get(name), list)), None)
     if completions is not None:
         return "compare" if len(completions) == 2 else "rank"
@@ -134,29 +154,58 @@ def find_completions(fields: Fields, kind: Kind) -> list[Any] | None:
 def make_tasks(kind: Kind, record: PromptWithCompletions, has_ids: bool, gold: bool) -> list[NewTask]:
     """Return the task of a row; to rate K completions is K tasks."""
     origin, fields = record.origin, record.fields
-    completions = [] if kind == "demonstrate" else check_completions(record.completions, kind, origin)
-    content: Content = {
-        "fields": keep_columns(fields, record.prompt),
-        "prompt": to_messages(record.prompt),
-        "completions": completions,
-    }
-    models = fields.get("models")
-    if isinstance(models, list) and len(models) == len(completions) and all(isinstance(each, str) for each in models):
-        content["models"] = models
-    if fields.get("sensitive"):
-        warning = fields["sensitive"]
-        content["sensitive"] = warning if isinstance(warning, str) else "sensitive content"
+    kept = keep_columns(fields, record.prompt)
+    content = build_content(kind, to_messages(record.prompt), record.completions, kept, Row(fields, origin))
     key = make_key(fields, content, has_ids, origin)
     if kind != "rate":
         return [NewTask(key, dict(content), read_gold(kind, record) if gold else None, origin)]
     tasks = []
-    for number, completion in enumerate(completions):
+    for number, completion in enumerate(content["completions"]):
         own: Content = {**content, "completions": [completion]}
         if "models" in content:
             own["models"] = [content["models"][number]]
-        own_key = key if len(completions) == 1 else f"{key}#{number + 1}"
+        own_key = key if len(content["completions"]) == 1 else f"{key}#{number + 1}"
         tasks.append(NewTask(own_key, dict(own), read_gold(kind, record) if gold else None, origin))
     return tasks
+
+
+def build_content(kind: Kind, prompt: list[Message], completions: Any, kept: dict[str, Any], row: Row) -> Content:
+    """Return what a task is about.
+
+    Args:
+        kind: Of the task.
+        prompt: As turns.
+        completions: The texts; not used for a demonstration.
+        kept: Columns for the export.
+        row: Has the optional columns "models" and "sensitive".
+
+    Raises:
+        UserError: The completions are not those of such a task, or an optional column holds something else.
+    """
+    texts = [] if kind == "demonstrate" else check_completions(completions, kind, row.origin)
+    content: Content = {"fields": kept, "prompt": prompt, "completions": texts}
+    models = row.fields.get("models")
+    if texts and not is_missing(models):
+        is_list = isinstance(models, list) and all(isinstance(each, str) for each in models)
+        if not is_list or len(models) != len(texts):
+            raise UserError(
+                f"{row.origin}: column 'models' must name the model of each completion, in a list of {len(texts)} texts"
+            )
+        content["models"] = models
+    warning = _read_warning(row)
+    return {**content, "sensitive": warning} if warning else content
+
+
+def _read_warning(row: Row) -> str | None:
+    value = row.fields.get("sensitive")
+    if is_missing(value) or value is False:
+        return None
+    if not isinstance(value, str) and value is not True:
+        raise UserError(f"{row.origin}: column 'sensitive' must be true, false or a warning as text, it is {value!r}")
+    text = "true" if value is True else value.strip()
+    if text.lower() in ("", "false", "no", "0"):  # as CSV writes them
+        return None
+    return "sensitive content" if text.lower() in ("true", "yes", "1") else text
 
 
 def check_completions(completions: Any, kind: Kind, origin: str) -> list[str]:
@@ -169,7 +218,7 @@ def check_completions(completions: Any, kind: Kind, origin: str) -> list[str]:
         raise UserError(f"{origin}: no completions to {kind}: a row needs the column 'completions', a list of texts")
     if not all(isinstance(each, str) for each in completions):
         raise UserError(f"{origin}: the completions must be texts, not {[type(each).__name__ for each in completions]}")
-    least, most = {"rank": (2, MAX_COMPLETIONS), "compare": (2, 2), "rate": (1, MAX_COMPLETIONS)}[kind]
+    least, most = COMPLETIONS[kind]
     if not least <= len(completions) <= most:
         expected = str(least) if least == most else f"{least} to {most}"
         raise UserError(f"{origin}: {len(completions)} completions; to {kind} takes {expected}")
@@ -185,7 +234,7 @@ def keep_columns(fields: Fields, prompt: Prompt) -> dict[str, Any]:
     Completions, answers and models are left out: the export writes its own.
     """
     left_out = {*_LISTS, *(name for pair in _PAIRS for name in pair), *_SINGLE, *_ANSWERS, "models"}
-    kept = {name: value for name, value in fields.items() if name not in left_out}
+    kept = {name: None if is_missing(value) else value for name, value in fields.items() if name not in left_out}
     if not any(name in fields for name in _PROMPTS) or isinstance(fields.get("prompt"), dict):
         of_prompt = (*_OTHER_PROMPTS, *CONTEXT_COLUMNS, "prompt")
         kept = {name: value for name, value in kept.items() if name not in of_prompt}
@@ -212,9 +261,14 @@ def make_key(fields: Fields, content: Content, has_ids: bool, origin: str) -> st
     if not has_ids:
         return hash_content(content)
     value = fields.get("id")
-    if not isinstance(value, str | int) or isinstance(value, bool) or not str(value).strip():
+    if not is_name(value):
         raise UserError(f"{origin}: the id is {value!r}; the first row has one, so each row needs a text or a number")
     return str(value)
+
+
+def is_name(value: Any) -> bool:
+    """Return whether a value names something: a text that is not empty, or a whole number."""
+    return isinstance(value, str | int) and not isinstance(value, bool) and bool(str(value).strip())
 
 
 def hash_content(content: Content) -> str:
@@ -259,24 +313,29 @@ def read_gold(kind: Kind, record: PromptWithCompletions) -> dict[str, Any]:
     """
     fields, origin = record.fields, record.origin
     if kind == "rank":
-        ranks = fields.get("ranks")
-        valid = isinstance(ranks, list) and len(ranks) == len(record.completions or ())
-        if not valid or not all(isinstance(each, int | float) for each in fields["ranks"]):
-            raise UserError(
-                f"{origin}: a known answer needs the column 'ranks': one number per completion, lowest = best"
-            )
-        return {"ranks": dense_bins(fields["ranks"])}
+        return {"ranks": read_ranks(fields.get("ranks"), len(record.completions or ()), origin)}
     if kind == "compare":
         preference = fields.get("preference")
         if "chosen" in fields and preference is None:
             preference = "first"
-        if preference not in PREFERENCES:
+        if preference not in list(PREFERENCES):
             raise UserError(f"{origin}: preference is {preference!r}; a known answer is first, second or tie")
         return {"preference": preference}
     rating = read_rating(Row(fields, origin), "gold")
     if rating.overall is None:
         raise UserError(f"{origin}: a known answer needs the column 'overall', a whole number from 1 to 7")
     return {"overall": rating.overall, "flags": rating.flags}
+
+
+def read_ranks(ranks: Any, count: int, origin: str) -> list[int]:
+    """Return the ranks of `count` completions as bins.
+
+    Raises:
+        UserError: They are not that many numbers.
+    """
+    if not isinstance(ranks, list) or len(ranks) != count or not all(map(is_rank, ranks)):
+        raise UserError(f"{origin}: the ranks must be {count} numbers, lowest = best; they are {ranks!r}")
+    return dense_bins(ranks)
 
 
 def dense_bins(ranks: Sequence[float]) -> list[int]:

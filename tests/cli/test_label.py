@@ -1,5 +1,6 @@
 """`lit-rlhf label` and `lit-rlhf chat`: settings, sources of tasks, what is refused in one line."""
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ RANK = [{"prompt": f"w{n}", "completions": ["w1 w2", "w3 w4", "w5"]} for n in ra
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with tasks, where a server ends as soon as it has started."""
     write_rows(tmp_path / "tasks.jsonl", RANK)
+    (tmp_path / "empty.md").write_text("\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(serving, "serve", lambda app, listener: listener.close())
     return tmp_path
@@ -35,14 +37,26 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             ["tasks.jsonl", "--labels-per-task", "3", "--labelers", "a,b"],
             "a task would need 3 labelers, and there are 2",
         ),
-        (["tasks.jsonl", "--labelers", "a,a"], "--labelers takes different names"),
-        (["tasks.jsonl", "--labelers", "owner"], "none of them 'owner'"),
+        (["tasks.jsonl", "--labelers", "a, a"], "the name 'a' is given twice"),
+        (["tasks.jsonl", "--labelers", "a,,b"], "the name at place 2 is empty"),
+        (["tasks.jsonl", "--labelers", "owner"], "nobody may be named 'owner'"),
+        (["tasks.jsonl", "--labelers", "overview"], "nobody may be named 'overview'"),
+        (["tasks.jsonl", "--labelers", "a\nb"], "holds a character that cannot be printed"),
+        (["tasks.jsonl", "--labelers", "a\udcff"], "holds a character that cannot be printed"),
+        (["tasks.jsonl", "--overlap", "nan"], "--overlap is a share"),
+        (["tasks.jsonl", "--temperature", "nan"], "--temperature must be 0 or more"),
+        (["tasks.jsonl", "--instructions", "empty.md"], "'empty.md' is empty"),
+        (["tasks.jsonl", "--db", "."], "database . is a folder"),
+        (["tasks.jsonl", "--db", "tasks.jsonl"], "file is not a database"),
+        (["tasks.jsonl", "--db", "tasks.jsonl/l.db"], "cannot be written"),
         (["tasks.jsonl", "--host", "0.0.0.0"], "is open to others: name the people"),
         (["tasks.jsonl", "--labels-per-task", "0"], "must be 1 or more"),
         (["tasks.jsonl", "--kind", "order"], "invalid choice"),
         (["tasks.jsonl", "--color"], "has no option"),
         (["task.jsonl"], "did you mean 'tasks.jsonl'"),
-        ([], "holds no task yet"),
+        ([], "no database runs/labels.db yet: name a file TASKS"),
+        (["--db", "new.db"], "no database new.db yet: name a file TASKS"),
+        (["tasks.jsonl", "--gold", "tasks.jsonl"], "the ranks must be 3 numbers"),
         (["tasks.jsonl", "--instructions", "no.md"], "no data file 'no.md'"),
         (["tasks.jsonl", "--port", "99999"], "--port 99999"),
         (["export", "no.db", "--to", "x"], "no database no.db"),
@@ -53,14 +67,41 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_wrong_setting_is_one_line(folder: Path, command: Command, args: list[str], message: str):
     code, _, error = command("label", *args)
     assert code == 2 and message in error and error.startswith("error: ") and error.count("\n") == 1
-    assert not (folder / "x").exists()
+    assert sorted(path.name for path in folder.iterdir()) == ["empty.md", "tasks.jsonl"], "nothing is written"
 
 
-def test_bad_tasks_leave_no_task_behind(folder: Path, command: Command):
+def test_bad_tasks_leave_nothing_behind(folder: Path, command: Command):
     write_rows(folder / "bad.jsonl", [*RANK, {"prompt": "p", "completions": ["one"]}])
     code, _, error = command("label", "bad.jsonl", "--db", "l.db")
-    assert code == 2 and "bad.jsonl:5: 1 completions" in error
-    assert Database(folder / "l.db").kinds() == []
+    assert code == 2 and "bad.jsonl:5: 1 completions" in error and not (folder / "l.db").exists()
+    write_rows(folder / "gold.jsonl", [{"prompt": "p", "first": "a", "second": "b", "preference": "first"}])
+    code, _, error = command("label", "tasks.jsonl", "--db", "l.db", "--gold", "gold.jsonl")
+    assert code == 2 and "holds tasks to compare, and the others are to rank" in error
+    assert Database(folder / "l.db").kinds() == [], "known answers of another kind: no task is added either"
+
+
+def test_a_port_in_use_is_refused_before_anything_is_written(folder: Path, command: Command):
+    with closing(serving.bind("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, _, error = command("label", "tasks.jsonl", "--db", "l.db", "--port", port)
+        assert code == 2 and f"--port {port}: " in error and "in use" in error and not (folder / "l.db").exists()
+        code, _, error = command("chat", "--model", "none", "--db", "l.db", "--port", port)
+        assert code == 2 and "in use" in error and not (folder / "l.db").exists()
+
+
+def test_many_people_have_a_link_each(folder: Path, command: Command):
+    names = ",".join(f"p{n}" for n in range(40))
+    code, out, _ = command("label", "tasks.jsonl", "--db", "l.db", "--labelers", names)
+    assert code == 0 and out.count("/login/") == 41
+
+
+def test_nobody_takes_the_account_of_the_overview(folder: Path, command: Command):
+    write_rows(folder / "theirs.jsonl", [{**RANK[0], "ranks": [0, 1, 1], "labeler": "owner"}])
+    for args in (["import", "theirs.jsonl", "--db", "l.db"], ["tasks.jsonl", "--db", "l.db", "--labelers", "owner"]):
+        code, _, error = command("label", *args)
+        assert code == 2 and "may be named 'owner'" in error
+    code, _, error = command("chat", "--model", "m", "--name", "owner", "--db", "l.db")
+    assert code == 2 and "may be named 'owner'" in error and Database(folder / "l.db").list_labelers() == []
 
 
 def test_a_start_prints_the_address_and_a_restart_goes_on(folder: Path, command: Command):
@@ -142,6 +183,8 @@ def test_import_and_export_by_the_command(folder: Path, command: Command):
     [
         (["--model", "a", "--model", "b", "--model", "c"], "one or two models, got 3"),
         (["--model", "a", "--temperature", "-1"], "--temperature must be 0 or more"),
+        (["--model", "a", "--temperature", "nan"], "--temperature must be 0 or more"),
+        (["--model", "a", "--model", "a", "--temperature", "0"], "two greedy responses of the same model"),
         (["--model", "no-such-folder/x"], "no-such-folder"),
         ([], "--model"),
     ],
@@ -153,4 +196,18 @@ def test_a_wrong_chat_is_one_line(folder: Path, command: Command, args: list[str
 
 def test_chat_starts_with_two_models(folder: Path, command: Command, llama: str, model_folders: dict[str, str]):
     code, out, error = command("chat", "--model", llama, "--model", model_folders["gpt2"], "--db", "l.db")
-    assert code == 0 and "http://127.0.0.1:" in out, error
+    assert code == 0 and "http://127.0.0.1:" in out and "votes are comparisons in l.db" in out, error
+
+
+def test_chat_with_one_model_says_how_to_vote(folder: Path, command: Command, llama: str):
+    assert "no vote with one response: repeat --model" in command("chat", "--model", llama, "--db", "l.db")[1]
+    assert "votes are comparisons" in command("chat", "--model", llama, "--model", llama, "--db", "l.db")[1]
+
+
+def test_an_export_is_for_named_people(folder: Path, command: Command):
+    rows = [{**RANK[0], "ranks": [0, 1, 1], "labeler": name} for name in ("ann", "bo", "cy")]
+    write_rows(folder / "theirs.jsonl", rows)
+    assert command("label", "import", "theirs.jsonl", "--db", "l.db")[0] == 0
+    assert "2 rankings" in command("label", "export", "l.db", "--labelers", "ann, bo", "--to", "mine.jsonl")[1]
+    code, _, error = command("label", "export", "l.db", "--to", "mine.jsonl/in-a-file.jsonl")
+    assert code == 2 and "--to: cannot write" in error and error.count("\n") == 1

@@ -269,6 +269,9 @@ def test_label_studio_pairs_and_canceled_ones_are_read(write: Write):
             r"annotation 1: an item is ranked that the task does not have",
         ),
         (label_studio({"ranker": {"a": ["x"], "_": ["y", "z"]}}), r"annotation 1: 2 of 3 items are in no bucket"),
+        (label_studio({"ranker": ["z", "x", "y", "x"]}), r"annotation 1: an item is ranked twice"),
+        (label_studio({"ranker": {"r-1": ["z", "x"], "r-2": ["y", "x"]}}), r"annotation 1: an item is ranked twice"),
+        (label_studio({"ranker": ["x", "y", "z"]}, lead_time="5"), r"annotation 1: 'lead_time' must be seconds"),
         (label_studio({"ranker": ["x", "y", "z"]}, completed_by=None), r"annotation 1: no \"completed_by\""),
         (label_studio({"selected": "up"}, "pairwise"), r"annotation 1: the pair has no choice"),
         ({"id": 1, "data": {"prompt": "p"}, "annotations": []}, "no annotation of a type that is read"),
@@ -330,6 +333,9 @@ def test_an_argilla_ranking_of_unknown_fields_is_refused(write: Write):
         read_import(write([row]))
 
 
+RANKED_ROW = {"prompt": "p", "completions": ["a", "b"], "ranks": [0, 1], "labeler": "x"}
+
+
 def potato(order: str, **columns: Any) -> dict[str, Any]:
     return {"id": "1", "text": "why?", "items": ["a", "b", "c", "d"], "user_id": "u", "ranking": order} | columns
 
@@ -347,7 +353,18 @@ def test_potato_rankings_are_read(write: Write):
         (potato("B,D=A"), r"row 1: the ranking 'B,D=A' does not name each of A, B, C, D once"),
         (potato("B,D=A,C,C"), "once"),
         (potato("A,B,C,E"), "once"),
-        (potato("A,B,C,D", user_id=None), "whose ranking"),
+        (potato("A,B,C,D", user_id=None), "none of labeler, .*: whose answer is it"),
+        (potato("A,B,C,D", id=1.5), "row 1: the id must be a text or a number, it is 1.5"),
+        ({"fields": FIELDS, "responses": {"r": [{"value": RANKED, "user_id": None}]}}, "without a user"),
+        ({"fields": FIELDS, "responses": {"r": [{"value": RANKED[:1] * 2, "user_id": "u"}]}}, "of different fields"),
+        (
+            {"fields": FIELDS, "responses": {"r": [{"value": AS_COLUMNS | {"rank": [1, 2]}, "user_id": "u"}]}},
+            "of different fields",
+        ),
+        (
+            {**FIELDS, "r.responses": [RANKED] * 2, "r.responses.users": ["u"]},
+            "'r.responses.users' must be a list of 2",
+        ),
         (potato("A,B,C,D", items=None), "no list of texts"),
         (potato("A,B,C,D", text=""), "no prompt"),
         ({"prompt": "p"}, "not an export of"),
@@ -355,6 +372,15 @@ def test_potato_rankings_are_read(write: Write):
         ({"prompt": "p", "completions": ["a", "b"], "ranks": [0, 1], "labeler": None}, "no labeler"),
         ({"prompt": "p", "first": "a", "second": "b", "preference": "left", "labeler": "x"}, "preference is 'left'"),
         ({"prompt": "p", "completion": " ", "labeler": "x"}, "the demonstration is empty"),
+        (
+            {"prompt": "p", "completions": ["a", "b"], "answer": "a", "overall": 3, "labeler": "x"},
+            "a rating is of one completion, and this row has 2",
+        ),
+        ({**RANKED_ROW, "seconds": -1}, "'seconds' must be seconds, a number from 0"),
+        ({**RANKED_ROW, "shown": [0, 0]}, "'shown' must be the order of the completions"),
+        ({**RANKED_ROW, "note": 5}, "'note' must be a text"),
+        ({**RANKED_ROW, "prompt_flags": ["odd"]}, "'prompt_flags' must be a list of ambiguous"),
+        ({**RANKED_ROW, "labeler": ["x"]}, "whose answer is it"),
     ],
 )
 def test_a_bad_import_is_refused(write: Write, row: Any, message: str):

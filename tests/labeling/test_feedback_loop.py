@@ -1,27 +1,34 @@
 """docs/feedback.md: the loop from a model to labels to a reward model to PPO, with a scripted labeler in a browser."""
 
+import html
 import json
 import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_rlhf.cli import main
-from lit_rlhf.data.formats.registry import read_records
-from lit_rlhf.data.records import Ranking
-from lit_rlhf.data.report import DatasetReport
-from lit_rlhf.data.sources import read_rows
+from lit_rlhf.data import ComparisonDataModule
 from lit_rlhf.labeling import serving
 from lit_rlhf.labeling.database import Database
 from lit_rlhf.labeling.exports import export_answers
 from lit_rlhf.labeling.server import LabelSettings, create_label_app
 from lit_rlhf.labeling.tasks import read_tasks
+from lit_rlhf.modules import RewardModule
+from lit_rlhf.synthetic import responses
+from lit_rlhf.synthetic.labelers import Response, build_training_labelers, rank_responses
+from lit_rlhf.synthetic.rankings import make_ranking_row
+from lit_rlhf.synthetic.tasks import sample_prompt
+from lit_rlhf.synthetic.tokenizer import build_tokenizer
 from tests.helpers.browser import BROWSER, Chromium
 from tests.helpers.pages import ROOT, commands
-from tests.helpers.small_runs import rankings, write_rows
+from tests.helpers.small_runs import full_weights, largest_change, quiet_trainer, write_rows
 from tests.labeling.conftest import Browser
 
 PAGE = ROOT / "docs" / "feedback.md"
@@ -109,31 +116,71 @@ def test_the_loop_of_the_page(
     assert (tmp_path / "runs/small/ppo/model/config.json").exists()
 
 
-def test_the_page_gives_the_reward_model_what_the_file_gives(tmp_path: Path, llama: str):
-    """Rankings through the page are those of the file, row by row: so the reward model trained on them is the same."""
-    rows = rankings(30)
+WRITERS = (
+    responses.write_good_response,
+    responses.write_false_response,
+    responses.write_incomplete_response,
+    responses.write_lazy_response,
+    responses.write_rude_response,
+    responses.write_rambling_response,
+)
+
+
+@pytest.fixture
+def world_model(tmp_path: Path) -> str:
+    """A small language model with the words of the synthetic world."""
+    torch.manual_seed(0)
+    tokenizer, folder = build_tokenizer(), str(tmp_path / "world_model")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = LlamaConfig(vocab_size=len(tokenizer), **sizes, **ids)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_the_page_gives_the_reward_model_what_the_file_gives(tmp_path: Path, world_model: str):
+    """The synthetic world's labelers rank on the page: the reward model is that of their rankings, bit for bit."""
+    random, labelers = Random("page"), build_training_labelers(0)
+    prompts = {prompt.text: prompt for prompt in (sample_prompt(random) for _ in range(40))}
+    rows = [
+        make_ranking_row(
+            prompt,
+            [Response(write(random, prompt)) for write in random.sample(WRITERS, random.randint(4, 6))],
+            random.choice(labelers),
+        )
+        for prompt in prompts.values()
+    ]
     path = write_rows(tmp_path / "file.jsonl", rows)
+    unranked = [{name: row[name] for name in ("prompt", "completions")} for row in rows]
+    file = read_tasks(write_rows(tmp_path / "tasks.jsonl", unranked))
     database = Database(tmp_path / "labels.db")
-    file = read_tasks(path)
     database.add_tasks("rank", file.tasks, [1] * len(file.tasks))
     only = database.add_labeler("ann")
     browser = Browser(create_label_app(database, LabelSettings("rank", "", only, ("127.0.0.1",))))
-    known = {
-        (row["prompt"], text): sorted(set(row["ranks"])).index(rank)  # bins are numbered without gaps
-        for row in rows
-        for text, rank in zip(row["completions"], row["ranks"])
-    }
+    judge_of = {row["prompt"]: next(each for each in labelers if each.name == row["labeler"]) for row in rows}
     browser.open()
     while "All done" not in browser.page:
-        prompt, *texts = re.findall(r'<pre class="text" dir="auto">\n(.*?)</pre>', browser.page, re.DOTALL)
-        ranks = {f"rank-{place}": str(known[prompt, text] + 1) for place, text in enumerate(texts)}
-        browser.send(action="submit", **ranks)
+        prompt, *texts = map(
+            html.unescape, re.findall(r'<pre class="text" dir="auto">\n(.*?)</pre>', browser.page, re.S)
+        )
+        ranks = rank_responses(judge_of[prompt], prompts[prompt], [(text, True) for text in texts])
+        browser.send(action="submit", **{f"rank-{place}": str(rank + 1) for place, rank in enumerate(ranks)})
         assert browser.status == 200
     export_answers(database, tmp_path / "page.jsonl")
+    exported = [json.loads(line) for line in (tmp_path / "page.jsonl").read_text().splitlines()]
+    names = ("prompt", "completions", "ranks")
+    assert [[row[name] for name in names] for row in exported] == [[row[name] for name in names] for row in rows]
+    before, *after = (
+        train(world_model, source, tmp_path, epochs)
+        for source, epochs in ((path, 0), (path, 1), (str(tmp_path / "page.jsonl"), 1))
+    )
+    assert largest_change(before, after[0]) > 1e-2
+    assert all(torch.equal(one, other) for one, other in zip(*after, strict=True))
 
-    def read(path: str) -> list[tuple[Any, ...]]:
-        records = read_records(read_rows(path), "ranking", Ranking, "auto", DatasetReport(path))
-        dense = ([sorted(set(each.ranks)).index(rank) for rank in each.ranks] for each in records)
-        return [(each.prompt, each.completions, ranks) for each, ranks in zip(records, dense)]
 
-    assert read(str(tmp_path / "page.jsonl")) == read(path)
+def train(model: str, path: str, folder: Path, epochs: int) -> list[torch.Tensor]:
+    module = RewardModule(model, lambda parameters: torch.optim.AdamW(parameters, lr=1e-2))
+    data = ComparisonDataModule(path, micro_batch_size=8)
+    quiet_trainer(folder, max_epochs=epochs).fit(module, datamodule=data)
+    return full_weights(module)

@@ -88,6 +88,32 @@ def test_one_model_needs_no_vote(database: Database):
     assert database.kinds() == []
 
 
+def test_two_samples_of_one_model_are_voted_on(database: Database):
+    numbers = iter(range(100))
+
+    def respond(turns: list[Message], add: Add) -> None:
+        add(f"sample {next(numbers)}")
+
+    browser = chat(database, ("model-a", respond), ("model-a", respond))
+    page = talk(browser, "hi")
+    assert "two samples of model-a" in page and "sample 0" in page and "sample 1" in page
+    page = send(browser, "/vote", preference="first")
+    assert "The vote is kept." in page and "The first was" not in page
+    (answer,) = database.list_answers("compare")
+    assert answer.task_content["models"] == ["model-a", "model-a"]
+    assert sorted(answer.task_content["completions"]) == ["sample 0", "sample 1"]
+
+
+def test_equal_responses_are_not_voted_on(database: Database):
+    browser = chat(database, ("model-a", echo("A")), ("model-b", echo("A")))
+    page = talk(browser, "hi")
+    assert "nothing to vote on" in page and 'id="vote"' not in page
+    send(browser, "/vote", preference="first")
+    assert browser.status == 422 and database.kinds() == []
+    browser.page = page
+    assert "A &lt;b&gt; 3 again" in talk(browser, "again"), "the conversation goes on"
+
+
 def test_a_stream_sends_each_part_and_its_end(database: Database):
     gate = threading.Event()
     browser = chat(database, ("model-a", echo("A", gate)))

@@ -1,6 +1,7 @@
 """Which rows become which tasks, and which are refused with file and row."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +79,43 @@ GOOD = {"prompt": "p", "completions": FOUR}
         ({"prompt": "p", "completions": ["one", 2]}, {}, r"tasks\.jsonl:2: the completions must be texts"),
         ({"prompt": "p", "completions": ["one", " "]}, {}, r"tasks\.jsonl:2: completion 2 is empty"),
         ({"prompt": "p"}, {}, r"tasks\.jsonl:2: no completions to rank"),
+        ({**GOOD, "completions": "one"}, {}, r"tasks\.jsonl:2: no completions to rank"),
+        ({**GOOD, "models": ["a"]}, {}, r"tasks\.jsonl:2: column 'models' must name the model of each"),
+        ({**GOOD, "sensitive": 1}, {}, r"tasks\.jsonl:2: column 'sensitive' must be true, false or a warning"),
+        ({**GOOD, "prompt": math.nan}, {}, r"tasks\.jsonl:2: column 'prompt' must be text, it is NaN"),
+        ({**GOOD, "prompt": "\ud83d"}, {}, r"tasks\.jsonl:2: a text holds \\ud83d, half of a surrogate pair"),
         (GOOD, {"kind": "compare"}, r"tasks\.jsonl:1: 4 completions; to compare takes 2"),
-        (GOOD, {"gold": True}, r"tasks\.jsonl:1: a known answer needs the column 'ranks'"),
+        (GOOD, {"gold": True}, r"tasks\.jsonl:1: the ranks must be 4 numbers, lowest = best; they are None"),
         (GOOD, {"kind": "demonstrate", "gold": True}, "a demonstration has no known answer"),
     ],
 )
 def test_a_bad_row_is_refused_by_line(tmp_path: Path, bad: dict[str, Any], settings: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message):
         read(tmp_path, [GOOD, bad], **settings)
+
+
+def test_completions_that_are_no_list_are_refused(tmp_path: Path):
+    (tmp_path / "tasks.csv").write_text("prompt,completions\nwhy?,\"['a', 'b']\"\n")
+    with pytest.raises(UserError, match=r"tasks\.csv:2: column 'completions' must be a list of texts, it is a str"):
+        read_tasks(str(tmp_path / "tasks.csv"))
+
+
+@pytest.mark.parametrize("ranks", [[0, 1, 2], [0, 1, 2, math.nan], [0, 1, 2, True], [0, 1, 2, "3"], "0123"])
+def test_known_ranks_are_one_number_per_completion(tmp_path: Path, ranks: Any):
+    with pytest.raises(UserError, match=r"tasks\.jsonl:1: the ranks must be 4 numbers"):
+        read(tmp_path, [{**GOOD, "ranks": ranks}], gold=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "warning"),
+    [
+        *((value, None) for value in (None, False, "", "false", "No", "0", math.nan)),
+        *((value, "sensitive content") for value in (True, "true", "Yes", "1")),
+        ("violence", "violence"),
+    ],
+)
+def test_a_warning_is_a_text_or_yes(tmp_path: Path, value: Any, warning: str | None):
+    assert read(tmp_path, [{**GOOD, "sensitive": value}]).tasks[0].content.get("sensitive") == warning
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,11 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
+def is_rank(value: Any) -> bool:
+    """Return whether a value is a rank: a finite number."""
+    return type(value) is int or (type(value) is float and math.isfinite(value))
+
+
 def is_empty(prompt: Prompt) -> bool:
     """Return whether a prompt is empty or whitespace; of a conversation, whether its last turn is."""
     if isinstance(prompt, PromptInContext):
@@ -74,7 +79,7 @@ def check_ranking(
     """Build a ranking with dense ranks (0, 1, …; equal ranks stay equal); skip one without a comparison."""
     if not all(isinstance(each, str) for each in texts):
         raise UserError(f"{row.origin}: the completions must be texts, not {[type(each).__name__ for each in texts]}")
-    if not all(type(each) is int or (type(each) is float and math.isfinite(each)) for each in ranks):
+    if not all(map(is_rank, ranks)):
         raise UserError(f"{row.origin}: the ranks must be numbers, lowest = best, not {ranks}")
     if len(ranks) != len(texts):
         raise UserError(f"{row.origin}: {len(ranks)} ranks for {len(texts)} completions; each completion needs one")

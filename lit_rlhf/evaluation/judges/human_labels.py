@@ -9,13 +9,14 @@ from lit_rlhf.data.sources import Row, read_rows
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache
 from lit_rlhf.evaluation.judges.judging_types import (
+    MAX_RATING,
     METADATA_FIELDS,
+    MIN_RATING,
     CompletionPair,
     Judge,
     RatedItem,
     Rating,
     Verdict,
-    validate_rating,
 )
 
 PREFERENCES = {"first": 1.0, "second": 0.0, "tie": 0.5}
@@ -74,7 +75,7 @@ class HumanLabels(Judge):
             preference = row.fields.get("preference")
             if preference in (None, ""):
                 continue  # not annotated yet
-            if preference not in PREFERENCES:
+            if preference not in list(PREFERENCES):  # a list, which is none, has no hash
                 raise UserError(f"{row.origin}: preference is {preference!r}; it is first, second or tie")
             prompt, first, second = (read_text_field(row, name) for name in ("prompt", "first", "second"))
             value = PREFERENCES[preference]
@@ -105,7 +106,10 @@ def read_rating(row: Row, labeler: str) -> Rating:
         if str(value).lower() not in ("true", "false", "0", "1", "yes", "no"):
             raise UserError(f"{row.origin}: {name} must be true or false, got {value!r}")
         flags[name] = str(value).lower() in ("true", "1", "yes")
-    return validate_rating(Rating(labeler, overall, flags))
+    if overall is not None and not MIN_RATING <= overall <= MAX_RATING:
+        allowed = f"{MIN_RATING} to {MAX_RATING}"
+        raise UserError(f"{row.origin}: an overall quality of {overall} is not from {allowed}")
+    return Rating(labeler, overall, flags)
 
 
 def write_comparisons(path: Path, pairs: Sequence[CompletionPair]) -> None:

@@ -7,7 +7,6 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lit_rlhf.data.records import Prompt
-from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache
 
 if TYPE_CHECKING:
@@ -92,22 +91,6 @@ class Judge(ABC):
 
     def check(self) -> None:
         """Raise a UserError for a missing file, model or key; called before any weights are loaded."""
-
-
-def validate_rating(rating: Rating) -> Rating:
-    """Return the rating if it is on the paper's scale.
-
-    Raises:
-        UserError: it is off the scale, or has an unknown field.
-    """
-    if rating.overall is not None and not MIN_RATING <= rating.overall <= MAX_RATING:
-        raise UserError(
-            f"{rating.judge}: an overall quality of {rating.overall} is not from {MIN_RATING} to {MAX_RATING}"
-        )
-    unknown = sorted(set(rating.flags) - set(METADATA_FIELDS))
-    if unknown:
-        raise UserError(f"{rating.judge}: unknown field {unknown[0]!r}; there are {', '.join(METADATA_FIELDS)}")
-    return rating
 
 
 def preference_from_scores(difference: float, tie_margin: float = 0.0) -> float | None:

@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 from lit_rlhf.data.sources import Row
 from lit_rlhf.errors import UserError
 from lit_rlhf.labeling.database import ImportedAnswer, Kind
-from lit_rlhf.labeling.formats.imported import PROMPT_NAMES, ImportBuilder, Imported, find_text, task_of
+from lit_rlhf.labeling.formats.imported import (
+    PROMPT_NAMES,
+    ImportBuilder,
+    Imported,
+    find_text,
+    read_labeler,
+    task_of,
+)
 from lit_rlhf.labeling.tasks import dense_bins
 
 _SUBMITTED = ("submitted", None)
@@ -17,20 +24,21 @@ _SUBMITTED = ("submitted", None)
 class _Response(NamedTuple):
     question: str
     value: Any
-    user: str
-    status: str | None
+    user: Any
+    status: Any
 
 
-def is_argilla(fields: dict[str, Any]) -> bool:
+def is_argilla(row: Row) -> bool:
     """Return whether a row is one of Argilla's."""
-    return any(True for _ in _responses(fields))
+    return any(True for _ in _responses(row))
 
 
 def read_argilla(rows: Sequence[Row], origin: str) -> Imported:
     """Read an export of Argilla. Of its questions the first ranking counts, or else the first text.
 
     Raises:
-        UserError: No question of these types, a ranking of fields that the record does not have, or no response.
+        UserError: No question of these types, a ranking of fields that the record does not have, or no response; or a
+            response without a user, or of another type than the others.
     """
     kind, question = _find_question(rows, origin)
     builder = ImportBuilder(kind)
@@ -38,7 +46,7 @@ def read_argilla(rows: Sequence[Row], origin: str) -> Imported:
     for row in rows:
         texts = row.fields["fields"] if isinstance(row.fields.get("fields"), dict) else row.fields
         prompt = find_text(texts, PROMPT_NAMES, row)
-        given = [each for each in _responses(row.fields) if each.question == question]
+        given = [each for each in _responses(row) if each.question == question]
         drafts += sum(each.status not in _SUBMITTED for each in given)
         given = [each for each in given if each.status in _SUBMITTED]
         names: list[str] = []
@@ -55,10 +63,9 @@ def read_argilla(rows: Sequence[Row], origin: str) -> Imported:
         key = row.fields.get("id", row.fields.get("external_id"))
         task = task_of(kind, prompt, [by_plain[_plain(name)] for name in names], key, {}, row.origin)
         for response in given:
-            content = (
-                {"completion": response.value} if kind == "demonstrate" else _read_ranks(response.value, names, row)
-            )
-            builder.add(task, ImportedAnswer(response.user, "answer", content))
+            labeler, value = read_labeler(response.user, "a response without a user", row.origin), response.value
+            content = _read_text(value, row) if kind == "demonstrate" else _read_bins(value, names, row)
+            builder.add(task, ImportedAnswer(labeler, "answer", content))
     if drafts:
         builder.notes.append(f"{drafts:,} responses are drafts, pending or discarded, and are left out")
     return builder.build(origin)
@@ -67,7 +74,7 @@ def read_argilla(rows: Sequence[Row], origin: str) -> Imported:
 def _find_question(rows: Sequence[Row], origin: str) -> tuple[Kind, str]:
     texts = None
     for row in rows:
-        for response in _responses(row.fields):
+        for response in _responses(row):
             if isinstance(response.value, str):
                 texts = texts or response.question
             elif _is_ranking(response.value):
@@ -77,8 +84,9 @@ def _find_question(rows: Sequence[Row], origin: str) -> tuple[Kind, str]:
     return "demonstrate", texts
 
 
-def _responses(fields: dict[str, Any]) -> Iterator[_Response]:
+def _responses(row: Row) -> Iterator[_Response]:
     """Yield the responses of a row in any of Argilla's three forms."""
+    fields = row.fields
     responses = fields.get("responses")
     if isinstance(responses, dict):  # Argilla 2: question -> [{value, user_id, status}]
         for question, given in responses.items():
@@ -86,15 +94,15 @@ def _responses(fields: dict[str, Any]) -> Iterator[_Response]:
     elif isinstance(responses, list):  # Argilla 1: [{user_id, status, values: {question: {value}}}]
         for each in responses:
             values = each.get("values") if isinstance(each, dict) else None
-            for question, value in (values or {}).items():
+            for question, value in values.items() if isinstance(values, dict) else ():
                 value = value.get("value") if isinstance(value, dict) else value
-                yield _Response(question, value, str(each.get("user_id")), each.get("status"))
+                yield _Response(question, value, each.get("user_id"), each.get("status"))
     for name, value in fields.items():
         if name.endswith(".responses") and isinstance(value, list):  # a hub dataset of Argilla 2
             question = name.removesuffix(".responses")
-            users, statuses = (fields.get(f"{name}.{part}") or [None] * len(value) for part in ("users", "status"))
-            for own, user, status in zip(value, users, statuses):
-                yield _Response(question, own, str(user), status)
+            users, statuses = (_aligned(row, f"{name}.{part}", len(value)) for part in ("users", "status"))
+            for own, user, status in zip(value, users, statuses, strict=True):
+                yield _Response(question, own, user, status)
         elif name not in ("responses", "fields") and isinstance(value, list):  # a hub dataset of Argilla 1
             yield from _list_of_dicts(name, value)
 
@@ -102,7 +110,17 @@ def _responses(fields: dict[str, Any]) -> Iterator[_Response]:
 def _list_of_dicts(question: str, given: Any) -> Iterator[_Response]:
     for each in given if isinstance(given, list) else ():
         if isinstance(each, dict) and "value" in each and "user_id" in each:
-            yield _Response(question, each["value"], str(each["user_id"]), each.get("status"))
+            yield _Response(question, each["value"], each["user_id"], each.get("status"))
+
+
+def _aligned(row: Row, name: str, count: int) -> list[Any]:
+    """Return a column that says something of each response of another; None of each where it is missing."""
+    value = row.fields.get(name)
+    if value is None:
+        return [None] * count
+    if not isinstance(value, list) or len(value) != count:
+        raise UserError(f"{row.origin}: column {name!r} must be a list of {count}, one for each response")
+    return value
 
 
 def _is_ranking(value: Any) -> bool:
@@ -113,20 +131,30 @@ def _is_ranking(value: Any) -> bool:
 
 def _ranked(value: Any, row: Row) -> list[tuple[str, int]]:
     """Return names and their ranks; a list of names alone is in order, best first."""
-    if isinstance(value, dict) and _is_ranking(value):
-        return [(str(name), rank) for name, rank in zip(value["value"], value["rank"])]
-    if isinstance(value, list) and all(isinstance(each, str) for each in value):
-        return [(each, number) for number, each in enumerate(value, start=1)]
-    if isinstance(value, list) and all(isinstance(each, dict) and {"value", "rank"} <= each.keys() for each in value):
-        return [(str(each["value"]), each["rank"]) for each in value]
-    raise UserError(f"{row.origin}: no ranking: {value!r}")
+    ranked: list[tuple[Any, Any]] = []
+    if isinstance(value, dict) and _is_ranking(value) and len(value["value"]) == len(value["rank"]):
+        ranked = list(zip(value["value"], value["rank"], strict=True))
+    elif isinstance(value, list) and all(isinstance(each, str) for each in value):
+        ranked = [(each, number) for number, each in enumerate(value, start=1)]
+    elif isinstance(value, list) and all(isinstance(each, dict) and {"value", "rank"} <= each.keys() for each in value):
+        ranked = [(each["value"], each["rank"]) for each in value]
+    names = [name for name, _ in ranked if isinstance(name, str)]
+    if not ranked or len(set(names)) < len(ranked) or not all(type(rank) is int for _, rank in ranked):
+        raise UserError(f"{row.origin}: no ranking of different fields by whole numbers: {value!r}")
+    return ranked
 
 
-def _read_ranks(value: Any, names: list[str], row: Row) -> dict[str, Any]:
+def _read_bins(value: Any, names: list[str], row: Row) -> dict[str, Any]:
     ranks = dict(_ranked(value, row))
-    if sorted(ranks) != sorted(names) or not all(type(rank) is int for rank in ranks.values()):
-        raise UserError(f"{row.origin}: a response ranks {', '.join(ranks) or 'nothing'}, another {', '.join(names)}")
+    if sorted(ranks) != sorted(names):
+        raise UserError(f"{row.origin}: a response ranks {', '.join(ranks)}, another {', '.join(names)}")
     return {"ranks": dense_bins([ranks[name] for name in names])}
+
+
+def _read_text(value: Any, row: Row) -> dict[str, Any]:
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{row.origin}: a response must be a text that is not empty, it is {value!r}")
+    return {"completion": value}
 
 
 def _plain(name: str) -> str:

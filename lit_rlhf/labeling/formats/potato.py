@@ -10,7 +10,14 @@ from lit_rlhf.data.sources import Row
 from lit_rlhf.errors import UserError
 from lit_rlhf.labeling.answers import letter
 from lit_rlhf.labeling.database import ImportedAnswer
-from lit_rlhf.labeling.formats.imported import PROMPT_NAMES, ImportBuilder, Imported, find_text, task_of
+from lit_rlhf.labeling.formats.imported import (
+    PROMPT_NAMES,
+    ImportBuilder,
+    Imported,
+    find_text,
+    read_labeler,
+    task_of,
+)
 
 _ORDER = re.compile(r"[A-Z](\s*[,=>]\s*[A-Z])+")
 _ITEMS = ("completions", "items", "options", "responses", "outputs")
@@ -18,8 +25,9 @@ _PEOPLE = ("labeler", "user", "user_id", "annotator", "annotator_id", "username"
 
 
 def find_order(fields: dict[str, Any]) -> str | None:
-    """Return the ranking in a row, wherever it is."""
-    return next((text.strip() for text in _texts(fields) if _ORDER.fullmatch(text.strip())), None)
+    """Return the ranking in a row, wherever it is besides the prompt."""
+    others = {name: value for name, value in fields.items() if name not in PROMPT_NAMES}
+    return next((text.strip() for text in _texts(others) if _ORDER.fullmatch(text.strip())), None)
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -46,11 +54,10 @@ def read_potato(rows: Sequence[Row], origin: str) -> Imported:
             raise UserError(f"{row.origin}: no list of texts under {', '.join(_ITEMS)}")
         texts = [each.get("text") if isinstance(each, dict) else each for each in items]
         person = next((row.fields[name] for name in _PEOPLE if row.fields.get(name)), None)
-        if person is None:
-            raise UserError(f"{row.origin}: whose ranking is it? none of {', '.join(_PEOPLE)} is there")
+        labeler = read_labeler(person, f"none of {', '.join(_PEOPLE)}", row.origin)
         task = task_of("rank", find_text(row.fields, PROMPT_NAMES, row), texts, row.fields.get("id"), {}, row.origin)
         content = {"ranks": parse_order(order, len(texts), row.origin)}
-        builder.add(task, ImportedAnswer(str(person), "answer", content))
+        builder.add(task, ImportedAnswer(labeler, "answer", content))
     return builder.build(origin)
 
 

@@ -11,6 +11,9 @@ for (const box of document.querySelectorAll("[data-stream]")) {
     if (writing === 0) location.reload();
   });
 }
+// the newest is at the end of the page; a message to write is there by its focus
+const newest = document.getElementById("vote") || document.querySelector(".cards");
+if (newest) newest.scrollIntoView({ block: "nearest" });
 document.addEventListener("keydown", (event) => {
   const send = document.getElementById("send");
   const vote = document.getElementById("vote");
