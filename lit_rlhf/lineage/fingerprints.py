@@ -4,6 +4,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from lit_rlhf.data.report import DatasetReport
@@ -49,7 +50,8 @@ def _store(entry: Path, digest: str) -> None:
         part.write_text(digest)
         os.replace(part, entry)
     except OSError:  # an unwritable or full cache: the file is hashed again next time
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def hash_weight_files(folder: Path, hash_file: HashFile) -> dict[str, str]:

@@ -150,8 +150,9 @@ class RecipeCLI(LightningCLI):
         args, configs = name_configs(self.args)
         state = RunState(self.recipe, format_command(self.command, args), configs)
         callbacks: list[L.Callback] = [TerminateOnNaN(), state, StopOnSignal()]
-        if "Lineage" not in map(get_class_name, settings.trainer.callbacks or ()):  # of the recipe, with its settings
-            callbacks.append(Lineage())
+        given = settings.trainer.callbacks or []
+        if "Lineage" not in map(get_class_name, given if isinstance(given, list) else [given]):
+            callbacks.append(Lineage())  # a recipe's own has settings
         self.trainer_defaults["callbacks"] = callbacks
         trainer = settings.trainer
         loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
