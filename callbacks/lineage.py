@@ -1,5 +1,6 @@
 """Where the run's model comes from: recorded in its folder, and mirrored as artifacts of Weights & Biases."""
 
+import math
 import os
 import time
 from concurrent.futures import Future
@@ -49,8 +50,8 @@ class Lineage(Callback):
     every run.
 
     With an online WandbLogger, models and data that the run was made from become its input artifacts, and the exported
-    folder a version of the collection GROUP-ROLE, such as ppo-small-reward. Offline nothing is sent, and
-    `lit-rlhf lineage push` does it after `wandb sync`.
+    folder a version of the collection GROUP-ROLE, such as small-reward. Offline W&B takes no inputs: the version waits
+    in the files of the run, and `lit-rlhf lineage push` adds the inputs after `wandb sync`.
 
     Args:
         max_upload_gb: a larger folder becomes an artifact by reference: its files stay where they are.
@@ -217,9 +218,15 @@ def build_record(
         command=run.command,
         seed=None if seed is None else int(seed),
         environment=environment,
-        metrics={name: float(value) for name, value in trainer.callback_metrics.items() if value.numel() == 1},
+        metrics=read_metrics(trainer),
         wandb=describe_wandb(trainer, role, registry),
     )
+
+
+def read_metrics(trainer: Trainer) -> dict[str, float]:
+    """Return the last values of the metrics that are one finite number, which JSON can hold."""
+    numbers = {name: float(value) for name, value in trainer.callback_metrics.items() if value.numel() == 1}
+    return {name: number for name, number in numbers.items() if math.isfinite(number)}
 
 
 def describe_wandb(trainer: Trainer, role: str, registry: str) -> RunReference | None:
