@@ -51,9 +51,9 @@ class ExportModel(Callback):
             )
         self.directory = Path(trainer.default_root_dir) / self.directory
         if trainer.is_global_zero:
-            check_exportable(self.directory)
             if self.push is not None:
                 check_push(self.push)
+            check_exportable(self.directory)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Write the weights, or their average if there is one, on rank zero; a collective call with sharded weights."""

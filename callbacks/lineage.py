@@ -122,8 +122,9 @@ class Lineage(Callback):
             flops = float(tokens) * pl_module.flops_per_token()
             others = [each for each in trainer.callbacks if isinstance(each, Traceable)]  # type: ignore[attr-defined]
             extra = sum(each.extra_tokens_per_step() for each in others) * (trainer.global_step - self.first_step)
+            module: Any = pl_module
             if extra:
-                flops += extra * count_training_flops_per_token(pl_module.exported_model)
+                flops += extra * count_training_flops_per_token(module.exported_model)
         seconds = time.monotonic() - self.start
         compute = Compute(self.started, now(), seconds, seconds * trainer.world_size, int(tokens), flops or None)
         return compute if self.earlier is None else add_compute(self.earlier, compute)

@@ -307,7 +307,7 @@ def load_splits(
         validation_rows = tokenize(held_out, report)
         report.add_validation_line(len(validation_rows), len(training_rows))
     report.print_table()
-    reports = (report,)
+    reports: tuple[DatasetReport, ...] = (report,)
     if validation_path is not None:
         report = DatasetReport(validation_path, validation=True)
         training_prompts = {prompt_key(each) for each in all_records}

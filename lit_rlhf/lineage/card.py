@@ -137,7 +137,7 @@ def iter_ancestors(
     """Yield the record of a model and of every model that it was made from, each once, with its data."""
     seen = set() if seen is None else seen
     yield record, record.data
-    for each in (*record.models, *record.data):
+    for each in record.inputs:
         parent = read_parent(each, folder)
         if parent is not None and each.lineage not in seen:
             seen.add(each.lineage)
@@ -165,7 +165,7 @@ def describe_training(record: LineageRecord, folder: Path) -> list[str]:
         lines += [f"- {each.role}: `{each.path}` ({each.fingerprint[:23]})" for each in own.models]
         for each in data:
             rows = "" if each.rows_kept is None else f", {each.rows_kept:,} rows"
-            version = f" (sha256 {each.sha256[:16]}{rows})" if each.sha256 else rows
+            version = f" ({each.fingerprint[:23]}{rows})" if each.fingerprint else rows
             lines.append(f"- {each.role}: `{each.path}`{version}")
         days = compute.petaflop_days
         cost = "" if days is None else f", {days:.3g} petaflop/s-days"

@@ -98,8 +98,9 @@ def describe_data_input(
         report: what was kept of it; None or without a row: not counted.
         hash_file: returns the SHA-256 of a file.
     """
-    counts = (report.num_read, report.num_kept) if report is not None and report.num_read else (None, None)
+    read, kept = (report.num_read, report.num_kept) if report is not None and report.num_read else (None, None)
     local = Path(path).expanduser()
     if not local.is_file():
-        return DataInput(role, path, "", *counts)
-    return DataInput(role, path, hash_file(local), *counts, str(local.resolve()), hash_lineage(local))
+        return DataInput(role, path, "", read, kept)
+    fingerprint = f"sha256 {hash_file(local)}"
+    return DataInput(role, path, fingerprint, read, kept, str(local.resolve()), hash_lineage(local))

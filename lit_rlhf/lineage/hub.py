@@ -7,6 +7,7 @@ from typing import Any
 from lit_rlhf.errors import UserError
 
 ENDPOINT_VARIABLE = "HF_ENDPOINT"
+CLIENTS = ("huggingface_hub", "httpx", "httpx2")  # whose exceptions say that the hub refuses or does not answer
 
 
 def make_api() -> Any:
@@ -22,7 +23,7 @@ def check_push(repo: str) -> None:
     Raises:
         UserError: the name is no name of a repository, there is no token, the hub does not know it, or its owner does
             not belong to the organization.
-        huggingface_hub.errors.HfHubHTTPError, httpx.HTTPError: no answer.
+        huggingface_hub.errors.HfHubHTTPError, or an error of httpx: no answer.
     """
     check_repo_name(repo)
     from huggingface_hub import get_token, is_offline_mode
@@ -57,7 +58,7 @@ def check_repo_name(repo: str) -> None:
         UserError: names the rule.
     """
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils._validators import validate_repo_id
 
     try:
         validate_repo_id(repo)
@@ -73,14 +74,13 @@ def push_folder(folder: Path, repo: str, private: bool, message: str) -> str:
     Raises:
         UserError: the hub refuses, or does not answer; the folder is complete.
     """
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError
-
     api = make_api()
     try:
         url = api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as problem:
+    except Exception as problem:
+        if type(problem).__module__.split(".")[0] not in CLIENTS:
+            raise
         reason = " ".join(str(problem).split()).rstrip(". ") or type(problem).__name__
         raise UserError(
             f"push: {reason[:300]}; the model is complete in {folder}: push it with `hf upload {repo} {folder}`"

@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from lit_rlhf.lineage.text import describe_record, format_compute, format_seconds
 from lit_rlhf.lineage.tree import Node
 
-BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN = 230, 62, 70, 18, 12
+BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, LANE, MARGIN = 230, 62, 70, 18, 12, 12
 MAX_TEXT = 32  # characters of a line in a box
 
 
@@ -86,17 +86,30 @@ def place_boxes(root: Node) -> dict[str, Box]:
 
 def draw(boxes: dict[str, Box]) -> str:
     """Return the boxes and their edges as SVG."""
+    bottom = max(box.y for box in boxes.values()) + BOX_HEIGHT
+    edges = [(boxes[path], box) for box in boxes.values() for path in box.parents]
+    lines = [draw_edge(source, target) for source, target in edges if source.column == target.column + 1]
+    lane = bottom + GAP_Y  # where the next edge that would pass behind boxes runs below them
+    for source, target in edges:
+        if source.column != target.column + 1:
+            lines.append(draw_edge(source, target, lane))
+            lane += LANE
     width = max(box.x for box in boxes.values()) + BOX_WIDTH + MARGIN
-    height = max(box.y for box in boxes.values()) + BOX_HEIGHT + MARGIN
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" role="img">']
-    for box in boxes.values():
-        for path in box.parents:
-            source, bend = boxes[path], GAP_X // 2
-            x, y, to_x, to_y = source.x + BOX_WIDTH, source.y + BOX_HEIGHT // 2, box.x, box.y + BOX_HEIGHT // 2
-            parts.append(f'<path class="edge" d="M{x} {y} C{x + bend} {y} {to_x - bend} {to_y} {to_x} {to_y}"/>')
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{lane + MARGIN}" role="img">', *lines]
     for box in boxes.values():
         parts += draw_box(box)
     return "\n".join([*parts, "</svg>"])
+
+
+def draw_edge(source: Box, target: Box, lane: int | None = None) -> str:
+    """Return an edge from the right side of one box to the left side of another, by way of a lane below the boxes."""
+    x, y, to_x, to_y = source.x + BOX_WIDTH, source.y + BOX_HEIGHT // 2, target.x, target.y + BOX_HEIGHT // 2
+    bend = GAP_X // 2
+    if lane is None:
+        return f'<path class="edge" d="M{x} {y} C{x + bend} {y} {to_x - bend} {to_y} {to_x} {to_y}"/>'
+    down = f"C{x + bend} {y} {x + bend} {lane} {x + GAP_X} {lane}"
+    up = f"C{to_x - bend} {lane} {to_x - bend} {to_y} {to_x} {to_y}"
+    return f'<path class="edge" d="M{x} {y} {down} H{to_x - GAP_X} {up}"/>'
 
 
 def draw_box(box: Box) -> list[str]:

@@ -34,7 +34,7 @@ class DataInput:
 
     role: str  # "demonstrations", "rankings, validation"
     path: str  # file or hub name, as the settings name it
-    sha256: str = ""  # of the file's bytes; "" of a hub name
+    fingerprint: str = ""  # "sha256 …", of the file's bytes; "" of a hub name
     rows_read: int | None = None  # None where no count is known
     rows_kept: int | None = None
     location: str = ""  # as of a model
@@ -108,6 +108,11 @@ class LineageRecord:
     metrics: dict[str, float] = field(default_factory=dict)
     wandb: RunReference | None = None
     format: int = FORMAT
+
+    @property
+    def inputs(self) -> "tuple[ModelInput | DataInput, ...]":
+        """Models and data."""
+        return (*self.models, *self.data)
 
     @property
     def fingerprint(self) -> str:

@@ -32,7 +32,7 @@ def describe(node: Node) -> list[str]:
     if node.repeated:
         lines.append("as above")
     elif node.record is not None:
-        lines.append(" · ".join(filter(None, describe_record(node.record))))
+        lines.append(" · ".join(describe_record(node.record)))
     elif node.rows is not None:
         lines.append(f"{node.rows:,} rows")
     return [*lines, *(f"! {problem}" for problem in node.problems)]
@@ -42,7 +42,8 @@ def describe_record(record: LineageRecord) -> list[str]:
     """Return what is said of a record in one line."""
     made, compute, environment = record.role, record.compute, record.environment
     commit = environment.commit[:7] + ("+changes" if environment.dirty else "")
-    return [made, compute.ended[:10], format_seconds(compute.wall_seconds), commit, " ".join(record.configs)]
+    parts = [made, compute.ended[:10], format_seconds(compute.wall_seconds), commit, " ".join(record.configs)]
+    return [part for part in parts if part]
 
 
 def stages(root: Node) -> list[Node]:

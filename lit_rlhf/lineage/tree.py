@@ -1,9 +1,11 @@
 """The tree of records from an output back to base models and data, and what on the disk no longer matches it."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.hashing import hash_file
@@ -61,32 +63,42 @@ def build_tree(output: Path, hash_file: HashFile = hash_file) -> Node:
         )
     seen, hash_file = {output.resolve()}, cache(hash_file)
     problems = tuple(compare_files(output, str(output), record.files, hash_file, "was written"))
-    return Node(
-        record.role, str(output), record, problems=problems, parents=_build_parents(output, record, seen, hash_file)
-    )
+    parents = _build_parents(_Output(output, str(output), record), seen, hash_file)
+    return Node(record.role, str(output), record, problems=problems, parents=parents)
 
 
-def _build_parents(output: Path, record: LineageRecord, seen: set[Path], hash_file: HashFile) -> tuple[Node, ...]:
-    return tuple(_build_node(each, output, seen, hash_file) for each in (*record.models, *record.data))
+class _Output(NamedTuple):
+    """What inputs were used for."""
+
+    place: Path
+    name: str  # for messages: as the settings of its user name it
+    record: LineageRecord
+
+    @property
+    def folder(self) -> Path:
+        return self.place if self.place.is_dir() else self.place.parent
 
 
-def _build_node(each: ModelInput | DataInput, output: Path, seen: set[Path], hash_file: HashFile) -> Node:
-    folder = output if output.is_dir() else output.parent
+def _build_parents(user: _Output, seen: set[Path], hash_file: HashFile) -> tuple[Node, ...]:
+    return tuple(_build_node(each, user, seen, hash_file) for each in user.record.inputs)
+
+
+def _build_node(each: ModelInput | DataInput, user: _Output, seen: set[Path], hash_file: HashFile) -> Node:
     is_data = isinstance(each, DataInput)
     rows = each.rows_kept if isinstance(each, DataInput) else None
-    source = resolve_input(each, folder)
+    source = resolve_input(each, user.folder)
     if source is None:
         missing = (f"missing: {each.path}",) if each.location else ()  # nothing on this disk stands for a hub name
         return Node(each.role, each.path, rows=rows, is_data=is_data, problems=missing)
-    expected = {source.name: each.sha256} if isinstance(each, DataInput) else each.files
-    problems = list(compare_files(source, each.path, expected, hash_file, f"was used for {output}"))
+    expected = each.files if isinstance(each, ModelInput) else {source.name: each.fingerprint.removeprefix("sha256 ")}
+    problems = list(compare_files(source, each.path, expected, hash_file, f"was used for {user.name}"))
     if each.lineage and hash_lineage(source) != each.lineage and not problems:
-        problems.append(f"its lineage.json is another than when it was used for {output}: {each.path}")
+        problems.append(f"its lineage.json is another than when it was used for {user.name}: {each.path}")
     record = read_record(source) if each.lineage else None
     # an earlier place in the tree may have used other bytes of the same path, so these were compared again
     repeated = source.resolve() in seen
     seen.add(source.resolve())
-    parents = () if record is None or repeated else _build_parents(source, record, seen, hash_file)
+    parents = () if record is None or repeated else _build_parents(_Output(source, each.path, record), seen, hash_file)
     return Node(each.role, each.path, record, rows, is_data, parents, repeated, tuple(problems))
 
 
@@ -99,7 +111,7 @@ def resolve_input(each: ModelInput | DataInput, folder: Path) -> Path | None:
     """
     if not each.location:
         return None
-    places = (folder / each.location, Path(each.path).expanduser())
+    places = (Path(os.path.normpath(folder.resolve() / each.location)), Path(each.path).expanduser())
     return next((path for path in places if path.exists()), None)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.lineage.records import DataInput, LineageRecord, ModelInput, RunReference, read_record
-from lit_rlhf.lineage.tree import read_parent
+from lit_rlhf.lineage.tree import read_parent, resolve_input
 from lit_rlhf.models.fingerprint import LINEAGE_FILE
 
 MAX_UPLOAD_GB = 2.0
@@ -79,7 +79,7 @@ def use_inputs(run: Any, record: LineageRecord, folder: Path) -> None:
     """
     import wandb
 
-    inputs = {each.path: each for each in (*record.models, *record.data)}  # one model may have several roles
+    inputs = {each.path: each for each in record.inputs}  # one model may have several roles
     for each in inputs.values():
         parent = read_parent(each, folder)
         if parent is not None and parent[1].wandb is not None:
@@ -90,24 +90,29 @@ def use_inputs(run: Any, record: LineageRecord, folder: Path) -> None:
                 continue
             except (wandb.Error, ValueError):  # recorded offline, and not pushed yet
                 print(f"wandb: there is no version {name} yet: lit-rlhf lineage push {source}")
-        run.use_artifact(make_input_artifact(each))
+        run.use_artifact(make_input_artifact(each, resolve_input(each, folder)))
 
 
-def make_input_artifact(each: ModelInput | DataInput) -> Any:
-    """Return an artifact that stands for an input: what it is and where, without its bytes."""
+def make_input_artifact(each: ModelInput | DataInput, source: Path | None) -> Any:
+    """Return an artifact that stands for an input: what it is and where, without its bytes.
+
+    Args:
+        each: the input.
+        source: where it is on this disk; None of what is on the hub, or gone.
+    """
     import wandb
 
-    is_model = isinstance(each, ModelInput)
-    version = each.fingerprint if is_model else each.sha256
-    about = {"role": each.role, "path": each.path, "fingerprint": version}
-    if not is_model:
+    about: dict[str, Any] = {"role": each.role, "path": each.path, "fingerprint": each.fingerprint}
+    kind, prefix = "model", ""
+    if isinstance(each, DataInput):
+        kind, prefix = "dataset", "datasets/"
         about |= {"rows_read": each.rows_read, "rows_kept": each.rows_kept}
-    name = make_name("-".join(Path(each.path).parts[-2:]))
-    artifact = wandb.Artifact(name, type="model" if is_model else "dataset", metadata=about)
+    artifact = wandb.Artifact(make_name("-".join(Path(each.path).parts[-2:])), type=kind, metadata=about)
     with artifact.new_file("input.json") as file:  # its content makes a changed file a new version
-        json.dump({"path": each.path, "fingerprint": version}, file)
-    uri = f"https://huggingface.co/{'' if is_model else 'datasets/'}{each.path}"
-    artifact.add_reference(Path(each.location).as_uri() if each.location else uri, name="content", checksum=False)
+        json.dump({"path": each.path, "fingerprint": each.fingerprint}, file)
+    uri = f"https://huggingface.co/{prefix}{each.path}"
+    if source is not None or not each.location:
+        artifact.add_reference(uri if source is None else source.resolve().as_uri(), name="content", checksum=False)
     return artifact
 
 
@@ -160,7 +165,7 @@ def push_lineage(output: Path, pushed: set[Path]) -> list[str]:
     if record is None:
         raise UserError(f"lineage push: {output} has no {LINEAGE_FILE}")
     names = []
-    for each in (*record.models, *record.data):
+    for each in record.inputs:
         parent = read_parent(each, output if output.is_dir() else output.parent)
         if parent is not None and parent[1].wandb is not None and parent[0].resolve() not in pushed:
             names += push_lineage(parent[0], pushed)
@@ -170,8 +175,9 @@ def push_lineage(output: Path, pushed: set[Path]) -> list[str]:
             f"lineage push: {output} was made without Weights & Biases: its lineage.json names no run; add "
             "-c logger/wandb to the run"
         )
-    settings = {"entity": record.wandb.entity or None, "project": record.wandb.project, "id": record.wandb.id}
-    with wandb.init(**settings, resume="must") as run:
+    reference = record.wandb
+    entity = reference.entity or None
+    with wandb.init(entity=entity, project=reference.project, id=reference.id, resume="must") as run:
         folder = output if output.is_dir() else output.parent
         use_inputs(run, record, folder)
         log_output(run, record, output)

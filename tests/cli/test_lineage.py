@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import wandb
 import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-
 
 from lit_rlhf.cli import main
 from lit_rlhf.lineage.records import LineageRecord, read_record
@@ -65,6 +65,7 @@ def run_procedure(folder: Path, llama: str) -> None:
         (folder / "wandb.yaml").write_text(yaml.safe_dump({"trainer": {"logger": LOGGER}}))
         arguments = ["-c", f"{stage}.yaml", *(["-c", "wandb.yaml"] if stage == "ppo" else [])]
         assert main(["fit", *arguments, "-c", "precision/32-true", "--seed_everything=5"]) == 0
+    wandb.finish()
     (folder / "evaluation.yaml").write_text(yaml.safe_dump(EVALUATION))
     assert main(["evaluate", "-c", "evaluation.yaml"]) == 0
     sampled = ["--prompts", "demonstrations.jsonl", "--limit", "4", "--n", "2", "--max-new-tokens", "4"]

@@ -47,7 +47,8 @@ class HubServer:
         if action == "preupload":
             paths = [each["path"] for each in json.loads(body)["files"]]
             return 200, {"files": [{"path": each, "uploadMode": "regular", "shouldIgnore": False} for each in paths]}
-        assert action == "commit", path
+        if action != "commit":
+            return 404, {"error": "Repository not found"}
         for line in map(json.loads, body.splitlines()):
             if line["key"] == "file":
                 self.files[repo][line["value"]["path"]] = base64.b64decode(line["value"]["content"])

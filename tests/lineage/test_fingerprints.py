@@ -70,10 +70,10 @@ def test_the_record_of_data(tmp_path: Path) -> None:
     report.num_read = 3
     report.skip("empty", "d.jsonl:1")
     described = describe_data_input("prompts", str(file), report)
-    assert (described.rows_read, described.rows_kept, described.sha256) == (3, 2, hash_file(file))
+    assert (described.rows_read, described.rows_kept, described.fingerprint) == (3, 2, f"sha256 {hash_file(file)}")
     assert described.location == str(file.resolve())
     hub = describe_data_input("prompts", "org/data:config@train")
-    assert (hub.sha256, hub.location, hub.rows_kept) == ("", "", None)
+    assert (hub.fingerprint, hub.location, hub.rows_kept) == ("", "", None)
 
 
 def test_a_lineage_does_not_change_what_a_model_computes(tmp_path: Path, llama: str) -> None:

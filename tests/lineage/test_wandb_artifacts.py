@@ -154,11 +154,11 @@ def test_data_is_not_uploaded_and_a_change_is_a_new_version(tmp_path: Path) -> N
     digests = []
     for text in ("one", "two", "two"):
         file.write_text(text)
-        artifact = make_input_artifact(describe_data_input("rows", str(file)))
+        artifact = make_input_artifact(describe_data_input("rows", str(file)), file)
         digests.append(artifact.digest)
         assert artifact.type == "dataset" and artifact.manifest.entries["content"].ref == file.as_uri()
     assert digests[0] != digests[1] == digests[2]
-    hub = make_input_artifact(describe_data_input("rows", "org/data"))
+    hub = make_input_artifact(describe_data_input("rows", "org/data"), None)
     assert hub.manifest.entries["content"].ref == "https://huggingface.co/datasets/org/data" and hub.name == "org-data"
 
 

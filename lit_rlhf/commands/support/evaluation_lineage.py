@@ -40,10 +40,11 @@ def write_evaluation_lineage(
     ]
     known = {each.path for each in models}
     models += [describe_model_input(name, path, hash_file=hash_file) for name, path in named if path not in known]
-    files = [(name, path) for part in ("models", "suites") for name, path in find_files(recipe[part])]
+    files = [(f"{part}.{name}", path) for part in ("models", "suites") for name, path in find_files(recipe[part])]
     data = []
     for name, path in files:
-        rows = report["suites"].get(name.removesuffix(".path"), {}).get("rows")
+        suite = name.removeprefix("suites.").removesuffix(".path")
+        rows = report["suites"].get(suite, {}).get("rows")
         data.append(replace(describe_data_input(name, path, hash_file=hash_file), rows_kept=rows))
     named_args, configs = name_configs(args)
     command = format_command("evaluate", named_args)
