@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rollout": GENERAL - {"http"} | {"packing", "models", "data", "generation"},
     "rewards": GENERAL | {"packing", "models", "rollout"},
     "modules": GENERAL | LIGHTNING | {"packing", "models", "data", "lineage", "generation", "rollout", "rewards"},
-    "evaluation": GENERAL | {"packing", "models", "data", "generation", "rollout", "rewards"},
+    "evaluation": GENERAL | {"packing", "models", "data", "lineage", "generation", "rollout", "rewards"},
     "callbacks": GENERAL
     | LIGHTNING
     | {"packing", "models", "data", "lineage", "generation", "rollout", "rewards", "evaluation"},

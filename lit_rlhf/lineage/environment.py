@@ -40,10 +40,10 @@ def _cpu_name(device: torch.device) -> str:
 
 
 @cache
-def read_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide results."""
+def read_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
+    """Return the versions of Python and of packages, those that are installed."""
     versions = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in packages:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:  # an optional one
