@@ -4,6 +4,7 @@ from lit_rlhf.callbacks.center_scores import CenterScores
 from lit_rlhf.callbacks.ema import EMA
 from lit_rlhf.callbacks.export_model import ExportModel
 from lit_rlhf.callbacks.generate_on_validation import GenerateOnValidation
+from lit_rlhf.callbacks.lineage import Lineage
 from lit_rlhf.callbacks.log_samples import LogSamples
 from lit_rlhf.callbacks.metric_guard import MetricGuard, MetricLimit
 from lit_rlhf.callbacks.ppo_invariant_check import PPOInvariantCheck
@@ -21,6 +22,7 @@ __all__ = [
     "CenterScores",
     "ExportModel",
     "GenerateOnValidation",
+    "Lineage",
     "LogSamples",
     "MetricGuard",
     "MetricLimit",

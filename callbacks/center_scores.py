@@ -10,13 +10,13 @@ from lit_rlhf.data.demonstrations import tokenize_demonstrations
 from lit_rlhf.data.formats.registry import read_records
 from lit_rlhf.data.prompt_template import PromptTemplate
 from lit_rlhf.data.records import Demonstration
-from lit_rlhf.data.report import DatasetReport
+from lit_rlhf.data.report import DataReader, DatasetReport
 from lit_rlhf.data.sources import read_rows
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.scoring import score_rows
 
 
-class CenterScores(Callback):
+class CenterScores(Callback, DataReader):
     """Set the shift of the reward model after every validation and epoch, and at the end of training.
 
     The loss depends on score differences only, so the shift does not change training; it gives the KL coefficient of
@@ -29,6 +29,8 @@ class CenterScores(Callback):
         template: prompt template of the demonstrations; by default that of the data module.
         batch_size: demonstrations per forward pass.
     """
+
+    data_role = "demonstrations for centering"
 
     def __init__(self, path: str, format: str = "auto", template: str | None = None, batch_size: int = 64) -> None:
         self.path, self.format, self.template, self.batch_size = path, format, template, batch_size
@@ -52,6 +54,7 @@ class CenterScores(Callback):
         rows = tokenize_demonstrations(records, template, data.lengths, report)
         report.raise_if_empty("demonstration")
         report.print_table()
+        self.reports = (report,)
         return [row.input_ids for row in rows]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -8,7 +8,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_rlhf.callbacks.ema import restore_averages
+from lit_rlhf.callbacks.lineage import Lineage, find_lineage
 from lit_rlhf.errors import UserError
+from lit_rlhf.lineage.fingerprints import remember_hashes
+from lit_rlhf.lineage.hub import check_push, push_folder
+from lit_rlhf.lineage.records import LineageRecord
+from lit_rlhf.lineage.writing import finish_export
 from lit_rlhf.models.export import check_exportable, export_checkpoint, export_model, export_weights
 from lit_rlhf.strategies import full_state_dict, is_sharded
 
@@ -16,17 +21,28 @@ from lit_rlhf.strategies import full_state_dict, is_sharded
 class ExportModel(Callback):
     """Export model and tokenizer at the end of training, for the next stage or plain transformers.
 
+    The folder also gets `lineage.json`, which says where the model comes from, and a model card, `README.md`.
+
     Args:
         directory: output folder, relative to the Trainer's default_root_dir. That it can be written is checked before
             training starts; an earlier one is replaced at the end. A dry run (fast_dev_run) exports nothing.
         weights: "last" weights, or the "best" ones: those of the checkpoint that ModelCheckpoint kept by its monitor.
+        push: repository of the Hugging Face hub to push the folder to, OWNER/NAME. That the token may write there is
+            checked before training starts.
+        private: create the repository as a private one.
     """
 
-    def __init__(self, directory: str = "model", weights: Literal["last", "best"] = "last") -> None:
-        self.directory, self.weights = Path(directory), weights
+    def __init__(
+        self,
+        directory: str = "model",
+        weights: Literal["last", "best"] = "last",
+        push: str | None = None,
+        private: bool = False,
+    ) -> None:
+        self.directory, self.weights, self.push, self.private = Path(directory), weights, push, private
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a folder that cannot be written, and "best" weights that no checkpoint would hold."""
+        """Refuse a folder that cannot be written, "best" weights that no checkpoint would hold, an impossible push."""
         if stage != "fit":
             return
         if self.weights == "best" and not selecting_checkpoints(trainer):
@@ -35,6 +51,8 @@ class ExportModel(Callback):
             )
         self.directory = Path(trainer.default_root_dir) / self.directory
         if trainer.is_global_zero:
+            if self.push is not None:
+                check_push(self.push)
             check_exportable(self.directory)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -44,15 +62,27 @@ class ExportModel(Callback):
             return
         best = self.best_checkpoint(trainer) if self.weights == "best" else None
         model, tokenizer = pl_module.exported_model, pl_module.tokenizer
-        if best is not None:
-            if trainer.is_global_zero:
-                export_checkpoint(best, self.directory)
-        elif is_sharded(model):
-            weights = full_state_dict(model)  # a collective call
-            if trainer.is_global_zero:
-                export_weights(model, weights, pl_module.adapter, tokenizer, self.directory)
-        elif trainer.is_global_zero:
-            export_model(model, tokenizer, self.directory)
+        lineage = find_lineage(trainer)
+        record = (lineage or Lineage()).finish(trainer, pl_module, "best" if best else "")  # a collective call
+        written: list[LineageRecord] = []
+
+        def finish(folder: Path) -> None:
+            assert record is not None
+            written.append(finish_export(record, folder, self.directory, name=self.push))
+
+        weights = full_state_dict(model) if best is None and is_sharded(model) else None  # a collective call
+        if trainer.is_global_zero:
+            if best is not None:
+                export_checkpoint(best, self.directory, finish=finish)
+            elif weights is not None:
+                export_weights(model, weights, pl_module.adapter, tokenizer, self.directory, finish)
+            else:
+                export_model(model, tokenizer, self.directory, finish)
+            remember_hashes(self.directory, written[0].files)
+            if lineage is not None:
+                lineage.mirror(trainer, written[0], self.directory)
+            if self.push is not None:
+                rank_zero_info(f"pushed to {push_folder(self.directory, self.push, self.private, 'Export')}")
         trainer.strategy.barrier()
 
     def best_checkpoint(self, trainer: Trainer) -> Path | None:

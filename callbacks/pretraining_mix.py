@@ -16,11 +16,13 @@ from lit_rlhf.data.base import DataRequirements
 from lit_rlhf.data.batches import PretrainingBatch
 from lit_rlhf.data.loader import BatchShape, get_dp_world_size_and_rank
 from lit_rlhf.data.pretraining import TextBlocks, load_text_blocks
+from lit_rlhf.data.report import DataReader
 from lit_rlhf.errors import UserError
+from lit_rlhf.lineage.traceable import Traceable
 from lit_rlhf.strategies import sharded_parameters, total_norm
 
 
-class PretrainingMix(Callback):
+class PretrainingMix(Callback, DataReader, Traceable):
     """Add `coefficient` times the gradient of the mean next-token loss on pretraining text to every optimizer step.
 
     Before each micro-batch of the stage, backward passes on pretraining text accumulate into the same gradients; the
@@ -42,6 +44,8 @@ class PretrainingMix(Callback):
             PPO: an iteration). At that step it takes the memory of one more gradient, and one more reduction over the
             ranks.
     """
+
+    data_role = "pretraining text"
 
     def __init__(
         self,
@@ -95,6 +99,11 @@ class PretrainingMix(Callback):
             if isinstance(pl_module, DataRequirements):
                 pl_module.check_max_positions(self.seq_len, "PretrainingMix: a block", "its seq_len")
             self.blocks = load_text_blocks(self.path, pl_module.tokenizer, self.seq_len, seed=self.seed)
+            self.reports = (self.blocks.report,) if self.blocks.report else ()
+
+    def extra_tokens_per_step(self) -> int:
+        """See `Traceable.extra_tokens_per_step`."""
+        return self.minibatch_size * self.seq_len
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Accumulate the pretraining gradient, before that of the stage and without reducing it over the ranks.

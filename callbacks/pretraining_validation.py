@@ -8,11 +8,12 @@ from lightning.pytorch import Callback, Trainer
 from lit_rlhf.data.base import DataRequirements
 from lit_rlhf.data.loader import get_dp_world_size_and_rank
 from lit_rlhf.data.pretraining import TextBlocks, collate_blocks, load_text_blocks
+from lit_rlhf.data.report import DataReader
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.lm_loss import causal_lm_loss
 
 
-class PretrainingValidation(Callback):
+class PretrainingValidation(Callback, DataReader):
     """Log `validation/pretraining_loss`, the mean next-token loss of the trained model on text.
 
     Args:
@@ -22,6 +23,8 @@ class PretrainingValidation(Callback):
         batch_size: sequences per forward pass and rank.
         limit: maximum number of sequences; None: all.
     """
+
+    data_role = "pretraining text, validation"
 
     def __init__(
         self,
@@ -43,8 +46,8 @@ class PretrainingValidation(Callback):
         if stage == "fit" and self.blocks is None:
             if isinstance(pl_module, DataRequirements):
                 pl_module.check_max_positions(self.seq_len, "PretrainingValidation: a block", "its seq_len")
-            blocks = load_text_blocks(self.path, pl_module.tokenizer, self.seq_len).blocks
-            self.blocks = TextBlocks(blocks[: self.limit])
+            text = load_text_blocks(self.path, pl_module.tokenizer, self.seq_len)
+            self.blocks, self.reports = TextBlocks(text.blocks[: self.limit]), (text.report,) if text.report else ()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Log the loss; a collective call."""

@@ -20,10 +20,12 @@ class RunState(Callback):
 
     Args:
         recipe: the full configuration of the run as plain values, without credentials.
+        command: the command line, without credentials.
+        configs: the names of the recipe and its overlays.
     """
 
-    def __init__(self, recipe: dict[str, Any] | None = None) -> None:
-        self.recipe = recipe or {}
+    def __init__(self, recipe: dict[str, Any] | None = None, command: str = "", configs: tuple[str, ...] = ()) -> None:
+        self.recipe, self.command, self.configs = recipe or {}, command, configs
         self.id = uuid.uuid4().hex  # random, whatever the seed of the run
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -10,14 +10,16 @@ from lit_rlhf.callbacks.center_scores import CenterScores
 from lit_rlhf.data.batches import PromptBatch
 from lit_rlhf.data.prompt_template import PromptTemplate
 from lit_rlhf.data.prompts import PromptSource, read_prompts
+from lit_rlhf.data.report import DatasetReport
 from lit_rlhf.errors import UserError
 from lit_rlhf.generation import CachedGenerator
 from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
+from lit_rlhf.lineage.traceable import Traceable
 from lit_rlhf.models.loading import check_same_token_ids, load_causal_lm, load_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 
 
-class StandardizeScores(CenterScores):
+class StandardizeScores(CenterScores, Traceable):
     """Like `CenterScores`, but to mean 0 and standard deviation 1, so that scores of different models are comparable.
 
     The paper only shifts; Ziegler et al. also scale, over 256 samples of the reference policy.
@@ -32,6 +34,8 @@ class StandardizeScores(CenterScores):
         batch_size: rows per forward pass.
         seed: seed of the sampling.
     """
+
+    data_role = "prompts for standardizing"
 
     def __init__(
         self,
@@ -49,6 +53,10 @@ class StandardizeScores(CenterScores):
             raise UserError(f"StandardizeScores: a standard deviation needs samples of 2 or more, got {samples}")
         self.policy, self.samples, self.seed = policy, samples, seed
         self.sampling = SamplingParams(max_new_tokens)
+
+    def input_models(self) -> dict[str, str]:
+        """See `Traceable.input_models`."""
+        return {} if self.policy is None else {"policy of the standardized scores": self.policy}
 
     def describe_rows(self) -> str:
         """Return a description of the rows, for the log."""
@@ -75,6 +83,7 @@ class StandardizeScores(CenterScores):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         template = PromptTemplate(tokenizer, self.template or data.template)
         prompts = read_prompts(self.path, self.format, template, data.lengths)
+        self.reports = (DatasetReport(self.path),)
         return PromptSource(prompts, tokenizer.pad_token_id, self.seed).get_batch(0, self.samples)
 
     @torch.no_grad()

@@ -3,12 +3,11 @@
 import time
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks.throughput_monitor import _plugin_to_compute_dtype
-from torch import nn
 
+from lit_rlhf.models.flops import count_training_flops_per_token
 from lit_rlhf.rollout.experience import Experience
 
 
@@ -56,16 +55,7 @@ class Throughput(Callback):
             available = get_available_flops(device, dtype)  # per second; None for unknown devices and CPUs
             if available:
                 models = [model for model in (module.policy, module.critic) if model is not None]
-                flops = tokens * sum(count_flops_per_token(model) for model in models)
+                flops = tokens * sum(count_training_flops_per_token(model) for model in models)
                 self.metrics["throughput/mfu"] = flops / (seconds * available * trainer.world_size)
             module.log_dict(self.metrics)
         self.epoch_end, self.metrics = now, {}
-
-
-def count_flops_per_token(model: nn.Module) -> int:
-    """Return the FLOPs of forward and backward pass per token: 6 per trained weight, 4 per frozen one.
-
-    The FLOPs of attention, which grow with the length, are not counted, as is usual (Kaplan et al., 2020, §2.1).
-    """
-    with torch.no_grad():
-        return sum((6 if weight.requires_grad else 4) * weight.numel() for weight in model.parameters())

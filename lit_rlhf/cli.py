@@ -30,6 +30,7 @@ COMMANDS = {
     "generate": "one response, or a chat at the terminal: generate --model DIR [--prompt TEXT]",
     "rank": "score and rank completions with one or more reward models: rank --model DIR [FILE]",
     "best-of-n": "sample n responses per prompt, keep the best by a reward: best-of-n --model DIR --reward DIR ...",
+    "lineage": "what a model was made from, what of it changed, and its compute: lineage DIR [--html FILE]",
     "sweep": "one run at several values of a setting and several seeds: sweep -c RECIPE --over KEY=V1,V2,...",
 }
 # one module runs all three Trainer methods; a module name cannot contain a hyphen

@@ -1,7 +1,7 @@
 """Hashes of file contents."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
@@ -11,8 +11,13 @@ def hash_file(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def hash_files(files: Iterable[Path]) -> str:
-    """Compute one SHA-256 of the names and contents of files, in the order given."""
+def hash_files(files: Iterable[Path], hash_file: Callable[[Path], str] = hash_file) -> str:
+    """Compute one SHA-256 of the names and contents of files, in the order given.
+
+    Args:
+        files: the files.
+        hash_file: returns the SHA-256 of a file; a caller may cache it.
+    """
     combined = hashlib.sha256()
     for file in files:
         combined.update(f"{file.name} {hash_file(file)}\n".encode())

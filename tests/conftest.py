@@ -35,6 +35,7 @@ SLOW_FILES = (
     "cli/test_killed.py",
     "cli/test_labelers.py",
     "cli/test_library_errors.py",
+    "cli/test_lineage.py",
     "cli/test_monitors.py",
     "cli/test_overlays.py",
     "cli/test_plan.py",

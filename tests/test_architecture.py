@@ -28,12 +28,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "packing": {"functional"},
     "models": GENERAL - {"http"} | {"packing"},
     "data": GENERAL - {"http"} | {"packing"},
+    "lineage": GENERAL - {"http"} | {"models", "data"},
     "generation": GENERAL | {"packing", "models", "data"},
     "rollout": GENERAL - {"http"} | {"packing", "models", "data", "generation"},
     "rewards": GENERAL | {"packing", "models", "rollout"},
-    "modules": GENERAL | LIGHTNING | {"packing", "models", "data", "generation", "rollout", "rewards"},
-    "evaluation": GENERAL | {"packing", "models", "data", "generation", "rollout", "rewards"},
-    "callbacks": GENERAL | LIGHTNING | {"packing", "models", "data", "generation", "rollout", "rewards", "evaluation"},
+    "modules": GENERAL | LIGHTNING | {"packing", "models", "data", "lineage", "generation", "rollout", "rewards"},
+    "evaluation": GENERAL | {"packing", "models", "data", "lineage", "generation", "rollout", "rewards"},
+    "callbacks": GENERAL
+    | LIGHTNING
+    | {"packing", "models", "data", "lineage", "generation", "rollout", "rewards", "evaluation"},
     "synthetic": GENERAL | {"packing", "models", "data", "generation", "rollout", "rewards", "evaluation"},
 }
 MAY_IMPORT["labeling"] = GENERAL - {"http"} | {"models", "data", "generation", "evaluation"}

@@ -58,7 +58,7 @@ def test_every_command_is_valid(
             assert run(line) == 0, f"{line}\n{capsys.readouterr().err}"
         elif words[1] == "plan":  # the recipe parses; the model is on the hub, or does not exist yet
             assert run(line) == 0 or re.search("hub|no folder", capsys.readouterr().err), line
-        elif words[1] in ("export", "generate", "labelers", "rank", "best-of-n"):
+        elif words[1] in ("export", "generate", "labelers", "rank", "best-of-n", "lineage"):
             assert run(line) == 2, line  # the arguments parse; there is no such folder or file here
             assert re.search("no (such )?(checkpoint|folder|data file)", capsys.readouterr().err), line
         elif words[:2] == ["pip", "install"] or words[1] in ("label", "chat"):

@@ -137,7 +137,7 @@ def test_an_evaluation_instantiates_and_its_override_is_valid(name, tmp_path, mo
     lines = EVALUATIONS[name].read_text().splitlines()
     settings = re.findall(r"--[\w.+]+=\S+", next(line for line in lines if line.startswith("# Override:")))
     args = ["-c", str(EVALUATIONS[name])]
-    plain, changed = (instantiate_evaluation([*args, *more], ConfigLocations([], [])) for more in ([], settings))
+    plain, changed = (instantiate_evaluation([*args, *more], ConfigLocations([], []))[0] for more in ([], settings))
     assert settings and plain.baseline in plain.models and plain.suites
     assert all(callable(suite.run) for suite in plain.suites.values())
     assert [vars(s) for s in plain.suites.values()] != [vars(s) for s in changed.suites.values()] or (

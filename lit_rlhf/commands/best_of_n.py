@@ -46,7 +46,13 @@ def run(command: str, args: list[str]) -> int:
     settings = parser.parse(args)
     check_settings(settings)
     install_log_filters()
+    from lit_rlhf.commands.support.sample_lineage import write_sample_lineage
+    from lit_rlhf.lineage.writing import Start
+
+    start = Start.now()
     curve = sample_and_write(settings)
+    models = [("policy", settings.model)] + [("reward model", settings.reward)] * is_model(settings.reward)
+    write_sample_lineage(settings.out, start, command, args, settings, models, [("prompts", settings.prompts)])
     print(format_curve(curve))
     print(f"\n{settings.out}: the best of {settings.n} for each prompt\n{curve_path(settings.out)}: this table")
     return 0
@@ -124,9 +130,14 @@ def build_reward(reward: str, loading: "ModelLoadingConfig") -> "Reward":
 
     if "://" in reward:
         return RemoteReward(reward)
-    if "/" in reward or Path(reward).exists():
+    if is_model(reward):
         return RewardModelScorer(reward, require_centered=False, loading=loading)
     return FunctionReward(reward)
+
+
+def is_model(reward: str) -> bool:
+    """Return whether a reward is a folder or hub name, and neither an address nor a function."""
+    return "://" not in reward and ("/" in reward or Path(reward).exists())
 
 
 def format_curve(curve: "BestOfNCurve") -> str:

@@ -39,6 +39,9 @@ def run(command: str, args: list[str]) -> int:
     settings = parser.parse(args)
     check_settings(settings)
     install_log_filters()
+    from lit_rlhf.lineage.writing import Start
+
+    start = Start.now()
     groups = read_groups(settings.file)
     rows = rank_groups(groups, settings)
     # default=str: a table may hold dates
@@ -48,8 +51,12 @@ def run(command: str, args: list[str]) -> int:
         sys.stdout.write(text)
         return 0
     from lit_rlhf.commands.support.preflight import write_output
+    from lit_rlhf.commands.support.sample_lineage import write_sample_lineage
 
     write_output(text, settings.out)
+    models = [("reward model", path) for path in settings.model]
+    data = [] if settings.file == "-" else [("completions", settings.file)]
+    write_sample_lineage(settings.out, start, command, args, settings, models, data)
     return 0
 
 

@@ -21,7 +21,7 @@ from lit_rlhf.data.loader import (
 )
 from lit_rlhf.data.preprocessing.keys import prompt_key
 from lit_rlhf.data.preprocessing.settings import Preprocessing
-from lit_rlhf.data.report import DatasetReport
+from lit_rlhf.data.report import DataReader, DatasetReport
 from lit_rlhf.data.truncation import TruncationPolicy
 from lit_rlhf.errors import UserError
 
@@ -65,7 +65,7 @@ def packing_unsupported(module: object, setting: str) -> UserError:
     )
 
 
-class TokenizedDataModule(LightningDataModule, Generic[R]):
+class TokenizedDataModule(LightningDataModule, DataReader, Generic[R]):
     """Base of data modules that tokenize once, in `setup`, with the module's own tokenizer.
 
     The position in the training data is kept in the data module's state as well as in the loader's: Lightning restores
@@ -253,7 +253,7 @@ class PreprocessedDataModule(TokenizedDataModule[R]):
 
     def load_rows(self) -> tuple[Sequence[R], Sequence[R]]:
         """Return the tokenized training and validation rows; print what was skipped."""
-        training_rows, validation_rows = load_splits(
+        training_rows, validation_rows, self.reports = load_splits(
             self.path,
             self.validation_path,
             self.validation_fraction,
@@ -282,7 +282,7 @@ def load_splits(
     preprocessing: Preprocessing,
     load_records: Callable[[str, DatasetReport], list[Any]],
     tokenize: Callable[[list[Any], DatasetReport], Sequence[R]],
-) -> tuple[Sequence[R], Sequence[R]]:
+) -> tuple[Sequence[R], Sequence[R], tuple[DatasetReport, ...]]:
     """Read, preprocess and tokenize the training and validation data; print what was skipped.
 
     Args:
@@ -295,7 +295,8 @@ def load_splits(
         tokenize: Tokenizes records; raises `UserError` if none is left.
 
     Returns:
-        The tokenized training rows, and the validation rows, which are empty if neither setting asks for them.
+        The tokenized training rows; the validation rows, which are empty if neither setting asks for them; the reports
+        of the datasets.
     """
     validation_rows: Sequence[R] = []
     report = DatasetReport(path)
@@ -306,15 +307,17 @@ def load_splits(
         validation_rows = tokenize(held_out, report)
         report.add_validation_line(len(validation_rows), len(training_rows))
     report.print_table()
+    reports: tuple[DatasetReport, ...] = (report,)
     if validation_path is not None:
-        report = DatasetReport(validation_path)
+        report = DatasetReport(validation_path, validation=True)
         training_prompts = {prompt_key(each) for each in all_records}
         validation = preprocessing.apply_to_validation(
             load_records(validation_path, report), training_prompts, seed, report
         )
         validation_rows = tokenize(validation, report)
         report.print_table()
-    return training_rows, validation_rows
+        reports += (report,)
+    return training_rows, validation_rows, reports
 
 
 def get_module_tokenizer(data: LightningDataModule) -> PreTrainedTokenizerBase:

@@ -37,6 +37,8 @@ class ComparisonDataModule(PreprocessedDataModule[TokenizedRanking]):
         seed: Seeds the order of rows and the held-out part.
     """
 
+    data_role = "rankings"
+
     def __init__(
         self,
         path: str,

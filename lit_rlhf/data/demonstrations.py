@@ -41,6 +41,8 @@ class DemonstrationDataModule(PreprocessedDataModule[TokenizedExample]):
         seed: Seeds the order of rows and the held-out part.
     """
 
+    data_role = "demonstrations"
+
     def __init__(
         self,
         path: str,

@@ -12,6 +12,7 @@ from lit_rlhf.data.base import TokenizedDataModule
 from lit_rlhf.data.batches import TokenBatch
 from lit_rlhf.data.document_stream import TextSource
 from lit_rlhf.data.loader import BatchShape, infinite_permutation
+from lit_rlhf.data.report import DatasetReport
 from lit_rlhf.data.sources import stream_rows
 from lit_rlhf.data.token_cache import load_blocks
 from lit_rlhf.errors import UserError
@@ -33,12 +34,14 @@ class TextBlocks(Sequence[TextBlock]):
     Args:
         blocks: Token ids (num_blocks, T), integer.
         seed: Seeds the order of `get_batch`.
+        report: Of the documents that were read.
     """
 
-    def __init__(self, blocks: Tensor, seed: int = 0) -> None:
+    def __init__(self, blocks: Tensor, seed: int = 0, report: DatasetReport | None = None) -> None:
         assert blocks.ndim == 2 and len(blocks), f"blocks must be (num_blocks, T), not {tuple(blocks.shape)}"
         self.blocks = blocks
         self.seed = seed
+        self.report = report
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -100,7 +103,7 @@ def load_text_blocks(
     text = TextSource(path, seq_len, format, shuffle_documents, seed=seed)
     (blocks,), report = load_blocks(text, tokenizer)
     report.print_table()
-    return TextBlocks(blocks, seed)
+    return TextBlocks(blocks, seed, report)
 
 
 def collate_blocks(blocks: Sequence[TextBlock], normalizer: float) -> TokenBatch:
@@ -126,6 +129,7 @@ class PretrainingDataModule(TokenizedDataModule[TextBlock]):
     """
 
     length_settings = "data.seq_len"
+    data_role = "pretraining text"
 
     def __init__(
         self,
@@ -155,15 +159,17 @@ class PretrainingDataModule(TokenizedDataModule[TextBlock]):
         )
         splits = self._load_splits(text)
         if self.validation_path is not None:
-            splits += self._load_splits(text._replace(path=self.validation_path))
+            splits += self._load_splits(text._replace(path=self.validation_path), validation=True)
         training, *validation = splits
         return training, validation[0] if validation else []
 
-    def _load_splits(self, text: TextSource) -> list[TextBlocks]:
+    def _load_splits(self, text: TextSource, validation: bool = False) -> list[TextBlocks]:
         splits, report = load_blocks(text, self.tokenizer)
         if len(splits) == 2:
             report.add_validation_line(len(splits[1]), len(splits[0]))
         report.print_table()
+        report.validation = validation
+        self.reports += (report,)
         return [TextBlocks(each, self.seed) for each in splits]
 
     def collate(self, rows: list[TextBlock], normalizer: float) -> TokenBatch:

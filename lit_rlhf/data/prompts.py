@@ -14,7 +14,7 @@ from lit_rlhf.data.loader import ResumableLoader, get_dp_world_size_and_rank, in
 from lit_rlhf.data.preprocessing.settings import Preprocessing
 from lit_rlhf.data.prompt_template import PromptTemplate
 from lit_rlhf.data.records import PromptRow
-from lit_rlhf.data.report import DatasetReport
+from lit_rlhf.data.report import DataReader, DatasetReport
 from lit_rlhf.data.sources import read_rows
 from lit_rlhf.data.truncation import TruncationPolicy
 from lit_rlhf.errors import UserError
@@ -69,7 +69,7 @@ class PromptSource:
         return collate_prompts(prompts, index, self.pad_id)
 
 
-class PromptDataModule(LightningDataModule):
+class PromptDataModule(LightningDataModule, DataReader):
     """Passes its prompts to the module, which generates and scores: `lightning_module.experience_loader(prompts)`.
 
     The module decides the batch sizes of training. Validation yields `PromptBatch`, whose `index` is the prompt's index
@@ -88,6 +88,8 @@ class PromptDataModule(LightningDataModule):
         validation_batch_size: Validation prompts per rank and batch.
         seed: Seeds the order of prompts and the held-out part.
     """
+
+    data_role = "prompts"
 
     def __init__(
         self,
@@ -122,7 +124,7 @@ class PromptDataModule(LightningDataModule):
         """Read and tokenize, once."""
         if self.prompts is not None:
             return
-        training, validation = load_splits(
+        training, validation, self.reports = load_splits(
             self.path,
             self.validation_path,
             self.validation_fraction,

@@ -9,6 +9,18 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_rlhf.errors import UserError
 
 
+class DataReader:
+    """Base of data modules and callbacks that read datasets: what of each was kept, for the lineage of the run.
+
+    Attributes:
+        data_role: what the data is used as.
+        reports: of the datasets that were read, those used for validation alone marked so.
+    """
+
+    data_role: str = "data"
+    reports: tuple[DatasetReport, ...] = ()
+
+
 class DatasetReport:
     """Counts rows by what happened to them, in the order of the steps, each with the origin of the first such row.
 
@@ -17,10 +29,12 @@ class DatasetReport:
 
     Args:
         source: The data's name, the first line of the printed table.
+        validation: Whether it is used for validation alone.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, validation: bool = False) -> None:
         self.source = source
+        self.validation = validation
         self.num_read = 0
         self.num_added = 0  # records beyond one per row
         self.skipped: dict[str, int] = {}  # reason -> rows

@@ -1,8 +1,6 @@
 """An evaluation: every suite on every model, collected in one report."""
 
-import platform
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache
 from lit_rlhf.evaluation.models.evaluated_model import EvaluatedModel, ModelSpec
 from lit_rlhf.evaluation.results import MetricValue, Suite, SuiteResult
+from lit_rlhf.lineage.environment import read_versions
 
 REPORTED_PACKAGES = ("lit-rlhf", "torch", "transformers", "lm-eval")
 
@@ -131,13 +130,7 @@ def collect_samples(results: dict[str, SuiteResult]) -> list[dict[str, Any]]:
 
 def read_package_versions() -> dict[str, str]:
     """Return the versions that the metrics were computed with."""
-    versions = {"python": platform.python_version(), "threads": str(torch.get_num_threads())}
-    for package in REPORTED_PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:  # an optional extra
-            continue
-    return versions
+    return {"threads": str(torch.get_num_threads()), **read_versions(REPORTED_PACKAGES)}
 
 
 def log_report(report: dict[str, Any], logger: Logger) -> None:

@@ -4,7 +4,7 @@ import json
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from lit_rlhf.checkpoint_files import read_checkpoint
 from lit_rlhf.errors import UserError
+from lit_rlhf.models.fingerprint import LINEAGE_FILE
 from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import add_lora, has_adapter, merged_state_dict, policy_state_dict
@@ -33,6 +34,7 @@ from lit_rlhf.models.scalar_model import ScalarModel, load_scalar_model
 CHECKPOINT_KEY = "lit_rlhf"
 AVERAGE_KEY = "average"  # of the trained weights, saved by `lit_rlhf.callbacks.EMA`
 Weights = Literal["average", "current"]
+Finish = Callable[[Path], None]  # is called with the complete temporary folder, before it takes its place
 PART = ".part"  # suffix of a folder that is being written
 # files of an earlier export that are not carried over to the next
 MODEL_FILES = (
@@ -46,6 +48,7 @@ MODEL_FILES = (
     "vocab.*",
     "merges.txt",
     "*.model",
+    LINEAGE_FILE,
 )
 
 
@@ -93,14 +96,22 @@ def write_tokenizer_files(files: dict[str, str], folder: Path) -> None:
         (folder / name).write_bytes(text.encode("utf-8", "surrogateescape"))
 
 
-def export_model(model: PreTrainedModel | ScalarModel, tokenizer: Tokenizer, directory: Path) -> None:
+def export_model(
+    model: PreTrainedModel | ScalarModel, tokenizer: Tokenizer, directory: Path, finish: Finish | None = None
+) -> None:
     """Write a folder for `AutoModelForCausalLM`, or `AutoModelForSequenceClassification` for a scalar model.
 
     Adapters are merged into a copy, and a 4-bit base is dequantized; the model itself does not change.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        directory: the folder to write.
+        finish: adds files to the folder.
     """
     inner = model.model if isinstance(model, ScalarModel) else model
     inner.config.architectures = [type(inner).__name__]
-    with replaced_folder(directory) as folder:
+    with replaced_folder(directory, finish) as folder:
         if has_adapter(inner):
             _write(_config_dict(inner), _generation_settings(inner), merged_state_dict(inner), folder)
         else:
@@ -108,7 +119,9 @@ def export_model(model: PreTrainedModel | ScalarModel, tokenizer: Tokenizer, dir
         tokenizer.save_pretrained(folder)
 
 
-def export_checkpoint(checkpoint: Path, directory: Path, which: Weights | None = None) -> None:
+def export_checkpoint(
+    checkpoint: Path, directory: Path, which: Weights | None = None, finish: Finish | None = None
+) -> None:
     """Export a Lightning checkpoint of any module here, a file or a folder of shards, to a transformers folder.
 
     Of a PPO checkpoint, the policy is exported.
@@ -117,6 +130,7 @@ def export_checkpoint(checkpoint: Path, directory: Path, which: Weights | None =
         checkpoint: The file or folder.
         directory: The folder to write.
         which: "average" or "current" weights; by default the average if there is one.
+        finish: Adds files to the folder.
 
     Raises:
         UserError: No such file, not a checkpoint of this library, no average in it, weights that are no numbers, or an
@@ -132,7 +146,7 @@ def export_checkpoint(checkpoint: Path, directory: Path, which: Weights | None =
     check_weight_values("export", repr(str(checkpoint)), weights.items())
     adapter = None if about["adapter"] is None else LoRA(**about["adapter"])
     settings = json.loads(about["config"])
-    with replaced_folder(directory) as folder:
+    with replaced_folder(directory, finish) as folder:
         write_tokenizer_files(about["tokenizer"], folder)
         if about.get("four_bit_base"):
             base, loading = about["four_bit_base"]
@@ -153,12 +167,17 @@ def select_weights(content: dict[str, Any], which: Weights | None, checkpoint: P
 
 
 def export_weights(
-    model: PreTrainedModel, weights: dict[str, Tensor], adapter: LoRA | None, tokenizer: Tokenizer, directory: Path
+    model: PreTrainedModel,
+    weights: dict[str, Tensor],
+    adapter: LoRA | None,
+    tokenizer: Tokenizer,
+    directory: Path,
+    finish: Finish | None = None,
 ) -> None:
     """Write a folder from a model's configuration and its full state dict, gathered from a model sharded over ranks."""
     settings, weights = _config_dict(model), policy_state_dict(weights)
     merged = weights if adapter is None else _merge_adapter(settings, weights, adapter)
-    with replaced_folder(directory) as folder:
+    with replaced_folder(directory, finish) as folder:
         _write(settings, _generation_settings(model), merged, folder)
         tokenizer.save_pretrained(folder)
 
@@ -196,10 +215,14 @@ def make_directory(directory: Path) -> None:
 
 
 @contextmanager
-def replaced_folder(directory: Path) -> Iterator[Path]:
+def replaced_folder(directory: Path, finish: Finish | None = None) -> Iterator[Path]:
     """Within the context, write to a temporary folder, which then takes the place of `directory` by a rename.
 
     So there is never half a model, and an earlier one stays until then. Its files that are not of a model stay after.
+
+    Args:
+        directory: the folder.
+        finish: adds files to it when the model's are written.
 
     Raises:
         UserError: It cannot be written, or `directory` holds something else than a model.
@@ -211,6 +234,8 @@ def replaced_folder(directory: Path) -> Iterator[Path]:
             raise UserError(f"cannot write to {str(directory)!r}: it is there and no model folder; name another")
         part.mkdir(parents=True)
         yield part
+        if finish is not None:
+            finish(part)
         _swap(part, target)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)

@@ -22,14 +22,20 @@ WEIGHT_FILE_PATTERNS = (
     "*.bin",
 )  # files that decide what a model computes
 MODEL_FILE_SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")  # weights, config and tokenizer
+LINEAGE_FILE = "lineage.json"  # in every exported folder; says where the model comes from, not what it computes
 FINGERPRINT_FORMAT = 1  # increase it when the meaning of `loaded_model_fingerprint` changes
 
 
-def model_fingerprint(model: str, loading: ModelLoadingConfig) -> str:
+def model_fingerprint(model: str, loading: ModelLoadingConfig, hash_file: Callable[[Path], str] = hash_file) -> str:
     """Compute a fingerprint that distinguishes models of the same name.
 
     Of a folder, the SHA-256 of its weight files, config.json and adapter_config.json; of a checkpoint file, its
     SHA-256; of a hub model, its commit.
+
+    Args:
+        model: folder, checkpoint file or hub name.
+        loading: how the model is loaded.
+        hash_file: returns the SHA-256 of a file; a caller may cache it.
     """
     folder = Path(model)
     if folder.is_file():
@@ -37,7 +43,12 @@ def model_fingerprint(model: str, loading: ModelLoadingConfig) -> str:
     if not folder.is_dir():
         commit = getattr(load_config(model, loading), "_commit_hash", None)
         return f"commit {commit}" if commit else f"hub name {model}"
-    return f"sha256 {hash_files(sorted({path for pattern in WEIGHT_FILE_PATTERNS for path in folder.glob(pattern)}))}"
+    return f"sha256 {hash_files(find_weight_files(folder), hash_file)}"
+
+
+def find_weight_files(folder: Path) -> list[Path]:
+    """Return the files of a model folder that decide what the model computes, by name."""
+    return sorted({path for pattern in WEIGHT_FILE_PATTERNS for path in folder.glob(pattern)})
 
 
 def loaded_model_fingerprint(
@@ -56,6 +67,7 @@ def loaded_model_fingerprint(
     parts: list[Any] = [asdict(loading)]
     if folder.is_dir():
         files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in MODEL_FILE_SUFFIXES)
+        files = [file for file in files if file.name != LINEAGE_FILE]
         parts += [[file.name, hash_file(file)] for file in files]
     text = json.dumps([FINGERPRINT_FORMAT, parts], sort_keys=True, ensure_ascii=False)
     digest = hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from lit_rlhf.errors import UserError
 from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.generation.stopping import stop_token_ids
+from lit_rlhf.models.flops import count_forward_flops_per_token, count_training_flops_per_token
 from lit_rlhf.models.loading import (
     check_causal_lm,
     check_same_token_ids,
@@ -52,6 +53,9 @@ class ActorCritic(LitModule):
     """
 
     export_prefix = "policy."
+    lineage_role = "ppo"
+    #: passes of the policy over an episode when it is scored, and over its tokens in the update
+    num_scoring_passes, num_update_passes = 0, 1
 
     def __init__(
         self,
@@ -171,6 +175,28 @@ class ActorCritic(LitModule):
         paths = [path for part in self.reward.iter_parts() for path in part.model_paths()]
         rewards = {f"reward model {number}": path for number, path in enumerate(paths, 1)}
         return {**super().frozen_model_paths(), "reference policy": self.reference_path, **rewards}
+
+    def input_models(self) -> dict[str, str]:
+        """See `Traceable.input_models`: the policy's start, the reference, the reward models, the critic's start."""
+        critic = None if self.critic is None else self.critic.init_path(self.critic_init)
+        models = {"starting policy": self.model_path, **self.frozen_model_paths()}
+        return models if critic is None else {**models, "starting critic": critic}
+
+    def flops_per_token(self) -> int:
+        """See `Traceable.flops_per_token`: generating, scoring by reference, reward models and critic, and the update.
+
+        A token of an episode counts once, whether it is the prompt's or the response's.
+        """
+        policy = count_forward_flops_per_token(self.policy)
+        reference = count_forward_flops_per_token(self.frozen.get("reference", self.policy))
+        rewards = sum(part.flops_per_token() for part in self.reward.iter_parts())
+        scoring = policy * self.num_scoring_passes + reference + rewards
+        update = count_training_flops_per_token(self.policy)
+        if self.critic is not None and not self.critic.shares_forward_pass:
+            backbone = [] if self.critic.models() else [self.policy]  # of an adapter on the policy's base
+            scoring += sum(count_forward_flops_per_token(model) for model in (self.critic, *backbone))
+            update += sum(count_training_flops_per_token(model) for model in (self.critic, *backbone))
+        return policy + scoring + update * self.num_update_passes
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the policy's group, and the critic's with its own learning rate."""

@@ -18,8 +18,11 @@ from lit_rlhf.data.base import DataRequirements
 from lit_rlhf.data.loader import get_dp_world_size_and_rank
 from lit_rlhf.distributed import all_gather_object
 from lit_rlhf.errors import UserError
+from lit_rlhf.lineage.fingerprints import cached_hash_file
+from lit_rlhf.lineage.traceable import Traceable
 from lit_rlhf.models.export import CHECKPOINT_KEY, describe_model
 from lit_rlhf.models.fingerprint import model_fingerprint
+from lit_rlhf.models.flops import count_training_flops_per_token
 from lit_rlhf.models.loading import load_config, load_tokenizer, max_positions
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import check_lora
@@ -54,7 +57,7 @@ CHECKPOINT_FORMAT = 2  # 2: positions in rows, the optimizer of the recipe
 SEED_VARIABLE = "PL_GLOBAL_SEED"  # where `seed_everything` keeps its seed
 
 
-class LitModule(LightningModule, DataRequirements):
+class LitModule(LightningModule, DataRequirements, Traceable):
     """Base of `SFTModule`, `RewardModule` and `PPOModule`.
 
     Attributes:
@@ -230,11 +233,23 @@ class LitModule(LightningModule, DataRequirements):
         """Return the models that a run uses but neither trains nor saves in its checkpoints: role to path."""
         return {} if self.loading.quantization is None else {"base": self.model_path}
 
+    def input_models(self) -> dict[str, str]:
+        """See `Traceable.input_models`."""
+        return {"starting model": self.model_path}
+
+    def input_loading(self) -> ModelLoadingConfig:
+        """See `Traceable.input_loading`."""
+        return self.loading
+
+    def flops_per_token(self) -> int:
+        """See `Traceable.flops_per_token`."""
+        return count_training_flops_per_token(self.exported_model)
+
     @cached_property
     def model_fingerprints(self) -> dict[str, str]:
         """Content fingerprints of `frozen_model_paths`; every rank must call it."""
         paths = self.frozen_model_paths() if self.trainer.is_global_zero else {}
-        own = {role: model_fingerprint(path, self.loading) for role, path in paths.items()}
+        own = {role: model_fingerprint(path, self.loading, cached_hash_file) for role, path in paths.items()}
         return self.trainer.strategy.broadcast(own)
 
     def check_fingerprints(self, stored: dict[str, str]) -> None:

@@ -52,6 +52,10 @@ class Critic(nn.Module):
             UserError: names the setting.
         """
 
+    def init_path(self, init: CriticInit) -> str | None:
+        """Return the folder or checkpoint that its weights come from; None if they are the policy's or new."""
+        return None
+
     def load(self, policy: PreTrainedModel, init: CriticInit) -> None:
         """Load or create the weights."""
         raise NotImplementedError
@@ -94,7 +98,7 @@ class SeparateCritic(Critic):
 
     def check(self, init: CriticInit) -> None:
         """See `Critic.check`."""
-        path = self._init_path(init)
+        path = self.init_path(init)
         if Path(path).is_file():
             raise UserError(
                 f"critic: the reward {path!r} is an adapter; a separate critic starts from a folder. Set model.critic "
@@ -104,12 +108,13 @@ class SeparateCritic(Critic):
         if path not in (init.model, init.reward):  # a reward checks its own tokenizer
             check_same_token_ids(init.tokenizer, load_tokenizer(path, init.loading), f"critic: {path!r}")
 
-    def _init_path(self, init: CriticInit) -> str:
+    def init_path(self, init: CriticInit) -> str:
+        """See `Critic.init_path`."""
         return self.path or init.reward or init.model
 
     def load(self, policy: PreTrainedModel, init: CriticInit) -> None:
         """See `Critic.load`."""
-        self.network = load_scalar_model(self._init_path(init), init.tokenizer, init.loading)
+        self.network = load_scalar_model(self.init_path(init), init.tokenizer, init.loading)
         if self.network.head_is_new:
             self.network.model.score.weight.data.zero_()
         if init.adapter is not None:
@@ -169,11 +174,15 @@ class LoRACritic(Critic):
         if self.path is not None:
             read_scalar_adapter(self.path)
 
+    def init_path(self, init: CriticInit) -> str | None:
+        """See `Critic.init_path`."""
+        reward_is_adapter = init.reward is not None and Path(init.reward).is_file()
+        return self.path or (init.reward if reward_is_adapter else None)
+
     def load(self, policy: PreTrainedModel, init: CriticInit) -> None:
         """See `Critic.load`."""
         assert init.adapter is not None and has_adapter(policy)
-        reward_is_adapter = init.reward is not None and Path(init.reward).is_file()
-        path = self.path or (init.reward if reward_is_adapter else None)
+        path = self.init_path(init)
         if path is not None:
             self.head = attach_adapter(read_scalar_adapter(path), policy, init.model, self.adapter_name)
         else:

@@ -135,6 +135,7 @@ class PPOModule(ActorCritic):
             ppo.offload_frozen,
         )
         self.ppo, self.advantages = ppo, estimator
+        self.num_scoring_passes, self.num_update_passes = int(ppo.old_logprobs == "recompute"), ppo.ppo_epochs
         self.kl: KLController = kl or FixedKLController()
         self.generator: Generator = generator or CachedGenerator()
         self.generator.check(sampling, ppo.old_logprobs)

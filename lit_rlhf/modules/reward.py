@@ -39,6 +39,7 @@ class RewardModule(LitModule):
     """
 
     export_prefix = "model.model."
+    lineage_role = "reward"
 
     def __init__(
         self,

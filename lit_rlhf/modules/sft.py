@@ -31,6 +31,7 @@ class SFTModule(LitModule):
     """
 
     export_prefix = "model."
+    lineage_role = "sft"
 
     def __init__(
         self,

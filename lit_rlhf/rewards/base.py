@@ -65,6 +65,10 @@ class Reward(ABC):
         """Return the folders and checkpoints of its own models, which a resumed run must find unchanged."""
         return []
 
+    def flops_per_token(self) -> int:
+        """Return the operations per token of an episode that its own model takes; called after `prepare`."""
+        return 0
+
     @property
     def offloadable(self) -> bool:
         """Whether `to` moves a model of its own."""

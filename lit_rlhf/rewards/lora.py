@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
+from lit_rlhf.models.flops import count_forward_flops_per_token
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.lora import adapter_state_dict, unique_adapter_name
 from lit_rlhf.models.lora_checkpoint import attach_adapter, check_same_vocabulary, read_scalar_adapter
@@ -67,3 +68,7 @@ class LoRARewardModel(Reward):
     def model_paths(self) -> list[str]:
         """See `Reward.model_paths`."""
         return [self.path]
+
+    def flops_per_token(self) -> int:
+        """See `Reward.flops_per_token`: a pass over the policy's base."""
+        return count_forward_flops_per_token(self.policy)

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
+from lit_rlhf.models.flops import count_forward_flops_per_token
 from lit_rlhf.models.loading import check_same_token_ids, load_config, load_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.scalar_model import ScalarModel, load_scalar_model
@@ -74,6 +75,10 @@ class RewardModelScorer(Reward):
     def model_paths(self) -> list[str]:
         """See `Reward.model_paths`."""
         return [self.path]
+
+    def flops_per_token(self) -> int:
+        """See `Reward.flops_per_token`."""
+        return count_forward_flops_per_token(self.model)
 
 
 def score_by_length(

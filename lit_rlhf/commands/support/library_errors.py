@@ -32,7 +32,8 @@ LIBRARIES = {
     "httpx": ("no connection", "check the network and its proxy, or name a folder of this machine"),
     "requests": ("no connection", "check the network and its proxy, or name a folder of this machine"),
 }
-MODULES = {"safetensors_rust": "safetensors", "transformers": "tokenizers"}  # whose exceptions are whose
+# whose exceptions are whose
+MODULES = {"safetensors_rust": "safetensors", "transformers": "tokenizers", "httpx2": "httpx"}
 DISK = {
     errno.ENOSPC: "free some space, or name another output folder",
     errno.EDQUOT: "free some of your quota, or name another output folder",

@@ -8,8 +8,8 @@ from lit_rlhf.errors import UserError
 CHECKPOINT_KEYWORDS = ("best", "last", "hpc")  # Lightning finds the file itself
 
 
-def write_output(text: str, path: Path) -> None:
-    """Write a command's `--out` file, and create its folder.
+def write_output(text: str, path: Path, option: str = "--out") -> None:
+    """Write the file that an option of a command names, and create its folder.
 
     Raises:
         UserError: it cannot be written.
@@ -18,7 +18,7 @@ def write_output(text: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as problem:
-        raise UserError(f"--out: cannot write {path} ({problem.strerror})") from None
+        raise UserError(f"{option}: cannot write {path} ({problem.strerror})") from None
 
 
 def check_checkpoint(path: str, module: str) -> None:

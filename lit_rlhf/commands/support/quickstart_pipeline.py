@@ -20,6 +20,8 @@ from typing import Any
 import torch
 
 from lit_rlhf.evaluation.reports.quickstart_report import format_table, write_report
+from lit_rlhf.lineage.fingerprints import describe_data_input, describe_model_input
+from lit_rlhf.lineage.writing import Start, make_record, write_output_record
 from lit_rlhf.models.export import make_directory
 from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
@@ -110,6 +112,7 @@ def train_models(
     fit_stage(recipes, "pretraining", seed, seconds)
     fit_stage(recipes, "sft", seed, seconds)
     with time_stage("ranking", seconds, "sample completions and have labelers rank them"):
+        start = Start.now()
         labelers, folders = build_training_labelers(seed), (out / "sft" / "model", out / "pretraining" / "model")
         training_rankings = sample_completions(read_prompts(paths.reward_prompts), *folders, seed, 1)
         write_rankings(training_rankings, labelers, out / "world" / "rankings.jsonl", seed)
@@ -117,6 +120,12 @@ def train_models(
             read_prompts(paths.evaluation_prompts, NUM_UNSEEN_RANKINGS), *folders, seed, 2
         )
         write_rankings(unseen_rankings, labelers, out / "world" / "rankings_validation.jsonl", seed + 1)
+        for name, prompts in (("rankings", paths.reward_prompts), ("rankings_validation", paths.evaluation_prompts)):
+            file = out / "world" / f"{name}.jsonl"
+            models = [describe_model_input("sampled model", str(folder)) for folder in folders]
+            data = [describe_data_input("prompts", str(prompts))]
+            record = make_record("samples", start, models, data, recipe={}, command="lit-rlhf quickstart", seed=seed)
+            write_output_record(record, file, [file])
     fit_stage(recipes, "reward", seed, seconds)
     return recipes, unseen_rankings
 

@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_rlhf.checkpoints import read_metadata
 from lit_rlhf.commands.support.callback_settings import set_named_callbacks
+from lit_rlhf.commands.support.command_line import format_command, name_configs
 from lit_rlhf.commands.support.compatibility import check_compatibility
 from lit_rlhf.commands.support.config_locations import ConfigLocations, RefusedYAML
 from lit_rlhf.commands.support.monitors import check_monitors
@@ -145,13 +146,19 @@ class RecipeCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Run the checks that need no model, and add the callbacks that every run has."""
         # imported here: --help and --print_config do not need them
-        from lit_rlhf.callbacks import RunState, StopOnSignal, TerminateOnNaN
+        from lit_rlhf.callbacks import Lineage, RunState, StopOnSignal, TerminateOnNaN
 
         settings = self.config[self.command]
         check_compatibility(settings)
         self.place_run(settings)
         self.recipe = self.dump(settings)
-        self.trainer_defaults["callbacks"] = [TerminateOnNaN(), RunState(self.recipe), StopOnSignal()]
+        args, configs = name_configs(self.args)
+        state = RunState(self.recipe, format_command(self.command, args), configs)
+        callbacks: list[L.Callback] = [TerminateOnNaN(), state, StopOnSignal()]
+        given = settings.trainer.callbacks or []
+        if "Lineage" not in map(get_class_name, given if isinstance(given, list) else [given]):
+            callbacks.append(Lineage())  # a recipe's own has settings
+        self.trainer_defaults["callbacks"] = callbacks
         trainer = settings.trainer
         loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
         for logger in loggers:
