@@ -190,7 +190,7 @@ def fill_database(
         kind: Kind = settings.kind or next(each for each in database.kinds() if each in earlier)
         print(f"{len(earlier[kind]):,} tasks to {kind}, sampled at an earlier start")
     else:
-        tasks = sample_outputs(settings) if settings.model else tasks
+        tasks = sample_outputs(settings, gold) if settings.model else tasks
         kind = tasks.kind if tasks is not None else choose_kind(database, settings, gold)
     if gold is not None and gold.kind != kind:
         raise UserError(f"--gold: {settings.gold} holds tasks to {gold.kind}, and the others are to {kind}")
@@ -229,14 +229,15 @@ def choose_kind(database: "Database", settings: Namespace, gold: "TaskFile | Non
     return kind
 
 
-def sample_outputs(settings: Namespace) -> "TaskFile":
-    """Sample the outputs to ask about."""
+def sample_outputs(settings: Namespace, gold: "TaskFile | None") -> "TaskFile":
+    """Sample the outputs to ask about; known answers say what to ask where `--kind` does not."""
     from lit_rlhf.labeling.model_samples import SampleSettings, sample_tasks
 
     sampling = SampleSettings(
         settings.samples, settings.max_new_tokens, settings.temperature, settings.template, settings.seed
     )
-    return sample_tasks(settings.model, settings.prompts, settings.kind, sampling)
+    kind = settings.kind or (gold.kind if gold is not None else None)
+    return sample_tasks(settings.model, settings.prompts, kind, sampling)
 
 
 def describe_source(settings: Namespace) -> str:
