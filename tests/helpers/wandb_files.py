@@ -35,7 +35,14 @@ def iter_records(path: Path) -> Iterator[Any]:
 
 def read_items(items: Any) -> dict[str, Any]:
     """Return the keys and values of a record of history, summary or config."""
-    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+    values: dict[str, Any] = {}
+    for item in items:
+        *path, last = item.nested_key or [item.key]
+        inner = values
+        for name in path:
+            inner = inner.setdefault(name, {})
+        inner[last] = json.loads(item.value_json)
+    return values
 
 
 class WandbFiles:
@@ -46,9 +53,12 @@ class WandbFiles:
     """
 
     def __init__(self, folder: Path) -> None:
+        import wandb
+
+        wandb.teardown()  # a finished run may still be flushed
         (path,) = folder.glob("wandb/*run-*/*.wandb")
         self.folder, self.records = path.parent, list(iter_records(path))
-        assert self.records[-1].WhichOneof("record_type") in ("exit", "footer", "final"), "the file is complete"
+        assert self.records[-1].WhichOneof("record_type") == "exit", "the file is complete"
         self.run = next(record.run for record in self.records if record.WhichOneof("record_type") == "run")
         self.rows = [read_items(record.history.item) for record in self.of_type("history")]
         self.config = read_items(self.run.config.update)
