@@ -11,7 +11,6 @@ import wandb
 import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from tests.helpers.wandb_files import WandbFiles
 
 from lit_rlhf.cli import main
 from lit_rlhf.lineage.records import LineageRecord, read_record
@@ -19,6 +18,7 @@ from lit_rlhf.lineage.text import WIDTH
 from tests.helpers.hub_server import TOKEN, serve_hub
 from tests.helpers.small_runs import demonstrations
 from tests.helpers.stages import write_stages
+from tests.helpers.wandb_files import WandbFiles
 
 REWARD = {
     "class_path": "lit_rlhf.rewards.RewardModelScorer",
@@ -277,10 +277,9 @@ def test_offline_the_version_is_in_the_files_of_wandb(finished: Path) -> None:
     files = WandbFiles(finished / "runs/ppo")
     artifacts = [record.request.log_artifact.artifact for record in files.of_type("request")]
     artifacts += [record.artifact for record in files.of_type("artifact")]
-    (artifact,) = [each for each in artifacts if each.name]
+    (artifact,) = [each for each in artifacts if each.type == "model"]  # others are W&B's own
     record = read_record(finished / "runs/ppo/model")
-    assert record is not None and record.wandb is not None
-    assert (artifact.name, artifact.type) == (record.wandb.collection, "model")
+    assert record is not None and record.wandb is not None and artifact.name == record.wandb.collection
     assert "latest" in artifact.aliases and "iteration-1" in artifact.aliases
     names = {entry.path for entry in artifact.manifest.contents}
     assert {"model.safetensors", "config.json", "lineage.json", "README.md"} <= names
