@@ -11,7 +11,6 @@ import wandb
 import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from tests.helpers.wandb_files import WandbFiles
 
 from lit_rlhf.cli import main
 from lit_rlhf.lineage.records import LineageRecord, read_record
@@ -19,6 +18,7 @@ from lit_rlhf.lineage.text import WIDTH
 from tests.helpers.hub_server import TOKEN, serve_hub
 from tests.helpers.small_runs import demonstrations
 from tests.helpers.stages import write_stages
+from tests.helpers.wandb_files import WandbFiles
 
 REWARD = {
     "class_path": "lit_rlhf.rewards.RewardModelScorer",
