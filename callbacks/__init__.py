@@ -5,6 +5,7 @@ from lit_rlhf.callbacks.ema import EMA
 from lit_rlhf.callbacks.export_model import ExportModel
 from lit_rlhf.callbacks.generate_on_validation import GenerateOnValidation
 from lit_rlhf.callbacks.lineage import Lineage
+from lit_rlhf.callbacks.log_histograms import LogHistograms
 from lit_rlhf.callbacks.log_samples import LogSamples
 from lit_rlhf.callbacks.metric_guard import MetricGuard, MetricLimit
 from lit_rlhf.callbacks.ppo_invariant_check import PPOInvariantCheck
@@ -23,6 +24,7 @@ __all__ = [
     "ExportModel",
     "GenerateOnValidation",
     "Lineage",
+    "LogHistograms",
     "LogSamples",
     "MetricGuard",
     "MetricLimit",

@@ -17,18 +17,21 @@ from lit_rlhf.errors import UserError
 from lit_rlhf.generation import CachedGenerator, Generator
 from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
 from lit_rlhf.generation.stopping import stop_string_matcher
+from lit_rlhf.loggers import GrowingTable
 from lit_rlhf.rewards import Reward
-from lit_rlhf.rollout.experience import Episodes, make_episodes
+from lit_rlhf.rollout.experience import Episodes, make_episodes, read_reference
 from lit_rlhf.strategies import unsharded_parameters
+
+COLUMNS = ("step", "prompt", "reference", "response", "score")
 
 
 class GenerateOnValidation(Callback):
     """Log `validation/reward_score`, the mean score of the model's responses to validation prompts, and samples.
 
     The paper selects SFT models by this score: validation loss rises after one epoch, while the score and human
-    preference keep rising (App. C.1). The samples are the rows of `validation_samples.jsonl`, apart from those of a
-    rollout. A ModelCheckpoint that monitors it keeps the best model. Every validation uses
-    the same sampling noise, so that two validations differ by the weights alone.
+    preference keep rising (App. C.1). The samples are the rows of `validation_samples.jsonl`, apart from those of
+    `LogSamples`; a WandbLogger also gets them, as one table that grows. A ModelCheckpoint that monitors it keeps the
+    best model. Every validation uses the same sampling noise, so that two validations differ by the weights alone.
 
     Args:
         path: prompts: any source of `PromptDataModule`, or demonstrations, for their prompts. None takes the prompts of
@@ -62,6 +65,7 @@ class GenerateOnValidation(Callback):
         self.limit, self.batch_size, self.rows, self.seed = limit, batch_size, rows, seed
         self.generator: Generator = generator or CachedGenerator()
         self.prompts: list[TokenizedPrompt] | None = None  # read in `setup`
+        self.table = GrowingTable("validation_samples", COLUMNS)
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Load prompts and reward, once."""
@@ -98,9 +102,14 @@ class GenerateOnValidation(Callback):
                 episodes, scores = self.generate_and_score(pl_module, part)
                 if scores is not None:
                     total += torch.stack([scores.double().sum(), torch.tensor(float(len(part))).to(total)])
-                rows = [{"prompt": p, "response": r} for p, r in zip(episodes.prompts, episodes.responses)]
+                rows: list[dict[str, Any]] = [
+                    {"prompt": p, **read_reference(row), "response": r}
+                    for p, row, r in zip(episodes.prompts, episodes.rows, episodes.responses)
+                ]
                 table += rows if scores is None else [row | {"score": float(s)} for row, s in zip(rows, scores)]
-        write_samples(trainer, table[: self.rows], "validation_samples")
+        samples, step = table[: self.rows], trainer.global_step
+        write_samples(trainer, samples, "validation_samples")
+        self.table.add(trainer.loggers, [{"step": step, **row} for row in samples], step)
         if self.reward is not None:
             total = trainer.strategy.reduce(total, reduce_op="sum")
             pl_module.log("validation/reward_score", float(total[0] / total[1]), prog_bar=True, rank_zero_only=False)
@@ -132,5 +141,16 @@ def extract_prompts(rows: Sequence[TokenizedExample], tokenizer: Any) -> list[To
             "GenerateOnValidation: there are no validation demonstrations to take prompts from; set its path, or "
             "data.validation_path or data.validation_fraction"
         )
-    prompts = dict.fromkeys(tuple(row.input_ids[: row.loss_mask.index(True)]) for row in rows if any(row.loss_mask))
-    return [TokenizedPrompt(list(ids), {"prompt": tokenizer.decode(ids)}) for ids in prompts if ids]
+    completions: dict[tuple[int, ...], list[int]] = {}  # the first one of each prompt
+    for row in rows:
+        if any(row.loss_mask):
+            start = row.loss_mask.index(True)
+            completions.setdefault(tuple(row.input_ids[:start]), row.input_ids[start:])
+    return [
+        TokenizedPrompt(
+            list(ids),
+            {"prompt": tokenizer.decode(ids), "completion": tokenizer.decode(completion, skip_special_tokens=True)},
+        )
+        for ids, completion in completions.items()
+        if ids
+    ]

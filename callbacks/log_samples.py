@@ -5,44 +5,57 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import WandbLogger
+
+from lit_rlhf.errors import UserError
+from lit_rlhf.loggers import ITERATION, GrowingTable
+
+COLUMNS = (ITERATION, "prompt", "reference", "response", "score", "kl")
+MAX_ROWS = 16
 
 
 class LogSamples(Callback):
-    """Log the module's `samples` every few iterations.
+    """Every few iterations, log responses of the policy to the same prompts, so that they can be compared.
 
-    The rows are appended to `samples.jsonl` in the log folder, one JSON object per row, with the optimizer step; a
-    WandbLogger also gets them as a table `samples`.
+    The rows are appended to `samples.jsonl` in the log folder, one JSON object per row, with the optimizer step. A
+    WandbLogger also gets them, as one table `samples` that grows. A row has the iteration after whose update the
+    response was sampled, the prompt, the answer in the data where there is one (column "reference" or "completion"),
+    response, score and KL. The sampling noise of a prompt is always the same.
 
     Args:
-        every_n_epochs: iterations between two tables.
-        rows: rows per table.
+        every_n_epochs: iterations between two samples.
+        rows: prompts, at most 16.
+
+    Raises:
+        UserError: there are too many rows.
     """
 
     def __init__(self, every_n_epochs: int = 5, rows: int = 8) -> None:
+        if not 1 <= rows <= MAX_ROWS:
+            raise UserError(f"LogSamples: rows must lie between 1 and {MAX_ROWS}, got {rows}")
         self.every_n_epochs, self.rows = every_n_epochs, rows
+        self.table = GrowingTable("samples", COLUMNS)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Log the samples of the last iteration."""
-        if trainer.current_epoch % self.every_n_epochs == 0:
-            write_samples(trainer, pl_module.samples[: self.rows])
+        """Sample and log."""
+        if trainer.current_epoch % self.every_n_epochs:
+            return
+        samples = pl_module.sample_responses(self.rows)
+        write_samples(trainer, samples)
+        if samples:
+            self.table.add(trainer.loggers, samples, trainer.global_step, **pl_module.axes())
 
 
 def write_samples(trainer: Trainer, samples: list[dict[str, Any]], name: str = "samples") -> None:
-    """Append rows to `NAME.jsonl` and log them as a table to WandbLoggers; a collective call.
+    """Append rows to `NAME.jsonl`, with the optimizer step; a collective call.
 
     Args:
-        trainer: the trainer, with its loggers and log folder.
+        trainer: the trainer, with its log folder.
         samples: rows with equal keys.
-        name: of the table and the file.
+        name: of the file.
     """
     folder = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is a collective call: before any rank returns
     if not samples or not trainer.is_global_zero:
         return
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            columns = list(samples[0])
-            logger.log_table(name, columns=columns, data=[[row[c] for c in columns] for row in samples])
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f"{name}.jsonl", "a") as file:
         file.writelines(json.dumps({"step": trainer.global_step, **row}) + "\n" for row in samples)

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from lit_rlhf.evaluation.reward_model_metrics import (
     degenerate_win_rates,
     summarize_metrics,
 )
+from lit_rlhf.loggers import log_image, log_page, log_table, media_loggers
 from lit_rlhf.models.scoring import score_rows
 from lit_rlhf.strategies import data_parallel_group
 
@@ -42,8 +42,8 @@ class RewardModelReport(Callback):
     """Report on the scores of a validation, which `RewardModule.validation_step` returns.
 
     Logs `reward_model/…` (docs/metrics.md); a WandbLogger also gets accuracy by size, margin and length, the degenerate
-    answers and the reliability diagram. `reward_quality.html` and `reward_quality.json` in the log folder have the
-    history over all validations of the run.
+    answers, the reliability diagram and the page. `reward_quality.html` and `reward_quality.json` in the log folder
+    have the history over all validations of the run.
 
     Args:
         probes: number of prompts whose best completion is compared with degenerate answers; 0: none.
@@ -139,22 +139,19 @@ class RewardModelReport(Callback):
         return {"degenerate": win_rates, "examples": collect_examples(tokenizer, prompts, columns, scores)}
 
     def write_report(self, trainer: Trainer, report: dict[str, Any], folder: Path) -> None:
-        """Write the page, and log tables and diagram to WandbLoggers."""
+        """Write the page, and log it with its tables and diagram where a logger takes them."""
         from lit_rlhf.evaluation.reports.reward_model_page import write_reward_model_report
         from lit_rlhf.evaluation.reports.reward_model_plots import render_reliability_image
 
         page = write_reward_model_report(report, folder)
         if len(report["history"]) == 1:
             rank_zero_info(f"quality of the reward model, updated at every validation: {page}")
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                for name in TABLES:
-                    if report.get(name):
-                        columns = list(report[name][0])
-                        data = [[row[column] for column in columns] for row in report[name]]
-                        logger.log_table(f"reward_quality.{name}", columns=columns, data=data)
-                if report.get("reliability"):
-                    logger.log_image("reward_quality.reliability", [render_reliability_image(report)])
+        loggers, step = media_loggers(trainer.loggers), trainer.global_step
+        for name in TABLES:
+            log_table(loggers, f"reward_model_report/{name}", report.get(name, []), step)
+        if loggers and report.get("reliability"):
+            log_image(loggers, "reward_model_report/reliability", render_reliability_image(report), step)
+        log_page(loggers, "reward_model_report/page", page, step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history."""

@@ -2,6 +2,7 @@
 
 from tests.helpers import environment  # isort: skip  # noqa: F401  (before any library reads it)
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -133,7 +134,23 @@ def caches_of_this_session_alone(tmp_path_factory: pytest.TempPathFactory) -> It
 def seed_of_this_test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command's `seed_everything` leaves the seed in the environment, where Lightning's ranks would take it up."""
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
-    monkeypatch.delenv("WANDB_MODE", raising=False)  # a command goes offline where there is no network
+
+
+@pytest.fixture(autouse=True)
+def no_weights_and_biases(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Shipped recipes log to W&B, which takes a second per run; a test of it sets another mode (`wandb_offline`)."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.delenv("WANDB_SILENT", raising=False)  # set by a command that goes offline
+    yield
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].teardown()  # it reads its variables once
+
+
+@pytest.fixture
+def wandb_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B writes its files."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
 
 
 @pytest.fixture(autouse=True)

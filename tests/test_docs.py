@@ -56,7 +56,8 @@ def test_the_preprocessing_example_prints_the_table_of_the_data_page(
 PAGES = {page.relative_to(ROOT).as_posix(): page for page in (README, *DOCS)}
 every_page = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 METRIC = re.compile(
-    r"(train|validation|pretraining|centering|reward_model|reward|response|rollout|update|policy|value|time|throughput)"
+    r"(train|validation|pretraining|centering|reward_model|reward|prompt|response|advantage|rollout|update|policy|value"
+    r"|time|throughput|lr|grad_norm|memory)"
     r"/[a-z_]+[0-9]?"
 )
 
@@ -142,6 +143,7 @@ def test_a_run_logs_the_documented_names_and_no_other(project: Path) -> None:
         "throughput/mfu",
         "policy/entropy",
     }
+    documented |= {"lr/policy", "lr/critic", "grad_norm/policy", "grad_norm/critic", "iteration", "episodes", "tokens"}
     assert set(read_metrics(project / "runs/small/ppo")[0]) - {"epoch", "step"} == documented
 
 

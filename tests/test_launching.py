@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from lit_rlhf.commands.recipes import recipe_file
+from lit_rlhf.commands.recipes import recipe_file, shipped_recipes
 from lit_rlhf.data import DemonstrationDataModule
 from lit_rlhf.modules import SFTModule
 from lit_rlhf.strategies import FSDP2Strategy
@@ -62,6 +62,6 @@ def test_the_scripts_start_as_many_processes_as_their_recipe_has_devices():
     assert len(scripts) == 2
     for script in scripts:
         (name,) = re.findall(r"fit -c (\S+)", script)
-        trainer = yaml.safe_load(recipe_file(name).read_text())["trainer"]
+        trainer = yaml.safe_load(recipe_file(name, shipped_recipes()).read_text())["trainer"]
         (nodes,), (processes,) = (re.findall(rf"--{word}=(\d+)", script) for word in ("n?nodes", "n[-a-z]*per-node"))
         assert (trainer["num_nodes"], trainer["devices"]) == (int(nodes), int(processes))

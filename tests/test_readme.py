@@ -44,7 +44,9 @@ def test_every_command_is_valid(
     for line in commands(page):
         words = shlex.split(line)
         capsys.readouterr()
-        if words[0] == "make":
+        if words[0] == "wandb":
+            assert words[1] in ("login", "sweep", "agent"), line
+        elif words[0] == "make":
             assert words[1] in targets, line
             assert len(words) == 2 or words[2].startswith("ARGS="), line
         elif words[1] in ("fit", "validate", "test") and "--help" not in words:

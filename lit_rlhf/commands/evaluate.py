@@ -14,7 +14,7 @@ from lit_rlhf.commands.support.log_filters import install_log_filters
 from lit_rlhf.commands.support.parse_errors import explain_parse_error
 from lit_rlhf.commands.support.secrets import without_secrets
 from lit_rlhf.commands.support.seeds import check_seeds
-from lit_rlhf.commands.support.wandb_login import prepare_wandb
+from lit_rlhf.commands.support.wandb_login import prepare_loggers
 from lit_rlhf.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,9 +31,11 @@ def run(command: str, args: list[str]) -> int:
     args, locations = read_arguments(args)
     evaluation, recipe = instantiate_evaluation(args, locations)
     from lit_rlhf.commands.support.evaluation_lineage import write_evaluation_lineage
+    from lit_rlhf.commands.support.report_runs import open_run
     from lit_rlhf.evaluation.reports.evaluation_page import format_tables, write_evaluation_report
     from lit_rlhf.evaluation.run import log_report
     from lit_rlhf.lineage.writing import Start
+    from lit_rlhf.loggers import log_page
 
     out, start = Path(evaluation.out), Start.now()
     try:
@@ -42,9 +44,10 @@ def run(command: str, args: list[str]) -> int:
         print(f"results so far are cached in {out / 'cache'}: the same command continues from them", file=sys.stderr)
         raise
     write_evaluation_report(report, out)
-    write_evaluation_lineage(evaluation, report, recipe, args, start)
-    if evaluation.logger is not None:
-        log_report(report, evaluation.logger)
+    with open_run(evaluation.loggers, out, "evaluate", list(evaluation.models), list(locations.trees), recipe):
+        log_report(report, evaluation.loggers)
+        log_page(evaluation.loggers, "report", out / "report.html")
+        write_evaluation_lineage(evaluation, report, recipe, args, start)
     print(f"\n{format_tables(report)}\n\nreport: {out / 'report.html'}")
     return 0
 
@@ -54,12 +57,13 @@ def instantiate_evaluation(args: list[str], locations: ConfigLocations) -> "tupl
 
     An error of jsonargparse becomes one line.
     """
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, Namespace
+    from lightning.pytorch.loggers import Logger
 
     from lit_rlhf import evaluation
     from lit_rlhf.commands.support.recipe_cli import unwrap_error
+    from lit_rlhf.commands.support.run_folder import move_loggers, place_loggers
     from lit_rlhf.commands.support.secrets import MaskedHelp
-    from lit_rlhf.commands.support.setting_paths import get_class_name
     from lit_rlhf.evaluation.run import Evaluation
 
     class EvaluationParser(MaskedHelp, ArgumentParser):
@@ -70,6 +74,11 @@ def instantiate_evaluation(args: list[str], locations: ConfigLocations) -> "tupl
     parser = EvaluationParser(prog="lit-rlhf evaluate", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("-c", "--config", action="config", help="a recipe; a later one overrides earlier ones")
     parser.add_class_arguments(Evaluation, None)
+    parser.add_argument(
+        "--trainer.logger",
+        type=bool | Logger | list[Logger] | None,
+        help="in place of logger: the name that it has in a recipe of fit, and in the overlays logger/...",
+    )
     try:
         config = parser.parse_args(args)
     except ArgumentError as problem:
@@ -78,13 +87,20 @@ def instantiate_evaluation(args: list[str], locations: ConfigLocations) -> "tupl
     except RefusedYAML as refused:
         raise UserError(f"{refused} [command line]") from None
     check_seeds(config.as_dict(), locations)
-    if get_class_name(config.logger) == "WandbLogger":
-        prepare_wandb(os.environ, "logger", {**config.logger.init_args, **config.logger.get("dict_kwargs", {})})
-    recipe = without_secrets(yaml.safe_load(parser.dump(config, skip_none=False, format="yaml")))
+    overlaid = config.pop("trainer").logger
+    if overlaid is not None:
+        config.logger = None if isinstance(overlaid, bool) else overlaid
+    move_loggers(Namespace(logger=config.logger), config.out)
+    prepare_loggers(config.logger, "logger", os.environ)
+    recipe = without_secrets(yaml.safe_load(parser.dump(config, skip_none=False, skip_validation=True, format="yaml")))
     recipe.pop("config", None)
     try:
         # constructors run here; a ValueError of theirs is about their settings
-        values = {name: value for name, value in parser.instantiate(config).items() if name != "config"}
-        return Evaluation(**values), recipe
+        values = {
+            name: value for name, value in parser.instantiate(config).items() if name not in ("config", "trainer")
+        }
+        instantiated = Evaluation(**values)
     except ValueError as problem:
         raise unwrap_error(problem) from None
+    place_loggers(instantiated.loggers)
+    return instantiated, recipe

@@ -34,6 +34,9 @@ def run_agreement(args: list[str]) -> int:
     parser.add_argument("path", help="rankings: any source of ComparisonDataModule")
     parser.add_argument("--format", default="auto", metavar="NAME", help="format of the rows [%(default)s]")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the values there, as JSON")
+    parser.add_argument(
+        "-c", "--config", action="append", default=[], metavar="OVERLAY", help="log there too, such as logger/wandb"
+    )
     settings = parser.parse(args)
     install_log_filters()
     from lit_rlhf.data.formats.registry import read_records
@@ -50,7 +53,21 @@ def run_agreement(args: list[str]) -> int:
     print(f"\n{format_agreement(report)}")
     if settings.out is not None:
         write_json(report, settings.out)
+    log_agreement(report, settings.config)
     return 0
+
+
+def log_agreement(report: dict[str, Any], overlays: list[str]) -> None:
+    """Log the agreement of each labeler and of all pairs, where the overlays of `-c` log."""
+    from lit_rlhf.commands.support.report_runs import make_loggers, open_run, read_loggers
+    from lit_rlhf.loggers import log_table
+
+    parts = {**report["labelers"], "all pairs": {"rankings": report["rankings"], **report["all"]}}
+    columns = ("rankings", "share", "low", "high", "comparisons", "ties", "prompts")
+    rows = [{"labeler": name, **{column: part[column] for column in columns}} for name, part in parts.items()]
+    loggers = make_loggers(read_loggers(overlays), Path.cwd())
+    with open_run(loggers, Path.cwd(), "labelers", [], [], {"alpha": report["alpha"]}):
+        log_table(loggers, "labelers/agreement", rows)
 
 
 def format_agreement(report: dict[str, Any]) -> str:

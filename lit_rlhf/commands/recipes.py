@@ -26,7 +26,7 @@ def run(command: str, args: list[str]) -> int:
     parser = Parser(prog=f"lit-rlhf recipes {action}", description=actions[action])
     if action == "ls":
         parser.parse(rest)
-        print(format_listing(shipped_recipes()))
+        print(format_listing(shipped_recipes() | wandb_sweeps()))
         return 0
     parser.add_argument("name", help="as lit-rlhf recipes ls prints it")
     parser.add_argument("destination", type=Path, help="a file that does not exist yet, or a folder")
@@ -38,7 +38,13 @@ def run(command: str, args: list[str]) -> int:
 def shipped_recipes() -> dict[str, Path]:
     """Return name -> file of every shipped recipe, such as "quickstart/sft"; sorted by name."""
     root = Path(str(files("lit_rlhf") / "recipes")).resolve()
-    return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.glob("*/*.yaml"))}
+
+
+def wandb_sweeps() -> dict[str, Path]:
+    """Return name -> file of every shipped configuration for `wandb sweep`, which is no recipe."""
+    root = Path(str(files("lit_rlhf") / "recipes")).resolve()
+    return {path.stem: path for path in sorted(root.glob("*.yaml"))}
 
 
 def is_overlay(name: str) -> bool:
@@ -61,10 +67,13 @@ def read_description(path: Path) -> str:
 def format_listing(recipes: dict[str, Path]) -> str:
     """Return the text of `recipes ls`: names and descriptions, recipes first, then overlays."""
     width = max(map(len, recipes), default=0) + 2
+    sweeps = wandb_sweeps()
+    others = {name for name in recipes if is_overlay(name) or is_evaluation(name)} | sweeps.keys()
     groups = {
-        "Recipes: lit-rlhf fit -c NAME": [n for n in recipes if not is_overlay(n) and not is_evaluation(n)],
+        "Recipes: lit-rlhf fit -c NAME": [name for name in recipes if name not in others],
         "Evaluations: lit-rlhf evaluate -c NAME": [name for name in recipes if is_evaluation(name)],
         "Overlays: one more -c NAME after a recipe": [name for name in recipes if is_overlay(name)],
+        "Sweeps: lit-rlhf recipes cp NAME ., then wandb sweep NAME.yaml": [n for n in recipes if n in sweeps],
     }
     blocks = []
     for title, names in groups.items():
@@ -76,13 +85,12 @@ def format_listing(recipes: dict[str, Path]) -> str:
     return "\n\n".join(blocks)
 
 
-def recipe_file(name: str) -> Path:
-    """Return the file of a shipped recipe by its name, with or without .yaml.
+def recipe_file(name: str, recipes: dict[str, Path]) -> Path:
+    """Return the file of one of `recipes` by its name, with or without .yaml.
 
     Raises:
         UserError: there is no such recipe; names the nearest one.
     """
-    recipes = shipped_recipes()
     bare = name.removesuffix(".yaml")
     if bare not in recipes:
         last = {known.split("/")[-1]: known for known in recipes}  # "sft" is not close enough to "quickstart/sft"
@@ -105,7 +113,7 @@ def find_recipe(name: str) -> Path:
     if path.is_dir() and name.removesuffix(".yaml") not in shipped_recipes():
         raise UserError(f"-c {name}: a folder, not a recipe file")
     try:
-        return recipe_file(name)
+        return recipe_file(name, shipped_recipes())
     except UserError as problem:
         raise UserError(f"-c {name}: no such file, and {problem}") from None
 
@@ -116,7 +124,7 @@ def copy_recipe(name: str, destination: Path) -> Path:
     Raises:
         UserError: there is no such recipe, the file exists already, or it cannot be written.
     """
-    source = recipe_file(name)
+    source = recipe_file(name, shipped_recipes() | wandb_sweeps())
     target = destination / source.name if destination.is_dir() else destination
     if target.exists():
         raise UserError(f"{target} exists already; name another destination")

@@ -4,7 +4,7 @@ import shlex
 from argparse import Namespace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -16,12 +16,16 @@ from lit_rlhf.commands.support.sweep_recipes import (
     check_recipe,
     compose_config,
     make_run_name,
+    name_wandb_runs,
     parse_values,
     set_output_folder,
     set_seed,
 )
 from lit_rlhf.commands.support.sweep_runs import Run, check_folder, prepare_run, run_all
 from lit_rlhf.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_rlhf.evaluation.reports.sweeps import Sweep
 
 
 def run(command: str, args: list[str]) -> int:
@@ -33,7 +37,8 @@ def run(command: str, args: list[str]) -> int:
     settings, rest = parse_arguments(args)
     install_log_filters()
     over, seeds = parse_over(settings.over), parse_seeds(settings.seeds)
-    runs = plan_runs(compose_config(rest), over, seeds, settings.out)
+    config = compose_config(rest)
+    runs = plan_runs(config, over, seeds, settings.out)
     for each in runs:
         check_folder(each, settings.overwrite)
     for each in runs:
@@ -53,12 +58,36 @@ def run(command: str, args: list[str]) -> int:
     sweep = Sweep(title, over, outcomes, metrics, note=shlex.join(["lit-rlhf", "sweep", *args]))
     write_results(sweep, settings.out)
     write_sweep_page([sweep], title, settings.out / "sweep.html")
+    log_sweep(sweep, config["trainer"]["logger"], settings.out)
     print(f"\n{format_sweep(sweep)}\n\nfigure: {settings.out / 'sweep.html'}; also results.csv and results.json")
     if any(code not in (0, 2) for code in codes):
         return 1
     if all(codes):
         raise UserError(f"no run of the sweep was completed; the first, {runs[0].name}: {outcomes[0].error}")
     return 0
+
+
+def log_sweep(sweep: "Sweep", setting: Any, out: Path) -> None:
+    """Log the runs of a sweep as a table, and its page, where the recipe logs.
+
+    Args:
+        sweep: the runs.
+        setting: the recipe's `trainer.logger`.
+        out: folder of the sweep.
+    """
+    from lit_rlhf.commands.support.report_runs import make_loggers, open_run
+    from lit_rlhf.loggers import log_page, log_table
+
+    names = sorted({name for run in sweep.runs for name in run.metrics})
+    rows = [
+        {**run.values, "seed": run.seed, "seconds": run.seconds, "error": run.error}
+        | {name: run.metrics.get(name) for name in names}
+        for run in sweep.runs
+    ]
+    loggers = make_loggers(setting, out)
+    with open_run(loggers, out, "sweep", [], [], {"over": sweep.over, "note": sweep.note}, experiment=out):
+        log_table(loggers, "sweep/runs", rows)
+        log_page(loggers, "sweep/page", out / "sweep.html")
 
 
 def parse_arguments(args: list[str]) -> tuple[Namespace, list[str]]:
@@ -131,6 +160,6 @@ def plan_runs(config: dict[str, Any], over: dict[str, list[Any]], seeds: list[in
                 recipe = set_value(recipe, key, value)
             name = make_run_name(chosen, seed)
             folder = out / "runs" / name
-            recipe = set_output_folder(set_seed(recipe, seed), folder)
+            recipe = name_wandb_runs(set_output_folder(set_seed(recipe, seed), folder), out.absolute().name, name)
             runs.append(Run(name, chosen, seed, folder, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)))
     return runs

@@ -1,17 +1,19 @@
 """An evaluation: every suite on every model, collected in one report."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache
 from lit_rlhf.evaluation.models.evaluated_model import EvaluatedModel, ModelSpec
 from lit_rlhf.evaluation.results import MetricValue, Suite, SuiteResult
 from lit_rlhf.lineage.environment import read_versions
+from lit_rlhf.loggers import log_table, media_loggers
 
 REPORTED_PACKAGES = ("lit-rlhf", "torch", "transformers", "lm-eval")
 
@@ -28,7 +30,8 @@ class Evaluation:
         batch_size: prompts decoded in one batch.
         max_batch_tokens: maximum tokens per forward pass over given text.
         progress: whether to show progress bars.
-        logger: receives every metric; a WandbLogger also the tables of metrics and samples.
+        logger: one or several, for `log_report`: each gets every metric, a WandbLogger also the tables of metrics and
+            samples.
     """
 
     def __init__(
@@ -41,7 +44,7 @@ class Evaluation:
         batch_size: int = 64,
         max_batch_tokens: int = 16384,
         progress: bool = True,
-        logger: Logger | None = None,
+        logger: Logger | list[Logger] | None = None,
     ) -> None:
         if not models or not suites:
             raise UserError("an evaluation needs models and suites")
@@ -49,7 +52,8 @@ class Evaluation:
             raise UserError(f"baseline: there is no model {baseline!r}; there are {', '.join(models)}")
         self.models, self.baseline, self.suites, self.out = models, baseline, suites, out
         self.seed, self.batch_size, self.max_batch_tokens = seed, batch_size, max_batch_tokens
-        self.progress, self.logger = progress, logger
+        self.progress = progress
+        self.loggers = logger if isinstance(logger, list) else [logger] if logger else []
 
     def run(self) -> dict[str, Any]:
         """Evaluate all models and return the report.
@@ -133,8 +137,10 @@ def read_package_versions() -> dict[str, str]:
     return {"threads": str(torch.get_num_threads()), **read_versions(REPORTED_PACKAGES)}
 
 
-def log_report(report: dict[str, Any], logger: Logger) -> None:
-    """Log all metrics, and with a WandbLogger the tables of metrics and samples."""
+def log_report(report: dict[str, Any], loggers: Sequence[Logger]) -> None:
+    """Log all metrics, and what was evaluated; with a WandbLogger also the tables of metrics and samples."""
+    for media_logger in media_loggers(loggers):
+        media_logger.log_hyperparams({name: report[name] for name in ("seed", "baseline", "models", "versions")})
     metrics = {}
     for suite, part in report["suites"].items():
         rows = []
@@ -142,17 +148,21 @@ def log_report(report: dict[str, Any], logger: Logger) -> None:
             for model, values in row["models"].items():
                 if values["value"] is not None:
                     metrics[f"{suite}/{model}/{name}"] = values["value"]
-                rows.append([name, model, *(values.get(key) for key in ("value", "low", "high", "change", "missing"))])
-        if isinstance(logger, WandbLogger):
-            columns = ["metric", "model", "value", "low", "high", "change", "missing"]
-            logger.log_table(key=f"{suite}/metrics", columns=columns, data=rows)
-            samples = [
-                [sample["group"], sample["variant"], sample["prompt"], model, answer["text"], str(answer["verdict"])]
-                for sample in part["samples"]
-                for model, answer in sample["answers"].items()
-            ]
-            columns = ["group", "variant", "prompt", "model", "answer", "verdict"]
-            logger.log_table(key=f"{suite}/samples", columns=columns, data=samples)
-    logger.log_metrics(metrics)
-    logger.save()
-    logger.finalize("success")
+                cells = {key: values.get(key) for key in ("value", "low", "high", "change", "missing")}
+                rows.append({"metric": name, "model": model, **cells})
+        log_table(loggers, f"{suite}/metrics", rows)
+        samples = [
+            {
+                **{column: sample[column] for column in ("group", "variant", "prompt")},
+                "model": model,
+                "answer": answer["text"],
+                "verdict": str(answer["verdict"]),
+            }
+            for sample in part["samples"]
+            for model, answer in sample["answers"].items()
+        ]
+        log_table(loggers, f"{suite}/samples", samples)
+    for logger in loggers:
+        logger.log_metrics(metrics)
+        logger.save()
+        logger.finalize("success")

@@ -1,12 +1,12 @@
 """The models of PPO (App. C.4): how policy, critic, reference and reward are loaded, moved and called."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_rlhf.errors import UserError
@@ -56,6 +56,7 @@ class ActorCritic(LitModule):
     lineage_role = "ppo"
     #: passes of the policy over an episode when it is scored, and over its tokens in the update
     num_scoring_passes, num_update_passes = 0, 1
+    network_metrics = {"policy": ("lr/policy", "grad_norm/policy"), "critic": ("lr/critic", "grad_norm/critic")}
 
     def __init__(
         self,
@@ -204,6 +205,14 @@ class ActorCritic(LitModule):
         is_critic = set(critic)
         groups = [{"params": [p for p in self.policy.parameters() if p.requires_grad and p not in is_critic]}]
         return [*groups, {"params": critic, "lr": self.critic_learning_rate}] if critic else groups
+
+    def split_by_network(self, parameters: Iterable[nn.Parameter]) -> dict[str, list[nn.Parameter]]:
+        """See `LitModule`: the critic's are those that have its learning rate."""
+        of_critic = set(() if self.critic is None else self.critic.trainable_parameters(self.policy))
+        split: dict[str, list[nn.Parameter]] = {}
+        for parameter in parameters:
+            split.setdefault("critic" if parameter in of_critic else "policy", []).append(parameter)
+        return split
 
     def drop_policy_gradients(self) -> None:
         """Delete the policy's gradients before a step: the optimizer then leaves the policy as it is."""

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,6 +21,7 @@ from lit_rlhf.distributed import all_gather_object
 from lit_rlhf.errors import UserError
 from lit_rlhf.lineage.fingerprints import cached_hash_file
 from lit_rlhf.lineage.traceable import Traceable
+from lit_rlhf.loggers import AXES, VALIDATION_METRICS, define_metrics
 from lit_rlhf.models.export import CHECKPOINT_KEY, describe_model
 from lit_rlhf.models.fingerprint import model_fingerprint
 from lit_rlhf.models.flops import count_training_flops_per_token
@@ -66,12 +68,17 @@ class LitModule(LightningModule, DataRequirements, Traceable):
         samples: rows for sample tables.
         epoch_means: means over an epoch, logged at its last step.
         step_means: means over an optimizer step: all its micro-batches and ranks.
+        num_tokens: tokens of the data that was trained on so far, over all ranks.
     """
 
     #: prefix of the exported transformers model in the state dict
     export_prefix: str
     #: epoch means that the progress bar shows
     prog_bar_metrics: tuple[str, ...] = ()
+    #: trained network -> metrics of its learning rate and of its gradient norm
+    network_metrics: dict[str, tuple[str, str]] = {"model": ("lr/model", "grad_norm/model")}
+    #: metric on the x-axis of the means over an epoch; None: the optimizer step
+    epoch_axis: str | None = None
 
     def __init__(
         self,
@@ -86,6 +93,8 @@ class LitModule(LightningModule, DataRequirements, Traceable):
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.epoch_means, self.step_means = EpochMeans(), EpochMeans()
         self.last_epoch_means: dict[str, Tensor] = {}
+        self.defined_metrics: set[str] = set()  # whose x-axis and summary the loggers know
+        self.num_tokens = 0
         self.samples: list[dict[str, Any]] = []
         self.resumed_random_state: dict[str, Any] | None = None
         self.resumed_at: ResumePoint = "within"
@@ -168,14 +177,42 @@ class LitModule(LightningModule, DataRequirements, Traceable):
         return math.ceil((batches if batches != float("inf") else 1) / self.trainer.accumulate_grad_batches)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log the means of the minibatch, and the gradient norm before the Trainer clips."""
+        """Log the means of the minibatch, learning rates, and gradient norms before the Trainer clips."""
         # the same on every rank; counted once per step, so that a run resumed on fewer ranks weighs all steps alike
         ranks, _ = get_dp_world_size_and_rank(self.trainer)
-        gradients = [p.grad for p in sharded_parameters(self).values() if p.grad is not None]
-        if gradients:  # DeepSpeed does not expose them
-            self.epoch_means.add("train/grad_norm", total_norm(gradients) / ranks, 1 / ranks)
-        for name, mean in self.step_means.compute(self.sum_over_ranks).items():
-            self.log(name, mean, prog_bar=name == "train/loss", batch_size=1)
+        logged: dict[str, Tensor | float] = {}
+        for group in optimizer.param_groups:
+            for network in self.split_by_network(group["params"]):
+                logged[self.network_metrics[network][0]] = group["lr"]
+        norms = []
+        for network, parameters in self.split_by_network(sharded_parameters(self).values()).items():
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            if gradients:  # DeepSpeed does not expose them
+                norms.append(total_norm(gradients))
+                logged[self.network_metrics[network][1]] = norms[-1]
+        if norms:
+            norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+            self.epoch_means.add("train/grad_norm", norm / ranks, 1 / ranks)
+        sums = self.step_means.reduced_sums(self.sum_over_ranks)
+        if "tokens" in sums:
+            self.num_tokens += int(sums.pop("tokens")[0])
+            logged["tokens"] = float(self.num_tokens)
+        logged |= self.step_means.reset(sums)
+        self.define_metrics(logged, None)
+        for name, value in logged.items():
+            self.log(name, value, prog_bar=name == "train/loss", batch_size=1)
+
+    def split_by_network(self, parameters: Iterable[nn.Parameter]) -> dict[str, list[nn.Parameter]]:
+        """Return trained parameters by the network of `network_metrics` that they belong to; none is empty."""
+        (network,), own = self.network_metrics, list(parameters)
+        return {network: own} if own else {}
+
+    def define_metrics(self, names: Iterable[str], axis: str | None) -> None:
+        """Tell the loggers the x-axis and the summary of metrics, once per name."""
+        new = [name for name in names if name not in self.defined_metrics]
+        if new:
+            define_metrics(self.loggers, new, axis)
+            self.defined_metrics |= set(new)
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -222,6 +259,7 @@ class LitModule(LightningModule, DataRequirements, Traceable):
             "optimizer": self.recipe_optimizer,
         }
         checkpoint[CHECKPOINT_KEY]["fingerprints"] = self.model_fingerprints
+        checkpoint["tokens"] = self.num_tokens
         checkpoint["epoch_sums"] = self.epoch_means.reduced_sums(self.sum_over_ranks)
         if self.trainer.is_last_batch:
             checkpoint["epoch_end"] = {"means": self.last_epoch_means, "samples": self.samples}
@@ -269,9 +307,22 @@ class LitModule(LightningModule, DataRequirements, Traceable):
         """
         self.last_epoch_means = self.epoch_means.compute(self.sum_over_ranks)
         row = {name: float(mean) for name, mean in self.last_epoch_means.items()}
+        if row:
+            self.define_metrics([*AXES, *row], self.epoch_axis)
         for logger in self.loggers if row else ():
-            logger.log_metrics({**row, "epoch": self.current_epoch}, step=self.global_step)
+            logger.log_metrics({**row, **self.axes(), "epoch": self.current_epoch}, step=self.global_step)
             logger.save()
+
+    def axes(self) -> dict[str, float]:
+        """Return what was trained on so far, for the x-axis of the metrics."""
+        return {"tokens": float(self.num_tokens)}
+
+    def sample_responses(self, count: int) -> list[dict[str, Any]]:
+        """Return rows for the sample table: responses of the model as it is to the same prompts every time.
+
+        Every rank must call it. A module that generates nothing returns none.
+        """
+        return []
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Publish the epoch's means with its last batch, so that callbacks find them when the epoch ends."""
@@ -291,6 +342,7 @@ class LitModule(LightningModule, DataRequirements, Traceable):
         if self.resumed_random_state is not None:
             set_random_state(self.resumed_random_state)
             self.resumed_random_state = None
+        self.define_metrics(VALIDATION_METRICS, self.epoch_axis)
         mark_step_as_saved(self.trainer)
         # now, and not at the first checkpoint: what is on the disk then may be another model
         _ = self.model_fingerprints
@@ -379,6 +431,7 @@ class LitModule(LightningModule, DataRequirements, Traceable):
         self.resumed_at = find_resume_point(checkpoint["loops"])
         epoch_end = checkpoint.get("epoch_end", {})
         self.last_epoch_means, self.samples = epoch_end.get("means", {}), epoch_end.get("samples", [])
+        self.num_tokens = checkpoint["tokens"]
         self.epoch_means.load(checkpoint["epoch_sums"], get_dp_world_size_and_rank(self.trainer)[1] == 0)
         # other ranks cannot continue the random states, and another seed asks for others
         states = about["random"] if about["seed"] == os.environ.get(SEED_VARIABLE) else []

@@ -37,7 +37,10 @@ class EpochMeans:
 
     def compute(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """Return the means over all ranks, () float32 each, and reset."""
-        reduced = self.reduced_sums(reduce)
+        return self.reset(self.reduced_sums(reduce))
+
+    def reset(self, reduced: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the means of what `reduced_sums` returned, () float32 each, and begin again."""
         self.sums = {}
         return {name: (pair[0] / pair[1]).float() for name, pair in reduced.items() if pair[1] > 0}
 

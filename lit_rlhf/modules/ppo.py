@@ -31,12 +31,13 @@ from lit_rlhf.data.batches import PretrainingBatch, PromptBatch
 from lit_rlhf.data.collation import TokenizedPrompt
 from lit_rlhf.data.loader import convert_batch_progress, get_dp_world_size_and_rank
 from lit_rlhf.data.prompts import PromptDataModule, PromptSource
-from lit_rlhf.distributed import gather_rows
+from lit_rlhf.distributed import all_gather_object, gather_rows
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import clipped_policy_loss, clipped_value_loss, k1, masked_sum
 from lit_rlhf.generation import CachedGenerator, Generator, SamplingParams
 from lit_rlhf.generation.sampling import sampling_uniforms
 from lit_rlhf.generation.stopping import stop_string_matcher
+from lit_rlhf.loggers import ITERATION
 from lit_rlhf.models.export import CHECKPOINT_KEY
 from lit_rlhf.models.lm_loss import causal_lm_loss
 from lit_rlhf.models.loading import load_config
@@ -61,7 +62,12 @@ from lit_rlhf.rollout.experience_loader import (
 )
 from lit_rlhf.rollout.forward_passes import logprobs_and_entropy, map_in_chunks, packed_logprobs
 from lit_rlhf.rollout.kl_controller import FixedKLController, KLController
-from lit_rlhf.rollout.metrics import compute_logprob_mismatch, compute_rollout_metrics
+from lit_rlhf.rollout.metrics import (
+    compute_logprob_mismatch,
+    compute_rollout_metrics,
+    mean_scores_by_column,
+    sum_scores_by_column,
+)
 from lit_rlhf.strategies import (
     broadcast_in_tensor_group,
     data_parallel_group,
@@ -99,10 +105,12 @@ class PPOModule(ActorCritic):
         loading: how weights and tokenizer are loaded.
 
     Attributes:
-        samples: rows of the last rollout for sample tables: prompt, response, score, kl.
+        samples: rows of the last rollout: prompt, response, score, kl.
+        log_ratios: (B, R), log π(y_t) - log π_old(y_t) of the last micro-batch of the update; NaN outside responses.
     """
 
     prog_bar_metrics = ("reward/score", "reward/kl")
+    epoch_axis = ITERATION
 
     def __init__(
         self,
@@ -144,22 +152,27 @@ class PPOModule(ActorCritic):
                 f"ppo.critic_warmup_iterations: {type(estimator).__name__} has no critic to warm up; leave it at 0"
             )
         self.loader: ExperienceLoader | None = None
-        self.num_iterations = self.num_prompts = 0  # that were collected
+        self.num_iterations = self.num_prompts = self.num_episodes = 0  # that were collected
+        self.prompts: PromptSource | None = None
+        self.log_ratios: Tensor | None = None
         self.mid_iteration_state: dict[str, Any] = {}  # of a checkpoint, until there is a loader that resumes from it
         self.pending_critic_batch: tuple[Experience, PackedBatch] | None = None  # its value loss is due in `backward`
         self.validation_score, self.validation_kl = MeanMetric(), MeanMetric()
 
     # ---------------------------------------------------------------------------------------------- collect experience
 
-    def generate_and_score(self, prompts: PromptBatch, uniforms: Tensor) -> tuple[Trajectories, dict[str, float]]:
+    def generate_and_score(
+        self, prompts: PromptBatch, uniforms: Tensor, training: bool
+    ) -> tuple[Trajectories, list[dict[str, Any]], dict[str, float]]:
         """Steps 1 to 3: generate, score, compute log-probs and values. Called without gradients.
 
         Args:
             prompts: b prompts.
             uniforms: (B, R), the sampling noise; B is a multiple of b, the samples of a prompt are consecutive rows.
+            training: whether the episodes are trained on.
 
         Returns:
-            the episodes, and the seconds that generation and scoring took.
+            the episodes; rows of the first ones for sample tables; and the seconds that generation and scoring took.
         """
         start, num_samples = time.perf_counter(), len(uniforms) // len(prompts.input_ids)
         prompts = prompts.to(self.device)
@@ -174,7 +187,7 @@ class PPOModule(ActorCritic):
         generated = time.perf_counter()
 
         # 2 score: r(x, y); a response without end token as `sampling.missing_eos` says
-        episodes = make_episodes(repeat_prompts(prompts, num_samples), output, self.tokenizer, self.trainer.training)
+        episodes = make_episodes(repeat_prompts(prompts, num_samples), output, self.tokenizer, training)
         input_ids, attention_mask, mask = episodes.input_ids, episodes.attention_mask, output.response_mask  # (B, T)
         in_chunks = partial(
             map_in_chunks,
@@ -193,8 +206,7 @@ class PPOModule(ActorCritic):
         old_logprobs = in_chunks(self.policy_logprobs) if recompute else output.logprobs
         values = in_chunks(self.critic_values)
 
-        if self.trainer.training:  # a validation at an epoch's end precedes the callbacks that log the rollout
-            self.samples = sample_rows(episodes, scores, (k1(old_logprobs, ref_logprobs) * mask).sum(1))
+        samples = sample_rows(episodes, scores, (k1(old_logprobs, ref_logprobs) * mask).sum(1))
         trajectories = Trajectories(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -207,7 +219,8 @@ class PPOModule(ActorCritic):
             rollout_logprobs=output.logprobs,
             prompt_index=prompts.index.to(self.device).repeat_interleave(num_samples),
         )
-        return trajectories, {"time/generate": generated - start, "time/score": time.perf_counter() - generated}
+        seconds = {"time/generate": generated - start, "time/score": time.perf_counter() - generated}
+        return trajectories, samples, seconds
 
     def rollout(self, prompts: PromptSource, iteration: int) -> tuple[Trajectories, dict[str, float]]:
         """Steps 1 to 3 on all ranks. Every rank computes its share of the episodes and receives all of them."""
@@ -219,8 +232,10 @@ class PPOModule(ActorCritic):
         # Drawn for all episodes on every rank: a response does not depend on the number of ranks.
         uniforms = sampling_uniforms(sizes.rollout_batch_size, self.sampling.max_new_tokens, self.seed, iteration, 0)
         uniforms = uniforms.view(sizes.num_prompts, sizes.samples_per_prompt, -1)[index].flatten(0, 1)
-        own, seconds = self.generate_and_score(batch, uniforms)
+        own, self.samples, seconds = self.generate_and_score(batch, uniforms, training=True)
         reward_metrics = {name: float(gather(value).mean()) for name, value in self.reward.metrics().items()}
+        sums = sum_scores_by_column(repeat_prompts(batch, sizes.samples_per_prompt).rows, own.scores.tolist())
+        reward_metrics |= mean_scores_by_column(all_gather_object(sums, data_parallel_group(self.trainer.strategy)))
         left_padded = ("input_ids", "attention_mask")
         columns = (
             gather(value, name in left_padded, sizes.samples_per_prompt) for name, value in own._asdict().items()
@@ -250,7 +265,7 @@ class PPOModule(ActorCritic):
         # 5 advantages: GAE, A_t = Σ_l (γλ)^l δ_{t+l} and returns A_t + V_t; 6 whiten A over all tokens of all ranks
         advantages, returns = self.advantages.estimate(rewards, trajectories)
 
-        rollout_metrics = compute_rollout_metrics(trajectories, coefficient, returns)
+        rollout_metrics = compute_rollout_metrics(trajectories, coefficient, advantages, returns)
         if self.ppo.old_logprobs == "recompute":
             rollout_metrics |= compute_logprob_mismatch(
                 trajectories.old_logprobs, trajectories.rollout_logprobs, trajectories.response_mask
@@ -259,6 +274,8 @@ class PPOModule(ActorCritic):
         metrics["time/rollout"] = time.perf_counter() - start
         rollout_metrics |= {name: torch.tensor(value) for name, value in metrics.items()}
         self.num_iterations, self.num_prompts = iteration + 1, self.num_prompts + self.sizes.num_prompts
+        self.num_episodes += self.sizes.rollout_batch_size
+        self.num_tokens += int(trajectories.attention_mask.sum())
         order = EpisodeOrder(self.seed, self.sizes.order_block)
         return PPOIteration(iteration, trajectories, rewards, advantages, returns, rollout_metrics, order)
 
@@ -276,6 +293,7 @@ class PPOModule(ActorCritic):
         self.epoch_means.add("policy/loss", policy.loss, policy.count)
         self.epoch_means.add("policy/clip_fraction", policy.num_clipped, policy.count)
         self.epoch_means.add("policy/approx_kl", policy.approx_kl, policy.count)
+        self.log_ratios = torch.where(mask, logprobs.detach() - batch.old_logprobs, torch.nan)
         loss = policy.loss
 
         # 8 value loss, if the values came with the policy's pass; otherwise in `backward`
@@ -361,12 +379,29 @@ class PPOModule(ActorCritic):
         is_own = batch.index >= 0  # a rank without a prompt left repeats another rank's with index -1
         index = batch.index.cpu().clamp(min=0)
         uniforms = sampling_uniforms(int(index.max()) + 1, self.sampling.max_new_tokens, self.seed, 0, 2)[index]
-        trajectories, _ = self.generate_and_score(batch, uniforms)
+        trajectories, *_ = self.generate_and_score(batch, uniforms, training=False)
         kl = (k1(trajectories.old_logprobs, trajectories.ref_logprobs) * trajectories.response_mask).sum(1)
         if is_own.any():
             self.validation_score.update(trajectories.scores[is_own])
             self.validation_kl.update(kl[is_own])
         self.log_dict({"validation/score": self.validation_score, "validation/kl": self.validation_kl})
+
+    def sample_responses(self, count: int) -> list[dict[str, Any]]:
+        """Return rows of the first `count` prompts, at most 16, with the same noise every time.
+
+        A row has iteration, prompt, reference (the answer in the data, if there is one), response, score and KL.
+        """
+        assert self.prompts is not None
+        prompts = self.prompts.get_prompts(0, self.sizes.num_prompts)[:count]
+        batch = self.prompts.collate(prompts, torch.arange(len(prompts)))
+        uniforms = sampling_uniforms(len(prompts), self.sampling.max_new_tokens, self.seed, 0, 4)
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            _, samples, _ = self.generate_and_score(batch, uniforms, training=False)
+        return [{ITERATION: self.num_iterations, **row} for row in samples]
+
+    def axes(self) -> dict[str, float]:
+        """See `LitModule`."""
+        return {ITERATION: self.num_iterations, "episodes": self.num_episodes, **super().axes()}
 
     # ------------------------------------------------------------------------------------------------- setup and resume
 
@@ -390,7 +425,7 @@ class PPOModule(ActorCritic):
         if isinstance(data, PromptDataModule) and data.prompts is not None:
             self.check_length(data.prompts)
         self.seed = trainer.strategy.broadcast(torch.initial_seed())
-        self.num_iterations = self.num_prompts = 0
+        self.num_iterations = self.num_prompts = self.num_episodes = 0
 
     def check_length(self, prompts: PromptSource) -> None:
         """Refuse prompts that leave no positions for a response."""
@@ -403,7 +438,7 @@ class PPOModule(ActorCritic):
     def experience_loader(self, prompts: PromptSource) -> ExperienceLoader:
         """Return the training dataloader over `prompts`; `PromptDataModule.train_dataloader` calls it."""
         self.check_length(prompts)
-        sizes, (_, rank) = self.sizes, get_dp_world_size_and_rank(self.trainer)
+        self.prompts, sizes, (_, rank) = prompts, self.sizes, get_dp_world_size_and_rank(self.trainer)
         self.loader = ExperienceLoader(
             lambda: self.collect_experience(prompts),
             lambda iteration: iter_micro_batches(iteration, sizes, rank, self.seed),
@@ -429,7 +464,11 @@ class PPOModule(ActorCritic):
         state = self.loader.mid_iteration_state() if self.loader and not self.trainer.is_last_batch else {}
         if state:
             checkpoint["iteration"] = state | {"samples": self.samples, "distribution": self.sampling.distribution()}
-        checkpoint["collected"] = {"iterations": self.num_iterations, "prompts": self.num_prompts}
+        checkpoint["collected"] = {
+            "iterations": self.num_iterations,
+            "prompts": self.num_prompts,
+            "episodes": self.num_episodes,
+        }
         checkpoint["kl_controller"] = self.kl.state_dict()
         checkpoint[CHECKPOINT_KEY]["kl_controller"] = class_path(self.kl)
         checkpoint["reward"] = self.reward.state_dict()
@@ -444,7 +483,9 @@ class PPOModule(ActorCritic):
     def load_training_state(self, checkpoint: dict[str, Any]) -> None:
         """Also restore the position in the prompts, and an iteration that is not finished."""
         super().load_training_state(checkpoint)
-        self.num_iterations, self.num_prompts = (checkpoint["collected"][name] for name in ("iterations", "prompts"))
+        collected = checkpoint["collected"]
+        self.num_iterations, self.num_prompts = collected["iterations"], collected["prompts"]
+        self.num_episodes = collected["episodes"]
         self.mid_iteration_state = state = checkpoint.get("iteration", {})
         if not state:
             return

@@ -97,6 +97,7 @@ class RewardModule(LitModule):
         result = ranking_loss(self(batch), batch.ranking_index, batch.ranks, self.pair_normalizer)
         self.step_means.add("train/loss", result.loss, result.rankings)
         self.step_means.add("train/accuracy", result.correct, result.pairs)
+        self.step_means.add("tokens", batch.attention_mask.sum())
         return self.normalize_loss(result.loss, batch.normalizer)
 
     def validation_step(self, batch: RankingBatch, batch_idx: int) -> Tensor:

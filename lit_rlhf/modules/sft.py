@@ -94,6 +94,7 @@ class SFTModule(LitModule):
         total, count = self.loss(batch)
         name = "pretraining/loss" if isinstance(batch, PretrainingBatch) else "train/loss"
         self.step_means.add(name, total, count)
+        self.step_means.add("tokens", batch.attention_mask.sum())
         return self.normalize_loss(total, batch.normalizer)
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:

@@ -13,7 +13,9 @@ from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rollout.experience import Episodes
 
 # names of PPO's own metrics below `reward/`
-RESERVED_NAMES = {"score", "score_std", "kl", "kl_k2", "kl_k3", "kl_coefficient", "kl_penalized_score"}
+RESERVED_NAMES = {
+    *("score", "score_std", "score_min", "score_max", "kl", "kl_k2", "kl_k3", "kl_coefficient", "kl_penalized_score"),
+}
 
 
 class CombinedReward(Reward):

@@ -1,5 +1,6 @@
 """The data of a rollout. Shapes: `B` episodes, `P` prompt, `R` response, `T = P + R`."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -8,6 +9,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.data.batches import PromptBatch
 from lit_rlhf.generation.base import GenerationOutput
+
+REFERENCE_COLUMNS = ("reference", "completion")
 
 
 class Episodes(NamedTuple):
@@ -94,6 +97,18 @@ def make_episodes(prompts: PromptBatch, output: GenerationOutput, tokenizer: Tok
 
 
 def sample_rows(episodes: Episodes, scores: Tensor, kl: Tensor, count: int = 16) -> list[dict[str, Any]]:
-    """Return the first episodes as rows of a samples table: prompt, response, score, KL in nats."""
-    rows = list(zip(episodes.prompts, episodes.responses, scores, kl))[:count]
-    return [{"prompt": p, "response": r, "score": float(s), "kl": float(k)} for p, r, s, k in rows]
+    """Return the first episodes as rows of a samples table.
+
+    Their columns are prompt, reference (the answer in the data, if there is one), response, score, and KL in nats.
+    """
+    rows = list(zip(episodes.prompts, episodes.rows, episodes.responses, scores, kl))[:count]
+    return [
+        {"prompt": p, **read_reference(row), "response": r, "score": float(s), "kl": float(k)}
+        for p, row, r, s, k in rows
+    ]
+
+
+def read_reference(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return the answer to a prompt that its dataset row has, under "reference"; nothing if it has none."""
+    answers = (row.get(column) for column in REFERENCE_COLUMNS)
+    return next(({"reference": answer} for answer in answers if isinstance(answer, str)), {})

@@ -1,27 +1,35 @@
-"""A WandbLogger that keeps tables and images."""
+"""A WandbLogger that keeps what it gets."""
 
 from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
 
 
-class FakeWandbLogger(WandbLogger):
-    """Stores the arguments of `log_table` and `log_image`; everything else is ignored."""
-
-    name = version = save_dir = None  # type: ignore[assignment]
+class FakeRun:
+    """Stores the definitions of metrics."""
 
     def __init__(self) -> None:
-        self.tables: list[tuple[str, list[str], list[list[Any]]]] = []
+        self.defined: dict[str, dict[str, Any]] = {}
+
+    def define_metric(self, name: str, **settings: Any) -> None:
+        self.defined[name] = settings
+
+
+class FakeWandbLogger(WandbLogger):
+    """Stores what `log_image` and `log_metrics` get; everything else is ignored."""
+
+    name = version = save_dir = experiment = None  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        self.experiment = FakeRun()  # type: ignore[misc,assignment]
         self.images: dict[str, list[Any]] = {}
+        self.rows: list[dict[str, Any]] = []
 
-    def log_table(self, key: str, columns: list[str], data: list[list[Any]]) -> None:  # type: ignore[override]
-        self.tables.append((key, columns, data))
-
-    def log_image(self, key: str, images: list[Any]) -> None:  # type: ignore[override]
+    def log_image(self, key: str, images: list[Any], **_: Any) -> None:  # type: ignore[override]
         self.images[key] = images
 
-    def log_metrics(self, *_: Any, **__: Any) -> None:
-        pass
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.rows.append({**metrics, "trainer/global_step": step})
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
         pass

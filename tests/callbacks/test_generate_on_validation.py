@@ -86,7 +86,8 @@ def test_a_checkpoint_is_selected_by_it_and_samples_are_written(llama, rows, tmp
     assert float(best.best_model_score) == -1.0
     written = [json.loads(line) for line in (tmp_path / "validation_samples.jsonl").read_text().splitlines()]
     assert [row["step"] for row in written] == [2] * 3 + [4] * 3 + [6] * 3
-    assert written[0].keys() == {"step", "prompt", "response", "score"}
+    assert written[0].keys() == {"step", "prompt", "reference", "response", "score"}
+    assert [row["reference"] for row in written[:3]] == [row["completion"] for row in demonstrations(3)]
 
 
 def test_without_a_reward_there_are_samples_and_no_metric(llama, rows, tmp_path):
@@ -97,14 +98,17 @@ def test_without_a_reward_there_are_samples_and_no_metric(llama, rows, tmp_path)
     )
     assert "validation/reward_score" not in trainer.callback_metrics
     written = [json.loads(line) for line in (tmp_path / "validation_samples.jsonl").read_text().splitlines()]
-    assert [row.keys() for row in written] == [{"step", "prompt", "response"}] * 2
+    assert [row.keys() for row in written] == [{"step", "prompt", "reference", "response"}] * 2
 
 
 def test_without_a_path_the_prompts_are_those_of_the_validation_rows(llama, rows, tmp_path):
     callback = GenerateOnValidation(sampling=SamplingParams(LENGTH), rows=16)
     data = DemonstrationDataModule(rows, validation_fraction=0.4, micro_batch_size=4)
     quiet_trainer(tmp_path, callbacks=[callback]).validate(SFTModule(llama), datamodule=data, verbose=False)
-    written = [json.loads(line)["prompt"] for line in (tmp_path / "validation_samples.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "validation_samples.jsonl").read_text().splitlines()]
+    written = [line["prompt"] for line in lines]
+    references = {row["prompt"]: row["completion"] for row in demonstrations(16)}
+    assert all(line["reference"].strip() == references[line["prompt"]] for line in lines)
     assert 0 < len(written) == len(set(written)) < 16
     held_out = [" ".join(data.tokenizer.decode(row.input_ids).split()) for row in data.validation_rows]
     for prompt in written:

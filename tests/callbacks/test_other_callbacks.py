@@ -121,7 +121,7 @@ class WordCount(Reward):
         return torch.tensor([float(len(response.split())) for response in episodes.responses])
 
 
-def test_samples_go_to_a_file_and_to_a_wandb_logger(llama, tmp_path):
+def test_samples_of_the_same_prompts_go_to_a_file_and_to_one_growing_table(llama, tmp_path):
     csv_logger, logger = CSVLogger(str(tmp_path / "log"), name="", version=""), FakeWandbLogger()
     module = PPOModule(
         llama, WordCount(), SamplingParams(6), PPOConfig(rollout_batch_size=8, micro_batch_size=4), optimizer=sgd(0.1)
@@ -131,14 +131,18 @@ def test_samples_go_to_a_file_and_to_a_wandb_logger(llama, tmp_path):
     trainer.fit(module, datamodule=PromptData())
     written = [json.loads(line) for line in (tmp_path / "log" / "samples.jsonl").read_text().splitlines()]
     assert [row["step"] for row in written] == [2, 2, 2, 6, 6, 6]
-    assert [key for key, _, _ in logger.tables] == ["samples", "samples"]
-    assert all(columns == ["prompt", "response", "score", "kl"] for _, columns, _ in logger.tables)
-    tables = [row for _, _, data in logger.tables for row in data]
-    assert tables == [[row[name] for name in ("prompt", "response", "score", "kl")] for row in written]
+    assert [row["iteration"] for row in written] == [1, 1, 1, 3, 3, 3]
+    assert [row["prompt"] for row in written[:3]] == [row["prompt"] for row in written[3:]]
+    first, second = (row for row in logger.rows if "samples" in row)
+    assert (first["trainer/global_step"], first["iteration"], first["episodes"]) == (2, 1, 8)
+    assert (second["trainer/global_step"], second["iteration"], second["episodes"]) == (6, 3, 24)
+    assert first["samples"] is second["samples"] and second["samples"].log_mode == "INCREMENTAL"
+    columns = ["iteration", "prompt", "reference", "response", "score", "kl"]
+    assert second["samples"].columns == columns
+    assert second["samples"].data == [[row.get(name) for name in columns] for row in written]
     for row in written:
         assert row["score"] == len(row["response"].split())
         assert set(row["prompt"].split()) <= {f"w{i}" for i in range(28)}
-    assert all(abs(row["kl"]) < 1e-4 for row in written[:3]), "the first rollout is sampled from the reference"
 
 
 def test_a_nan_loss_stops_before_the_weights_change(llama, rows, tmp_path):

@@ -42,10 +42,14 @@ def test_a_run_logs_tables_and_writes_the_page(llama, data, tmp_path):
     assert float(last["reward_model/pairwise_nll"]) == pytest.approx(report["log_loss"], abs=1e-5)
     for row in report["degenerate"]:
         assert float(last[PROBES[row["kind"]]]) == pytest.approx(row["outscores"], abs=1e-5)
-    assert {name.split(".")[1] for name, _, _ in logger.tables} == {"by_size", "by_margin", "by_length", "degenerate"}
-    columns, rows = next(table[1:] for table in logger.tables if table[0] == "reward_quality.by_size")
-    assert [dict(zip(columns, row)) for row in rows] == report["by_size"]
-    assert logger.images["reward_quality.reliability"][0].ndim == 3
+    tables = {name: value for row in logger.rows for name, value in row.items() if name.startswith("reward_model_r")}
+    tables.pop("reward_model_report/page")
+    kinds = ("by_size", "by_margin", "by_length", "degenerate")
+    assert tables.keys() == {f"reward_model_report/{kind}" for kind in kinds}
+    by_size = tables["reward_model_report/by_size"]
+    assert [dict(zip(by_size.columns, row)) for row in by_size.data] == report["by_size"]
+    assert logger.images["reward_model_report/reliability"][0].ndim == 3
+    assert sum("reward_model_report/page" in row for row in logger.rows) == 2
     assert "Quality of a reward model" in (tmp_path / "reward_quality.html").read_text()
 
 

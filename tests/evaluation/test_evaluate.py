@@ -258,7 +258,7 @@ def test_weights_and_biases_gets_metrics_and_tables(evaluated: Path, tmp_path: P
     monkeypatch.setenv("WANDB_SILENT", "true")
     report = json.loads((evaluated / "out" / "report.json").read_text())
     logger = WandbLogger(project="evaluation", save_dir=str(tmp_path), offline=True)
-    log_report(report, logger)
+    log_report(report, [logger])
     summary = dict(logger.experiment.summary)
     wandb.finish()
     basic = report["suites"]["CrowS-Pairs"]["metrics"]["basic"]["models"]["few-shot"]["value"]

@@ -99,7 +99,7 @@ def test_all_of_ppos_reward_metrics_are_reserved_names():
         rollout_logprobs=zeros,
         prompt_index=torch.arange(2),
     )
-    metrics = compute_rollout_metrics(trajectories, 0.1, zeros)
+    metrics = compute_rollout_metrics(trajectories, 0.1, zeros, zeros)
     assert {name.removeprefix("reward/") for name in metrics if name.startswith("reward/")} == RESERVED_NAMES
 
 

@@ -4,8 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import WandbLogger
-
 from lit_rlhf.commands.support.command_line import format_command, name_configs
 from lit_rlhf.evaluation.cache import Cache
 from lit_rlhf.evaluation.run import Evaluation
@@ -13,6 +11,7 @@ from lit_rlhf.lineage.fingerprints import describe_data_input, describe_model_in
 from lit_rlhf.lineage.settings import find_files, find_model_folders
 from lit_rlhf.lineage.wandb_artifacts import describe_run, mirror_output
 from lit_rlhf.lineage.writing import Start, make_record, write_output_record
+from lit_rlhf.loggers import media_loggers
 
 ROLE = "evaluation"
 
@@ -51,7 +50,7 @@ def write_evaluation_lineage(
     record = make_record(
         ROLE, start, models, data, recipe=recipe, command=command, configs=configs, seed=evaluation.seed
     )
-    run = evaluation.logger.experiment if isinstance(evaluation.logger, WandbLogger) else None
+    run = next((logger.experiment for logger in media_loggers(evaluation.loggers)), None)
     if run is not None:
         record = replace(record, wandb=describe_run(run, ROLE, out.resolve().parent.name))
     record = write_output_record(record, out, [out / "report.json"])

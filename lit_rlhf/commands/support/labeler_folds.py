@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.loggers import WandbLogger
 
 from lit_rlhf.commands.fit import read_arguments
 from lit_rlhf.commands.support.config_locations import ConfigLocations
 from lit_rlhf.commands.support.preflight import write_output
 from lit_rlhf.commands.support.recipe_cli import RecipeCLI
+from lit_rlhf.commands.support.report_runs import make_loggers, open_run
 from lit_rlhf.data import ComparisonDataModule
 from lit_rlhf.data.records import Ranking
 from lit_rlhf.data.report import DatasetReport
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.labelers.folds import Fold, build_folds, group_labelers, summarize_folds
 from lit_rlhf.evaluation.reward_model_metrics import ScoredRankings, compute_reward_model_metrics
+from lit_rlhf.loggers import log_table
 from lit_rlhf.models.scoring import score_rows
 from lit_rlhf.modules import RewardModule
 
@@ -61,7 +62,12 @@ def run_folds(settings: Namespace, args: list[str]) -> dict[str, Any]:
     runs = []
     for fold, seed, folder in planned:
         print(f"\n== group held out: {fold.group}, seed {seed}", flush=True)
-        runs.append(train_and_test(fold, seed, list(args), locations, folder))
+        runs.append(train_and_test(fold, seed, list(args), locations, folder, settings.out))
+    loggers = make_loggers(recipe.recipe["trainer"]["logger"], settings.out)
+    with open_run(
+        loggers, settings.out, "labelers", [], list(locations.trees), {"model": recipe.recipe["model"]}, settings.out
+    ):
+        log_table(loggers, "labelers/folds", runs)
     return {
         "settings": {name: getattr(settings, name) for name in ("group_column", "seeds", "unseen")},
         "groups": {fold.group: sorted(name for name, own in groups.items() if own == fold.group) for fold in folds},
@@ -70,8 +76,19 @@ def run_folds(settings: Namespace, args: list[str]) -> dict[str, Any]:
     }
 
 
-def train_and_test(fold: Fold, seed: int, args: list[str], locations: ConfigLocations, folder: Path) -> dict[str, Any]:
-    """Train on the other groups' rankings; return the accuracy on training and on held-out labelers."""
+def train_and_test(
+    fold: Fold, seed: int, args: list[str], locations: ConfigLocations, folder: Path, out: Path
+) -> dict[str, Any]:
+    """Train on the other groups' rankings; return the accuracy on training and on held-out labelers.
+
+    Args:
+        fold: the rankings.
+        seed: of the run and of its data.
+        args: see `run_folds`.
+        locations: see `RecipeCLI`.
+        folder: of the run.
+        out: folder of all runs.
+    """
     training_path = write_rows(fold.training, folder / "training.jsonl")
     validation_path = write_rows(fold.training_labelers, folder / "validation.jsonl")
     overrides = {
@@ -84,12 +101,9 @@ def train_and_test(fold: Fold, seed: int, args: list[str], locations: ConfigLoca
         "run_dir": folder,
     }
     words = [*args, *(f"--{name}={value}" for name, value in overrides.items()), "--overwrite"]
-    cli = RecipeCLI("fit", words, locations)
+    cli = RecipeCLI("fit", words, locations, experiment=out)
     if cli.exit_code:
         raise KeyboardInterrupt
-    for logger in cli.trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()  # otherwise the next one would log to the same run
     training, heldout = (evaluate_rankings(cli, records) for records in (fold.training_labelers, fold.heldout_labelers))
     return {
         "group": fold.group,

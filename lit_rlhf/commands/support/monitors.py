@@ -10,21 +10,32 @@ from lit_rlhf.errors import UserError
 from lit_rlhf.suggestions import did_you_mean
 
 COUNTERS = ("step", "epoch")  # which a ModelCheckpoint can monitor as well
-TRAINING = ("train/loss", "train/grad_norm")
+TRAINING = ("train/loss", "train/grad_norm", "lr/model", "grad_norm/model")
 # class -> the metrics that it logs, as docs/metrics.md defines them
 LOGGED_BY: dict[str, tuple[str, ...]] = {
     "SFTModule": (*TRAINING, "validation/loss"),
     "RewardModule": (*TRAINING, "train/accuracy", "validation/loss", "validation/accuracy", "validation/ece"),
     "PPOModule": (
         "train/grad_norm",
+        "lr/policy",
+        "lr/critic",
+        "grad_norm/policy",
+        "grad_norm/critic",
         "reward/score",
         "reward/score_std",
+        "reward/score_min",
+        "reward/score_max",
         "reward/kl",
         "reward/kl_k2",
         "reward/kl_k3",
         "reward/kl_coefficient",
         "reward/kl_penalized_score",
+        "advantage/min",
+        "advantage/max",
+        "prompt/length",
+        "prompt/length_max",
         "response/length",
+        "response/length_max",
         "response/eos_fraction",
         "response/repeated_trigram_fraction",
         "rollout/logprob_mismatch",
@@ -70,7 +81,9 @@ LOGGED_BY: dict[str, tuple[str, ...]] = {
         "throughput/generate_tokens_per_sec",
         "throughput/score_tokens_per_sec",
         "throughput/update_tokens_per_sec",
+        "throughput/device_tokens_per_sec",
         "throughput/mfu",
+        "memory/peak_gib",
     ),
     "EnsembleReward": ("reward/ensemble_std",),
     "ClippedReward": ("reward/clip_fraction",),
@@ -112,6 +125,8 @@ def check_monitors(trainer: L.Trainer, module: L.LightningModule) -> None:
         if metric in logged or metric in counters or metric.startswith("lr-"):
             continue
         if metric.startswith("reward/") and has_named_rewards:
+            continue
+        if metric.startswith("reward/score_by_") and isinstance(module, PPOModule):  # by a column of the data
             continue
         base = metric.removesuffix("_step").removesuffix("_epoch")
         if base in logged:

@@ -6,11 +6,9 @@ copy. So every stage can be repeated, changed or resumed by hand.
 
 import csv
 import platform
-import resource
-import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.resources import files
@@ -19,9 +17,12 @@ from typing import Any
 
 import torch
 
+from lit_rlhf.callbacks.throughput import read_peak_memory
+from lit_rlhf.commands.support.report_runs import make_loggers, open_run, read_loggers
 from lit_rlhf.evaluation.reports.quickstart_report import format_table, write_report
 from lit_rlhf.lineage.fingerprints import describe_data_input, describe_model_input
 from lit_rlhf.lineage.writing import Start, make_record, write_output_record
+from lit_rlhf.loggers import log_page, log_table
 from lit_rlhf.models.export import make_directory
 from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
@@ -59,14 +60,20 @@ PPO_CURVES = (  # logged by iteration
 )
 
 
-def run(out: Path, seed: int) -> int:
-    """Run every stage, write `report.json` and `report.html` to `out`, print the table; return the exit code."""
+def run(out: Path, seed: int, overlays: Sequence[str] = ()) -> int:
+    """Run every stage, write `report.json` and `report.html` to `out`, print the table; return the exit code.
+
+    Args:
+        out: folder of the run.
+        seed: of data, models and runs.
+        overlays: recipes for one more `-c` of every stage.
+    """
     seconds: dict[str, dict[str, float]] = {}
     start = time.perf_counter()
-    recipes, unseen_rankings = train_models(out, seed, seconds)
+    recipes, unseen_rankings = train_models(out, seed, seconds, overlays)
     paths, base = SyntheticDataPaths.in_folder(out / "world"), out / "pretraining" / "model"
-    fit_stage(recipes, "ppo", seed, seconds)
-    fit_stage(recipes, "ppo-ptx", seed, seconds)
+    fit_stage(recipes, "ppo", seed, seconds, overlays)
+    fit_stage(recipes, "ppo-ptx", seed, seconds, overlays)
     report: dict[str, Any] = {"seed": seed, "stages": seconds, "versions": collect_versions()}
     with time_stage("evaluation", seconds, "compare base, few-shot, SFT, PPO and PPO-ptx on unseen prompts"):
         report["reward_model"] = evaluate_reward_model(
@@ -81,18 +88,35 @@ def run(out: Path, seed: int) -> int:
         report["best_of_n"] = evaluate_best_of_n(out, paths.ppo_prompts, seed)
     report["curves"] = {to_report_key(stage): read_curves(out / stage, stage) for stage in STAGES}
     report["seconds_total"] = time.perf_counter() - start
-    # ru_maxrss counts bytes on macOS and kibibytes elsewhere
-    report["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-        2**30 if sys.platform == "darwin" else 2**20
-    )
+    report["peak_memory_gib"] = read_peak_memory(torch.device("cpu"))
     write_report(report, out / "report.json", out / "report.html")
+    log_quickstart(report, out, read_loggers([str(recipes["ppo"]), *overlays]))
     print(format_table(report))
     print(f"\nreport: {out / 'report.html'}")
     return 0
 
 
+def log_quickstart(report: dict[str, Any], out: Path, setting: Any) -> None:
+    """Log the comparison of the models, their samples and the page, where the stages log.
+
+    Args:
+        report: as in report.json.
+        out: folder of the run.
+        setting: the stages' `trainer.logger`.
+    """
+    folder = out / "evaluation"
+    loggers, config = make_loggers(setting, folder), {"seed": report["seed"], "versions": report["versions"]}
+    with open_run(loggers, folder, folder.name, [], [], config):
+        names = dict.fromkeys(metric for row in report["models"].values() for metric in row)
+        rows = [
+            {"model": model, **{metric: row.get(metric) for metric in names}} for model, row in report["models"].items()
+        ]
+        log_table(loggers, "quickstart/models", rows)
+        log_page(loggers, "quickstart/report", out / "report.html")
+
+
 def train_models(
-    out: Path, seed: int, seconds: dict[str, dict[str, float]]
+    out: Path, seed: int, seconds: dict[str, dict[str, float]], overlays: Sequence[str] = ()
 ) -> tuple[dict[str, Path], list[tuple[TaskPrompt, list[Response]]]]:
     """Run the stages up to the reward model.
 
@@ -100,6 +124,7 @@ def train_models(
         out: folder of the run.
         seed: of data, models and runs.
         seconds: filled with report key -> {"seconds": duration}.
+        overlays: see `run`.
 
     Returns:
         the recipes of the run by stage name, and prompts with completions for the unseen rankings.
@@ -109,8 +134,8 @@ def train_models(
     with time_stage("data", seconds, "write text, demonstrations and prompts"):
         write_synthetic_data(out / "world", seed)
         recipes = copy_recipes(out)
-    fit_stage(recipes, "pretraining", seed, seconds)
-    fit_stage(recipes, "sft", seed, seconds)
+    fit_stage(recipes, "pretraining", seed, seconds, overlays)
+    fit_stage(recipes, "sft", seed, seconds, overlays)
     with time_stage("ranking", seconds, "sample completions and have labelers rank them"):
         start = Start.now()
         labelers, folders = build_training_labelers(seed), (out / "sft" / "model", out / "pretraining" / "model")
@@ -126,7 +151,7 @@ def train_models(
             data = [describe_data_input("prompts", str(prompts))]
             record = make_record("samples", start, models, data, recipe={}, command="lit-rlhf quickstart", seed=seed)
             write_output_record(record, file, [file])
-    fit_stage(recipes, "reward", seed, seconds)
+    fit_stage(recipes, "reward", seed, seconds, overlays)
     return recipes, unseen_rankings
 
 
@@ -146,7 +171,13 @@ def copy_recipes(out: Path) -> dict[str, Path]:
     return copies
 
 
-def fit_stage(recipes: dict[str, Path], stage: str, seed: int, seconds: dict[str, dict[str, float]]) -> None:
+def fit_stage(
+    recipes: dict[str, Path],
+    stage: str,
+    seed: int,
+    seconds: dict[str, dict[str, float]],
+    overlays: Sequence[str] = (),
+) -> None:
     """Run `lit-rlhf fit` for one of `STAGES`, and time it.
 
     Args:
@@ -154,19 +185,21 @@ def fit_stage(recipes: dict[str, Path], stage: str, seed: int, seconds: dict[str
         stage: one of `STAGES`.
         seed: of the run and of its data.
         seconds: filled with report key -> {"seconds": duration}.
+        overlays: see `run`.
     """
     from lit_rlhf.cli import main
 
-    arguments = build_fit_arguments(recipes[stage], seed)
+    arguments = build_fit_arguments(recipes[stage], seed, overlays)
     with time_stage(stage, seconds, f"lit-rlhf {' '.join(arguments)}"):
         code = main(arguments)
         if code:
             raise SystemExit(code)
 
 
-def build_fit_arguments(recipe: Path, seed: int) -> list[str]:
+def build_fit_arguments(recipe: Path, seed: int, overlays: Sequence[str] = ()) -> list[str]:
     """Return the arguments of `lit-rlhf` for a stage, which replaces that of an earlier quickstart in the folder."""
-    return ["fit", "-c", str(recipe), f"--seed_everything={seed}", f"--data.seed={seed}", "--overwrite"]
+    merged = [word for path in (str(recipe), *overlays) for word in ("-c", path)]
+    return ["fit", *merged, f"--seed_everything={seed}", f"--data.seed={seed}", "--overwrite"]
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Small versions of the paper's sweeps of β and γ (App. E.6, Figures 33 and 34), over several seeds."""
 
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
@@ -34,23 +35,25 @@ SWEEPS = {
 }
 
 
-def run(out: Path, seeds: list[int], jobs: int, *arguments: str) -> int:
+def run(out: Path, seeds: list[int], jobs: int, *arguments: str, overlays: Sequence[str] = ()) -> int:
     """Train the missing models of every seed, sweep β and γ, write `report.html`; return the exit code.
 
     Args:
         out: output folder; `seed-N/` holds data and models of a seed.
         seeds: of data, models and runs.
         jobs: number of concurrent runs.
+        overlays: recipes for one more `-c` of every run.
         arguments: further arguments of every run, as of `lit-rlhf fit`.
     """
     from lit_rlhf.cli import main
 
     for seed in seeds:
         if not (get_seed_folder(out, seed) / "reward" / "model" / "config.json").is_file():
-            train_models(get_seed_folder(out, seed), seed, {})
+            train_models(get_seed_folder(out, seed), seed, {}, overlays)
     recipes = write_recipes(out)
     metrics = ",".join((SCORE, KL, LOSS))
     options = ["--seeds", ",".join(map(str, seeds)), "--jobs", str(jobs), "--metrics", metrics, *arguments]
+    options += [word for overlay in overlays for word in ("-c", overlay)]
     references, codes, sweeps = compute_references(out, seeds), [], []
     for name, (title, key, values, note) in SWEEPS.items():
         over = f"{key}={','.join(map(str, values))}"

@@ -45,8 +45,17 @@ from lit_rlhf.commands.support.run_folder import (
 from lit_rlhf.commands.support.secrets import MaskedHelp, without_secrets
 from lit_rlhf.commands.support.seeds import check_seeds
 from lit_rlhf.commands.support.setting_paths import get_class_name
-from lit_rlhf.commands.support.wandb_login import prepare_wandb
+from lit_rlhf.commands.support.wandb_login import prepare_loggers
+from lit_rlhf.commands.support.wandb_runs import (
+    WandbRun,
+    apply_run,
+    describe_run,
+    in_sweep,
+    read_agent_arguments,
+    sweep_run_dir,
+)
 from lit_rlhf.errors import UserError
+from lit_rlhf.loggers import finish_runs
 
 INTERRUPTED = 130
 EVALUATION_HOOKS = {"validate": ("validation_step", "val_dataloader"), "test": ("test_step", "test_dataloader")}
@@ -65,13 +74,16 @@ class RecipeCLI(LightningCLI):
         command: fit, validate or test.
         args: the arguments behind it, with a file path after every `-c`.
         locations: of the settings in these files and arguments, for error messages.
+        experiment: folder of the runs that belong together; by default the one above the run's.
 
     Raises:
         UserError: the recipe, the arguments, the checkpoint or the data are wrong.
     """
 
-    def __init__(self, command: str, args: list[str], locations: ConfigLocations) -> None:
-        self.command = command
+    def __init__(
+        self, command: str, args: list[str], locations: ConfigLocations, experiment: Path | None = None
+    ) -> None:
+        self.command, self.experiment = command, experiment
         self.locations = locations
         self.exit_code = 0
         self.dry_folder: tempfile.TemporaryDirectory[str] | None = None
@@ -109,7 +121,7 @@ class RecipeCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; an error of jsonargparse becomes one line."""
-        self.args: list[str] = name_run_dir(args)
+        self.args: list[str] = name_run_dir(read_agent_arguments(args) if in_sweep(os.environ) else args)
         self.config = self.parse(parser, set_named_callbacks(self.args, lambda words: self.compose(parser, words)))
         check_seeds(self.config[self.command].as_dict(), self.locations)
 
@@ -159,17 +171,17 @@ class RecipeCLI(LightningCLI):
         if "Lineage" not in map(get_class_name, given if isinstance(given, list) else [given]):
             callbacks.append(Lineage())  # a recipe's own has settings
         self.trainer_defaults["callbacks"] = callbacks
-        trainer = settings.trainer
-        loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
-        for logger in loggers:
-            if get_class_name(logger) == "WandbLogger":
-                prepare_wandb(os.environ, "trainer.logger", {**logger.init_args, **logger.get("dict_kwargs", {})})
+        if not settings.trainer.fast_dev_run:
+            prepare_loggers(settings.trainer.logger, "trainer.logger", os.environ)
 
     def place_run(self, settings: Namespace) -> None:
         """Decide where the run writes to, and what `validate` and `test` take."""
         from lit_rlhf.commands.support.resume import find_trained
 
         self.run_dir = resolve_run_dir(settings, self.args)
+        if self.command == "fit" and in_sweep(os.environ):
+            self.experiment = self.experiment or Path(self.run_dir).absolute().parent
+            self.run_dir = settings.run_dir = sweep_run_dir(self.run_dir, os.environ)
         self.output, self.overwrites = self.run_dir, bool(settings.get("overwrite"))
         if self.overwrites:
             settings.overwrite = False  # config.yaml says what the run is, not what it replaced
@@ -195,6 +207,7 @@ class RecipeCLI(LightningCLI):
             except ValueError as problem:  # jsonargparse wraps a constructor's exception, once per union
                 raise unwrap_error(problem) from None
         for owner in (self.model, self.datamodule):  # a default can be a credential: os.environ["KEY"]
+            owner._log_hyperparams = False  # the loggers get the whole recipe, and start when everything is checked
             for name in ("_hparams", "_hparams_initial"):  # in checkpoints, and in the loggers; set if they are saved
                 hparams = vars(owner).get(name, {})
                 hparams.update(without_secrets(dict(hparams)))
@@ -223,9 +236,19 @@ class RecipeCLI(LightningCLI):
                 f"trainer.callbacks: {twice[1]} is there twice; change the settings of the first one instead: "
                 f"--trainer.callbacks.{twice[1]}.NAME=VALUE"
             ) from None
+        apply_run(trainer.loggers, self.describe_run(), os.environ)
         written = self.output if self.command == "fit" else self.run_dir  # validate and test write no checkpoint
         self.opener = place_output(trainer, os.path.join(written, "checkpoints"))
         return trainer
+
+    def describe_run(self) -> WandbRun:
+        """Return what this run is called in Weights & Biases by default."""
+        model = self.config[self.command].model
+        stage = get_class_name(model).removesuffix("Module").lower()
+        job_type = stage if self.command == "fit" else self.command
+        tags = [stage, str((model.get("init_args") or {}).get("model", ""))]
+        run = describe_run(Path(self.run_dir), job_type, tags, list(self.locations.trees), self.experiment)
+        return run._replace(name=None) if in_sweep(os.environ) else run  # W&B names the runs of its sweeps
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run; an interrupt prints the command that resumes."""
@@ -261,6 +284,7 @@ class RecipeCLI(LightningCLI):
                 f"{first_mismatch(str(problem))}"
             ) from None
         finally:
+            finish_runs(self.trainer.loggers, succeeded=sys.exc_info()[0] is None and not self.exit_code)
             if self.dry_folder is not None:
                 self.dry_folder.cleanup()
 

@@ -17,13 +17,15 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_rlhf.commands.support.monitors import check_validation, check_whole_minibatches
 from lit_rlhf.commands.support.setting_paths import get_class_name
+from lit_rlhf.commands.support.wandb_runs import nest_config
 from lit_rlhf.errors import UserError
+from lit_rlhf.loggers import media_loggers
 
 # what a run writes to its folder; `validate` and `test` write to folders of their own in it
 RUN_FILES = (
@@ -260,9 +262,8 @@ class OpenRun(SaveConfigCallback):
             # a default that is a live object prints a warning here and is written as its repr
             text = self.parser.dump(self.config, skip_none=False, format="yaml")
             self.unwritten = Path(folder or trainer.default_root_dir) / self.config_filename, text
-            for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):
-                    logger.log_hyperparams({"config": yaml.safe_load(text)})
+            for logger in media_loggers(trainer.loggers):
+                logger.log_hyperparams(nest_config(yaml.safe_load(text)))
         trainer.strategy.barrier()
 
     def write_config(self) -> None:
@@ -272,6 +273,13 @@ class OpenRun(SaveConfigCallback):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text, encoding="utf-8")
             self.unwritten = None
+
+
+def place_loggers(loggers: list[Logger]) -> None:
+    """Make instantiated loggers write nothing to the disk before their first row."""
+    for logger in loggers:
+        if isinstance(logger, CSVLogger):
+            logger._experiment = LazyWriter(logger.log_dir)
 
 
 def place_output(trainer: L.Trainer, checkpoints: str) -> OpenRun | None:
@@ -287,9 +295,7 @@ def place_output(trainer: L.Trainer, checkpoints: str) -> OpenRun | None:
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
             callback.dirpath = checkpoints
-    for logger in trainer.loggers:
-        if isinstance(logger, CSVLogger):
-            logger._experiment = LazyWriter(logger.log_dir)
+    place_loggers(trainer.loggers)
     callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     openers = [callback for callback in callbacks if isinstance(callback, OpenRun)]
     callbacks.sort(key=lambda callback: callback not in openers)

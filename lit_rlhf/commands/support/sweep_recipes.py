@@ -95,6 +95,17 @@ def set_output_folder(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     return changed
 
 
+def name_wandb_runs(config: dict[str, Any], group: str, name: str) -> dict[str, Any]:
+    """Return a copy whose WandbLoggers have a group and a name, unless they have one already."""
+    changed = copy.deepcopy(config)
+    for entry in changed["trainer"]["logger"]:
+        if get_class_name(entry) == "WandbLogger":
+            arguments, others = entry.setdefault("init_args", {}), entry.setdefault("dict_kwargs", {})
+            arguments["name"] = arguments.get("name") or name
+            others["group"] = others.get("group") or group
+    return changed
+
+
 def make_run_name(values: dict[str, Any], seed: int) -> str:
     """Return a run's name, which is also its folder's name."""
     words = [f"{key.split('.')[-1]}={value}" for key, value in values.items()]

@@ -11,11 +11,26 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, build_opener
 
+from lit_rlhf.commands.support.setting_paths import get_class_name
 from lit_rlhf.errors import UserError
 
 TIMEOUT = 5.0  # seconds that the server has for its first answer
 # arguments of a WandbLogger -> the setting of W&B that checks them
 CHECKED = {"project": "project", "id": "run_id", "version": "run_id", "entity": "entity", "name": "run_name"}
+
+
+def prepare_loggers(loggers: Any, setting: str, environ: MutableMapping[str, str]) -> None:
+    """Call `prepare_wandb` for every WandbLogger among the settings of a logger, or of several.
+
+    Args:
+        loggers: value of the setting.
+        setting: its name.
+        environ: see `prepare_wandb`.
+    """
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        if get_class_name(logger) == "WandbLogger":
+            arguments = logger.get("init_args") or {}
+            prepare_wandb(environ, setting, {**arguments, **(logger.get("dict_kwargs") or {})})
 
 
 def prepare_wandb(environ: MutableMapping[str, str], setting: str, logger: Mapping[str, Any]) -> None:
@@ -59,6 +74,7 @@ def prepare_wandb(environ: MutableMapping[str, str], setting: str, logger: Mappi
     else:
         return
     environ["WANDB_MODE"] = "offline"
+    environ.setdefault("WANDB_SILENT", "true")  # the line says it all
     if environ.get("LOCAL_RANK", "0") == "0":
         print(f"wandb: {reason}, so this run is recorded offline; wandb sync uploads it after wandb login")
 
