@@ -7,7 +7,7 @@ JOBS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 help:  ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 quickstart: .venv/.installed  ## run the full procedure in the synthetic world: runs/quickstart/report.html
 	$(BIN)/lit-rlhf quickstart $(ARGS)
@@ -26,7 +26,7 @@ type: .venv/.dev  ## check types with mypy, strict
 	$(BIN)/mypy
 
 docs: .venv/.docs  ## build the documentation as HTML in site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file .ci/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file .ci/mkdocs.yml
 
 readme-assets: .venv/.dev  ## draw the picture of README.md from runs/quickstart/report.html, with a browser
 	$(BIN)/python -m tests.helpers.readme_assets $(ARGS)
