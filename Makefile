@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast lint type docs benchmark peers gpu-check
+.PHONY: help quickstart test test-fast lint type docs readme-assets build benchmark peers gpu-check
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -7,7 +7,7 @@ JOBS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 help:  ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 quickstart: .venv/.installed  ## run the full procedure in the synthetic world: runs/quickstart/report.html
 	$(BIN)/lit-rlhf quickstart $(ARGS)
@@ -26,7 +26,16 @@ type: .venv/.dev  ## check types with mypy, strict
 	$(BIN)/mypy
 
 docs: .venv/.docs  ## build the documentation as HTML in site/
-	$(BIN)/mkdocs build --strict --config-file .ci/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file .ci/mkdocs.yml
+
+readme-assets: .venv/.dev  ## draw the picture of README.md from runs/quickstart/report.html, with a browser
+	$(BIN)/python -m tests.helpers.readme_assets $(ARGS)
+
+build: .venv/.release  ## build source distribution and wheel in dist/, and check them
+	rm -rf build dist
+	$(BIN)/python -m build --quiet
+	$(BIN)/python -m twine check --strict dist/*
+	@ls -l dist
 
 benchmark: .venv/.installed  ## compare speed and memory with other libraries; ARGS="reward_model" selects some
 	$(BIN)/python tests/benchmarks $(ARGS)
@@ -49,6 +58,10 @@ gpu-check: .venv/.dev  ## run the checks on this machine's GPUs, and print the t
 
 .venv/.dev: .venv/.installed
 	$(PIP) --editable '.[dev]'
+	@touch $@
+
+.venv/.release: .venv/.installed
+	$(PIP) --editable '.[release]'
 	@touch $@
 
 .venv/.docs: .venv/.installed

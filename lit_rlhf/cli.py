@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from importlib import import_module
+from pathlib import Path
 
 import lit_rlhf
 from lit_rlhf.commands.support.library_errors import explain_library_error
@@ -36,6 +37,7 @@ COMMANDS = {
 # one module runs all three Trainer methods; a module name cannot contain a hyphen
 MODULES = {"validate": "fit", "test": "fit", "best-of-n": "best_of_n"}
 TRACEBACK = "LIT_RLHF_TRACEBACK"  # environment variable: print the traceback of an error of another library too
+LINKED = ("callbacks", "recipes")  # folders of the package that a checkout has at its top
 READ_ONLY = {"recipes", "--help", "-h", "--print_config"}  # often piped into head
 
 
@@ -90,8 +92,20 @@ def print_error(message: str) -> None:
     print(f"error: {mask_message(' '.join(message.split()))}", file=sys.stderr)
 
 
+def check_checkout() -> None:
+    """Refuse a checkout whose symbolic links are text files, as Git leaves them on Windows."""
+    package = Path(lit_rlhf.__file__).parent
+    for name in LINKED:
+        if not (package / name).is_dir():
+            raise UserError(
+                f"{package / name} is not a folder: this checkout was made without symbolic links; clone it with git "
+                "clone -c core.symlinks=true, or install the wheel"
+            )
+
+
 def dispatch(args: list[str]) -> int:
     """Run the subcommand that `args` name and return its exit code."""
+    check_checkout()
     if not args or args[0] in ("-h", "--help"):
         print(help_text())
         return 0

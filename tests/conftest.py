@@ -84,6 +84,7 @@ SLOW_FILES = (
     "test_launching.py",
     "test_readme.py",
     "test_recipes.py",
+    "test_site.py",
 )
 
 WORDS = [f"w{i}" for i in range(28)]

@@ -11,6 +11,7 @@ import yaml
 
 from lit_rlhf.cli import main
 from lit_rlhf.commands.recipes import is_evaluation, is_overlay, shipped_recipes
+from lit_rlhf.data.formats.registry import FORMATS
 from tests.helpers.pages import DOCS, README, ROOT, blocks, commands, defined_names, named_blocks, prose
 from tests.helpers.user_project import EXTENDING, enter_user_project, read_metrics, shrunk_command, write_jsonl
 
@@ -127,6 +128,17 @@ def test_the_metrics_are_those_that_are_logged() -> None:
     named = re.findall(r"names: \[(.*)\]", "".join(blocks(ROOT / "docs" / "rewards.md", "yaml")))
     parts = {f"reward/{name}" for names in named for name in names.split(", ")}  # of the page's own WeightedSum
     assert mentioned <= logged | parts
+
+
+def test_the_format_tables_list_every_format() -> None:
+    page = (ROOT / "docs" / "real-data.md").read_text()
+    for kind, title in (("demonstration", "Demonstrations, for"), ("ranking", "Comparisons, for")):
+        table = page.partition(title)[2].partition("\n\n")[2].partition("\n\n")[0]
+        listed = [name for line in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", line.split(" | ")[0])]
+        assert sorted(listed) == sorted(each.name for each in FORMATS[kind])
+    prompts = page.partition("Prompts, for")[2].partition(";")[0]
+    named = set(re.findall(r"`([a-z]+)`", prompts))
+    assert named == {each.columns[0] for each in FORMATS["prompt"] if len(each.columns) == 1}
 
 
 def test_a_run_logs_the_documented_names_and_no_other(project: Path) -> None:

@@ -192,6 +192,21 @@ def test_optimizer_and_scheduler(project: Path, llama: str) -> None:
     assert change.max() > 1.49e-4
 
 
+def test_a_schedule_over_the_length_of_the_run(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import my_optimizer
+
+    line = next(line for line in commands(EXTENDING) if "my_optimizer.LinearToZero" in line)
+    words = [*shrunk_command("my_optimizer.yaml"), *line.split()[line.split().index("my_optimizer.yaml") + 1 :]]
+    assert main([*words, "--trainer.callbacks+=lightning.pytorch.callbacks.LearningRateMonitor"]) == 0
+    rates = column(read_metrics(project / "runs/small/sft"), "lr-SignDescent")
+    steps = len(rates)
+    assert steps > 4 and rates == pytest.approx([1e-4 * (1 - 0.9 * step / steps) for step in range(steps)], rel=1e-6)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    schedule = my_optimizer.LinearToZero(optimizer)
+    schedule.set_length(4)
+    assert schedule.total_steps == 4 and schedule.lr_factor(4) == 0.0
+
+
 @runs("my_logger")
 def test_logger(project: Path) -> None:
     assert main(shrunk_command("my_logger.yaml")) == 0

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
 from lit_rlhf.cli import main
 from lit_rlhf.commands.support import sweep_runs
 from lit_rlhf.commands.support.quickstart_pipeline import copy_recipes
+from tests.helpers.hub_cache import in_hub_cache
 from tests.helpers.pages import DOCS, README, ROOT, blocks, commands, named_blocks
 
 PAGES = {page.relative_to(ROOT).as_posix(): page for page in (README, *DOCS) if page.name != "extending.md"}
+# what the recipes of `lit-rlhf plan` on the pages start from
+HUB_MODELS = {"small": "EleutherAI/pythia-14m", "llama-3b-qlora": "meta-llama/Llama-3.2-3B"}
 # settings that shorten a stage to seconds on the tiny model
 SHORT = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 SHORT_STAGE = {
@@ -58,8 +61,11 @@ def test_every_command_is_valid(
         elif words[1] == "sweep":
             monkeypatch.setattr(sweep_runs, "start_process", lambda run, jobs: 0)  # every run's recipe is parsed
             assert run(line) == 0, f"{line}\n{capsys.readouterr().err}"
-        elif words[1] == "plan":  # the recipe parses; the model is on the hub, or does not exist yet
-            assert run(line) == 0 or re.search("hub|no folder", capsys.readouterr().err), line
+        elif words[1] == "plan":
+            with in_hub_cache(HUB_MODELS[words[3].partition("/")[0]], GPTNeoXConfig(num_hidden_layers=2)):
+                assert run(line) == 0, f"{line}\n{capsys.readouterr().err}"
+        elif words[1] == "quickstart":  # tests/synthetic runs it
+            assert run(line, "--help") == 0, line
         elif words[1] in ("export", "generate", "labelers", "rank", "best-of-n", "lineage"):
             assert run(line) == 2, line  # the arguments parse; there is no such folder or file here
             assert re.search("no (such )?(checkpoint|folder|data file)", capsys.readouterr().err), line
@@ -90,10 +96,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_stages_the_export_and_the_snippet_run(
-    project: Path, llama: str, capsys: pytest.CaptureFixture[str]
+    project: Path, llama: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = commands(README)
-    stages = [line for line in lines if line.startswith("lit-rlhf fit -c small/") and "--data.path" in line]
+    own = next(line for line in lines if "my_rewards.short" in line)
+    stages = [
+        each for each in lines if each.startswith("lit-rlhf fit -c small/") and "--data.path" in each and each != own
+    ]
     assert [line.split()[3] for line in stages] == list(SHORT_STAGE)
     for line in stages:
         recipe = line.split()[3]
@@ -111,7 +120,12 @@ def test_the_stages_the_export_and_the_snippet_run(
     assert run(generate, "--max-new-tokens=4") == 0
     assert run(next(line for line in lines if line.split()[1] == "rank")) == 0
 
-    (snippet,) = blocks(README, "python")
+    Path("my_rewards.py").write_text(named_blocks(README, "python")["my_rewards.py"])
+    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(project)])
+    assert run(own, *SHORT, *SHORT_STAGE["small/ppo"], "--run_dir=runs/own") == 0
+
+    (snippet,) = (text for text in blocks(README, "python") if "Trainer" in text)
     assert "max_epochs=60" in snippet
     exec(compile(snippet.replace("max_epochs=60", "max_epochs=1, accelerator='cpu'"), str(README), "exec"), {})
     policy = next(project.glob("**/exported/ppo"))

@@ -8,7 +8,9 @@ from typing import Literal, get_args
 from torch import Tensor
 
 Aggregation = Literal["mean", "min", "mean_minus_std"]
+"""How the scores of an ensemble become one: see `aggregate_scores`."""
 AGGREGATIONS: tuple[Aggregation, ...] = get_args(Aggregation)
+"""Every `Aggregation`, by name."""
 
 
 def aggregate_scores(scores: Tensor, aggregation: Aggregation, num_std: float = 1.0) -> Tensor:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PairNormalizer = Literal["untied_pairs", "all_pairs"]
+"""What the loss of a ranking is divided by: its untied pairs, or all C(K, 2)."""
 
 
 class RankingLoss(NamedTuple):

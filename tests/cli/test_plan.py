@@ -7,7 +7,7 @@ import bitsandbytes
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
 
 from lit_rlhf.cli import main
 from lit_rlhf.commands.plan import parse_gpu_memory
@@ -23,6 +23,7 @@ from lit_rlhf.models.memory_estimate import (
     kv_cache_bytes,
     parameter_memory,
 )
+from tests.helpers.hub_cache import in_hub_cache
 from tests.helpers.peak_memory import measure_peak_memory, needs_proc
 from tests.helpers.small_runs import write_rows
 
@@ -202,6 +203,65 @@ def test_the_command_names_phases_and_says_whether_it_fits_a_gpu(llama, tmp_path
     assert "0.5gb: does not fit" in capsys.readouterr().out
     assert main(["plan", "-c", "quickstart/sft", f"--model.model={llama}", "--gpu", "h100-80"]) == 2
     assert "did you mean 'h100-80gb'" in capsys.readouterr().err
+
+
+PYTHIA_14M = GPTNeoXConfig(
+    vocab_size=50304, hidden_size=128, intermediate_size=512, num_hidden_layers=6, num_attention_heads=4
+)
+LLAMA_8B = LlamaConfig(
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stage", "hub", "config"),
+    [
+        (["small/ppo", "-c", "adapter/lora"], "small/sft", "EleutherAI/pythia-14m", PYTHIA_14M),
+        (["llama-8b-fsdp/ppo-ptx"], "llama-8b-fsdp/sft", "meta-llama/Llama-3.1-8B", LLAMA_8B),
+    ],
+)
+def test_before_any_stage_has_run_the_shape_is_that_of_the_hub_model(
+    recipe, stage, hub, config, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    with in_hub_cache(hub, config):
+        assert main(["plan", "-c", *recipe]) == 0
+        followed = capsys.readouterr().out
+        reward = f"--model.reward.init_args.model={hub}"
+        assert main(["plan", "-c", *recipe, f"--model.model={hub}", reward]) == 0
+        named = capsys.readouterr().out
+    reward_stage = stage.replace("sft", "reward")
+    notes = [line for line in followed.splitlines() if line.startswith("assumed: ")]
+    assert notes == [
+        f"assumed: runs/{stage}/model does not exist yet: of the shape of {hub}, by {stage}",
+        f"assumed: runs/{reward_stage}/model does not exist yet: of the shape of {hub}, by {reward_stage}, {stage}",
+    ]
+    assert [line for line in followed.splitlines() if line not in notes] == named.splitlines()
+    assert main(["plan", "-c", *recipe]) == 2
+    error = capsys.readouterr().err
+    assert f"{stage} would make it from {hub!r}" in error and "--model.model= takes" in error
+
+
+def test_the_shape_may_be_that_of_a_config_or_of_a_run_that_has_begun(llama, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/mine").mkdir(parents=True)
+    (tmp_path / "runs/mine/config.yaml").write_text(f"model: {{init_args: {{model: {llama}}}}}")
+
+    def plan(model: str) -> list[str]:
+        assert main(["plan", "-c", "small/sft", f"--model.model={model}"]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    named = plan(llama)
+    assert plan(f"{llama}/config.json") == named
+    begun = plan("runs/mine/model")
+    assert [line for line in begun if "does not exist yet" not in line] == named != begun
+    assert main(["plan", "-c", "small/sft", "--model.model=runs/other/model"]) == 2
+    assert "there is no folder 'runs/other/model'" in capsys.readouterr().err
 
 
 def test_frozen_models_in_host_memory_count_in_scoring_alone(llama, tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from lit_rlhf.cli import main
+from tests.helpers.pages import ROOT, named_blocks
 from tests.helpers.small_runs import write_rows
 
 ROWS = [
@@ -54,6 +56,19 @@ def test_scores_and_ranks_of_a_file(models, tokenizer, tmp_path, capsys):
     order = sorted(range(3), key=lambda i: -rows[0]["scores"][i])
     assert [rows[0]["ranks"][i] for i in order] == [0, 1, 2]
     assert rows[1]["ranks"] == [0, 0]
+
+
+def test_the_page_scores_alike_with_transformers_alone(models, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs/small/reward/model"
+    shutil.copytree(models[0], folder)
+    config = json.loads((folder / "config.json").read_text()) | {"score_shift": 0.5, "score_scale": 2.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    names: dict[str, Any] = {}
+    exec(named_blocks(ROOT / "docs" / "reward-model.md", "python")["plain_score.py"], names)
+    row = {"prompt": names["prompt"], "completions": [names["completion"]]}
+    (ranked_row,) = ranked(capsys, "--model", str(folder), write_rows(tmp_path / "rows.jsonl", [row]))
+    assert ranked_row["scores"] == pytest.approx([names["score"]], abs=1e-5)
 
 
 def test_an_ensemble_from_stdin_and_a_written_file(models, tokenizer, tmp_path, capsys, monkeypatch):

@@ -5,8 +5,9 @@ from importlib import import_module
 from typing import Any
 
 from lit_rlhf.commands.support.compatibility import Setup, read_setup
+from lit_rlhf.commands.support.planned_models import load_planned_model
 from lit_rlhf.errors import UserError
-from lit_rlhf.models.loading import load_config, max_positions
+from lit_rlhf.models.loading import max_positions
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.memory_estimate import (
     ActivationMemory,
@@ -103,10 +104,10 @@ def _plan_reward_model(recipe: MemorySettings) -> MemoryPlan:
 
 
 def _plan_training(recipe: MemorySettings, rows: int, width: int, scalar: bool, sizes: str) -> MemoryPlan:
-    config = load_config(recipe.model.model, recipe.loading)
+    config, note = load_planned_model(recipe.model.model, recipe.loading)
     width = min(width, max_positions(config) or width)
     model, activations = _training_memory(recipe, config, rows, width, width, scalar)
-    planned = MemoryPlan(sizes, parameters={"model": model.parameters})
+    planned = MemoryPlan(sizes, parameters={"model": model.parameters}, assumptions=[note] if note else [])
     transient = _gathered_memory(recipe, model) | _activation_parts(activations)
     planned.phases |= _step_phases(recipe, _resident_memory(recipe, model), transient, "training step")
     return planned
@@ -114,7 +115,7 @@ def _plan_training(recipe: MemorySettings, rows: int, width: int, scalar: bool, 
 
 def _plan_ppo(recipe: MemorySettings) -> MemoryPlan:
     model, ppo, response = recipe.model, recipe.model.ppo, int(recipe.model.sampling.max_new_tokens)
-    config = load_config(model.model, recipe.loading)
+    config, note = load_planned_model(model.model, recipe.loading)
     width = min(int(recipe.data.get("max_prompt_length", 1024)) + response, max_positions(config) or 10**9)
     micro_batch = int(ppo.micro_batch_size)
     policy, activations = _training_memory(recipe, config, micro_batch, width, response + 1, scalar=False)
@@ -122,6 +123,7 @@ def _plan_ppo(recipe: MemorySettings) -> MemoryPlan:
         f"{ppo.micro_batch_size} episodes per backward pass, {ppo.forward_batch_size} per scoring pass, "
         f"{width:,} tokens each",
         parameters={"policy": policy.parameters},
+        assumptions=[note] if note else [],
     )
     resident, gathered = _resident_memory(recipe, policy), _gathered_memory(recipe, policy)
     critic_path, critic_activations = _critic_path(model), None
@@ -276,11 +278,11 @@ def _reward_model_path(model: Any) -> str | None:
 
 
 def _load_config_or(config: Any, path: str, recipe: MemorySettings, planned: MemoryPlan) -> Any:
-    """Return the configuration of a model folder, or the policy's if an earlier stage has not written it yet."""
+    """Return the configuration of a model, or the policy's if none can be found for it."""
     try:
-        return load_config(path, recipe.loading)
+        found, note = load_planned_model(path, recipe.loading)
     except UserError:
-        note = f"{path} does not exist yet: assumed to be of the policy's size"
-        if note not in planned.assumptions:
-            planned.assumptions.append(note)
-        return config
+        found, note = config, f"{path} does not exist yet: assumed to be of the policy's size"
+    if note and note not in planned.assumptions:
+        planned.assumptions.append(note)
+    return found
