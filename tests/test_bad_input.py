@@ -133,6 +133,7 @@ UNKNOWN = {
         ["no 'PythonRewar'", "'FunctionReward'?"],
     ),
     "reward function": (["ppo.yaml", "--model.reward.function=mine.word"], ["mine has no 'word'", "'words'?"]),
+    "no optimizer": (["ppo.yaml", "--model.optimizer=null"], ["model.optimizer is null: name a class"]),
     "model folder": (["sft.yaml", "--model.model=./ou/model"], ["there is no folder './ou/model'"]),
 }
 

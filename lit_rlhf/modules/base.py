@@ -100,6 +100,8 @@ class LitModule(LightningModule, DataRequirements, Traceable):
         self.resumed_at: ResumePoint = "within"
         self.resumed: dict[str, Any] | None = None  # optimizer and schedulers of the checkpoint, until training starts
         self.recipe_optimizer: dict[str, Any] = {}  # see `describe_optimizer`
+        if optimizer is None:  # which the recipe's parser accepts
+            raise UserError("model.optimizer is null: name a class, such as torch.optim.AdamW")
         if self.loading.quantization is not None:
             if adapter is None:
                 raise UserError(
@@ -451,7 +453,7 @@ class LitModule(LightningModule, DataRequirements, Traceable):
             raise UserError(f"ckpt_path: the checkpoint lacks the weight {min(missing)!r} that this recipe trains")
         weights = checkpoint.get("state_dict", {})  # FSDP2 has loaded them already
         trained = [(name, weights[name]) for name, _ in self.named_parameters() if name in weights]
-        check_weight_values("ckpt_path", "the checkpoint", trained)
+        check_weight_values("ckpt_path", str(self.trainer.ckpt_path), trained)
         self.check_fingerprints(about.get("fingerprints", {}))
         stored, own = json.loads(about["config"]), self.exported_model.config.to_dict()
         for name in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers"):

@@ -177,6 +177,21 @@ def test_overwrite_does_not_delete_what_the_run_reads(stages: Path, command: Cal
     assert contents(stages) == before
 
 
+@pytest.mark.parametrize("directory", ["model", "../../policy"])
+def test_an_export_does_not_replace_what_the_run_reads(
+    directory: str, stages: Path, llama: str, command: Callable[..., Any]
+) -> None:
+    words = ("fit", "-c", "sft.yaml")
+    setting = "--trainer.callbacks.ExportModel.directory"
+    assert command(*words, f"{setting}=elsewhere")[0] == 0
+    target = Path(shutil.copytree(llama, (stages / "runs" / "sft" / directory).resolve()))
+    before, more = contents(stages), (f"--model.model={target}", "--trainer.max_epochs=2")
+    for resumed in (("--ckpt_path=last",), ("--run_dir=runs/sft/../sft", "--ckpt_path=last")):
+        code, _, err = command(*words, f"{setting}={directory}", *more, *resumed)
+        assert code == 2 and f"ExportModel would replace {target}, which model.model reads" in err
+        assert contents(stages) == before
+
+
 def test_overwrite_needs_a_folder_of_the_run(stages: Path, command: Callable[..., Any]) -> None:
     (stages / "config.yaml").write_text("mine")
     code, _, err = command("fit", "-c", "sft.yaml", "--run_dir=null", "--overwrite")
@@ -309,6 +324,9 @@ def test_validate_without_rows_or_a_step_is_refused(stages: Path, command: Calla
         "error: test: ComparisonDataModule has no test_dataloader; use lit-rlhf validate, or lit-rlhf evaluate"
     )
     assert contents(stages) == before
+    assert command("fit", "-c", "ppo.yaml")[0] == 0
+    code, _, err = command("test", "-c", "ppo.yaml")
+    assert code == 2 and "error: test: PPOModule has no test_step; use lit-rlhf validate" in err
 
 
 def test_samples_of_rollouts_and_of_validations_are_apart(stages: Path, command: Callable[..., Any]) -> None:

@@ -158,7 +158,7 @@ class Logger(loggers.Logger):
 class Data(toys.ToyData):
     def __init__(self, hub_token: str = KEY):
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters({"hub_token": hub_token, "rows": [{"api_key": hub_token}]})
 """
 EVALUATION = """
 models: {base: {path: model}}

@@ -32,6 +32,7 @@ from lit_rlhf.commands.support.preflight import check_checkpoint, first_mismatch
 from lit_rlhf.commands.support.recipe_differences import describe_differences
 from lit_rlhf.commands.support.run_folder import (
     OpenRun,
+    check_exports,
     check_overwrite,
     check_writable,
     find_run,
@@ -331,6 +332,7 @@ class RecipeCLI(LightningCLI):
                 raise UserError(
                     f"--overwrite and ckpt_path exclude each other: {checkpoint} resumes the run in {folder}"
                 )
+            check_exports(self.config[self.command], folder, self.trainer)
             self.opener.resumed = content
             return
         found = find_run(folder, self.trainer)
@@ -345,6 +347,7 @@ class RecipeCLI(LightningCLI):
                 raise UserError("--overwrite needs a --run_dir: it would delete files of the working directory")
             check_overwrite(self.config[self.command], folder)
             self.opener.overwrites = folder
+        check_exports(self.config[self.command], folder, self.trainer)
 
     def resume_message(self, written: Path | None) -> str:
         """Return the line that names the last checkpoint and the command that resumes from it.

@@ -131,13 +131,17 @@ def check_writable(folder: Path) -> None:
         ) from None
 
 
-def find_run(folder: Path, trainer: L.Trainer) -> list[Path]:
-    """Return what a run has written to a folder, and to where this one would export its model."""
+def find_exports(folder: Path, trainer: L.Trainer) -> list[Path]:
+    """Return the folders that the run of a folder exports its model to."""
     from lit_rlhf.callbacks import ExportModel  # imported here: --help and --print_config do not need it
 
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    exports = [folder / each.directory for each in callbacks if isinstance(each, ExportModel)]
-    paths = dict.fromkeys([*(folder / name for name in RUN_FILES), *exports])
+    return [folder / each.directory for each in callbacks if isinstance(each, ExportModel)]
+
+
+def find_run(folder: Path, trainer: L.Trainer) -> list[Path]:
+    """Return what a run has written to a folder, and to where this one would export its model."""
+    paths = dict.fromkeys([*(folder / name for name in RUN_FILES), *find_exports(folder, trainer)])
     return [path for path in paths if path.is_file() or (path.is_dir() and any(path.iterdir()))]
 
 
@@ -162,18 +166,36 @@ def iter_texts(settings: Any, name: str) -> Iterator[tuple[str, str]]:
         yield name, settings
 
 
+def iter_paths(settings: Namespace, sections: tuple[str, ...]) -> Iterator[tuple[str, str, Path]]:
+    """Yield the name, the text and the path of every setting that can be one."""
+    for section in sections:
+        for name, text in iter_texts(settings.get(section), section):
+            if text and "\n" not in text and len(text) < 1000:
+                yield name, text, Path(text).resolve()
+
+
 def check_overwrite(settings: Namespace, folder: Path) -> None:
     """Refuse to delete an earlier run that this one reads from.
 
     Raises:
         UserError: names the setting.
     """
-    for section in ("model", "data", "trainer"):
-        for name, text in iter_texts(settings.get(section), section):
-            path = Path(text).resolve() if text and "\n" not in text and len(text) < 1000 else folder.parent
-            inside = path.relative_to(folder.resolve()).parts if path.is_relative_to(folder.resolve()) else ()
-            if inside and inside[0] in RUN_FILES and path.exists() and "dirpath" not in name:
-                raise UserError(f"--overwrite would delete {text}, which {name} reads; set another --run_dir")
+    for name, text, path in iter_paths(settings, ("model", "data", "trainer")):
+        inside = path.relative_to(folder.resolve()).parts if path.is_relative_to(folder.resolve()) else ()
+        if inside and inside[0] in RUN_FILES and path.exists() and "dirpath" not in name:
+            raise UserError(f"--overwrite would delete {text}, which {name} reads; set another --run_dir")
+
+
+def check_exports(settings: Namespace, folder: Path, trainer: L.Trainer) -> None:
+    """Refuse to replace a model that the run reads by the one that it exports.
+
+    Raises:
+        UserError: names the setting.
+    """
+    exports = [path.resolve() for path in find_exports(folder, trainer)]
+    for name, text, path in iter_paths(settings, ("model", "data")):
+        if path in exports:
+            raise UserError(f"ExportModel would replace {text}, which {name} reads; set another --run_dir")
 
 
 class LazyWriter(ExperimentWriter):
