@@ -184,7 +184,7 @@ def build_content(kind: Kind, prompt: list[Message], completions: Any, kept: dic
     """
     texts = [] if kind == "demonstrate" else check_completions(completions, kind, row.origin)
     content: Content = {"fields": kept, "prompt": prompt, "completions": texts}
-    models = row.fields.get("models")
+    models: Any = row.fields.get("models")
     if texts and not is_missing(models):
         is_list = isinstance(models, list) and all(isinstance(each, str) for each in models)
         if not is_list or len(models) != len(texts):
