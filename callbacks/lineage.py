@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_rlhf.callbacks.run_state import RunState
@@ -34,6 +33,7 @@ from lit_rlhf.lineage.records import (
 from lit_rlhf.lineage.settings import find_files
 from lit_rlhf.lineage.traceable import Traceable
 from lit_rlhf.lineage.wandb_artifacts import MAX_UPLOAD_GB, describe_run, mirror_output
+from lit_rlhf.loggers import media_loggers
 from lit_rlhf.models.flops import count_training_flops_per_token
 from lit_rlhf.rollout.experience import Experience
 from lit_rlhf.strategies import data_parallel_group
@@ -154,9 +154,8 @@ class Lineage(Callback):
 
     def mirror(self, trainer: Trainer, record: LineageRecord, folder: Path) -> None:
         """Record inputs and exported folder in every run of Weights & Biases; on rank zero."""
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger) and record.wandb is not None:
-                mirror_output(logger.experiment, record, folder, self.max_upload_gb)
+        for logger in media_loggers(trainer.loggers) if record.wandb is not None else ():
+            mirror_output(logger.experiment, record, folder, self.max_upload_gb)
 
 
 def find_lineage(trainer: Trainer) -> Lineage | None:
@@ -232,7 +231,7 @@ def read_metrics(trainer: Trainer) -> dict[str, float]:
 
 def describe_wandb(trainer: Trainer, role: str, registry: str) -> RunReference | None:
     """Return the first run of Weights & Biases that the Trainer logs to."""
-    loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+    loggers = media_loggers(trainer.loggers)
     if not loggers or not trainer.is_global_zero:
         return None
     folder = Path(trainer.default_root_dir).resolve()
