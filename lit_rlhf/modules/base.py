@@ -344,6 +344,7 @@ class LitModule(LightningModule, DataRequirements, Traceable):
         if self.resumed_random_state is not None:
             set_random_state(self.resumed_random_state)
             self.resumed_random_state = None
+        self.defined_metrics = set()  # a run may have other loggers than the one before
         self.define_metrics(VALIDATION_METRICS, self.epoch_axis)
         mark_step_as_saved(self.trainer)
         # now, and not at the first checkpoint: what is on the disk then may be another model

@@ -67,7 +67,7 @@ def sum_scores_by_column(rows: Sequence[Mapping[str, Any]], scores: Sequence[flo
     for row, score in zip(rows, scores, strict=True):
         for column in SCORE_COLUMNS:
             if isinstance(row.get(column), str | int):
-                name = f"reward/score_by_{column}/" + re.sub(r"[^\w.-]+", "_", str(row[column]))
+                name = "/".join(["reward", f"score_by_{column}", re.sub(r"[^\w.-]+", "_", str(row[column]))])
                 pair = sums.setdefault(name, [0.0, 0.0])
                 pair[0], pair[1] = pair[0] + score, pair[1] + 1
     return sums

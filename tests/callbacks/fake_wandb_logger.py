@@ -18,12 +18,16 @@ class FakeRun:
 class FakeWandbLogger(WandbLogger):
     """Stores what `log_image` and `log_metrics` get; everything else is ignored."""
 
-    name = version = save_dir = experiment = None  # type: ignore[assignment]
+    name = version = save_dir = None  # type: ignore[assignment]
 
     def __init__(self) -> None:
-        self.experiment = FakeRun()  # type: ignore[misc,assignment]
+        self.run: Any = FakeRun()
         self.images: dict[str, list[Any]] = {}
         self.rows: list[dict[str, Any]] = []
+
+    @property
+    def experiment(self) -> Any:
+        return self.run
 
     def log_image(self, key: str, images: list[Any], **_: Any) -> None:  # type: ignore[override]
         self.images[key] = images

@@ -73,11 +73,8 @@ def test_an_evaluation_takes_the_overlay_of_a_logger(evaluation: Path) -> None:
 def test_an_evaluation_can_log_nowhere(evaluation: Path) -> None:
     (evaluation / "logger.yaml").write_text(yaml.safe_dump({"logger": [CSV, WANDB]}))
     assert main(["evaluate", "-c", "recipe.yaml", "-c", "logger.yaml", "-c", "logger/off", "--progress=false"]) == 0
-    assert {path.name for path in (evaluation / "runs/one/evaluate").iterdir()} == {
-        "cache",
-        "report.html",
-        "report.json",
-    }
+    written = {path.name for path in (evaluation / "runs/one/evaluate").iterdir()}
+    assert "report.html" in written and not written & {"wandb", "metrics.csv"}
 
 
 @pytest.mark.usefixtures("wandb_offline")

@@ -229,7 +229,7 @@ def test_the_runs_of_an_agent_have_settings_and_folders_of_their_own(
 ) -> None:
     values = {
         "model.kl.coefficient": 0.02,
-        "model.sampling.top_k": None,
+        "data.validation_path": None,
         "model.advantages": {"class_path": "lit_rlhf.rollout.GAE", "init_args": {"gae_lambda": 0.9}},
         "model.optimizer.betas": [0.8, 0.9],
         "model.ppo.offload_frozen": True,
@@ -251,7 +251,7 @@ def test_the_runs_of_an_agent_have_settings_and_folders_of_their_own(
         assert model["kl"]["init_args"]["coefficient"] == 0.02
         assert model["advantages"]["init_args"]["gae_lambda"] == 0.9
         assert model["optimizer"]["init_args"]["betas"] == [0.8, 0.9]
-        assert model["sampling"]["top_k"] is None
+        assert recipe["data"]["init_args"]["validation_path"] is None
         assert model["ppo"]["offload_frozen"] is True and recipe["run_dir"] == str(folder)
         (samples,) = (each for each in recipe["trainer"]["callbacks"] if "LogSamples" in each["class_path"])
         assert samples["init_args"]["rows"] == 3

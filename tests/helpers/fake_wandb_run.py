@@ -49,6 +49,9 @@ class FakeRun:
     def link_artifact(self, artifact: wandb.Artifact, target: str) -> None:
         self.registry.links.append((artifact.name.split(":")[0], target))
 
+    def define_metric(self, name: str, **_: Any) -> None:
+        """Axes and summaries are tested elsewhere."""
+
     def __enter__(self) -> "FakeRun":
         return self
 

@@ -62,6 +62,8 @@ def apply_run(loggers: Sequence[Logger], run: WandbRun, environ: Mapping[str, st
     """Set what a run is called in loggers that have not started; arguments and variables of the user's win."""
     for logger in media_loggers(loggers):
         arguments = logger._wandb_init  # there is no public way after construction
+        if arguments.get("anonymous") is None:  # W&B warns of the setting, whatever its value
+            arguments.pop("anonymous", None)
         for name, value in run._asdict().items():
             if value and not arguments.get(name) and not environ.get(VARIABLES[name]):
                 arguments[name] = value
