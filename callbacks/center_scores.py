@@ -9,10 +9,12 @@ from torch import Tensor
 from lit_rlhf.data.demonstrations import tokenize_demonstrations
 from lit_rlhf.data.formats.registry import read_records
 from lit_rlhf.data.prompt_template import PromptTemplate
+from lit_rlhf.data.prompts import get_text_settings
 from lit_rlhf.data.records import Demonstration
 from lit_rlhf.data.report import DataReader, DatasetReport
-from lit_rlhf.data.sources import read_rows
+from lit_rlhf.data.sources import DataSource, held_rows, read_rows, source_name
 from lit_rlhf.errors import UserError
+from lit_rlhf.importing import Function
 from lit_rlhf.models.scoring import score_rows
 
 
@@ -32,8 +34,14 @@ class CenterScores(Callback, DataReader):
 
     data_role = "demonstrations for centering"
 
-    def __init__(self, path: str, format: str = "auto", template: str | None = None, batch_size: int = 64) -> None:
-        self.path, self.format, self.template, self.batch_size = path, format, template, batch_size
+    def __init__(
+        self,
+        path: DataSource,
+        format: str | Function = "auto",
+        template: str | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        self.path, self.format, self.template, self.batch_size = held_rows(path), format, template, batch_size
         self.rows: list[list[int]] | None = None  # token ids, read in `setup`
         self.centered_at = -1  # optimizer step
 
@@ -47,11 +55,11 @@ class CenterScores(Callback, DataReader):
 
     def load_rows(self, trainer: Trainer, pl_module: Any) -> list[list[int]]:
         """Return the token ids of the rows that define shift and scale."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        report = DatasetReport(self.path)
+        own_template, lengths = get_text_settings(trainer.datamodule)  # type: ignore[attr-defined]
+        report = DatasetReport(source_name(self.path))
         records = read_records(read_rows(self.path), "demonstration", Demonstration, self.format, report)
-        template = PromptTemplate(pl_module.tokenizer, self.template or data.template)
-        rows = tokenize_demonstrations(records, template, data.lengths, report)
+        template = PromptTemplate(pl_module.tokenizer, self.template or own_template)
+        rows = tokenize_demonstrations(records, template, lengths, report)
         report.raise_if_empty("demonstration")
         report.print_table()
         self.reports = (report,)
@@ -89,7 +97,7 @@ class CenterScores(Callback, DataReader):
 
     def describe_rows(self) -> str:
         """Return a description of the rows, for the log."""
-        return f"demonstrations of {self.path}"
+        return f"demonstrations of {source_name(self.path)}"
 
     def compute_shift_and_scale(self, raw_scores: Tensor, scale: float) -> tuple[float, float]:
         """Return shift and scale.

@@ -34,7 +34,7 @@ class ExportModel(Callback):
 
     def __init__(
         self,
-        directory: str = "model",
+        directory: str | Path = "model",
         weights: Literal["last", "best"] = "last",
         push: str | None = None,
         private: bool = False,

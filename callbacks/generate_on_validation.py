@@ -6,19 +6,23 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from lit_rlhf.callbacks.log_samples import write_samples
 from lit_rlhf.data.base import DataRequirements, TokenizedDataModule
 from lit_rlhf.data.collation import TokenizedExample, TokenizedPrompt, collate_prompts
 from lit_rlhf.data.loader import get_dp_world_size_and_rank
 from lit_rlhf.data.prompt_template import PromptTemplate
-from lit_rlhf.data.prompts import read_prompts
+from lit_rlhf.data.prompts import get_text_settings, read_prompts
+from lit_rlhf.data.sources import DataSource, held_rows
 from lit_rlhf.errors import UserError
 from lit_rlhf.generation import CachedGenerator, Generator
 from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
 from lit_rlhf.generation.stopping import stop_string_matcher
+from lit_rlhf.importing import Function
 from lit_rlhf.loggers import GrowingTable
-from lit_rlhf.rewards import Reward
+from lit_rlhf.models.scalar_model import ScalarModel
+from lit_rlhf.rewards import Reward, resolve_reward
 from lit_rlhf.rollout.experience import Episodes, make_episodes, read_reference
 from lit_rlhf.strategies import unsharded_parameters
 
@@ -48,10 +52,10 @@ class GenerateOnValidation(Callback):
 
     def __init__(
         self,
-        path: str | None = None,
-        reward: Reward | None = None,
+        path: DataSource | None = None,
+        reward: Reward | Function | PreTrainedModel | ScalarModel | None = None,
         sampling: SamplingParams | None = None,
-        format: str = "auto",
+        format: str | Function = "auto",
         limit: int = 256,
         batch_size: int = 64,
         rows: int = 8,
@@ -61,7 +65,9 @@ class GenerateOnValidation(Callback):
         for name, value in (("limit", limit), ("batch_size", batch_size)):
             if value < 1:
                 raise UserError(f"GenerateOnValidation: {name} must be at least 1, got {value}")
-        self.path, self.reward, self.sampling, self.format = path, reward, sampling or SamplingParams(), format
+        self.path = None if path is None else held_rows(path)
+        self.reward = None if reward is None else resolve_reward(reward)
+        self.sampling, self.format = sampling or SamplingParams(), format
         self.limit, self.batch_size, self.rows, self.seed = limit, batch_size, rows, seed
         self.generator: Generator = generator or CachedGenerator()
         self.prompts: list[TokenizedPrompt] | None = None  # read in `setup`
@@ -77,8 +83,9 @@ class GenerateOnValidation(Callback):
             rows = data.validation_rows if isinstance(data, TokenizedDataModule) else []
             prompts = extract_prompts(rows, pl_module.tokenizer)[:limit]
         else:
-            template = PromptTemplate(pl_module.tokenizer, data.template)
-            prompts = read_prompts(self.path, self.format, template, data.lengths)[:limit]
+            own_template, lengths = get_text_settings(data)
+            template = PromptTemplate(pl_module.tokenizer, own_template)
+            prompts = read_prompts(self.path, self.format, template, lengths)[:limit]
         if isinstance(pl_module, DataRequirements):
             num_tokens = max(len(prompt.input_ids) for prompt in prompts) + self.sampling.max_new_tokens
             what = "GenerateOnValidation: the longest prompt with sampling.max_new_tokens"

@@ -17,6 +17,7 @@ from lit_rlhf.data.batches import PretrainingBatch
 from lit_rlhf.data.loader import BatchShape, get_dp_world_size_and_rank
 from lit_rlhf.data.pretraining import TextBlocks, load_text_blocks
 from lit_rlhf.data.report import DataReader
+from lit_rlhf.data.sources import DataSource, held_rows, source_key
 from lit_rlhf.errors import UserError
 from lit_rlhf.lineage.traceable import Traceable
 from lit_rlhf.strategies import sharded_parameters, total_norm
@@ -32,7 +33,7 @@ class PretrainingMix(Callback, DataReader, Traceable):
     seed begins that at its first sequence.
 
     Args:
-        path: pretraining text: any source of `PretrainingDataModule`.
+        path: pretraining text, also rows in memory: any source of `PretrainingDataModule`.
         coefficient: γ. The paper's 27.8 multiplies a loss whose reduction it does not state; here both this loss and
             the policy loss are means over tokens.
         micro_batch_size: pretraining sequences per backward pass and rank.
@@ -49,7 +50,7 @@ class PretrainingMix(Callback, DataReader, Traceable):
 
     def __init__(
         self,
-        path: str,
+        path: DataSource,
         coefficient: float = 27.8,
         micro_batch_size: int = 8,
         num_micro_batches: int = 1,
@@ -62,7 +63,7 @@ class PretrainingMix(Callback, DataReader, Traceable):
         for name, value in (("micro_batch_size", micro_batch_size), ("num_micro_batches", num_micro_batches)):
             if value < 1:
                 raise UserError(f"PretrainingMix: {name} must be at least 1, got {value}")
-        self.path, self.coefficient, self.seq_len, self.seed = path, coefficient, seq_len, seed
+        self.path, self.coefficient, self.seq_len, self.seed = held_rows(path), coefficient, seq_len, seed
         self.micro_batch_size, self.num_micro_batches = micro_batch_size, num_micro_batches
         self.gradient_norms = gradient_norms
         self.blocks: TextBlocks | None = None  # read in `setup`
@@ -73,7 +74,7 @@ class PretrainingMix(Callback, DataReader, Traceable):
     @property
     def state_key(self) -> str:
         """What decides the order of sequences: a position is one in that order."""
-        return self._generate_state_key(path=self.path, seq_len=self.seq_len, seed=self.seed)
+        return self._generate_state_key(path=source_key(self.path), seq_len=self.seq_len, seed=self.seed)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin at the sequence of the checkpoint, or at the first."""

@@ -9,6 +9,7 @@ from lit_rlhf.data.base import DataRequirements
 from lit_rlhf.data.loader import get_dp_world_size_and_rank
 from lit_rlhf.data.pretraining import TextBlocks, collate_blocks, load_text_blocks
 from lit_rlhf.data.report import DataReader
+from lit_rlhf.data.sources import DataSource, held_rows
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.lm_loss import causal_lm_loss
 
@@ -28,7 +29,7 @@ class PretrainingValidation(Callback, DataReader):
 
     def __init__(
         self,
-        path: str,
+        path: DataSource,
         every_n_epochs: int = 1,
         seq_len: int = 512,
         batch_size: int = 32,
@@ -37,7 +38,7 @@ class PretrainingValidation(Callback, DataReader):
         for name, value in (("every_n_epochs", every_n_epochs), ("batch_size", batch_size), ("limit", limit)):
             if value is not None and value < 1:
                 raise UserError(f"PretrainingValidation: {name} must be at least 1, got {value}")
-        self.path, self.every_n_epochs, self.seq_len = path, every_n_epochs, seq_len
+        self.path, self.every_n_epochs, self.seq_len = held_rows(path), every_n_epochs, seq_len
         self.batch_size, self.limit = batch_size, limit
         self.blocks: TextBlocks | None = None  # read in `setup`
 

@@ -1,5 +1,6 @@
 """Shift and scale a reward model to mean 0 and standard deviation 1 over a policy's samples (Ziegler et al., 2019)."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,12 +10,15 @@ from torch import Tensor
 from lit_rlhf.callbacks.center_scores import CenterScores
 from lit_rlhf.data.batches import PromptBatch
 from lit_rlhf.data.prompt_template import PromptTemplate
-from lit_rlhf.data.prompts import PromptSource, read_prompts
+from lit_rlhf.data.prompts import PromptSource, get_text_settings, read_prompts
 from lit_rlhf.data.report import DatasetReport
+from lit_rlhf.data.sources import DataSource, source_name
 from lit_rlhf.errors import UserError
 from lit_rlhf.generation import CachedGenerator
 from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
+from lit_rlhf.importing import Function
 from lit_rlhf.lineage.traceable import Traceable
+from lit_rlhf.models.given import ModelSource, copied, model_name, resolve_model
 from lit_rlhf.models.loading import check_same_token_ids, load_causal_lm, load_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 
@@ -26,7 +30,7 @@ class StandardizeScores(CenterScores, Traceable):
 
     Args:
         path: prompts for `policy`; without a policy, prompts with completions, which are scored as they are.
-        policy: folder of the language model, usually the SFT model, whose samples define shift and scale.
+        policy: folder of the language model, usually the SFT model, or the model, whose samples define shift and scale.
         samples: number of sampled responses.
         max_new_tokens: maximum tokens of a response.
         format: format of the rows at `path`.
@@ -39,11 +43,11 @@ class StandardizeScores(CenterScores, Traceable):
 
     def __init__(
         self,
-        path: str,
-        policy: str | None = None,
+        path: DataSource,
+        policy: ModelSource | Path | None = None,
         samples: int = 256,
         max_new_tokens: int = 64,
-        format: str = "auto",
+        format: str | Function = "auto",
         template: str | None = None,
         batch_size: int = 64,
         seed: int = 0,
@@ -51,7 +55,8 @@ class StandardizeScores(CenterScores, Traceable):
         super().__init__(path, format, template, batch_size)
         if samples < 2:
             raise UserError(f"StandardizeScores: a standard deviation needs samples of 2 or more, got {samples}")
-        self.policy, self.samples, self.seed = policy, samples, seed
+        self.policy = None if policy is None else resolve_model(policy, "StandardizeScores: policy")
+        self.samples, self.seed = samples, seed
         self.sampling = SamplingParams(max_new_tokens)
 
     def input_models(self) -> dict[str, str]:
@@ -60,7 +65,7 @@ class StandardizeScores(CenterScores, Traceable):
 
     def describe_rows(self) -> str:
         """Return a description of the rows, for the log."""
-        return f"rows of {self.path}" if self.policy is None else f"samples of {self.policy}"
+        return f"rows of {source_name(self.path)}" if self.policy is None else f"samples of {model_name(self.policy)}"
 
     def compute_shift_and_scale(self, raw_scores: Tensor, scale: float) -> tuple[float, float]:
         """Return mean and standard deviation of the raw scores, (n,) float64."""
@@ -78,19 +83,20 @@ class StandardizeScores(CenterScores, Traceable):
     def load_prompts(self, trainer: Trainer, pl_module: Any) -> PromptBatch:
         """Return the prompts to sample from, `samples` rows."""
         assert self.policy is not None
-        tokenizer = load_tokenizer(self.policy, pl_module.loading)
+        tokenizer = load_tokenizer(model_name(self.policy), pl_module.loading)
         check_same_token_ids(tokenizer, pl_module.tokenizer, "StandardizeScores: the reward model")
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        template = PromptTemplate(tokenizer, self.template or data.template)
-        prompts = read_prompts(self.path, self.format, template, data.lengths)
-        self.reports = (DatasetReport(self.path),)
+        own_template, lengths = get_text_settings(trainer.datamodule)  # type: ignore[attr-defined]
+        template = PromptTemplate(tokenizer, self.template or own_template)
+        prompts = read_prompts(self.path, self.format, template, lengths)
+        self.reports = (DatasetReport(source_name(self.path)),)
         return PromptSource(prompts, tokenizer.pad_token_id, self.seed).get_batch(0, self.samples)
 
     @torch.no_grad()
     def sample_rows(self, prompts: PromptBatch, loading: ModelLoadingConfig, device: torch.device) -> list[list[int]]:
         """Return the token ids of the prompts, each with a response of the policy."""
         assert self.policy is not None
-        policy = load_causal_lm(self.policy, load_tokenizer(self.policy, loading), loading).to(device).eval()
+        tokenizer = load_tokenizer(model_name(self.policy), loading)
+        policy = load_causal_lm(copied(self.policy), tokenizer, loading).to(device).eval()
         noise = sampling_uniforms(self.samples, self.sampling.max_new_tokens, self.seed)
         rollout = CachedGenerator(self.batch_size).generate(policy, prompts.to(device), self.sampling, noise)
         mask = torch.cat([prompts.attention_mask.bool(), rollout.response_mask.cpu()], 1)

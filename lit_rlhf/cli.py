@@ -12,8 +12,8 @@ from pathlib import Path
 
 import lit_rlhf
 from lit_rlhf.commands.support.library_errors import explain_library_error
-from lit_rlhf.commands.support.secrets import mask_message
 from lit_rlhf.errors import UserError
+from lit_rlhf.secrets import mask_message
 from lit_rlhf.suggestions import did_you_mean, pip_command
 
 COMMANDS = {

@@ -4,22 +4,42 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.suggestions import did_you_mean
 
 
-def import_function(path: str, setting: str) -> Callable[..., Any]:
+class Function(Protocol):
+    """A function, or another callable, given where YAML names one by its dotted path."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it."""
+        ...
+
+
+def function_name(function: str | Function) -> str:
+    """Return the dotted path of a function, for messages and records."""
+    if isinstance(function, str):
+        return function
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{getattr(named, '__qualname__', '')}"
+
+
+def import_function(path: str | Function, setting: str) -> Callable[..., Any]:
     """Import a function by its dotted path, from the working directory or an installed package.
 
     Args:
-        path: The dotted path, such as "my_file.my_function".
+        path: The dotted path, such as "my_file.my_function"; a function is returned as it is.
         setting: The setting that names it, for error messages.
 
     Raises:
         UserError: There is no such module or function.
     """
+    if not isinstance(path, str):
+        if not callable(path):
+            raise UserError(f"{setting}: a {type(path).__name__} is no function; give one, or its dotted path")
+        return path
     module_name, _, name = path.rpartition(".")
     if not module_name:
         raise UserError(f"{setting}: {path!r} is not a dotted path such as my_file.my_function")

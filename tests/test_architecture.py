@@ -10,7 +10,10 @@ from tests.helpers.pages import blocks
 
 ROOT = Path(__file__).parent.parent / "lit_rlhf"
 
-GENERAL = {"checkpoint_files", "distributed", "errors", "functional", "hashing", "http", "importing", "suggestions"}
+GENERAL = {
+    *("checkpoint_files", "distributed", "errors", "functional", "hashing", "http", "hyperparameters", "importing"),
+    *("secrets", "suggestions"),
+}
 LIGHTNING = {"checkpoints", "loggers", "schedules", "strategies"}
 # from the lowest floor up: a package may import packages above it in this table, and never one below
 MAY_IMPORT: dict[str, set[str]] = {
@@ -22,6 +25,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "importing": {"errors", "suggestions"},
     "http": {"errors"},
     "checkpoint_files": {"errors"},
+    "secrets": set(),
+    "hyperparameters": {"errors", "secrets"},
     "checkpoints": {"errors", "checkpoint_files"},
     "schedules": {"errors"},
     "strategies": {"errors"},
@@ -42,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 MAY_IMPORT["labeling"] = GENERAL - {"http"} | {"models", "data", "generation", "evaluation"}
 MAY_IMPORT["commands"] = set(MAY_IMPORT)
-MAY_IMPORT["cli"] = {"errors", "suggestions", "commands"}
+MAY_IMPORT["cli"] = {"errors", "secrets", "suggestions", "commands"}
 MAY_IMPORT["__main__"] = {"cli"}
 # the quickstart and its sweep run their stages by the command, as a user would
 EXCEPTIONS = {("commands", "lit_rlhf.cli")}

@@ -12,10 +12,10 @@ from lit_rlhf.commands.fit import read_arguments
 from lit_rlhf.commands.support.config_locations import ConfigLocations, RefusedYAML
 from lit_rlhf.commands.support.log_filters import install_log_filters
 from lit_rlhf.commands.support.parse_errors import explain_parse_error
-from lit_rlhf.commands.support.secrets import without_secrets
 from lit_rlhf.commands.support.seeds import check_seeds
 from lit_rlhf.commands.support.wandb_login import prepare_loggers
 from lit_rlhf.errors import UserError
+from lit_rlhf.secrets import without_secrets
 
 if TYPE_CHECKING:
     from lit_rlhf.evaluation.run import Evaluation
@@ -61,16 +61,18 @@ def instantiate_evaluation(args: list[str], locations: ConfigLocations) -> "tupl
     from lightning.pytorch.loggers import Logger
 
     from lit_rlhf import evaluation
+    from lit_rlhf.commands.support.python_only import register_python_only_types
     from lit_rlhf.commands.support.recipe_cli import unwrap_error
     from lit_rlhf.commands.support.run_folder import move_loggers, place_loggers
-    from lit_rlhf.commands.support.secrets import MaskedHelp
     from lit_rlhf.evaluation.run import Evaluation
+    from lit_rlhf.secrets import MaskedHelp
 
     class EvaluationParser(MaskedHelp, ArgumentParser):
         pass
 
     for name in evaluation.__all__:  # jsonargparse looks up a class without its path among the imported ones
         getattr(evaluation, name)
+    register_python_only_types()
     parser = EvaluationParser(prog="lit-rlhf evaluate", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("-c", "--config", action="config", help="a recipe; a later one overrides earlier ones")
     parser.add_class_arguments(Evaluation, None)

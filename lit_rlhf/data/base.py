@@ -22,8 +22,10 @@ from lit_rlhf.data.loader import (
 from lit_rlhf.data.preprocessing.keys import prompt_key
 from lit_rlhf.data.preprocessing.settings import Preprocessing
 from lit_rlhf.data.report import DataReader, DatasetReport
+from lit_rlhf.data.sources import DataSource, held_rows, source_key, source_name
 from lit_rlhf.data.truncation import TruncationPolicy
 from lit_rlhf.errors import UserError
+from lit_rlhf.importing import Function
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,8 +86,8 @@ class TokenizedDataModule(LightningDataModule, DataReader, Generic[R]):
 
     def __init__(
         self,
-        path: str,
-        validation_path: str | None,
+        path: DataSource,
+        validation_path: DataSource | None,
         validation_fraction: float,
         micro_batch_size: int,
         seed: int,
@@ -95,8 +97,8 @@ class TokenizedDataModule(LightningDataModule, DataReader, Generic[R]):
         check_validation_settings(validation_path, validation_fraction)
         if micro_batch_size < 1:
             raise UserError(f"micro_batch_size: {micro_batch_size} must be at least 1")
-        self.path = path
-        self.validation_path = validation_path
+        self.path = held_rows(path)
+        self.validation_path = None if validation_path is None else held_rows(validation_path)
         self.validation_fraction = validation_fraction
         self.micro_batch_size = micro_batch_size
         self.seed = seed
@@ -134,18 +136,22 @@ class TokenizedDataModule(LightningDataModule, DataReader, Generic[R]):
         """The tokenizer of the module that is trained."""
         return get_module_tokenizer(self)
 
+    def describe_sources(self) -> dict[str, str | None]:
+        """Return what `hparams` say of the data."""
+        return describe_sources(self.path, self.validation_path)
+
     def setup(self, stage: str) -> None:
         """Read and tokenize, once; a new fit begins at the first epoch."""
         self._loader, self._loaded_state = None, None
         if self.training_rows is None:
             self.training_rows, self.validation_rows = self.load_rows()
 
-    def check_max_positions(self, max_tokens: int, path: str) -> None:
+    def check_max_positions(self, max_tokens: int, path: DataSource) -> None:
         """Let the module refuse rows that are longer than its model's positions, before it loads any weight."""
         assert self.trainer is not None
         module = self.trainer.lightning_module
         if isinstance(module, DataRequirements):
-            module.check_max_positions(max_tokens, f"the longest row of {path!r}", self.length_settings)
+            module.check_max_positions(max_tokens, f"the longest row of {source_name(path)!r}", self.length_settings)
 
     def train_dataloader(self) -> ResumableLoader[R, Any]:
         """Return the training loader, at the position of the checkpoint or of the previous loader."""
@@ -166,7 +172,12 @@ class TokenizedDataModule(LightningDataModule, DataReader, Generic[R]):
         """Return the validation loader: every row once, in file order; an empty list without validation data."""
         return self._make_loader(training=False) if self.validation_rows else empty_validation_loader()
 
-    def _make_loader(self, training: bool) -> ResumableLoader[R, Any]:
+    def predict_dataloader(self) -> ResumableLoader[R, Any]:
+        """Return a loader of the rows of `path`, each once, in file order."""
+        assert self.training_rows is not None
+        return self._make_loader(training=False, rows=self.training_rows)
+
+    def _make_loader(self, training: bool, rows: Sequence[R] | None = None) -> ResumableLoader[R, Any]:
         assert self.trainer is not None and self.training_rows is not None
         if any(isinstance(callback, GradientAccumulationScheduler) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
             raise UserError(
@@ -176,7 +187,7 @@ class TokenizedDataModule(LightningDataModule, DataReader, Generic[R]):
         packing = self.batching == "packing"
         shape = self._get_shape(training)
         return ResumableLoader(
-            self.training_rows if training else self.validation_rows,
+            rows or (self.training_rows if training else self.validation_rows),
             self.collate,
             **shape._asdict(),
             seed=self.seed,
@@ -226,10 +237,10 @@ class PreprocessedDataModule(TokenizedDataModule[R]):
 
     def __init__(
         self,
-        path: str,
-        validation_path: str | None,
+        path: DataSource,
+        validation_path: DataSource | None,
         validation_fraction: float,
-        format: str,
+        format: str | Function,
         template: str | None,
         lengths: TruncationPolicy,
         preprocessing: Preprocessing,
@@ -244,7 +255,7 @@ class PreprocessedDataModule(TokenizedDataModule[R]):
         self.preprocessing = preprocessing.validated(validation_fraction)
 
     @abstractmethod
-    def load_records(self, path: str, report: DatasetReport) -> list[Any]:
+    def load_records(self, path: DataSource, report: DatasetReport) -> list[Any]:
         """Read the records of a dataset."""
 
     @abstractmethod
@@ -264,7 +275,8 @@ class PreprocessedDataModule(TokenizedDataModule[R]):
         )
         self.check_max_positions(max(map(self.length, training_rows)), self.path)
         if validation_rows:
-            self.check_max_positions(max(map(self.length, validation_rows)), self.validation_path or self.path)
+            longest = max(map(self.length, validation_rows))
+            self.check_max_positions(longest, self.path if self.validation_path is None else self.validation_path)
         return training_rows, validation_rows
 
     def _tokenize(self, records: list[Any], report: DatasetReport) -> Sequence[R]:
@@ -275,12 +287,12 @@ class PreprocessedDataModule(TokenizedDataModule[R]):
 
 
 def load_splits(
-    path: str,
-    validation_path: str | None,
+    path: DataSource,
+    validation_path: DataSource | None,
     validation_fraction: float,
     seed: int,
     preprocessing: Preprocessing,
-    load_records: Callable[[str, DatasetReport], list[Any]],
+    load_records: Callable[[DataSource, DatasetReport], list[Any]],
     tokenize: Callable[[list[Any], DatasetReport], Sequence[R]],
 ) -> tuple[Sequence[R], Sequence[R], tuple[DatasetReport, ...]]:
     """Read, preprocess and tokenize the training and validation data; print what was skipped.
@@ -299,7 +311,7 @@ def load_splits(
         of the datasets.
     """
     validation_rows: Sequence[R] = []
-    report = DatasetReport(path)
+    report = DatasetReport(source_name(path))
     all_records = load_records(path, report)
     records, held_out = preprocessing.apply_to_training(all_records, validation_fraction, seed, report)
     training_rows = tokenize(records, report)
@@ -309,7 +321,7 @@ def load_splits(
     report.print_table()
     reports: tuple[DatasetReport, ...] = (report,)
     if validation_path is not None:
-        report = DatasetReport(validation_path, validation=True)
+        report = DatasetReport(source_name(validation_path), validation=True)
         training_prompts = {prompt_key(each) for each in all_records}
         validation = preprocessing.apply_to_validation(
             load_records(validation_path, report), training_prompts, seed, report
@@ -318,6 +330,12 @@ def load_splits(
         report.print_table()
         reports += (report,)
     return training_rows, validation_rows, reports
+
+
+def describe_sources(path: DataSource, validation_path: DataSource | None) -> dict[str, str | None]:
+    """Return what `hparams` say of the data: paths, and hashes of rows in memory."""
+    validation = None if validation_path is None else source_key(validation_path)
+    return {"path": source_key(path), "validation_path": validation}
 
 
 def get_module_tokenizer(data: LightningDataModule) -> PreTrainedTokenizerBase:
@@ -330,7 +348,7 @@ def get_module_tokenizer(data: LightningDataModule) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def check_validation_settings(path: str | None, fraction: float) -> None:
+def check_validation_settings(path: DataSource | None, fraction: float) -> None:
     """Refuse contradictory settings of the validation data."""
     if not 0.0 <= fraction < 1.0:
         raise UserError(f"validation_fraction: {fraction} must be at least 0 and below 1")

@@ -14,18 +14,20 @@ from lit_rlhf.data.preprocessing.settings import Preprocessing
 from lit_rlhf.data.prompt_template import PromptTemplate
 from lit_rlhf.data.records import Ranking
 from lit_rlhf.data.report import DatasetReport
-from lit_rlhf.data.sources import read_rows
+from lit_rlhf.data.sources import DataSource, read_rows
 from lit_rlhf.data.truncation import TruncationPolicy
+from lit_rlhf.hyperparameters import save_settings
+from lit_rlhf.importing import Function
 
 
 class ComparisonDataModule(PreprocessedDataModule[TokenizedRanking]):
     """Yields `RankingBatch`: a ranking is one element of a batch, for any K (§3.5 of the paper).
 
     Args:
-        path: A local file or a hub name; see `lit_rlhf.data.sources.read_rows`.
+        path: A local file, a hub name, or rows in memory; see `lit_rlhf.data.sources.read_rows`.
         validation_path: The validation data, likewise.
         validation_fraction: Fraction of the distinct prompts held out for validation, without a `validation_path`.
-        format: "auto", a format's name, or the dotted path of your own function; see `lit_rlhf.data.formats.registry`.
+        format: "auto", a format's name, or your own function, or its dotted path; see `lit_rlhf.data.formats.registry`.
         template: The prompt template; see `lit_rlhf.data.prompt_template.PromptTemplate`.
         max_prompt_length: In tokens; for longer prompts, see `overlong_prompts`.
         max_completion_length: In tokens, including EOS; longer completions are truncated, and then have no EOS.
@@ -41,10 +43,10 @@ class ComparisonDataModule(PreprocessedDataModule[TokenizedRanking]):
 
     def __init__(
         self,
-        path: str,
-        validation_path: str | None = None,
+        path: DataSource,
+        validation_path: DataSource | None = None,
         validation_fraction: float = 0.0,
-        format: str = "auto",
+        format: str | Function = "auto",
         template: str | None = None,
         max_prompt_length: int = 1024,
         max_completion_length: int = 1024,
@@ -66,8 +68,9 @@ class ComparisonDataModule(PreprocessedDataModule[TokenizedRanking]):
             batching,
             seed,
         )
+        save_settings(self, locals() | self.describe_sources())
 
-    def load_records(self, path: str, report: DatasetReport) -> list[Ranking]:
+    def load_records(self, path: DataSource, report: DatasetReport) -> list[Ranking]:
         """Read rankings; their sizes, comparisons and ties are added to `report`."""
         records = read_records(read_rows(path), "ranking", Ranking, self.format, report)
         report.add_line(summarize_rankings(records))

@@ -13,7 +13,8 @@ from lit_rlhf.data.preprocessing.splits import hold_out_hashes
 from lit_rlhf.data.prompt_template import encode_texts, find_bos_ids
 from lit_rlhf.data.records import TextRow
 from lit_rlhf.data.report import DatasetReport
-from lit_rlhf.data.sources import RowStream
+from lit_rlhf.data.sources import DataSource, RowStream, source_name
+from lit_rlhf.importing import Function
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,9 +29,9 @@ TRAIN, VALIDATION = 0, 1  # indices of the splits of a text
 class TextSource(NamedTuple):
     """A text dataset, and every setting that decides, with the tokenizer, what its blocks are."""
 
-    path: str
+    path: DataSource
     seq_len: int  # tokens per block, T
-    format: str = "auto"
+    format: str | Function = "auto"
     shuffle_documents: bool = False  # whether documents are concatenated in a permuted order, which loads all of them
     validation_fraction: float = 0.0  # fraction of the distinct documents held out for validation
     seed: int = 0  # seeds that order and the held-out part
@@ -70,9 +71,9 @@ def assign_splits(text: TextSource, rows: RowStream, report: DatasetReport) -> I
     """Yield each document with its split, in the order in which the documents of a split are concatenated."""
     held_out: set[bytes] = set()
     if text.validation_fraction:  # decided on hashes, in a separate pass over the file
-        uncounted = DatasetReport(text.path)
+        uncounted = DatasetReport(source_name(text.path))
         hashes = (hash_key(each.text, text.seed) for each in read_documents(text, rows, uncounted))
-        held_out = hold_out_hashes(hashes, text.validation_fraction, text.path)
+        held_out = hold_out_hashes(hashes, text.validation_fraction, source_name(text.path))
 
     def find_split(document: str) -> int:
         return VALIDATION if held_out and hash_key(document, text.seed) in held_out else TRAIN

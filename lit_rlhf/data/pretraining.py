@@ -13,9 +13,11 @@ from lit_rlhf.data.batches import TokenBatch
 from lit_rlhf.data.document_stream import TextSource
 from lit_rlhf.data.loader import BatchShape, infinite_permutation
 from lit_rlhf.data.report import DatasetReport
-from lit_rlhf.data.sources import stream_rows
+from lit_rlhf.data.sources import DataSource, held_rows, stream_rows
 from lit_rlhf.data.token_cache import load_blocks
 from lit_rlhf.errors import UserError
+from lit_rlhf.hyperparameters import save_settings
+from lit_rlhf.importing import Function
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,27 +82,27 @@ class TextBlocks(Sequence[TextBlock]):
 
 
 def load_text_blocks(
-    path: str,
+    path: DataSource,
     tokenizer: PreTrainedTokenizerBase,
     seq_len: int,
-    format: str = "auto",
+    format: str | Function = "auto",
     shuffle_documents: bool = False,
     seed: int = 0,
 ) -> TextBlocks:
     """Load the blocks of a text dataset, memory-mapped from the cache (`token_cache`); print what was skipped.
 
     Args:
-        path: A local file or a hub name; see `lit_rlhf.data.sources.read_rows`.
+        path: A local file, a hub name, or rows in memory; see `lit_rlhf.data.sources.read_rows`.
         tokenizer: The model's tokenizer.
         seq_len: Tokens per block, T.
-        format: "auto", "text", or the dotted path of your own function; see `lit_rlhf.data.formats.registry`.
+        format: "auto", "text", or your own function, or its dotted path; see `lit_rlhf.data.formats.registry`.
         shuffle_documents: Whether documents are concatenated in a permuted order; else in file order.
         seed: Seeds that permutation and the order of `TextBlocks.get_batch`.
 
     Raises:
         UserError: The data cannot be read, or is shorter than one block.
     """
-    text = TextSource(path, seq_len, format, shuffle_documents, seed=seed)
+    text = TextSource(held_rows(path), seq_len, format, shuffle_documents, seed=seed)
     (blocks,), report = load_blocks(text, tokenizer)
     report.print_table()
     return TextBlocks(blocks, seed, report)
@@ -118,10 +120,10 @@ class PretrainingDataModule(TokenizedDataModule[TextBlock]):
     """Yields `TokenBatch` of blocks of text.
 
     Args:
-        path: A local file or a hub name; see `lit_rlhf.data.sources.read_rows`.
+        path: A local file, a hub name, or rows in memory; see `lit_rlhf.data.sources.read_rows`.
         validation_path: The validation data, likewise.
         validation_fraction: Fraction of the distinct documents held out for validation, without a `validation_path`.
-        format: "auto", "text", or the dotted path of your own function; see `lit_rlhf.data.formats.registry`.
+        format: "auto", "text", or your own function, or its dotted path; see `lit_rlhf.data.formats.registry`.
         seq_len: Tokens per block.
         shuffle_documents: Whether documents are concatenated in a permuted order; else in file order.
         micro_batch_size: Blocks per rank and backward pass.
@@ -133,10 +135,10 @@ class PretrainingDataModule(TokenizedDataModule[TextBlock]):
 
     def __init__(
         self,
-        path: str,
-        validation_path: str | None = None,
+        path: DataSource,
+        validation_path: DataSource | None = None,
         validation_fraction: float = 0.0,
-        format: str = "auto",
+        format: str | Function = "auto",
         seq_len: int = 512,
         shuffle_documents: bool = False,
         micro_batch_size: int = 8,
@@ -148,6 +150,7 @@ class PretrainingDataModule(TokenizedDataModule[TextBlock]):
         self.format = format
         self.seq_len = seq_len
         self.shuffle_documents = shuffle_documents
+        save_settings(self, locals() | self.describe_sources())
 
     def load_rows(self) -> tuple[TextBlocks, Sequence[TextBlock]]:
         """Return the blocks of the training documents, and those of the held-out documents or the validation text."""

@@ -6,7 +6,14 @@ from typing import Any, Literal
 
 from lightning import LightningDataModule
 
-from lit_rlhf.data.base import check_validation_settings, empty_validation_loader, get_module_tokenizer, load_splits
+from lit_rlhf.data.base import (
+    PreprocessedDataModule,
+    check_validation_settings,
+    describe_sources,
+    empty_validation_loader,
+    get_module_tokenizer,
+    load_splits,
+)
 from lit_rlhf.data.batches import PromptBatch
 from lit_rlhf.data.collation import TokenizedPrompt, collate_prompts
 from lit_rlhf.data.formats.registry import read_records
@@ -15,9 +22,11 @@ from lit_rlhf.data.preprocessing.settings import Preprocessing
 from lit_rlhf.data.prompt_template import PromptTemplate
 from lit_rlhf.data.records import PromptRow
 from lit_rlhf.data.report import DataReader, DatasetReport
-from lit_rlhf.data.sources import read_rows
+from lit_rlhf.data.sources import DataSource, held_rows, read_rows, source_name
 from lit_rlhf.data.truncation import TruncationPolicy
 from lit_rlhf.errors import UserError
+from lit_rlhf.hyperparameters import save_settings
+from lit_rlhf.importing import Function
 
 
 class PromptSource:
@@ -76,10 +85,10 @@ class PromptDataModule(LightningDataModule, DataReader):
     in the validation data; a rank that has no prompt left repeats another rank's prompt with `index` -1, to be ignored.
 
     Args:
-        path: A local file or a hub name; of demonstrations and comparisons, the prompts are used.
+        path: A local file, a hub name, or rows in memory; of demonstrations and comparisons, the prompts are used.
         validation_path: The validation data, likewise.
         validation_fraction: Fraction of the distinct prompts held out for validation, without a `validation_path`.
-        format: "auto", a format's name, or the dotted path of your own function; see `lit_rlhf.data.formats.registry`.
+        format: "auto", a format's name, or your own function, or its dotted path; see `lit_rlhf.data.formats.registry`.
         template: The prompt template; see `lit_rlhf.data.prompt_template.PromptTemplate`. Use the one that the policy
             was fine-tuned with.
         max_prompt_length: In tokens; for longer prompts, see `overlong_prompts`.
@@ -93,10 +102,10 @@ class PromptDataModule(LightningDataModule, DataReader):
 
     def __init__(
         self,
-        path: str,
-        validation_path: str | None = None,
+        path: DataSource,
+        validation_path: DataSource | None = None,
         validation_fraction: float = 0.0,
-        format: str = "auto",
+        format: str | Function = "auto",
         template: str | None = None,
         max_prompt_length: int = 1024,
         overlong_prompts: Literal["drop", "truncate"] = "drop",
@@ -106,8 +115,8 @@ class PromptDataModule(LightningDataModule, DataReader):
     ) -> None:
         super().__init__()
         check_validation_settings(validation_path, validation_fraction)
-        self.path = path
-        self.validation_path = validation_path
+        self.path = held_rows(path)
+        self.validation_path = None if validation_path is None else held_rows(validation_path)
         self.validation_fraction = validation_fraction
         self.format = format
         self.template = template
@@ -119,6 +128,7 @@ class PromptDataModule(LightningDataModule, DataReader):
         self.seed = seed
         self.prompts: PromptSource | None = None
         self.validation_prompts: PromptSource | None = None
+        save_settings(self, locals() | describe_sources(self.path, self.validation_path))
 
     def setup(self, stage: str) -> None:
         """Read and tokenize, once."""
@@ -138,7 +148,7 @@ class PromptDataModule(LightningDataModule, DataReader):
         if validation:
             self.validation_prompts = PromptSource(list(validation), pad_id, self.seed)
 
-    def load_records(self, path: str, report: DatasetReport) -> list[PromptRow]:
+    def load_records(self, path: DataSource, report: DatasetReport) -> list[PromptRow]:
         """Read prompts."""
         return read_records(read_rows(path), "prompt", PromptRow, self.format, report)
 
@@ -157,9 +167,16 @@ class PromptDataModule(LightningDataModule, DataReader):
 
     def val_dataloader(self) -> ResumableLoader[tuple[int, TokenizedPrompt], PromptBatch] | list[Any]:
         """Return the loader of the validation prompts, each once, in file order; an empty list without any."""
-        source = self.validation_prompts
-        if source is None:
+        if self.validation_prompts is None:
             return empty_validation_loader()
+        return self._loader_in_order(self.validation_prompts)
+
+    def predict_dataloader(self) -> ResumableLoader[tuple[int, TokenizedPrompt], PromptBatch]:
+        """Return a loader of the prompts of `path`, each once, in file order."""
+        assert self.prompts is not None
+        return self._loader_in_order(self.prompts)
+
+    def _loader_in_order(self, source: PromptSource) -> ResumableLoader[tuple[int, TokenizedPrompt], PromptBatch]:
         assert self.trainer is not None
 
         def collate(rows: list[tuple[int, TokenizedPrompt]], normalizer: float) -> PromptBatch:
@@ -178,13 +195,22 @@ class PromptDataModule(LightningDataModule, DataReader):
         )
 
 
-def read_prompts(path: str, format: str, template: PromptTemplate, lengths: TruncationPolicy) -> list[TokenizedPrompt]:
+def get_text_settings(data: object) -> tuple[str | None, TruncationPolicy]:
+    """Return prompt template and length limits of a data module; of one without them, the defaults."""
+    if isinstance(data, PreprocessedDataModule | PromptDataModule):
+        return data.template, data.lengths
+    return None, TruncationPolicy(1024)
+
+
+def read_prompts(
+    path: DataSource, format: str | Function, template: PromptTemplate, lengths: TruncationPolicy
+) -> list[TokenizedPrompt]:
     """Read and tokenize the prompts of a dataset without a data module; print what was skipped.
 
     Raises:
         UserError: The data cannot be read, or no prompt is left.
     """
-    report = DatasetReport(path)
+    report = DatasetReport(source_name(path))
     records = read_records(read_rows(path), "prompt", PromptRow, format, report)
     prompts = tokenize_prompts(records, template, lengths, report)
     report.raise_if_empty("prompt")

@@ -1,21 +1,23 @@
-"""Rows from files and from the Hugging Face hub, each with its origin for messages."""
+"""Rows from files, from the Hugging Face hub and from memory, each with its origin for messages."""
 
 from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import json
+import os
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.suggestions import did_you_mean
@@ -24,7 +26,7 @@ Fields = dict[str, Any]
 
 
 class Row(NamedTuple):
-    """One row of a dataset: its columns, and its file and line ("file.jsonl:12")."""
+    """One row of a dataset: its columns, and its file and line ("file.jsonl:12"), or its number ("rows[11]")."""
 
     fields: Fields
     origin: str
@@ -32,29 +34,45 @@ class Row(NamedTuple):
 
 Rows = Sequence[Row]
 
+
+class RowIterable(Protocol):
+    """Rows in memory or streamed: dicts of columns, or strings, which become `{"text": string}`.
+
+    A `datasets.Dataset` or `IterableDataset`, a list, a pandas `DataFrame`, any iterable. Data modules and callbacks
+    read an iterator, such as a generator, into memory, because they read data more than once.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the rows."""
+        ...
+
+
+DataSource: TypeAlias = str | Path | RowIterable
+
 _UNREADABLE = (OSError, EOFError, zlib.error)
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(@(?P<split>[\w.\[\]:%-]+))?")
 
 
-def read_rows(path: str, split: str = "train") -> Rows:
-    """Read the rows of a dataset, in file order.
+def read_rows(data: DataSource, split: str = "train") -> Rows:
+    """Read the rows of a dataset, in order.
 
     Args:
-        path: A local `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet` or `.txt` file, each also with `.gz`; or a dataset
-            of the Hugging Face hub as `org/name` or `org/name:config`, each also with `@split` after it.
+        data: A local `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet` or `.txt` file, each also with `.gz`; or a dataset
+            of the Hugging Face hub as `org/name` or `org/name:config`, each also with `@split` after it; or rows in
+            memory, see `RowIterable`.
             A `.json` file is a list of rows, or an object with such a list under "data". A row that is a bare string
             becomes `{"text": string}`. A `.txt` file holds documents separated by blank lines, each a
             `{"text": document}`.
-        split: The hub dataset's split, if `path` names none.
+        split: The hub dataset's split, if `data` names none.
 
     Raises:
         UserError: The file is missing (the message names the nearest), does not parse (file and line), has an unknown
-            extension, or holds no row.
+            extension, or holds no row; rows in memory are no rows (by their number).
     """
-    rows = stream_rows(path, split).read()
+    rows = stream_rows(data, split).read()
     rows = rows if isinstance(rows, Sequence) else list(rows)
     if not rows:
-        raise UserError(f"data {path!r} is empty: it holds no row")
+        raise UserError(f"data {source_name(data)!r} is empty: it holds no row")
     return rows
 
 
@@ -64,9 +82,9 @@ class RowStream:
 
     path: str
     read: Callable[[], Iterable[Row]]
-    fingerprint: tuple[
-        Any, ...
-    ]  # of a file: path, size and modification time; of a hub dataset: its name and fingerprint
+    # of a file: path, size and modification time; of a hub dataset: its name and fingerprint; of rows in memory: their
+    # content; None of a stream, whose content is known only when it was read
+    fingerprint: tuple[Any, ...] | None
 
     def __iter__(self) -> Iterator[Row]:
         empty = True
@@ -77,12 +95,15 @@ class RowStream:
             raise UserError(f"data {self.path!r} is empty: it holds no row")
 
 
-def stream_rows(path: str, split: str = "train") -> RowStream:
+def stream_rows(data: DataSource, split: str = "train") -> RowStream:
     """Open a dataset as a stream of rows: `.jsonl` and `.txt` files are read line by line, other files at once.
 
     Raises:
         UserError: As `read_rows`; an error within a file is raised when its line is reached.
     """
+    if not isinstance(data, str | os.PathLike):
+        return _stream_memory(data)
+    path = os.fspath(data)
     suffix = _suffix(path)
     hub_name = _HUB_NAME.fullmatch(path)
     # "data/x" is a missing file if there is a folder "data", not a hub dataset of the organization "data"
@@ -95,6 +116,53 @@ def stream_rows(path: str, split: str = "train") -> RowStream:
         return RowStream(path, partial(_READERS[suffix], file), (str(file.resolve()), state.st_size, state.st_mtime_ns))
     table = _hub_rows(hub_name["name"], hub_name["config"], hub_name["split"] or split)
     return RowStream(path, lambda: table, (path, table.fingerprint))
+
+
+def source_name(data: DataSource) -> str:
+    """Return what messages and reports call a dataset: its path, or "rows" of what is in memory."""
+    return os.fspath(data) if isinstance(data, str | os.PathLike) else "rows"
+
+
+def source_key(data: DataSource) -> str:
+    """Return what distinguishes a dataset from others: its path, or a hash of the rows in memory."""
+    if isinstance(data, str | os.PathLike):
+        return os.fspath(data)
+    fingerprint = stream_rows(data).fingerprint
+    return "rows" if fingerprint is None else f"rows {fingerprint[-1]}"
+
+
+def held_rows(data: DataSource) -> DataSource:
+    """Return a dataset that can be read again and again: of an iterator, such as a generator, a list."""
+    return list(data) if isinstance(data, Iterator) else data
+
+
+def _stream_memory(data: Any) -> RowStream:
+    """Open rows that are in memory, or an iterable that streams them."""
+    datasets, pandas = sys.modules.get("datasets"), sys.modules.get("pandas")  # objects of theirs come after an import
+    if datasets is not None and isinstance(data, datasets.DatasetDict | datasets.IterableDatasetDict):
+        raise UserError(f"data: a {type(data).__name__} holds the splits {', '.join(data)}; give one of them")
+    if isinstance(data, Mapping | bytes) or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
+        raise UserError(
+            f"data: a {type(data).__name__} is no dataset; give a path, a hub name, a datasets.Dataset, a DataFrame, "
+            "or an iterable of rows (dicts or strings)"
+        )
+    if datasets is not None and isinstance(data, datasets.Dataset):
+        table = _TableRows(data.with_format(None), "rows", in_memory=True)
+        return RowStream("rows", lambda: table, ("rows", table.fingerprint))
+    if pandas is not None and isinstance(data, pandas.DataFrame):
+        data = data.astype(object).where(data.notna(), None).to_dict("records")
+    if isinstance(data, Sequence):
+        rows = [_memory_row(value, n) for n, value in enumerate(data)]
+        content = hashlib.sha256()
+        for row in rows:
+            content.update(json.dumps(row.fields, default=repr).encode())
+        return RowStream("rows", lambda: rows, ("rows", content.hexdigest()))
+    return RowStream("rows", lambda: (_memory_row(value, n) for n, value in enumerate(data)), None)
+
+
+def _memory_row(value: Any, number: int) -> Row:
+    """Return a row of memory; its columns are a copy, so that the caller's stay as they are."""
+    return _as_row(dict(value) if isinstance(value, Mapping) else value, f"rows[{number}]")
 
 
 def read_text(path: str) -> str:
@@ -350,9 +418,10 @@ def _text_rows(file: Path) -> Iterator[Row]:
 class _TableRows(Sequence[Row]):
     """A `datasets` table as rows, read one at a time."""
 
-    def __init__(self, table: Any, name: str) -> None:
+    def __init__(self, table: Any, name: str, in_memory: bool = False) -> None:
         self._table = table
         self._name = name
+        self._in_memory = in_memory
 
     @property
     def fingerprint(self) -> str:
@@ -368,16 +437,16 @@ class _TableRows(Sequence[Row]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)
-        return self._decode(index + 1, lambda: self._table[index])
+        return self._decode(index, lambda: self._table[index])
 
     def __iter__(self) -> Iterator[Row]:
         rows = iter(self._table)
-        for number in range(1, len(self) + 1):
-            yield self._decode(number, lambda: next(rows))
+        for index in range(len(self)):
+            yield self._decode(index, lambda: next(rows))
 
-    def _decode(self, number: int, read: Callable[[], dict[str, Any]]) -> Row:
+    def _decode(self, index: int, read: Callable[[], dict[str, Any]]) -> Row:
         """Read a row: its cells are decoded only now."""
-        origin = f"{self._name} row {number}"
+        origin = f"{self._name}[{index}]" if self._in_memory else f"{self._name} row {index + 1}"
         with _decoding(f"{origin}: cannot be read"):
             return Row(dict(read()), origin)
 

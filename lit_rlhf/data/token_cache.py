@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from lit_rlhf.data.document_stream import TextSource, iter_token_chunks
 from lit_rlhf.data.prompt_template import find_bos_ids
 from lit_rlhf.data.report import DatasetReport
-from lit_rlhf.data.sources import RowStream, stream_rows
+from lit_rlhf.data.sources import RowStream, source_name, stream_rows
 from lit_rlhf.errors import UserError
 from lit_rlhf.hashing import hash_files
 from lit_rlhf.importing import import_function
@@ -60,21 +60,33 @@ def load_blocks(text: TextSource, tokenizer: PreTrainedTokenizerBase) -> tuple[l
     Raises:
         UserError: The data cannot be read, or a split has fewer tokens than one block.
     """
-    rows = stream_rows(text.path)
-    name = re.sub(r"[^\w-]", "_", Path(text.path).name)[:60]
-    entry = get_cache_folder() / f"{name}-{compute_cache_key(text, rows, tokenizer)}"
-    try:
-        ids, report = load_or_write_entry(entry, text, rows, tokenizer)
-    except (OSError, NotImplementedError) as problem:  # no folder, no permission, a full disk, no locks on that disk
-        sinks = [io.BytesIO() for _ in range(text.num_splits)]
-        report = tokenize_to(text, rows, tokenizer, sinks).report
-        ids = [torch.frombuffer(sink.getbuffer(), dtype=torch.int32) for sink in sinks]
-        report.add_line(
-            f"blocks kept in memory, and cut again by the next run: {entry.parent} cannot be used ({problem}); "
-            f"set the environment variable {CACHE_VARIABLE} to a folder that can be written"
-        )
+    rows, folder = stream_rows(text.path), get_cache_folder()
+    if rows.fingerprint is None or not isinstance(text.format, str):
+        why = "neither a stream nor a function has a fingerprint to find them again by"
+        ids, report = tokenize_in_memory(text, rows, tokenizer, why)
+    else:
+        name = re.sub(r"[^\w-]", "_", Path(source_name(text.path)).name)[:60]
+        entry = folder / f"{name}-{compute_cache_key(text, rows, tokenizer)}"
+        try:
+            ids, report = load_or_write_entry(entry, text, rows, tokenizer)
+        except (OSError, NotImplementedError) as problem:  # no folder, no permission, a full disk, no locks on the disk
+            why = (
+                f"{folder} cannot be used ({problem}); set the environment variable {CACHE_VARIABLE} to a folder that "
+                "can be written"
+            )
+            ids, report = tokenize_in_memory(text, rows, tokenizer, why)
     length = text.seq_len
     return [each[: len(each) // length * length].view(-1, length) for each in ids], report
+
+
+def tokenize_in_memory(
+    text: TextSource, rows: RowStream, tokenizer: PreTrainedTokenizerBase, why: str
+) -> tuple[list[Tensor], DatasetReport]:
+    """Return the ids of each split, which are not kept for other runs; `why` is a line of the report."""
+    sinks = [io.BytesIO() for _ in range(text.num_splits)]
+    report = tokenize_to(text, rows, tokenizer, sinks).report
+    report.add_line(f"blocks kept in memory, and cut again by the next run: {why}")
+    return [torch.frombuffer(sink.getbuffer(), dtype=torch.int32) for sink in sinks], report
 
 
 def load_or_write_entry(
@@ -107,8 +119,9 @@ def tokenize_to(
     Raises:
         UserError: As `load_blocks`.
     """
-    report, num_tokens = DatasetReport(text.path), [0] * text.num_splits
-    bar = tqdm(desc=f"tokenizing {text.path}", unit="token", unit_scale=True, leave=False, disable=None)
+    name = source_name(text.path)
+    report, num_tokens = DatasetReport(name), [0] * text.num_splits
+    bar = tqdm(desc=f"tokenizing {name}", unit="token", unit_scale=True, leave=False, disable=None)
     with bar:
         for split, ids in iter_token_chunks(text, rows, tokenizer, report):
             sinks[split].write(ids)
@@ -117,9 +130,7 @@ def tokenize_to(
     for count in num_tokens:
         num_blocks, remainder = divmod(count, text.seq_len)
         if not num_blocks:
-            raise UserError(
-                f"{text.path!r} holds {count:,} tokens, fewer than one block; lower seq_len ({text.seq_len})"
-            )
+            raise UserError(f"{name!r} holds {count:,} tokens, fewer than one block; lower seq_len ({text.seq_len})")
         report.add_line(f"{count:,} tokens: {num_blocks:,} blocks of {text.seq_len}, {remainder} left out")
     return CacheEntry(num_tokens, report)
 
@@ -154,7 +165,7 @@ def read_entry(entry: Path, text: TextSource) -> CacheEntry | None:
         return None
     if sizes != [4 * count for count in state["tokens"]]:
         return None
-    return CacheEntry(state["tokens"], DatasetReport.from_state_dict(text.path, state["report"]))
+    return CacheEntry(state["tokens"], DatasetReport.from_state_dict(source_name(text.path), state["report"]))
 
 
 def map_ids(file: Path, count: int) -> Tensor:
@@ -165,6 +176,7 @@ def map_ids(file: Path, count: int) -> Tensor:
 def compute_cache_key(text: TextSource, rows: RowStream, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a short hash of everything that the blocks of a text depend on."""
     permuted = text.shuffle_documents or text.validation_fraction
+    assert isinstance(text.format, str) and rows.fingerprint is not None
     parts: list[Any] = [VERSION, sys.byteorder, rows.fingerprint, format_fingerprint(text.format), text.seq_len]
     parts += [text.shuffle_documents, text.validation_fraction, text.seed if permuted else None]
     parts += tokenizer_fingerprint(tokenizer)

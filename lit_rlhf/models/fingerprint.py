@@ -26,17 +26,21 @@ LINEAGE_FILE = "lineage.json"  # in every exported folder; says where the model 
 FINGERPRINT_FORMAT = 1  # increase it when the meaning of `loaded_model_fingerprint` changes
 
 
-def model_fingerprint(model: str, loading: ModelLoadingConfig, hash_file: Callable[[Path], str] = hash_file) -> str:
+def model_fingerprint(
+    model: str | nn.Module, loading: ModelLoadingConfig, hash_file: Callable[[Path], str] = hash_file
+) -> str:
     """Compute a fingerprint that distinguishes models of the same name.
 
     Of a folder, the SHA-256 of its weight files, config.json and adapter_config.json; of a checkpoint file, its
-    SHA-256; of a hub model, its commit.
+    SHA-256; of a hub model, its commit; of an object, a hash of its weights.
 
     Args:
-        model: folder, checkpoint file or hub name.
+        model: folder, checkpoint file, hub name or object.
         loading: how the model is loaded.
         hash_file: returns the SHA-256 of a file; a caller may cache it.
     """
+    if isinstance(model, nn.Module):
+        return f"weights {live_model_fingerprint(model)}"
     folder = Path(model)
     if folder.is_file():
         return f"sha256 {hash_file(folder)}"

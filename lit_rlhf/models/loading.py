@@ -1,4 +1,7 @@
-"""Loading of causal language models and tokenizers from a folder or the hub, checked before any weight is read."""
+"""Loading of causal language models and tokenizers from a folder or the hub, checked before any weight is read.
+
+A model that is given as an object is checked and prepared in the same way, in place.
+"""
 
 from functools import wraps
 from typing import Any
@@ -18,6 +21,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_rlhf.errors import UserError
+from lit_rlhf.models.given import ModelSource, model_name, without_dropout
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.pretrained import from_pretrained_quietly, load_weights
 
@@ -36,22 +40,31 @@ OTHER_DROPOUT = (
 )
 
 
-def load_config(model: str, loading: ModelLoadingConfig) -> PretrainedConfig:
-    """Load the configuration of a model.
+def load_config(model: ModelSource, loading: ModelLoadingConfig) -> PretrainedConfig:
+    """Load the configuration of a model; that of an object is its own.
 
     Raises:
         UserError: There is no such model.
     """
+    if isinstance(model, PreTrainedModel):
+        return model.config
     return from_pretrained_quietly(AutoConfig.from_pretrained, model, loading)
 
 
-def load_tokenizer(model: str, loading: ModelLoadingConfig) -> Tokenizer:
+def load_tokenizer(model: str | Tokenizer, loading: ModelLoadingConfig) -> Tokenizer:
     """Load the tokenizer of `model`, whose padding token differs from its end token.
+
+    Args:
+        model: A folder or a hub name; or a tokenizer, which is checked, and gets the padding token of `loading`.
+        loading: How to load.
 
     Raises:
         UserError: No tokenizer, no end token, or padding that is missing or equal to the end token.
     """
-    tokenizer = from_pretrained_quietly(AutoTokenizer.from_pretrained, model, loading)
+    if isinstance(model, Tokenizer):
+        tokenizer, model = model, str(model.name_or_path or type(model).__name__)
+    else:
+        tokenizer = from_pretrained_quietly(AutoTokenizer.from_pretrained, model, loading)
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"tokenizer of {model!r} has no end-of-sequence token: set eos_token in its tokenizer_config.json"
@@ -104,12 +117,12 @@ def check_same_token_ids(tokenizer: Tokenizer, other: Tokenizer, what: str) -> N
 
 
 def load_causal_lm(
-    model: str, tokenizer: Tokenizer, loading: ModelLoadingConfig, dropout: float = 0.0
+    model: ModelSource, tokenizer: Tokenizer, loading: ModelLoadingConfig, dropout: float = 0.0
 ) -> PreTrainedModel:
     """Load a causal language model, ready to train.
 
     Args:
-        model: A folder or a hub name.
+        model: A folder or a hub name; or a model, which is prepared in place.
         tokenizer: Its tokenizer; if it has one more token than the model, the embedding grows by one row.
         loading: How to load.
         dropout: Residual dropout (InstructGPT's SFT baseline: 0.2); every other dropout is 0.
@@ -119,8 +132,10 @@ def load_causal_lm(
             or residual dropout that this architecture lacks.
     """
     config = load_config(model, loading)
-    check_causal_lm(config, model)
-    check_vocabulary(tokenizer, config, model, loading)
+    check_causal_lm(config, model_name(model))
+    check_vocabulary(tokenizer, config, model_name(model), loading)
+    if isinstance(model, PreTrainedModel):
+        return finish_loading(without_dropout(model, dropout), tokenizer, loading)
     set_dropout(config, dropout)
     loaded, _ = load_weights(AutoModelForCausalLM, model, config, loading)
     return finish_loading(loaded, tokenizer, loading)

@@ -1,8 +1,9 @@
 """A transformer with a scalar head: the reward model and the critic."""
 
+import copy
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import last_token_index, position_ids
+from lit_rlhf.models.given import ModelSource, model_name, resolve_model, without_dropout
 from lit_rlhf.models.loading import (
     check_vocabulary,
     finish_loading,
@@ -144,13 +146,23 @@ def apply_head(hidden: Tensor, head: nn.Linear) -> Tensor:
         return raw if head.bias is None else raw + head.bias.float()
 
 
-def load_scalar_model(model: str, tokenizer: Tokenizer, loading: ModelLoadingConfig, seed: int = 0) -> ScalarModel:
+ScalarSource: TypeAlias = ModelSource | ScalarModel
+"""A folder or a hub name, or a reward model or language model that was loaded already."""
+
+
+def load_scalar_model(
+    model: ScalarSource, tokenizer: Tokenizer, loading: ModelLoadingConfig, seed: int = 0
+) -> ScalarModel:
     """Load a scalar model from a reward model's folder, or from a language model's folder with a new head.
+
+    A reward model that is an object is prepared in place; of a language model the backbone is copied under a new head.
 
     Raises:
         UserError: No such model, an architecture without a sequence-classification class, more than one label, or a
             head that is not one linear layer named `score`.
     """
+    if not isinstance(model, str):
+        return _prepare_scalar_model(model, tokenizer, loading, seed)
     config = load_config(model, loading)
     check_vocabulary(tokenizer, config, model, loading)
     set_dropout(config, 0.0)
@@ -167,6 +179,48 @@ def load_scalar_model(model: str, tokenizer: Tokenizer, loading: ModelLoadingCon
     if not trained_head:
         loaded.score.weight.data.copy_(init_head(loaded.score.weight.shape, seed))
     return ScalarModel(finish_loading(loaded, tokenizer, loading), head_is_new=not trained_head)
+
+
+def resolve_scalar_model(model: Any, setting: str) -> Any:
+    """Return what a setting gives where a scalar model is loaded from, see `resolve_model`."""
+    return model if isinstance(model, ScalarModel) else resolve_model(model, setting)
+
+
+def _prepare_scalar_model(
+    model: PreTrainedModel | ScalarModel, tokenizer: Tokenizer, loading: ModelLoadingConfig, seed: int
+) -> ScalarModel:
+    inner = model.model if isinstance(model, ScalarModel) else model
+    name, config = model_name(inner), inner.config
+    config.architectures = [type(inner).__name__]  # of an object the class decides, not what it was loaded from
+    check_vocabulary(tokenizer, config, name, loading)
+    trained_head = _has_trained_head(config, name)
+    if not is_decoder_only(config):
+        raise UserError(f"model: {name!r} is of the architecture {config.model_type}; use a decoder-only one")
+    inner = without_dropout(inner if trained_head else _replace_head(inner, seed))
+    if not isinstance(getattr(inner, "score", None), nn.Linear):
+        raise UserError(f"model: {type(inner).__name__} has no linear `score` head; use a decoder-only architecture")
+    finish_loading(inner, tokenizer, loading)
+    return model if isinstance(model, ScalarModel) else ScalarModel(inner, head_is_new=not trained_head)
+
+
+def _replace_head(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """Return a sequence-classification model with a copy of a language model's backbone and a new head."""
+    config = copy.deepcopy(model.config)
+    config.num_labels = 1
+    with torch.device("meta"):
+        scalar: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+    setattr(scalar, scalar.base_model_prefix, copy.deepcopy(model.base_model))
+    left = [name for name, weight in scalar.named_parameters() if weight.is_meta and not name.startswith("score.")]
+    if left:
+        raise UserError(
+            f"model: {type(scalar).__name__} has the weight {left[0]!r}, which the model lacks; give a folder"
+        )
+    weight, backbone = cast(nn.Linear, scalar.score).weight, next(scalar.base_model.parameters())
+    head = init_head(weight.shape, seed).to(backbone.device, backbone.dtype)
+    scalar.score = nn.Linear(weight.shape[1], 1, bias=False, device="meta")
+    scalar.score.weight = nn.Parameter(head)
+    scalar.config.architectures = [type(scalar).__name__]
+    return scalar
 
 
 def init_head(shape: torch.Size, seed: int) -> Tensor:

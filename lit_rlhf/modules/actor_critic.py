@@ -2,17 +2,20 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.generation.stopping import stop_token_ids
+from lit_rlhf.models.fingerprint import model_fingerprint
 from lit_rlhf.models.flops import count_forward_flops_per_token, count_training_flops_per_token
+from lit_rlhf.models.given import ModelSource, copied, model_name
 from lit_rlhf.models.loading import (
     check_causal_lm,
     check_same_token_ids,
@@ -27,14 +30,14 @@ from lit_rlhf.modules.critics import Critic, CriticInit
 from lit_rlhf.packing.packed_batch import PackedBatch, pack_batch
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rollout.forward_passes import response_logprobs
-from lit_rlhf.strategies import data_parallel_group, meta_init_except_rank_zero, shard_model
+from lit_rlhf.strategies import data_parallel_group, is_sharded, meta_init_except_rank_zero, shard_model
 
 
 class ActorCritic(LitModule):
     """Policy and critic, which are trained, and the frozen reference. Base of `PPOModule`.
 
     Args:
-        model: folder or hub name that the policy is initialized from.
+        model: folder or hub name that the policy is initialized from, or the policy, which is trained in place.
         reference: the model that the KL is measured to. With an adapter and the policy's own path, its frozen base.
         critic: computes values; None for an advantage estimator that uses none.
         reward: scores responses; the critic is initialized from its model by default.
@@ -45,6 +48,7 @@ class ActorCritic(LitModule):
         adapter: train low-rank adapters of both.
         loading: how weights are loaded.
         offload_frozen: keep reference and reward model in host memory except while episodes are scored.
+        tokenizer: the policy's.
 
     Attributes:
         policy: the causal language model.
@@ -60,8 +64,8 @@ class ActorCritic(LitModule):
 
     def __init__(
         self,
-        model: str,
-        reference: str,
+        model: ModelSource,
+        reference: ModelSource,
         critic: Critic | None,
         reward: Reward,
         critic_learning_rate: float,
@@ -71,8 +75,9 @@ class ActorCritic(LitModule):
         adapter: LoRA | None,
         loading: ModelLoadingConfig | None,
         offload_frozen: bool,
+        tokenizer: PreTrainedTokenizerBase | str | Path | None,
     ) -> None:
-        super().__init__(model, loading, adapter, optimizer, scheduler)
+        super().__init__(model, loading, adapter, optimizer, scheduler, tokenizer)
         if sampling.temperature == 0:
             raise UserError(
                 "sampling.temperature is 0: a greedy rollout explores nothing and has no log-probs to learn from"
@@ -81,7 +86,8 @@ class ActorCritic(LitModule):
             raise UserError(
                 f"model.adapter.dropout is {adapter.dropout}: PPO needs 0, or an update's first ratio would not be 1"
             )
-        self.reference_path, self.reward, self.critic = reference, reward, critic
+        self.reference_path, self.reward, self.critic = model_name(reference), reward, critic
+        self.sources["reference"] = reference
         self.critic_learning_rate, self.sampling = critic_learning_rate, sampling
         self.offload_frozen = offload_frozen
         self.policy: PreTrainedModel
@@ -95,13 +101,14 @@ class ActorCritic(LitModule):
     @property
     def critic_init(self) -> CriticInit:
         """What a critic can be initialized from."""
-        return CriticInit(self.model_path, self.reward.critic_init_path(), self.tokenizer, self.loading, self.adapter)
+        reward = self.reward.critic_init_path()
+        return CriticInit(self.sources["model"], reward, self.tokenizer, self.loading, self.adapter)
 
     def check_models(self) -> None:
         """Refuse a missing model, and an offload that would move nothing; reads no weights."""
-        for path in (self.model_path, self.reference_path):
-            check_causal_lm(load_config(path, self.loading), path)
-        if self.reference_path != self.model_path:
+        for source in self.sources.values():
+            check_causal_lm(load_config(source, self.loading), model_name(source))
+        if isinstance(self.sources["reference"], str) and self.reference_path != self.model_path:
             own = load_tokenizer(self.reference_path, self.loading)
             check_same_token_ids(self.tokenizer, own, f"reference: {self.reference_path!r}")
         if self.critic is not None:
@@ -115,7 +122,7 @@ class ActorCritic(LitModule):
     @property
     def has_separate_reference(self) -> bool:
         """Whether the reference is a model of its own, and not the policy's frozen base."""
-        return self.adapter is None or self.reference_path != self.model_path
+        return self.adapter is None or bool(self.sources["reference"] != self.sources["model"])
 
     @property
     def offloadable_rewards(self) -> list[Reward]:
@@ -132,33 +139,49 @@ class ActorCritic(LitModule):
 
     def configure_model(self) -> None:
         """Load all models, once; those that share the policy's backbone after the policy."""
+        strategy = self.strategy
         if hasattr(self, "policy"):
+            if not is_sharded(self.policy):  # fitted again, or after `load_from_checkpoint`: perhaps on another device
+                self._move_frozen(torch.device("cpu") if self.offload_frozen else strategy.root_device)
             return
-        strategy = self.trainer.strategy
+        reference = self.sources["reference"]
+        if not isinstance(reference, str):  # now: training changes the policy in place
+            self.object_fingerprints["reference policy"] = model_fingerprint(reference, self.loading)
+        scorers = [source for part in self.reward.iter_parts() for source in part.model_paths()]
+        for number, source in enumerate(scorers, 1):
+            if not isinstance(source, str):
+                self.object_fingerprints[f"reward model {number}"] = model_fingerprint(source, self.loading)
+        critic_init = self.critic_init
+        if self.adapter is not None:  # a critic or a reference that starts from the same object gets no adapter of it
+            critic_init = critic_init._replace(model=copied(critic_init.model))
         self.reward.prepare(self.tokenizer, strategy.root_device)
         for part in self.reward.iter_parts():
             part.group = data_parallel_group(strategy)
         with meta_init_except_rank_zero(strategy):
-            self.policy = load_causal_lm(self.model_path, self.tokenizer, self.loading)
+            self.policy = load_causal_lm(self.sources["model"], self.tokenizer, self.loading)
             if self.adapter is not None:
                 add_lora(self.policy, self.adapter)
         self.reward.attach(self.policy, self.model_path)
         if self.critic is not None:
             with meta_init_except_rank_zero(strategy):
-                self.critic.load(self.policy, self.critic_init)
+                self.critic.load(self.policy, critic_init)
         if self.has_separate_reference:
             with meta_init_except_rank_zero(strategy):
-                reference = load_causal_lm(self.reference_path, self.tokenizer, self.loading)
+                reference = load_causal_lm(copied(reference), self.tokenizer, self.loading)
             shard_model(reference.requires_grad_(False), strategy)
             self.frozen["reference"] = reference.to(strategy.root_device).eval()
         shard_model(self.policy, strategy)
         for module in self.critic.children() if self.critic is not None else ():
             shard_model(module, strategy)
-        self._move_frozen(torch.device("cpu"))
+        if self.offload_frozen:
+            self._move_frozen(torch.device("cpu"))
 
     @contextmanager
     def frozen_on_device(self) -> Iterator[None]:
         """Within the block, models that `offload_frozen` keeps in host memory are on the device."""
+        if not self.offload_frozen:
+            yield
+            return
         self._move_frozen(self.device)
         try:
             yield
@@ -166,22 +189,26 @@ class ActorCritic(LitModule):
             self._move_frozen(torch.device("cpu"))
 
     def _move_frozen(self, device: torch.device) -> None:
-        if "reference" in self.offloaded:
+        """Move reference and reward models, except weights in 4 bits, which stay where they were quantized."""
+        if "reference" in self.frozen and self.loading.quantization is None:
             self.frozen["reference"].to(device)
-        for reward in self.offloadable_rewards if self.offload_frozen else ():
+        for reward in self.offloadable_rewards:
             reward.to(device)
 
     def frozen_model_paths(self) -> dict[str, str]:
         """See `LitModule`: the reference policy and every reward model."""
-        paths = [path for part in self.reward.iter_parts() for path in part.model_paths()]
+        paths = [model_name(source) for part in self.reward.iter_parts() for source in part.model_paths()]
         rewards = {f"reward model {number}": path for number, path in enumerate(paths, 1)}
         return {**super().frozen_model_paths(), "reference policy": self.reference_path, **rewards}
 
     def input_models(self) -> dict[str, str]:
         """See `Traceable.input_models`: the policy's start, the reference, the reward models, the critic's start."""
         critic = None if self.critic is None else self.critic.init_path(self.critic_init)
-        models = {"starting policy": self.model_path, **self.frozen_model_paths()}
-        return models if critic is None else {**models, "starting critic": critic}
+        models = {"starting policy": self.model_path} if isinstance(self.sources["model"], str) else {}
+        models |= {
+            role: path for role, path in self.frozen_model_paths().items() if role not in self.object_fingerprints
+        }
+        return {**models, "starting critic": critic} if isinstance(critic, str) else models
 
     def flops_per_token(self) -> int:
         """See `Traceable.flops_per_token`: generating, scoring by reference, reward models and critic, and the update.

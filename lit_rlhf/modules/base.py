@@ -1,35 +1,45 @@
 """Base of the three modules: tokenizer, optimizer, loss normalization, metrics, and what a checkpoint contains."""
 
+import inspect
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterable
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_rlhf.checkpoint_files import open_checkpoint
 from lit_rlhf.data.base import DataRequirements
 from lit_rlhf.data.loader import get_dp_world_size_and_rank
+from lit_rlhf.data.own_batches import OwnRows, read_batch
+from lit_rlhf.data.prompt_template import PromptTemplate
 from lit_rlhf.distributed import all_gather_object
 from lit_rlhf.errors import UserError
+from lit_rlhf.hyperparameters import restore_settings
 from lit_rlhf.lineage.fingerprints import cached_hash_file
 from lit_rlhf.lineage.traceable import Traceable
 from lit_rlhf.loggers import AXES, VALIDATION_METRICS, define_metrics
 from lit_rlhf.models.export import CHECKPOINT_KEY, describe_model
 from lit_rlhf.models.fingerprint import model_fingerprint
 from lit_rlhf.models.flops import count_training_flops_per_token
+from lit_rlhf.models.given import check_applies_to_objects, model_name
 from lit_rlhf.models.loading import load_config, load_tokenizer, max_positions
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import check_lora
 from lit_rlhf.models.memory_estimate import build_meta_model
 from lit_rlhf.models.pretrained import check_weight_values
+from lit_rlhf.models.scalar_model import ScalarModel, ScalarSource
 from lit_rlhf.modules.epoch_metrics import EpochMeans
 from lit_rlhf.modules.random_state import get_random_state, set_random_state
 from lit_rlhf.modules.resume import (
@@ -62,9 +72,15 @@ SEED_VARIABLE = "PL_GLOBAL_SEED"  # where `seed_everything` keeps its seed
 class LitModule(LightningModule, DataRequirements, Traceable):
     """Base of `SFTModule`, `RewardModule` and `PPOModule`.
 
+    A model that is given as an object is trained in place: it is the module's own, its dropout is set to 0, its
+    embedding grows for an added padding token, the Trainer moves it to its device, and weights without
+    `requires_grad` stay frozen. Its dtype and attention stay as they were loaded. Every other role (reference, critic)
+    gets a copy.
+
     Attributes:
-        model_path: folder or hub name of the starting model.
-        tokenizer: loaded from there on first use; the data module takes it from here.
+        model_path: folder or hub name of the starting model, or what an object is called.
+        sources: what each role is loaded from, by its setting: "model", in PPO also "reference".
+        tokenizer: loaded on first use; the data module takes it from here.
         samples: rows for sample tables.
         epoch_means: means over an epoch, logged at its last step.
         step_means: means over an optimizer step: all its micro-batches and ranks.
@@ -82,14 +98,23 @@ class LitModule(LightningModule, DataRequirements, Traceable):
 
     def __init__(
         self,
-        model: str,
+        model: ScalarSource,
         loading: ModelLoadingConfig | None,
         adapter: LoRA | None,
         optimizer: OptimizerCallable,
         scheduler: LRSchedulerCallable | None,
+        tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
     ) -> None:
         super().__init__()
-        self.model_path, self.loading, self.adapter = model, loading or ModelLoadingConfig(), adapter
+        self.model_path, self.loading, self.adapter = model_name(model), loading or ModelLoadingConfig(), adapter
+        # a plain dict: a module among its values must not become a part of this one
+        self.sources: dict[str, Any] = {"model": model}
+        self.tokenizer_source = os.fspath(tokenizer) if isinstance(tokenizer, Path) else tokenizer
+        self.object_fingerprints: dict[str, str] = {}  # of models that are objects, by role, before training
+        if not isinstance(model, str):
+            check_applies_to_objects(self.loading)
+        # no news: batches of the data modules pass through it as they are
+        warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in `LightningModule`")
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.epoch_means, self.step_means = EpochMeans(), EpochMeans()
         self.last_epoch_means: dict[str, Tensor] = {}
@@ -114,7 +139,45 @@ class LitModule(LightningModule, DataRequirements, Traceable):
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the starting model, with a padding token that is not its end token."""
-        return load_tokenizer(self.model_path, self.loading)
+        source = self.model_path if self.tokenizer_source is None else self.tokenizer_source
+        return load_tokenizer(source, self.loading)
+
+    @property
+    def strategy(self) -> Strategy:
+        """The Trainer's strategy; without a Trainer, as in `load_from_checkpoint`, a single device."""
+        return SingleDeviceStrategy(self.device) if self._trainer is None else self.trainer.strategy
+
+    @property
+    def model_config(self) -> PretrainedConfig:
+        """The configuration of the starting model; reads no weights."""
+        model = self.sources["model"]
+        return load_config(model.model if isinstance(model, ScalarModel) else model, self.loading)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: Any, map_location: Any = None, **settings: Any
+    ) -> Self:
+        """Return a module with the weights of a checkpoint, without a Trainer.
+
+        Args:
+            checkpoint_path: a checkpoint file.
+            map_location: device of the weights; by default that of the checkpoint.
+            settings: of the constructor, in place of those of the checkpoint. Objects, such as a reward or a model, are
+                not in it: give them again.
+
+        Raises:
+            UserError: an object is missing, or the checkpoint is of another module or of other models.
+        """
+        stored = open_checkpoint(Path(checkpoint_path)).get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        if "_instantiator" not in stored:  # else of a recipe, which LightningCLI instantiates
+            functions = {name: partial(_raise_missing, name) for name in ("optimizer", "scheduler") if stored.get(name)}
+            settings = {**functions, **settings}
+            accepted = {name: stored[name] for name in inspect.signature(cls).parameters if name in stored}
+            settings |= restore_settings(accepted, settings, cls.__name__)
+        module: Self = super().load_from_checkpoint(
+            checkpoint_path, map_location=map_location, weights_only=True, **settings
+        )
+        return module
 
     def setup(self, stage: str) -> None:
         """Refuse an adapter that does not fit the model, and tensors that the strategy cannot split.
@@ -122,11 +185,10 @@ class LitModule(LightningModule, DataRequirements, Traceable):
         Reads the model's config alone.
         """
         if self.adapter is not None:
-            config = load_config(self.model_path, self.loading)
-            check_lora(self.adapter, build_meta_model(config, self.loading, None, scalar=False))
+            check_lora(self.adapter, build_meta_model(self.model_config, self.loading, None, scalar=False))
         ranks = tensor_parallel_size(self.trainer.strategy)
         if ranks > 1:
-            tensor_parallel_plan(load_config(self.model_path, self.loading), ranks)
+            tensor_parallel_plan(self.model_config, ranks)
 
     def check_max_positions(self, tokens: int, what: str, setting: str) -> None:
         """Refuse more tokens than the starting model has positions for; reads its configuration, not its weights.
@@ -136,9 +198,49 @@ class LitModule(LightningModule, DataRequirements, Traceable):
             what: that sequence, in words.
             setting: what to lower.
         """
-        limit = max_positions(load_config(self.model_path, self.loading))
+        limit = max_positions(self.model_config)
         if limit is not None and tokens > limit:
             raise UserError(f"{what} has {tokens:,} tokens, more than the model's {limit:,} positions; lower {setting}")
+
+    # ------------------------------------------------------------------------------------- a user's own data and loops
+
+    @cached_property
+    def template(self) -> PromptTemplate:
+        """Renders the prompts of a user's own batches."""
+        return PromptTemplate(self.tokenizer)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Turn a batch of a user's own loader, of text or token ids (see `read_batch`), into one of this module's."""
+        rows = read_batch(batch, self.tokenizer.pad_token_id)
+        return batch if rows is None else self.collate(rows)
+
+    def collate(self, rows: OwnRows) -> Any:
+        """Build a batch of rows of a user's own loader.
+
+        Raises:
+            UserError: the rows are not those that this module is trained on.
+        """
+        raise UserError(f"{type(self).__name__} takes batches of its own type alone, not rows of text or token ids")
+
+    @property
+    def num_averaged_batches(self) -> int:
+        """Batches whose gradients an optimizer step averages; 1 outside training."""
+        if self._trainer is None or not self.trainer.training:
+            return 1
+        return self.trainer.accumulate_grad_batches * get_dp_world_size_and_rank(self.trainer)[0]
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
+        """Return the output of the transformers model, with its logits.
+
+        Args:
+            input_ids: (B, T) int64.
+            attention_mask: (B, T), 1 = real token; by default all.
+        """
+        return self.exported_model(input_ids=input_ids, attention_mask=attention_mask)
+
+    def metric_name(self, name: str) -> str:
+        """Return the name of a validation metric, in a test with `test/` in front."""
+        return name.replace("validation/", "test/", 1) if self.trainer.testing else name
 
     @property
     def exported_model(self) -> PreTrainedModel:
@@ -270,12 +372,12 @@ class LitModule(LightningModule, DataRequirements, Traceable):
             checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name in trainable}
 
     def frozen_model_paths(self) -> dict[str, str]:
-        """Return the models that a run uses but neither trains nor saves in its checkpoints: role to path."""
+        """Return the models that a run uses but neither trains nor saves in its checkpoints: role to path or name."""
         return {} if self.loading.quantization is None else {"base": self.model_path}
 
     def input_models(self) -> dict[str, str]:
-        """See `Traceable.input_models`."""
-        return {"starting model": self.model_path}
+        """See `Traceable.input_models`; a model that is an object has no folder to trace."""
+        return {"starting model": self.model_path} if isinstance(self.sources["model"], str) else {}
 
     def input_loading(self) -> ModelLoadingConfig:
         """See `Traceable.input_loading`."""
@@ -288,9 +390,12 @@ class LitModule(LightningModule, DataRequirements, Traceable):
     @cached_property
     def model_fingerprints(self) -> dict[str, str]:
         """Content fingerprints of `frozen_model_paths`; every rank must call it."""
-        paths = self.frozen_model_paths() if self.trainer.is_global_zero else {}
-        own = {role: model_fingerprint(path, self.loading, cached_hash_file) for role, path in paths.items()}
-        return self.trainer.strategy.broadcast(own)
+        paths = self.frozen_model_paths() if self.strategy.is_global_zero else {}
+        own = {
+            role: self.object_fingerprints.get(role) or model_fingerprint(path, self.loading, cached_hash_file)
+            for role, path in paths.items()
+        }
+        return self.strategy.broadcast(own)
 
     def check_fingerprints(self, stored: dict[str, str]) -> None:
         """Refuse to resume with other models than those of the run so far."""
@@ -463,8 +568,12 @@ class LitModule(LightningModule, DataRequirements, Traceable):
                     f"ckpt_path: the checkpoint's model has {name} {stored.get(name)}, "
                     f"{self.model_path!r} has {own.get(name)}"
                 )
-        if self.trainer.state.fn == TrainerFn.FITTING:
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self.load_training_state(checkpoint)
+
+
+def _raise_missing(name: str, *_: Any) -> Any:
+    raise UserError(f"load_from_checkpoint: a checkpoint holds no functions; to train on, give {name}= again")
 
 
 def split_weight_decay_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -13,11 +13,12 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
+from lit_rlhf.models.given import ModelSource, copied, model_name
 from lit_rlhf.models.loading import check_same_token_ids, load_config, load_tokenizer
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import adapter_state_dict, add_lora, has_adapter
 from lit_rlhf.models.lora_checkpoint import attach_adapter, read_scalar_adapter
-from lit_rlhf.models.scalar_model import ScalarModel, load_scalar_model
+from lit_rlhf.models.scalar_model import ScalarModel, ScalarSource, load_scalar_model, resolve_scalar_model
 from lit_rlhf.models.shared_backbone import ScalarHead, hidden_states_with_adapter, zero_init_head
 from lit_rlhf.packing.packed_batch import PackedBatch
 from lit_rlhf.packing.selective_logits import select_positions
@@ -28,8 +29,8 @@ from lit_rlhf.rollout.forward_passes import response_values
 class CriticInit(NamedTuple):
     """What a critic can be initialized from."""
 
-    model: str  # the policy's folder or hub name
-    reward: str | None  # the reward model's, or its adapter's checkpoint; None if the reward is no model
+    model: ModelSource  # the policy's folder, hub name or object
+    reward: ScalarSource | None  # the reward model's, or its adapter's checkpoint; None if the reward is no model
     tokenizer: Tokenizer
     loading: ModelLoadingConfig
     adapter: LoRA | None  # of the policy
@@ -52,8 +53,8 @@ class Critic(nn.Module):
             UserError: names the setting.
         """
 
-    def init_path(self, init: CriticInit) -> str | None:
-        """Return the folder or checkpoint that its weights come from; None if they are the policy's or new."""
+    def init_path(self, init: CriticInit) -> ScalarSource | None:
+        """Return the folder, checkpoint or object that its weights come from; None if they are the policy's or new."""
         return None
 
     def load(self, policy: PreTrainedModel, init: CriticInit) -> None:
@@ -86,19 +87,22 @@ class SeparateCritic(Critic):
     """A network of its own (App. C.4), so that value learning does not disturb the policy (Stiennon 2020, App. G.1).
 
     Args:
-        model: folder or hub name to initialize from: a reward model, or a language model, which gets a zero head. By
-            default the reward model, and if the reward is none, the policy's model.
+        model: folder, hub name or object to initialize from: a reward model, or a language model, which gets a zero
+            head. By default the reward model, and if the reward is none, the policy's model. An object is copied.
     """
 
     network: ScalarModel
 
-    def __init__(self, model: str | None = None) -> None:
+    def __init__(self, model: ScalarSource | Path | None = None) -> None:
         super().__init__()
-        self.path = model
+        # a tuple: a module must not become a part of this one
+        self.source = (None if model is None else resolve_scalar_model(model, "critic"),)
 
     def check(self, init: CriticInit) -> None:
         """See `Critic.check`."""
         path = self.init_path(init)
+        if not isinstance(path, str):
+            return
         if Path(path).is_file():
             raise UserError(
                 f"critic: the reward {path!r} is an adapter; a separate critic starts from a folder. Set model.critic "
@@ -108,13 +112,16 @@ class SeparateCritic(Critic):
         if path not in (init.model, init.reward):  # a reward checks its own tokenizer
             check_same_token_ids(init.tokenizer, load_tokenizer(path, init.loading), f"critic: {path!r}")
 
-    def init_path(self, init: CriticInit) -> str:
+    def init_path(self, init: CriticInit) -> ScalarSource:
         """See `Critic.init_path`."""
-        return self.path or init.reward or init.model
+        return next(source for source in (*self.source, init.reward, init.model) if source is not None)
 
     def load(self, policy: PreTrainedModel, init: CriticInit) -> None:
         """See `Critic.load`."""
-        self.network = load_scalar_model(self.init_path(init), init.tokenizer, init.loading)
+        source = copied(self.init_path(init))
+        self.network = load_scalar_model(source, init.tokenizer, init.loading)
+        if not isinstance(source, str):
+            self.network.requires_grad_(True)  # a reward model may have been frozen by its owner
         if self.network.head_is_new:
             self.network.model.score.weight.data.zero_()
         if init.adapter is not None:
@@ -176,15 +183,17 @@ class LoRACritic(Critic):
 
     def init_path(self, init: CriticInit) -> str | None:
         """See `Critic.init_path`."""
-        reward_is_adapter = init.reward is not None and Path(init.reward).is_file()
-        return self.path or (init.reward if reward_is_adapter else None)
+        if self.path is None and isinstance(init.reward, str) and Path(init.reward).is_file():
+            return init.reward
+        return self.path
 
     def load(self, policy: PreTrainedModel, init: CriticInit) -> None:
         """See `Critic.load`."""
         assert init.adapter is not None and has_adapter(policy)
         path = self.init_path(init)
         if path is not None:
-            self.head = attach_adapter(read_scalar_adapter(path), policy, init.model, self.adapter_name)
+            base = model_name(init.model)
+            self.head = attach_adapter(read_scalar_adapter(path), policy, base, self.adapter_name)
         else:
             add_lora(policy, init.adapter, self.adapter_name)
             self.head = zero_init_head(policy)
@@ -199,11 +208,11 @@ class LoRACritic(Critic):
         return [*super().trainable_parameters(policy), *(w for w in weights if isinstance(w, nn.Parameter))]
 
 
-def resolve_critic(setting: Critic | str | None, estimator: AdvantageEstimator) -> Critic | None:
+def resolve_critic(setting: Critic | ScalarSource | Path | None, estimator: AdvantageEstimator) -> Critic | None:
     """Return the critic of a run: None for an estimator that uses no values.
 
     Args:
-        setting: of the recipe; a folder means a separate critic initialized from it.
+        setting: of the recipe; a folder or a model means a separate critic initialized from it.
         estimator: of the advantages.
 
     Raises:

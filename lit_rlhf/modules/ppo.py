@@ -19,6 +19,7 @@ Shapes: `b` prompts and `B` episodes of this rank or of all ranks, `P` prompt, `
 
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -26,10 +27,12 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_rlhf.data.batches import PretrainingBatch, PromptBatch
 from lit_rlhf.data.collation import TokenizedPrompt
 from lit_rlhf.data.loader import convert_batch_progress, get_dp_world_size_and_rank
+from lit_rlhf.data.own_batches import OwnRows
 from lit_rlhf.data.prompts import PromptDataModule, PromptSource
 from lit_rlhf.distributed import all_gather_object, gather_rows
 from lit_rlhf.errors import UserError
@@ -37,18 +40,23 @@ from lit_rlhf.functional import clipped_policy_loss, clipped_value_loss, k1, mas
 from lit_rlhf.generation import CachedGenerator, Generator, SamplingParams
 from lit_rlhf.generation.sampling import sampling_uniforms
 from lit_rlhf.generation.stopping import stop_string_matcher
+from lit_rlhf.hyperparameters import save_settings
+from lit_rlhf.importing import Function
 from lit_rlhf.loggers import ITERATION
 from lit_rlhf.models.export import CHECKPOINT_KEY
+from lit_rlhf.models.given import ModelSource, resolve_model
 from lit_rlhf.models.lm_loss import causal_lm_loss
-from lit_rlhf.models.loading import load_config
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
+from lit_rlhf.models.scalar_model import ScalarModel, ScalarSource
 from lit_rlhf.models.shared_backbone import capture_last_hidden_state
 from lit_rlhf.modules.actor_critic import ActorCritic
+from lit_rlhf.modules.answers import answer_prompts, collate_answerable
 from lit_rlhf.modules.critics import Critic, resolve_critic
 from lit_rlhf.modules.ppo_config import PPOConfig
 from lit_rlhf.modules.resume import class_path
 from lit_rlhf.packing.attention_masks import packing_unsupported_reason
 from lit_rlhf.packing.packed_batch import PackedBatch
+from lit_rlhf.rewards import resolve_reward
 from lit_rlhf.rewards.base import Reward, compute_finite_scores
 from lit_rlhf.rollout.advantages import GAE, AdvantageEstimator, check_group_size, compute_rewards
 from lit_rlhf.rollout.experience import Experience, Trajectories, make_episodes, repeat_prompts, sample_rows
@@ -88,21 +96,26 @@ class PPOModule(ActorCritic):
     """Policy and critic, trained on rollouts of the policy.
 
     Args:
-        model: the SFT model's folder or hub name; the policy is initialized from it.
-        reward: scores a response.
+        model: the SFT model's folder or hub name, from which the policy is initialized; or the SFT model, which is
+            trained in place, see `LitModule`.
+        reward: scores a response. A function is a `FunctionReward`, a reward model that is an object a
+            `RewardModelScorer`.
         sampling: length and distribution of a response.
         ppo: batch sizes and coefficients of the update.
         kl: controller of β.
         advantages: estimator of advantages; by default `GAE`.
-        critic: computes values, or the folder that a separate critic is initialized from; by default a separate critic
+        critic: computes values, or what a separate critic is initialized from (an object is copied); by default a
+            separate critic
             from the reward model (App. C.4), or from `model` with a zero head if the reward is no model.
-        reference: the model that the KL is measured to; by default `model`. With an adapter, the policy's frozen base.
+        reference: the model that the KL is measured to; by default `model`, of an object a frozen copy from before
+            training. With an adapter, the policy's frozen base.
         generator: generation engine.
         optimizer: a callable from parameter groups to an optimizer.
         scheduler: a callable from the optimizer to a scheduler (paper: from a tenth, over 10 iterations, then
             constant).
         adapter: train low-rank adapters of policy and critic instead of all weights.
         loading: how weights and tokenizer are loaded.
+        tokenizer: the policy's tokenizer, or the folder of one; by default that of the model's folder.
 
     Attributes:
         samples: rows of the last rollout: prompt, response, score, kl.
@@ -114,26 +127,28 @@ class PPOModule(ActorCritic):
 
     def __init__(
         self,
-        model: str,
-        reward: Reward,
+        model: ModelSource | Path,
+        reward: Reward | Function | PreTrainedModel | ScalarModel,
         sampling: SamplingParams | None = None,
         ppo: PPOConfig | None = None,
         kl: KLController | None = None,
         advantages: AdvantageEstimator | None = None,
-        critic: Critic | str | None = None,
-        reference: str | None = None,
+        critic: Critic | ScalarSource | Path | None = None,
+        reference: ModelSource | Path | None = None,
         generator: Generator | None = None,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=5e-6, betas=(0.9, 0.95), weight_decay=0.0),
         scheduler: LRSchedulerCallable | None = None,
         adapter: LoRA | None = None,
         loading: ModelLoadingConfig | None = None,
+        tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
     ) -> None:
+        source = resolve_model(model, "model")
         sampling, ppo, estimator = sampling or SamplingParams(), ppo or PPOConfig(), advantages or GAE()
         super().__init__(
-            model,
-            reference or model,
+            source,
+            source if reference is None else resolve_model(reference, "reference"),
             resolve_critic(critic, estimator),
-            reward,
+            resolve_reward(reward),
             ppo.critic_learning_rate,
             sampling,
             optimizer,
@@ -141,6 +156,7 @@ class PPOModule(ActorCritic):
             adapter,
             loading,
             ppo.offload_frozen,
+            tokenizer,
         )
         self.ppo, self.advantages = ppo, estimator
         self.num_scoring_passes, self.num_update_passes = int(ppo.old_logprobs == "recompute"), ppo.ppo_epochs
@@ -158,6 +174,7 @@ class PPOModule(ActorCritic):
         self.mid_iteration_state: dict[str, Any] = {}  # of a checkpoint, until there is a loader that resumes from it
         self.pending_critic_batch: tuple[Experience, PackedBatch] | None = None  # its value loss is due in `backward`
         self.validation_score, self.validation_kl = MeanMetric(), MeanMetric()
+        save_settings(self, locals())
 
     # ---------------------------------------------------------------------------------------------- collect experience
 
@@ -384,7 +401,25 @@ class PPOModule(ActorCritic):
         if is_own.any():
             self.validation_score.update(trajectories.scores[is_own])
             self.validation_kl.update(kl[is_own])
-        self.log_dict({"validation/score": self.validation_score, "validation/kl": self.validation_kl})
+        metrics = {"validation/score": self.validation_score, "validation/kl": self.validation_kl}
+        self.log_dict({self.metric_name(name): metric for name, metric in metrics.items()})
+
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """See `validation_step`; the metrics are `test/score` and `test/kl`."""
+        self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """Return the rows of the prompts, each with a `response`; nothing is scored."""
+        return answer_prompts(self, self.generator, self.sampling, batch)
+
+    def collate(self, rows: OwnRows) -> PromptBatch:
+        """See `LitModule`: prompts to validate, test or predict on."""
+        if self._trainer is not None and self.trainer.training:
+            raise UserError(
+                "PPO: a training batch is sampled by the policy, not read; give the prompts to a data module: "
+                "trainer.fit(module, PromptDataModule(prompts))"
+            )
+        return collate_answerable(self, rows, self.sampling)
 
     def sample_responses(self, count: int) -> list[dict[str, Any]]:
         """Return rows of the first `count` prompts, at most 16, with the same noise every time.
@@ -420,12 +455,13 @@ class PPOModule(ActorCritic):
         )
         check_group_size(self.advantages, ppo.samples_per_prompt)
         self.check_models()
-        self.generator.check_model(load_config(self.model_path, self.loading))
+        self.generator.check_model(self.model_config)
         data = trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, PromptDataModule) and data.prompts is not None:
             self.check_length(data.prompts)
         self.seed = trainer.strategy.broadcast(torch.initial_seed())
         self.num_iterations = self.num_prompts = self.num_episodes = 0
+        self.mid_iteration_state, self.pending_critic_batch = {}, None  # of an earlier fit that was interrupted
 
     def check_length(self, prompts: PromptSource) -> None:
         """Refuse prompts that leave no positions for a response."""

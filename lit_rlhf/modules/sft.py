@@ -1,18 +1,26 @@
 """Step 1 of the paper: supervised fine-tuning (§3.5, App. C.1)."""
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torchmetrics import MeanMetric
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_rlhf.data.batches import PretrainingBatch, TokenBatch
+from lit_rlhf.data.batches import PretrainingBatch, PromptBatch, TokenBatch
+from lit_rlhf.data.own_batches import OwnRows, collate_targets, tokenize_targets
 from lit_rlhf.errors import UserError
+from lit_rlhf.generation import CachedGenerator, SamplingParams
+from lit_rlhf.hyperparameters import save_settings
+from lit_rlhf.models.given import ModelSource, resolve_model
 from lit_rlhf.models.lm_loss import causal_lm_loss
-from lit_rlhf.models.loading import load_causal_lm, load_config
+from lit_rlhf.models.loading import load_causal_lm
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import add_lora
 from lit_rlhf.models.pretrained import resolve_attention
+from lit_rlhf.modules.answers import answer_prompts, collate_answerable
 from lit_rlhf.modules.base import LitModule
 from lit_rlhf.packing.varlen_attention import varlen_unsupported_reason
 from lit_rlhf.strategies import meta_init_except_rank_zero, shard_model, tensor_parallel_size
@@ -22,12 +30,14 @@ class SFTModule(LitModule):
     """Next-token cross-entropy on the target tokens of a batch: completions of demonstrations, or full texts.
 
     Args:
-        model: folder or hub name of a causal language model.
+        model: folder or hub name of a causal language model; or the model, which is trained in place, see `LitModule`.
         optimizer: a callable from parameter groups to an optimizer (paper: Adam, β₁ 0.9, β₂ 0.95).
         scheduler: a callable from the optimizer to a scheduler, stepped every optimizer step.
         dropout: residual dropout (paper: 0.2).
         adapter: train low-rank adapters instead of all weights.
         loading: how weights and tokenizer are loaded.
+        tokenizer: the model's tokenizer, or the folder of one; by default that of the model's folder.
+        sampling: how `predict_step` answers.
     """
 
     export_prefix = "model."
@@ -35,17 +45,20 @@ class SFTModule(LitModule):
 
     def __init__(
         self,
-        model: str,
+        model: ModelSource | Path,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-5, betas=(0.9, 0.95), weight_decay=0.0),
         scheduler: LRSchedulerCallable | None = None,
         dropout: float = 0.0,
         adapter: LoRA | None = None,
         loading: ModelLoadingConfig | None = None,
+        tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
+        sampling: SamplingParams | None = None,
     ) -> None:
-        super().__init__(model, loading, adapter, optimizer, scheduler)
-        self.dropout = dropout
+        super().__init__(resolve_model(model, "model"), loading, adapter, optimizer, scheduler, tokenizer)
+        self.dropout, self.sampling = dropout, sampling or SamplingParams()
         self.model: PreTrainedModel
         self.validation_loss = MeanMetric()
+        save_settings(self, locals())
 
     @property
     def exported_model(self) -> PreTrainedModel:
@@ -68,8 +81,9 @@ class SFTModule(LitModule):
             max_tokens: length of the longest sequence.
             setting: the setting that asks for packing, for the error message.
         """
-        config = load_config(self.model_path, self.loading)
-        reason = varlen_unsupported_reason(config, max_tokens, resolve_attention(config, self.loading))
+        config, given = self.model_config, not isinstance(self.sources["model"], str)
+        attention = config._attn_implementation if given else resolve_attention(config, self.loading)
+        reason = varlen_unsupported_reason(config, max_tokens, attention)
         if reason:
             raise UserError(f"{setting}: {self.model_path!r} takes 'group_by_length', but no packed rows: {reason}")
 
@@ -77,11 +91,11 @@ class SFTModule(LitModule):
         """Load the model, once."""
         if hasattr(self, "model"):
             return
-        with meta_init_except_rank_zero(self.trainer.strategy):
-            self.model = load_causal_lm(self.model_path, self.tokenizer, self.loading, self.dropout)
+        with meta_init_except_rank_zero(self.strategy):
+            self.model = load_causal_lm(self.sources["model"], self.tokenizer, self.loading, self.dropout)
             if self.adapter is not None:
                 add_lora(self.model, self.adapter)
-        shard_model(self.model, self.trainer.strategy)
+        shard_model(self.model, self.strategy)
 
     def loss(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         """Return the sum of the cross-entropy over the batch's targets, in nats, and how many there are."""
@@ -102,8 +116,21 @@ class SFTModule(LitModule):
         total, count = self.loss(batch)
         if count > 0:
             self.validation_loss.update(total / count, count)
-        self.log("validation/loss", self.validation_loss, prog_bar=True)
+        self.log(self.metric_name("validation/loss"), self.validation_loss, prog_bar=True)
 
     def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        """See `validation_step`."""
+        """See `validation_step`; the metric is `test/loss`."""
         self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """Return the rows of the prompts, each with a `response`."""
+        return answer_prompts(self, CachedGenerator(), self.sampling, batch)
+
+    def collate(self, rows: OwnRows) -> TokenBatch | PromptBatch:
+        """See `LitModule`: demonstrations, texts or token ids; to `predict`, prompts."""
+        pad_id: int = self.tokenizer.pad_token_id
+        if self._trainer is not None and self.trainer.predicting:
+            return collate_answerable(self, rows, self.sampling)
+        examples = tokenize_targets(rows, self.template)
+        self.check_max_positions(max(len(each.input_ids) for each in examples), "the longest row of a batch", "it")
+        return collate_targets(examples, self.num_averaged_batches, pad_id)

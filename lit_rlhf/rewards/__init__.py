@@ -5,6 +5,7 @@ from lit_rlhf.rewards.combined import EnsembleReward, WeightedSum
 from lit_rlhf.rewards.function import FunctionReward
 from lit_rlhf.rewards.lora import LoRARewardModel
 from lit_rlhf.rewards.remote import RemoteReward
+from lit_rlhf.rewards.resolve import resolve_reward
 from lit_rlhf.rewards.reward_model import RewardModelScorer
 from lit_rlhf.rewards.wrappers import ClippedReward, NormalizedReward, RewardWrapper, ScaledReward
 
@@ -20,4 +21,5 @@ __all__ = [
     "RewardWrapper",
     "ScaledReward",
     "WeightedSum",
+    "resolve_reward",
 ]

@@ -1,16 +1,17 @@
 """The interface of rewards: what scores a response."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
+from lit_rlhf.models.scalar_model import ScalarSource
 from lit_rlhf.rollout.experience import Episodes
 
 
@@ -57,12 +58,15 @@ class Reward(ABC):
         """Return the rewards that this one wraps or combines."""
         return []
 
-    def critic_init_path(self) -> str | None:
-        """Return what a critic is initialized from by default (App. C.4): a folder, or an adapter's checkpoint."""
+    def critic_init_path(self) -> ScalarSource | None:
+        """Return what a critic is initialized from by default (App. C.4).
+
+        A folder, an adapter's checkpoint, or an object, which is copied.
+        """
         return None
 
-    def model_paths(self) -> list[str]:
-        """Return the folders and checkpoints of its own models, which a resumed run must find unchanged."""
+    def model_paths(self) -> Sequence[str | nn.Module]:
+        """Return the folders, checkpoints or objects of its own models, which a resumed run must find unchanged."""
         return []
 
     def flops_per_token(self) -> int:

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import Aggregation, aggregate_scores
+from lit_rlhf.models.scalar_model import ScalarSource
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rollout.experience import Episodes
 
@@ -127,6 +128,6 @@ class EnsembleReward(CombinedReward):
         """See `Reward.metrics`: the (biased) standard deviation of the members."""
         return {"reward/ensemble_std": self.scores.std(0, correction=0)}
 
-    def critic_init_path(self) -> str | None:
+    def critic_init_path(self) -> ScalarSource | None:
         """See `Reward.critic_init_path`: the first member's."""
         return self.rewards[0].critic_init_path()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.importing import import_function
+from lit_rlhf.importing import Function, function_name, import_function
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rollout.experience import Episodes
 
@@ -25,15 +25,16 @@ class FunctionReward(Reward):
     `concurrency` calls run at once.
 
     Args:
-        function: dotted path such as `my_rewards.brevity`; `my_rewards.py` may lie in the working directory.
+        function: the function, or its dotted path such as `my_rewards.brevity`; `my_rewards.py` may lie in the working
+            directory.
         batched: whether the function scores a batch or one episode.
         concurrency: largest number of concurrent calls of an async function for one episode.
     """
 
-    def __init__(self, function: str, batched: bool = True, concurrency: int = 32) -> None:
+    def __init__(self, function: str | Function, batched: bool = True, concurrency: int = 32) -> None:
+        self.name, self.batched, self.concurrency = function_name(function), batched, concurrency
         if concurrency < 1:
-            raise UserError(f"reward {function}: concurrency must be at least 1, got {concurrency}")
-        self.name, self.batched, self.concurrency = function, batched, concurrency
+            raise UserError(f"reward {self.name}: concurrency must be at least 1, got {concurrency}")
         self.function: RewardFunction = import_function(function, "reward")
 
     def score(self, episodes: Episodes) -> Tensor:

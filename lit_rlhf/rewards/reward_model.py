@@ -1,17 +1,20 @@
 """A trained reward model as a reward."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.flops import count_forward_flops_per_token
+from lit_rlhf.models.given import model_name
 from lit_rlhf.models.loading import check_same_token_ids, load_config, load_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
-from lit_rlhf.models.scalar_model import ScalarModel, load_scalar_model
+from lit_rlhf.models.scalar_model import ScalarModel, ScalarSource, load_scalar_model, resolve_scalar_model
 from lit_rlhf.packing.packed_batch import PackedBatch, length_bucketed_chunks, pack_batch
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rollout.experience import Episodes
@@ -21,34 +24,43 @@ class RewardModelScorer(Reward):
     """A trained reward model; the score is read at the last token of the response.
 
     Args:
-        model: folder of a reward model whose tokenizer gives every token of the policy's the same id.
+        model: folder of a reward model whose tokenizer gives every token of the policy's the same id; or a reward model
+            that was loaded or trained already, which is used as it is, in eval mode.
         require_centered: refuse a model without centering constants (App. C.2: demonstrations score 0 on average).
         loading: how to load it.
         batch_size: episodes per forward pass.
+        tokenizer: its tokenizer, or the folder of one; by default that of the folder that `model` was loaded from.
     """
 
     uses_token_ids_only = True
 
     def __init__(
         self,
-        model: str,
+        model: ScalarSource | Path,
         require_centered: bool = True,
         loading: ModelLoadingConfig | None = None,
         batch_size: int = 64,
+        tokenizer: Tokenizer | str | Path | None = None,
     ) -> None:
-        self.path, self.require_centered, self.batch_size = model, require_centered, batch_size
+        self.source: ScalarSource = resolve_scalar_model(model, "reward")
+        self.path, self.require_centered, self.batch_size = model_name(self.source), require_centered, batch_size
         self.loading = loading or ModelLoadingConfig()
+        self.tokenizer = os.fspath(tokenizer) if isinstance(tokenizer, Path) else tokenizer
         self.model: ScalarModel
 
     def prepare(self, tokenizer: Tokenizer, device: torch.device) -> None:
         """Load the model, frozen."""
-        check_same_token_ids(tokenizer, load_tokenizer(self.path, self.loading), f"reward: {self.path!r}")
-        if self.require_centered and not hasattr(load_config(self.path, self.loading), "score_shift"):
+        own = load_tokenizer(self.path if self.tokenizer is None else self.tokenizer, self.loading)
+        check_same_token_ids(tokenizer, own, f"reward: {self.path!r}")
+        source = self.source.model if isinstance(self.source, ScalarModel) else self.source
+        if self.require_centered and not hasattr(load_config(source, self.loading), "score_shift"):
             raise UserError(
                 f"reward: {self.path!r} has no centering constants (score_shift in its config.json): train it with the "
                 "callback CenterScores, or set model.reward.init_args.require_centered to false"
             )
-        self.model = load_scalar_model(self.path, tokenizer, self.loading).to(device).eval().requires_grad_(False)
+        self.model = load_scalar_model(self.source, tokenizer, self.loading).to(device).eval()
+        if isinstance(self.source, str):
+            self.model.requires_grad_(False)
 
     @property
     def offloadable(self) -> bool:
@@ -68,13 +80,13 @@ class RewardModelScorer(Reward):
         """Return the score at the last token of each episode, (b,) float32."""
         return self.model(batch.input_ids, batch.attention_mask, batch.position_ids, batch.last_token_index)
 
-    def critic_init_path(self) -> str:
+    def critic_init_path(self) -> ScalarSource:
         """See `Reward.critic_init_path`: the reward model itself."""
-        return self.path
+        return self.source
 
-    def model_paths(self) -> list[str]:
+    def model_paths(self) -> list[str | nn.Module]:
         """See `Reward.model_paths`."""
-        return [self.path]
+        return [self.source]
 
     def flops_per_token(self) -> int:
         """See `Reward.flops_per_token`."""

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from lit_rlhf.distributed import is_distributed
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import mean_and_variance, moments, whiten
+from lit_rlhf.models.scalar_model import ScalarSource
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rollout.experience import Episodes
 
@@ -51,7 +52,7 @@ class RewardWrapper(Reward):
         """See `Reward.parts`."""
         return [self.reward]
 
-    def critic_init_path(self) -> str | None:
+    def critic_init_path(self) -> ScalarSource | None:
         """See `Reward.critic_init_path`: that of the wrapped reward."""
         return self.reward.critic_init_path()
 

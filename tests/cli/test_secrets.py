@@ -9,8 +9,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_rlhf.commands.support.secrets import drop_secrets, is_secret, mask_message, mask_text, without_secrets
 from lit_rlhf.commands.support.sweep_recipes import compose_config
+from lit_rlhf.secrets import drop_secrets, is_secret, mask_message, mask_text, without_secrets
 from tests.cli.test_errors import error_lines
 
 SECRET = "Zq7-hunter2"

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 
 from lit_rlhf.commands.recipes import shipped_recipes
-from lit_rlhf.commands.support.secrets import without_secrets
+from lit_rlhf.secrets import without_secrets
 
 CONFIG_FLAGS = ("-c", "--config")
 

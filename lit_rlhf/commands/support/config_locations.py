@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from lit_rlhf.commands.support.home_folders import expand_home
-from lit_rlhf.commands.support.secrets import FIX, drop_secrets, without_secrets
 from lit_rlhf.errors import UserError
+from lit_rlhf.secrets import FIX, drop_secrets, without_secrets
 
 
 class RefusedYAML(Exception):

@@ -16,6 +16,7 @@ from lit_rlhf.commands.support.report_runs import make_loggers, open_run
 from lit_rlhf.data import ComparisonDataModule
 from lit_rlhf.data.records import Ranking
 from lit_rlhf.data.report import DatasetReport
+from lit_rlhf.data.sources import source_name
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.labelers.folds import Fold, build_folds, group_labelers, summarize_folds
 from lit_rlhf.evaluation.reward_model_metrics import ScoredRankings, compute_reward_model_metrics
@@ -48,7 +49,7 @@ def run_folds(settings: Namespace, args: list[str]) -> dict[str, Any]:
         raise UserError("labelers folds: the recipe must train a RewardModule on a ComparisonDataModule")
     if recipe.trainer.world_size > 1:
         raise UserError("labelers folds: runs on one device; set --trainer.devices=1")
-    report = DatasetReport(data.path)
+    report = DatasetReport(source_name(data.path))
     records = data.load_records(data.path, report)
     print(report.format_table())
     groups = group_labelers(records, settings.groups, settings.group_column)

@@ -29,6 +29,7 @@ from lit_rlhf.commands.support.config_locations import ConfigLocations, RefusedY
 from lit_rlhf.commands.support.monitors import check_monitors
 from lit_rlhf.commands.support.parse_errors import explain_parse_error
 from lit_rlhf.commands.support.preflight import check_checkpoint, first_mismatch
+from lit_rlhf.commands.support.python_only import register_python_only_types
 from lit_rlhf.commands.support.recipe_differences import describe_differences
 from lit_rlhf.commands.support.run_folder import (
     OpenRun,
@@ -43,7 +44,6 @@ from lit_rlhf.commands.support.run_folder import (
     resolve_run_dir,
     say,
 )
-from lit_rlhf.commands.support.secrets import MaskedHelp, without_secrets
 from lit_rlhf.commands.support.seeds import check_seeds
 from lit_rlhf.commands.support.setting_paths import get_class_name
 from lit_rlhf.commands.support.wandb_login import prepare_loggers
@@ -57,6 +57,7 @@ from lit_rlhf.commands.support.wandb_runs import (
 )
 from lit_rlhf.errors import UserError
 from lit_rlhf.loggers import finish_runs
+from lit_rlhf.secrets import MaskedHelp, without_secrets
 
 INTERRUPTED = 130
 EVALUATION_HOOKS = {"validate": ("validation_step", "val_dataloader"), "test": ("test_step", "test_dataloader")}
@@ -88,6 +89,7 @@ class RecipeCLI(LightningCLI):
         self.locations = locations
         self.exit_code = 0
         self.dry_folder: tempfile.TemporaryDirectory[str] | None = None
+        register_python_only_types()
         strict = {"exit_on_error": False, "allow_abbrev": False}  # abbreviations are ambiguous
         super().__init__(
             L.LightningModule,

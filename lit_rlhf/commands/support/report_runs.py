@@ -13,10 +13,10 @@ from lightning.pytorch.loggers import Logger
 from lit_rlhf.commands.recipes import find_recipe
 from lit_rlhf.commands.support.config_locations import parse_yaml
 from lit_rlhf.commands.support.run_folder import move_loggers
-from lit_rlhf.commands.support.secrets import without_secrets
 from lit_rlhf.commands.support.wandb_login import prepare_loggers
 from lit_rlhf.commands.support.wandb_runs import apply_run, describe_run, nest_config
 from lit_rlhf.loggers import finish_runs, media_loggers
+from lit_rlhf.secrets import without_secrets
 
 
 @contextmanager

@@ -4,9 +4,9 @@ from argparse import Namespace
 from pathlib import Path
 
 from lit_rlhf.commands.support.command_line import format_command
-from lit_rlhf.commands.support.secrets import without_secrets
 from lit_rlhf.lineage.fingerprints import describe_data_input, describe_model_input
 from lit_rlhf.lineage.writing import Start, make_record, write_output_record
+from lit_rlhf.secrets import without_secrets
 
 
 def write_sample_lineage(

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from lightning.pytorch.loggers import Logger
 
 from lit_rlhf.commands.recipes import is_overlay, read_description, shipped_recipes
-from lit_rlhf.commands.support.secrets import mask_text
 from lit_rlhf.commands.support.setting_paths import get_class_name
 from lit_rlhf.loggers import media_loggers
+from lit_rlhf.secrets import mask_text
 
 MAX_TAG = 64  # characters
 VARIABLES = {  # argument of wandb.init -> the variable that sets it

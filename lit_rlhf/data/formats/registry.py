@@ -18,7 +18,7 @@ from lit_rlhf.data.records import Demonstration, PromptRow, Ranking, Record, Tex
 from lit_rlhf.data.report import DatasetReport
 from lit_rlhf.data.sources import Fields, Row, Rows, check_value
 from lit_rlhf.errors import UserError
-from lit_rlhf.importing import import_function
+from lit_rlhf.importing import Function, function_name, import_function
 from lit_rlhf.suggestions import did_you_mean
 
 Kind = Literal["demonstration", "ranking", "prompt", "text"]
@@ -121,14 +121,16 @@ FORMATS: dict[Kind, tuple[Format, ...]] = {
 }
 
 
-def read_records(rows: Rows, kind: Kind, record_type: type[T], format: str, report: DatasetReport) -> list[T]:
+def read_records(
+    rows: Rows, kind: Kind, record_type: type[T], format: str | Function, report: DatasetReport
+) -> list[T]:
     """Convert rows to records; skipped rows are counted in `report`, with the reason.
 
     Args:
         rows: The dataset.
         kind: The kind of record to read.
         record_type: The record class of that kind.
-        format: "auto" (by the first row's columns), a format's name, or the dotted path of a function that takes a
+        format: "auto" (by the first row's columns), a format's name, or a function or its dotted path: it takes a
             row's columns as a dict and returns a record of `lit_rlhf.data.records`, a dict with the columns of a known
             format, a list of either, or None to skip the row.
         report: Counts the rows.
@@ -141,7 +143,7 @@ def read_records(rows: Rows, kind: Kind, record_type: type[T], format: str, repo
 
 
 def stream_records(
-    rows: Iterable[Row], kind: Kind, record_type: type[T], format: str, report: DatasetReport
+    rows: Iterable[Row], kind: Kind, record_type: type[T], format: str | Function, report: DatasetReport
 ) -> Iterator[T]:
     """Yield the records of `read_records` one at a time; `report` is complete after the last one."""
     assert _RECORD_TYPES[kind] is record_type, (kind, record_type)
@@ -172,11 +174,11 @@ def _read_row(row_format: Format, row: Row, report: DatasetReport) -> list[Any]:
     ]
 
 
-def find_format(format: str, kind: Kind, first: Row) -> Format:
+def find_format(format: str | Function, kind: Kind, first: Row) -> Format:
     """Return the format that the setting `format` names, or detect it by the first row's columns."""
     if format == "auto":
         return detect_format(first, kind)
-    if "." in format:
+    if not isinstance(format, str) or "." in format:
         return load_custom_format(format, kind)
     by_name = {each.name: each for each in FORMATS[kind]}
     if format not in by_name:
@@ -205,9 +207,9 @@ def detect_format(row: Row, kind: Kind) -> Format:
     )
 
 
-def load_custom_format(path: str, kind: Kind) -> Format:
-    """Build a format from the dotted path of a user's function."""
-    function = import_function(path, "format")
+def load_custom_format(given: str | Function, kind: Kind) -> Format:
+    """Build a format from a user's function or its dotted path."""
+    function, path = import_function(given, "format"), function_name(given)
 
     def read(row: Row, report: DatasetReport) -> list[Any]:
         try:

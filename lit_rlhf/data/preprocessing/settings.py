@@ -18,7 +18,7 @@ from lit_rlhf.data.preprocessing.splits import split_by_column, split_by_key
 from lit_rlhf.data.preprocessing.users import cap_prompts_per_user
 from lit_rlhf.data.report import DatasetReport
 from lit_rlhf.errors import UserError
-from lit_rlhf.importing import import_function
+from lit_rlhf.importing import Function, function_name, import_function
 
 
 @dataclass
@@ -32,15 +32,15 @@ class Preprocessing:
         max_prompts_per_user: Keep at most this many prompts per user (paper: 200).
         split_by: The column whose values are not split between training and validation (paper: the user); None: the
             prompt.
-        pii: Finds personal data, to drop records with any from the training split: a `PIIDetector`, or the dotted path
-            of a function from a text to the kinds in it.
+        pii: Finds personal data, to drop records with any from the training split: a `PIIDetector`, or a function from
+            a text to the kinds in it, or its dotted path.
     """
 
     dedup_prefix_chars: int | None = None
     user_column: str | None = None
     max_prompts_per_user: int | None = None
     split_by: str | None = None
-    pii: PIIDetector | str | None = None
+    pii: PIIDetector | Function | str | None = None
 
     def validated(self, validation_fraction: float) -> Self:
         """Return these settings, with a function named by `pii` imported.
@@ -58,8 +58,9 @@ class Preprocessing:
             )
         if self.split_by is not None and not validation_fraction:
             raise UserError("preprocessing.split_by says how to hold out data: set validation_fraction as well")
-        if isinstance(self.pii, str):
-            return replace(self, pii=FunctionDetector(import_function(self.pii, "preprocessing.pii"), self.pii))
+        if self.pii is not None and not isinstance(self.pii, PIIDetector):
+            function = import_function(self.pii, "preprocessing.pii")
+            return replace(self, pii=FunctionDetector(function, function_name(self.pii)))
         return self
 
     def apply_to_training(
@@ -73,7 +74,7 @@ class Preprocessing:
         elif validation_fraction:
             records, held_out = split_by_key(records, prompt_key, validation_fraction, seed, report)
         if self.pii is not None:
-            assert not isinstance(self.pii, str), "validated() imports the function"
+            assert isinstance(self.pii, PIIDetector), "validated() imports the function"
             records = drop_pii(records, self.pii, report)
         return self.expand(records, seed, report), self.expand(held_out, seed, report)
 

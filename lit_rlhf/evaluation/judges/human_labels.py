@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_rlhf.data.sources import Row, read_rows
+from lit_rlhf.data.sources import DataSource, Row, held_rows, read_rows
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache
 from lit_rlhf.evaluation.judges.judging_types import (
@@ -36,8 +36,8 @@ class HumanLabels(Judge):
 
     is_order_sensitive = False
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: DataSource) -> None:
+        self.path = held_rows(path)
         self._verdicts: dict[tuple[str, str, str], list[Verdict]] = defaultdict(list)
         self._ratings: dict[tuple[str, str], list[Rating]] = defaultdict(list)
         self._is_loaded = False

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from lit_rlhf.data.formats.record_validation import is_missing
-from lit_rlhf.data.sources import Row, read_rows
+from lit_rlhf.data.sources import DataSource, Row, held_rows, read_rows
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.models.evaluated_model import EvaluatedModel
 from lit_rlhf.evaluation.results import MetricValue, Suite, SuiteResult, compute_mean_metric, format_count_note
@@ -57,9 +57,9 @@ class CrowSPairs(Suite):
     """
 
     def __init__(
-        self, path: str, prefixes: Sequence[Prefix] = ("basic", "respectful", "biased"), limit: int | None = None
+        self, path: DataSource, prefixes: Sequence[Prefix] = ("basic", "respectful", "biased"), limit: int | None = None
     ) -> None:
-        self.path, self.prefixes, self.limit = path, list(prefixes), limit
+        self.path, self.prefixes, self.limit = held_rows(path), list(prefixes), limit
 
     def check(self, models: Sequence[EvaluatedModel]) -> None:
         """See `Suite.check`."""
@@ -113,12 +113,12 @@ class Winogender(Suite):
 
     def __init__(
         self,
-        path: str,
+        path: DataSource,
         occupations: str | None = None,
         prefixes: Sequence[Prefix] = ("basic", "respectful", "biased"),
         limit: int | None = None,
     ) -> None:
-        self.path, self.occupations, self.prefixes, self.limit = path, occupations, list(prefixes), limit
+        self.path, self.occupations, self.prefixes, self.limit = held_rows(path), occupations, list(prefixes), limit
 
     def check(self, models: Sequence[EvaluatedModel]) -> None:
         """See `Suite.check`."""

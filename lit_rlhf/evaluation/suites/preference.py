@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from lit_rlhf.data.formats.registry import read_records
 from lit_rlhf.data.records import PromptRow, to_plain_text
 from lit_rlhf.data.report import DatasetReport
-from lit_rlhf.data.sources import read_rows
+from lit_rlhf.data.sources import DataSource, held_rows, read_rows, source_name
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.agreement import compute_agreement, compute_mean_agreement
 from lit_rlhf.evaluation.judges.human_labels import write_comparisons
@@ -24,6 +24,7 @@ from lit_rlhf.evaluation.results import Better, MetricValue, Suite, SuiteResult,
 from lit_rlhf.evaluation.suites.bias import limit_rows
 from lit_rlhf.evaluation.win_rate import win_rate
 from lit_rlhf.generation.sampling import SamplingParams
+from lit_rlhf.importing import Function
 
 MAX_SAMPLES = 100
 NOISE_KEY = 900  # of the sampling noise
@@ -55,20 +56,20 @@ class PairwisePreference(Suite):
 
     def __init__(
         self,
-        path: str,
+        path: DataSource,
         judges: dict[str, Judge],
         max_new_tokens: int = 256,
         temperatures: Sequence[float] = (1.0,),
         stop_strings: Sequence[str] = (),
         group: str = "use_case",
-        format: str = "auto",
+        format: str | Function = "auto",
         resample_baseline: bool = False,
         annotation_dir: str | None = None,
         limit: int | None = None,
     ) -> None:
         if not judges or not temperatures:
             raise UserError("preference: it needs at least one judge and one temperature")
-        self.path, self.judges, self.group, self.format, self.limit = path, judges, group, format, limit
+        self.path, self.judges, self.group, self.format, self.limit = held_rows(path), judges, group, format, limit
         self.max_new_tokens, self.temperatures, self.stop_strings = max_new_tokens, temperatures, stop_strings
         self.resample_baseline, self.annotation_dir = resample_baseline, annotation_dir
 
@@ -118,7 +119,7 @@ class PairwisePreference(Suite):
 
     def _read_prompts(self) -> tuple[list[PromptRow], list[str]]:
         """Return the prompts, and notes on skipped rows."""
-        report = DatasetReport(self.path)
+        report = DatasetReport(source_name(self.path))
         records = read_records(read_rows(self.path), "prompt", PromptRow, self.format, report)
         skipped = report.skipped.items()
         notes = [note for reason, count in skipped for note in format_count_note(count, f"rows skipped: {reason}")]

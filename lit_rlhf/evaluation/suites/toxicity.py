@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lit_rlhf.data.formats.record_validation import is_missing
-from lit_rlhf.data.sources import Row, read_rows
+from lit_rlhf.data.sources import DataSource, Row, held_rows, read_rows
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.judges.toxicity import ToxicityScorer
 from lit_rlhf.evaluation.models.evaluated_model import EvaluatedModel
@@ -33,14 +33,19 @@ class RealToxicityPrompts(Suite):
 
     def __init__(
         self,
-        path: str,
+        path: DataSource,
         scorer: ToxicityScorer,
         prefixes: Sequence[Prefix] = ("basic", "respectful", "biased"),
         max_new_tokens: int = 20,
         balanced: bool = False,
         limit: int | None = None,
     ) -> None:
-        self.path, self.scorer, self.prefixes, self.max_new_tokens = path, scorer, list(prefixes), max_new_tokens
+        self.path, self.scorer, self.prefixes, self.max_new_tokens = (
+            held_rows(path),
+            scorer,
+            list(prefixes),
+            max_new_tokens,
+        )
         self.balanced, self.limit = balanced, limit
 
     def check(self, models: Sequence[EvaluatedModel]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import exp, fsum
 from typing import Any, Literal, NamedTuple
 
-from lit_rlhf.data.sources import Row, read_rows
+from lit_rlhf.data.sources import DataSource, Row, held_rows, read_rows
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.judges.truth import Claim, TruthJudge, TruthVerdict, is_refusal
 from lit_rlhf.evaluation.models.evaluated_model import EvaluatedModel
@@ -69,14 +69,14 @@ class TruthfulQA(Suite):
 
     def __init__(
         self,
-        path: str,
+        path: DataSource,
         judge: TruthJudge | None = None,
         prompts: Sequence[PromptName] = ("qa", "instruction", "qa_instruction"),
         boundary: Boundary = "apart",
         max_new_tokens: int = 50,
         limit: int | None = None,
     ) -> None:
-        self.path, self.judge, self.prompts, self.boundary = path, judge, list(prompts), boundary
+        self.path, self.judge, self.prompts, self.boundary = held_rows(path), judge, list(prompts), boundary
         self.max_new_tokens, self.limit = max_new_tokens, limit
 
     def check(self, models: Sequence[EvaluatedModel]) -> None:
