@@ -23,6 +23,7 @@ COMMANDS = {
     "test": "one pass over the test data, same arguments as fit",
     "plan": "estimate the memory per device before a run: plan -c RECIPE [-c OVERLAY ...] [--gpu NAME]",
     "recipes": "list the shipped recipes, or copy one: recipes ls, recipes cp NAME DEST",
+    "model": "a small instruction model, or a GGUF file, as a transformers folder: model get NAME DIR",
     "export": "convert a Lightning checkpoint to a transformers folder: export CHECKPOINT DIR",
     "evaluate": "evaluate models as in the paper, with a report: evaluate -c RECIPE [--key=value ...]",
     "labelers": "labeler agreement, and reward models on held-out labelers: labelers agreement | folds ...",

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 OPTIONAL_PACKAGES = {
     "bitsandbytes": "bitsandbytes",
     "deepspeed": "'lit-rlhf[deepspeed]'",
+    "gguf": "'lit-rlhf[gguf]'",
     "krippendorff": "krippendorff",
     "langdetect": "langdetect",
     "lm_eval": "lm-eval",

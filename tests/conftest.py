@@ -73,6 +73,7 @@ SLOW_FILES = (
     "packing/test_packed_batch.py",
     "real/test_preferences.py",
     "real/test_real_runs.py",
+    "real/test_smollm2.py",
     "synthetic/test_labelers.py",
     "synthetic/test_quickstart_pipeline.py",
     "synthetic/test_quickstart_sweep.py",

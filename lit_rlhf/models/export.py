@@ -20,7 +20,6 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers import PreTrainedTokenizerBase as Tokenizer
-from transformers.utils import logging as transformers_logging
 
 from lit_rlhf.checkpoint_files import read_checkpoint
 from lit_rlhf.errors import UserError
@@ -28,7 +27,7 @@ from lit_rlhf.models.fingerprint import LINEAGE_FILE
 from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import add_lora, has_adapter, merged_state_dict, policy_state_dict
-from lit_rlhf.models.pretrained import check_weight_values
+from lit_rlhf.models.pretrained import check_weight_values, quiet_transformers
 from lit_rlhf.models.scalar_model import ScalarModel, load_scalar_model
 
 CHECKPOINT_KEY = "lit_rlhf"
@@ -195,11 +194,8 @@ def write_model(model: PreTrainedModel, directory: Path) -> None:
 
 def save_quietly(model: PreTrainedModel, directory: Path) -> None:
     """Write weights and configuration without a progress bar, which would interrupt the Trainer's."""
-    transformers_logging.disable_progress_bar()
-    try:
+    with quiet_transformers():
         model.save_pretrained(directory)
-    finally:
-        transformers_logging.enable_progress_bar()
 
 
 def make_directory(directory: Path) -> None:

@@ -3,8 +3,8 @@
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,9 @@ def from_pretrained_quietly(load: Callable[..., Any], model: str, loading: Model
         hint = did_you_mean(folder.name, [path.name for path in folder.parent.glob("*")])
         hint = hint or "; run the stage that writes it first"
         raise UserError(f"model: there is no folder {model!r}{hint}")
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
-        return load(model, revision=loading.revision, trust_remote_code=loading.trust_remote_code, **settings)
+        with quiet_transformers():
+            return load(model, revision=loading.revision, trust_remote_code=loading.trust_remote_code, **settings)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         what = "" if folder.is_dir() else " (neither a folder here nor a reachable hub name)"
@@ -60,6 +58,16 @@ def from_pretrained_quietly(load: Callable[..., Any], model: str, loading: Model
             f"model: cannot load {model!r}: a file of it lacks a field or holds a value of another type "
             f"({type(error).__name__}: {reason}); save it again"
         ) from error
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Within the context, transformers prints errors alone, and no progress bars."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
     finally:
         transformers_logging.set_verbosity(before)
         transformers_logging.enable_progress_bar()
@@ -201,14 +209,11 @@ def split_generation_settings(stored: dict[str, Any]) -> tuple[dict[str, Any], d
 
 
 def _is_valid(settings: dict[str, Any]) -> bool:
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
     try:
-        GenerationConfig(**settings).validate(strict=True)
+        with quiet_transformers():
+            GenerationConfig(**settings).validate(strict=True)
     except (ValueError, TypeError, AttributeError):
         return False
-    finally:
-        transformers_logging.set_verbosity(before)
     return True
 
 
