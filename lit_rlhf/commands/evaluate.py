@@ -78,7 +78,7 @@ def instantiate_evaluation(args: list[str], locations: ConfigLocations) -> "tupl
     parser.add_class_arguments(Evaluation, None)
     parser.add_argument(
         "--trainer.logger",
-        type=bool | Logger | list[Logger] | None,
+        type=bool | Logger | list[Logger] | None,  # type: ignore[arg-type]  # jsonargparse takes any type
         help="in place of logger: the name that it has in a recipe of fit, and in the overlays logger/...",
     )
     try:
