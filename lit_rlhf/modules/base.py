@@ -301,9 +301,11 @@ class LitModule(LightningModule, DataRequirements, Traceable):
         if "tokens" in sums:
             self.num_tokens += int(sums.pop("tokens")[0])
             logged["tokens"] = float(self.num_tokens)
-        logged |= self.step_means.reset(sums)
-        self.define_metrics(logged, None)
-        for name, value in logged.items():
+        means = self.step_means.reset(sums)
+        # only where a row is written: a call of `log` takes Lightning longer than the norm of a small gradient
+        is_due = self.trainer._logger_connector.should_update_logs
+        self.define_metrics([*means, *logged], None)
+        for name, value in {**means, **(logged if is_due else {})}.items():
             self.log(name, value, prog_bar=name == "train/loss", batch_size=1)
 
     def split_by_network(self, parameters: Iterable[nn.Parameter]) -> dict[str, list[nn.Parameter]]:
