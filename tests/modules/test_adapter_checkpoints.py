@@ -22,6 +22,7 @@ from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.models.export import export_checkpoint
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.modules import PPOConfig, PPOModule, RewardModule, SFTModule
+from lit_rlhf.modules.critics import SeparateCritic
 from lit_rlhf.rewards import FunctionReward
 from lit_rlhf.strategies import FSDP2Strategy
 from tests.helpers.ppo_fakes import PromptData
@@ -125,7 +126,7 @@ def test_a_frozen_critic_must_be_the_one_of_the_run(llama, model_folders, tmp_pa
 
     def run(folder: str, start: Path | None = None) -> None:
         module, data = make_stage("ppo", llama, tmp_path)
-        module.critic.path = str(critic)
+        module.critic = SeparateCritic(str(critic))
         trainer = quiet_trainer(tmp_path / folder, max_epochs=2 if start else 1)
         trainer.fit(module, datamodule=data, ckpt_path=start)
         trainer.save_checkpoint(tmp_path / folder / "last.ckpt")
