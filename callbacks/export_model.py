@@ -1,4 +1,4 @@
-"""Write a transformers folder when training ends."""
+"""Write a transformers folder, or a PEFT folder, when training ends."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,14 @@ from lit_rlhf.lineage.fingerprints import remember_hashes
 from lit_rlhf.lineage.hub import check_push, push_folder
 from lit_rlhf.lineage.records import LineageRecord
 from lit_rlhf.lineage.writing import finish_export
-from lit_rlhf.models.export import check_exportable, export_checkpoint, export_model, export_weights
+from lit_rlhf.models.export import (
+    check_exportable,
+    check_plain_base,
+    export_adapter,
+    export_checkpoint,
+    export_model,
+    export_weights,
+)
 from lit_rlhf.strategies import full_state_dict, is_sharded
 
 
@@ -30,6 +37,8 @@ class ExportModel(Callback):
         push: repository of the Hugging Face hub to push the folder to, OWNER/NAME. That the token may write there is
             checked before training starts.
         private: create the repository as a private one.
+        format: of a run with an adapter: "merged" into full weights, or "peft", a folder of the adapter alone, which
+            names its base.
     """
 
     def __init__(
@@ -38,17 +47,26 @@ class ExportModel(Callback):
         weights: Literal["last", "best"] = "last",
         push: str | None = None,
         private: bool = False,
+        format: Literal["merged", "peft"] = "merged",
     ) -> None:
         self.directory, self.weights, self.push, self.private = Path(directory), weights, push, private
+        self.format = format
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a folder that cannot be written, "best" weights that no checkpoint would hold, an impossible push."""
+        """Refuse settings that cannot work: an unwritable folder, "best" weights or an adapter of none, a push."""
         if stage != "fit":
             return
         if self.weights == "best" and not selecting_checkpoints(trainer):
             raise UserError(
                 "ExportModel: weights is 'best', but no ModelCheckpoint has a monitor; add one, or set 'last'"
             )
+        module: Any = pl_module
+        if self.format == "peft" and module.adapter is None:
+            raise UserError("ExportModel: format is 'peft', but model.adapter is null; set one, or format to 'merged'")
+        if self.format == "peft" and not module.has_base_folder:
+            raise UserError("ExportModel: format is 'peft', but the base is an object, which no folder can name")
+        if self.format == "peft":
+            check_plain_base(module.model_path, module.loading)
         self.directory = Path(trainer.default_root_dir) / self.directory
         if trainer.is_global_zero:
             if self.push is not None:
@@ -73,7 +91,10 @@ class ExportModel(Callback):
         weights = full_state_dict(model) if best is None and is_sharded(model) else None  # a collective call
         if trainer.is_global_zero:
             if best is not None:
-                export_checkpoint(best, self.directory, finish=finish)
+                export_checkpoint(best, self.directory, finish=finish, format=self.format)
+            elif self.format == "peft":
+                base, named = (pl_module.model_path, pl_module.loading), weights or dict(model.named_parameters())
+                export_adapter(model, named, pl_module.adapter, base, tokenizer, self.directory, finish)
             elif weights is not None:
                 export_weights(model, weights, pl_module.adapter, tokenizer, self.directory, finish)
             else:

@@ -67,6 +67,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content | _read_sharded_weights(path) if path.is_dir() else content
 
 
+def read_weight_names(path: Path) -> set[str]:
+    """Return the names of a checkpoint's weights, without reading them.
+
+    Raises:
+        UserError: see `open_checkpoint`.
+    """
+    if not is_sharded_checkpoint(path):
+        return set(open_checkpoint(path, "meta")["state_dict"])
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+    names = FileSystemReader(path).read_metadata().state_dict_metadata
+    return {name.removeprefix("state_dict.") for name in names if name.startswith("state_dict.")}
+
+
 def _read_sharded_weights(folder: Path) -> dict[str, Any]:
     from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
     from torch.distributed.checkpoint.filesystem import FileSystemReader

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib import import_module
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -12,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from transformers import PretrainedConfig, PreTrainedModel
 
+from lit_rlhf.checkpoint_files import ContainsObjects, is_sharded_checkpoint, read_weight_names
 from lit_rlhf.errors import UserError
 
 
@@ -44,8 +47,24 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.weights_only = weights_only
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Load with this strategy's `weights_only`: Lightning 2.6.6 does not pass on the argument of `fit`."""
-        return super().load_checkpoint(checkpoint_path, self.weights_only if weights_only is None else weights_only)
+        """Load with this strategy's `weights_only`: Lightning 2.6.6 does not pass on the argument of `fit`.
+
+        Raises:
+            UserError: A checkpoint of an adapter lacks a weight that is trained.
+        """
+        path = Path(self.broadcast(checkpoint_path))
+        weights_only = self.weights_only if weights_only is None else weights_only
+        assert self.lightning_module is not None
+        if self.lightning_module.strict_loading:
+            return super().load_checkpoint(path, weights_only)
+        try:
+            missing = trainable_names(self.lightning_module) - read_weight_names(path)
+        except ContainsObjects:  # which `weights_only` allows; they are not read twice
+            missing = set()
+        if missing:
+            raise UserError(f"ckpt_path: the checkpoint lacks the weight {min(missing)!r} that this recipe trains")
+        with _partial_loading() if is_sharded_checkpoint(path) else nullcontext():
+            return super().load_checkpoint(path, weights_only)
 
     def setup_environment(self) -> None:
         """Shard over all devices; Lightning's default is tensor parallelism within a node."""
@@ -56,6 +75,28 @@ class FSDP2Strategy(ModelParallelStrategy):
             )
         self._data_parallel_size = devices // split
         super().setup_environment()
+
+
+@contextmanager
+def _partial_loading() -> Iterator[None]:
+    """Within the context, Lightning loads what a folder of shards holds; the frozen base of an adapter is not in it.
+
+    It asks PyTorch for every weight of the module, whatever `strict_loading` says.
+    """
+    from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    lightning: Any = import_module("lightning.fabric.strategies.model_parallel")
+
+    def load_partially(state: dict[str, Any], path: Path) -> None:
+        load(state, checkpoint_id=path, planner=DefaultLoadPlanner(allow_partial_load=True))
+
+    original = lightning._distributed_checkpoint_load
+    lightning._distributed_checkpoint_load = load_partially
+    try:
+        yield
+    finally:
+        lightning._distributed_checkpoint_load = original
 
 
 def data_parallel_group(strategy: Strategy) -> ProcessGroup | None:
@@ -189,6 +230,11 @@ def fsdp_units(model: nn.Module) -> list[Any]:
 def is_sharded(model: nn.Module) -> bool:
     """Whether some of the weights are on other ranks."""
     return bool(fsdp_units(model))
+
+
+def trainable_names(module: nn.Module) -> set[str]:
+    """Return the names of the trainable weights: with an adapter, the only ones in a checkpoint."""
+    return {name for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 def sharded_parameters(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hyperparameters": {"errors", "secrets"},
     "checkpoints": {"errors", "checkpoint_files"},
     "schedules": {"errors"},
-    "strategies": {"errors"},
+    "strategies": {"errors", "checkpoint_files"},
     "loggers": set(),
     "packing": {"functional"},
     "models": GENERAL - {"http"} | {"packing"},
@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lineage": GENERAL - {"http"} | {"models", "data"},
     "generation": GENERAL | {"packing", "models", "data"},
     "rollout": GENERAL - {"http"} | {"packing", "models", "data", "generation"},
-    "rewards": GENERAL | {"packing", "models", "rollout"},
+    "rewards": GENERAL | {"packing", "models", "data", "rollout"},
     "modules": GENERAL | LIGHTNING | {"packing", "models", "data", "lineage", "generation", "rollout", "rewards"},
     "evaluation": GENERAL | {"loggers", "packing", "models", "data", "lineage", "generation", "rollout", "rewards"},
     "callbacks": GENERAL

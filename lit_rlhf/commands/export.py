@@ -22,6 +22,8 @@ def run(command: str, args: list[str]) -> int:
     parser.add_argument("--report", type=Path, metavar="FILE", help=text)
     parser.add_argument("--push", metavar="OWNER/NAME", help="push the folder to this repository of the hub")
     parser.add_argument("--private", action="store_true", help="create the repository as a private one")
+    text = "of an adapter: merged into full weights (default), or a folder of the adapter alone, which names its base"
+    parser.add_argument("--format", choices=("merged", "peft"), default="merged", help=text)
     parsed = parser.parse(args)
     install_log_filters()
     if parsed.private and parsed.push is None:
@@ -39,7 +41,7 @@ def run(command: str, args: list[str]) -> int:
     def finish(folder: Path) -> None:
         written.append(finish_export(record, folder, parsed.directory, parsed.report, parsed.push))
 
-    export_checkpoint(parsed.checkpoint, parsed.directory, parsed.weights, finish)
+    export_checkpoint(parsed.checkpoint, parsed.directory, parsed.weights, finish, parsed.format)
     remember_hashes(parsed.directory, written[0].files)
     print(parsed.directory)
     if parsed.push is not None:

@@ -75,16 +75,16 @@ def load_model(name: str) -> tuple[Any, Any]:
         UserError: there is no such model, it is of another kind, or its weights are not the model's.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    from lit_rlhf.models.loading import check_causal_lm, check_vocabulary, load_config
+    from lit_rlhf.models.loading import check_causal_lm, check_vocabulary, load_config, load_stored_tokenizer
     from lit_rlhf.models.loading_config import ModelLoadingConfig
-    from lit_rlhf.models.pretrained import from_pretrained_quietly, load_weights
+    from lit_rlhf.models.pretrained import load_weights
 
     loading = ModelLoadingConfig()
     config = load_config(name, loading)
     check_causal_lm(config, name)
-    tokenizer = from_pretrained_quietly(AutoTokenizer.from_pretrained, name, loading)
+    tokenizer = load_stored_tokenizer(name, loading)
     check_vocabulary(tokenizer, config, name, loading)
     model, _ = load_weights(AutoModelForCausalLM, name, config, loading, dtype="auto")
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer

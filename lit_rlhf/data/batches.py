@@ -5,10 +5,13 @@ Shapes: `B` sequences, `T` tokens, `P` prompt tokens, `N` completions of all `G`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from lit_rlhf.data.records import Message
 
 
 class TokenBatch(NamedTuple):
@@ -39,6 +42,7 @@ class PromptBatch(NamedTuple):
     attention_mask: Tensor  # (B, P) int64, 1 = real token
     rows: list[dict[str, Any]]  # the dataset rows: "prompt" (the rendered text) and every metadata column
     index: Tensor  # type: ignore[assignment]  # (B,) int64, index in the iteration's global batch, seeds sampling noise
+    messages: Sequence[list[Message]] = ()  # the prompts as conversations; empty if they are text alone
 
     @classmethod
     def from_tokens(cls, input_ids: Tensor, attention_mask: Tensor) -> PromptBatch:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lit_rlhf.data.batches import PromptBatch, RankingBatch, TokenBatch
+from lit_rlhf.data.records import Message, to_messages
 from lit_rlhf.functional.padding import pad_left, pad_right
 
 
@@ -33,6 +34,7 @@ class TokenizedPrompt(NamedTuple):
 
     input_ids: list[int]
     row: dict[str, Any]
+    messages: list[Message] | None = None  # the prompt as a conversation, whatever the template
 
 
 def collate_tokens(rows: Sequence[TokenizedExample], normalizer: float, pad_id: int) -> TokenBatch:
@@ -73,4 +75,5 @@ def collate_prompts(prompts: Sequence[TokenizedPrompt], index: Sequence[int], pa
     """Left-pad prompts to (B, P), so that every response begins in the same column."""
     input_ids, attention_mask = pad_left([prompt.input_ids for prompt in prompts], pad_id)
     rows = [prompt.row for prompt in prompts]
-    return PromptBatch(input_ids, attention_mask, rows, torch.tensor(list(index), dtype=torch.int64))
+    messages = [prompt.messages or to_messages(prompt.row.get("prompt", "")) for prompt in prompts]
+    return PromptBatch(input_ids, attention_mask, rows, torch.tensor(list(index), dtype=torch.int64), messages)

@@ -20,7 +20,7 @@ from lit_rlhf.data.formats.registry import read_records
 from lit_rlhf.data.loader import ResumableLoader, get_dp_world_size_and_rank, infinite_permutation
 from lit_rlhf.data.preprocessing.settings import Preprocessing
 from lit_rlhf.data.prompt_template import PromptTemplate
-from lit_rlhf.data.records import PromptRow
+from lit_rlhf.data.records import PromptRow, to_messages
 from lit_rlhf.data.report import DataReader, DatasetReport
 from lit_rlhf.data.sources import DataSource, held_rows, read_rows, source_name
 from lit_rlhf.data.truncation import TruncationPolicy
@@ -227,5 +227,5 @@ def tokenize_prompts(
     for record, text, prompt_ids in zip(records, texts, template.encode(texts)):
         prompt = lengths.fit_prompt(prompt_ids, template.bos_ids, record.origin, report)
         if prompt is not None:
-            rows.append(TokenizedPrompt(prompt, {**record.fields, "prompt": text}))
+            rows.append(TokenizedPrompt(prompt, {**record.fields, "prompt": text}, to_messages(record.prompt)))
     return rows

@@ -23,17 +23,21 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.checkpoint_files import read_checkpoint
 from lit_rlhf.errors import UserError
-from lit_rlhf.models.fingerprint import LINEAGE_FILE
-from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
+from lit_rlhf.models.fingerprint import LINEAGE_FILE, model_fingerprint
+from lit_rlhf.models.loading import load_causal_lm, load_config, load_tokenizer
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import add_lora, has_adapter, merged_state_dict, policy_state_dict
+from lit_rlhf.models.peft_folder import ADAPTER_CONFIG, find_adapter, write_adapter
 from lit_rlhf.models.pretrained import check_weight_values, quiet_transformers
 from lit_rlhf.models.scalar_model import ScalarModel, load_scalar_model
 
 CHECKPOINT_KEY = "lit_rlhf"
+BASE_KEY = "base"  # in what a checkpoint holds under CHECKPOINT_KEY, see `describe_model`
+OLD_BASE_KEY = "four_bit_base"  # of checkpoints from when only a 4-bit base was left out
 AVERAGE_KEY = "average"  # of the trained weights, saved by `lit_rlhf.callbacks.EMA`
 Weights = Literal["average", "current"]
 Finish = Callable[[Path], None]  # is called with the complete temporary folder, before it takes its place
+ExportFormat = Literal["merged", "peft"]
 PART = ".part"  # suffix of a folder that is being written
 # files of an earlier export that are not carried over to the next
 MODEL_FILES = (
@@ -56,7 +60,7 @@ def describe_model(
     tokenizer: Tokenizer,
     prefix: str,
     adapter: LoRA | None = None,
-    four_bit_base: tuple[str, ModelLoadingConfig] | None = None,
+    base: tuple[str, ModelLoadingConfig] | None = None,
 ) -> dict[str, Any]:
     """Describe a model in plain values, with which a checkpoint's weights can be exported to a folder.
 
@@ -65,7 +69,7 @@ def describe_model(
         tokenizer: Its tokenizer, whose files are stored in the checkpoint, so that the checkpoint is self-contained.
         prefix: Prefix of the model's weights in the state dict, such as "policy.".
         adapter: The LoRA settings in use.
-        four_bit_base: Folder or hub name of a base that is not in the checkpoint, and how it was loaded.
+        base: Folder or hub name of an adapter's base, which is not in the checkpoint, and how it was loaded.
     """
     return {
         "config": json.dumps(_config_dict(model), default=str),
@@ -73,7 +77,7 @@ def describe_model(
         "tokenizer": read_tokenizer_files(tokenizer),
         "prefix": prefix,
         "adapter": None if adapter is None else vars(adapter),
-        "four_bit_base": None if four_bit_base is None else [four_bit_base[0], vars(four_bit_base[1])],
+        BASE_KEY: None if base is None else [base[0], vars(base[1])],
     }
 
 
@@ -119,9 +123,13 @@ def export_model(
 
 
 def export_checkpoint(
-    checkpoint: Path, directory: Path, which: Weights | None = None, finish: Finish | None = None
+    checkpoint: Path,
+    directory: Path,
+    which: Weights | None = None,
+    finish: Finish | None = None,
+    format: ExportFormat = "merged",
 ) -> None:
-    """Export a Lightning checkpoint of any module here, a file or a folder of shards, to a transformers folder.
+    """Export a Lightning checkpoint of any module here, a file or a folder of shards, to a folder.
 
     Of a PPO checkpoint, the policy is exported.
 
@@ -130,10 +138,11 @@ def export_checkpoint(
         directory: The folder to write.
         which: "average" or "current" weights; by default the average if there is one.
         finish: Adds files to the folder.
+        format: "merged", a transformers folder of full weights, or "peft", the adapter alone.
 
     Raises:
-        UserError: No such file, not a checkpoint of this library, no average in it, weights that are no numbers, or an
-            unwritable folder.
+        UserError: No such file, not a checkpoint of this library, no average in it, weights that are no numbers, no
+            adapter to write, a base that is not the one of the training, or an unwritable folder.
     """
     content = read_checkpoint(checkpoint)
     if CHECKPOINT_KEY not in content:
@@ -144,16 +153,93 @@ def export_checkpoint(
     weights = policy_state_dict(weights)
     check_weight_values("export", repr(str(checkpoint)), weights.items())
     adapter = None if about["adapter"] is None else LoRA(**about["adapter"])
-    settings = json.loads(about["config"])
+    settings, base = json.loads(about["config"]), read_base(about)
     with replaced_folder(directory, finish) as folder:
         write_tokenizer_files(about["tokenizer"], folder)
-        if about.get("four_bit_base"):
-            base, loading = about["four_bit_base"]
-            loading = ModelLoadingConfig(**loading)
-            weights = _merge_into_quantized_base(base, loading, adapter, settings, weights, folder)
+        if format == "peft":
+            if adapter is None or base is None:
+                what = "full weights" if adapter is None else "an adapter, but not the name of its base"
+                raise UserError(f"{str(checkpoint)!r} holds {what}; export it in the format 'merged'")
+            write_adapter(folder, weights, adapter, check_plain_base(*base), _centering_constants(settings))
+            return
+        if base is not None and adapter is not None:
+            check_base_fingerprint(about, str(checkpoint))
+            weights = _merge_into_base(*base, adapter, settings, weights, folder)
         elif adapter is not None:
             weights = _merge_adapter(settings, weights, adapter)
         _write(settings, about.get("generation_config"), weights, folder)
+
+
+def read_base(about: dict[str, Any]) -> tuple[str, ModelLoadingConfig] | None:
+    """Return the base that a checkpoint of an adapter leaves out, and how it was loaded.
+
+    Args:
+        about: What the checkpoint holds under `CHECKPOINT_KEY`.
+    """
+    base = about.get(BASE_KEY) or about.get(OLD_BASE_KEY)
+    return None if base is None else (base[0], ModelLoadingConfig(**base[1]))
+
+
+def check_base_fingerprint(about: dict[str, Any], checkpoint: str) -> None:
+    """Refuse a base that is not the one that a checkpoint's adapter was trained on.
+
+    Args:
+        about: What the checkpoint holds under `CHECKPOINT_KEY`.
+        checkpoint: Its path, for messages.
+
+    Raises:
+        UserError: The folder holds other weights now.
+    """
+    base, identity = read_base(about), about.get("fingerprints", {}).get("base")
+    if base is None or identity is None:
+        return
+    now = model_fingerprint(*base)
+    if now != identity:
+        raise UserError(
+            f"{checkpoint!r} is an adapter on {base[0]!r}, which is not the one of its training any more ({now[:19]} "
+            f"now, {identity[:19]} then); put that one back"
+        )
+
+
+def check_plain_base(path: str, loading: ModelLoadingConfig) -> tuple[str, ModelLoadingConfig]:
+    """Return a base, refused if it is an adapter itself: a PEFT folder names a base of full weights.
+
+    Raises:
+        UserError: It is a PEFT folder.
+    """
+    if find_adapter(path, loading) is not None:
+        raise UserError(f"format 'peft': the base {path!r} is an adapter itself; use 'merged', or merge it first")
+    return path, loading
+
+
+def export_adapter(
+    model: PreTrainedModel,
+    weights: dict[str, Tensor],
+    adapter: LoRA,
+    base: tuple[str, ModelLoadingConfig],
+    tokenizer: Tokenizer,
+    directory: Path,
+    finish: Finish | None = None,
+) -> None:
+    """Write a PEFT folder: adapter, score head, name of the base, and tokenizer.
+
+    Args:
+        model: The model, for its configuration alone.
+        weights: Its weights by name, which may be gathered from a model sharded over ranks.
+        adapter: Settings of the adapter.
+        base: Folder or hub name of the base, and how it was loaded.
+        tokenizer: Its tokenizer.
+        directory: The folder to write.
+        finish: Adds files to the folder.
+    """
+    with replaced_folder(directory, finish) as folder:
+        write_adapter(folder, weights, adapter, check_plain_base(*base), _centering_constants(_config_dict(model)))
+        tokenizer.save_pretrained(folder)
+
+
+def _centering_constants(settings: dict[str, Any]) -> dict[str, float]:
+    """Return the centering constants in the settings of a config.json; none of a model that is not centered."""
+    return {name: settings[name] for name in ("score_shift", "score_scale") if name in settings}
 
 
 def select_weights(content: dict[str, Any], which: Weights | None, checkpoint: Path) -> dict[str, Tensor]:
@@ -226,7 +312,8 @@ def replaced_folder(directory: Path, finish: Finish | None = None) -> Iterator[P
     target = directory.resolve()  # of a link, the folder that it names
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{PART}")
     try:
-        if target.exists() and not (target / "config.json").is_file() and (target.is_file() or any(target.iterdir())):
+        is_model = any((target / name).is_file() for name in ("config.json", ADAPTER_CONFIG))
+        if target.exists() and not is_model and (target.is_file() or any(target.iterdir())):
             raise UserError(f"cannot write to {str(directory)!r}: it is there and no model folder; name another")
         part.mkdir(parents=True)
         yield part
@@ -299,21 +386,20 @@ def _merge_adapter(settings: dict[str, Any], weights: dict[str, Tensor], adapter
     return merged_state_dict(model)
 
 
-def _merge_into_quantized_base(
+def _merge_into_base(
     base: str,
     loading: ModelLoadingConfig,
-    adapter: LoRA | None,
+    adapter: LoRA,
     settings: dict[str, Any],
     weights: dict[str, Tensor],
     tokenizer: Path,
 ) -> dict[str, Tensor]:
-    """Return the full weights of a checkpoint of adapters alone; the base is loaded in 4 bits as in training."""
-    assert adapter is not None, "a 4-bit base is not trained without an adapter"
+    """Return the full weights of a checkpoint of adapters alone; the base is loaded as in training."""
     AutoConfig.for_model(**settings).save_pretrained(tokenizer)  # AutoTokenizer needs config.json
     loaded = load_tokenizer(str(tokenizer), loading)
     scalar = _is_scalar(settings)
     model = load_scalar_model(base, loaded, loading).model if scalar else load_causal_lm(base, loaded, loading)
-    add_lora(model, adapter)
+    add_lora(model, adapter, base_vocab_size=load_config(base, loading).get_text_config().vocab_size)
     unexpected = model.load_state_dict(weights, strict=False).unexpected_keys
     if unexpected:
         raise UserError(f"the checkpoint's weight {unexpected[0]!r} is of another model than its base {base!r} now is")

@@ -14,10 +14,13 @@ from lit_rlhf.hashing import hash_file, hash_files
 from lit_rlhf.models.loading import load_config
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.lora import policy_state_dict
+from lit_rlhf.models.model_files import find_commit
+from lit_rlhf.models.peft_folder import ADAPTER_CONFIG, find_adapter
 
 WEIGHT_FILE_PATTERNS = (
     "config.json",
     "adapter_config.json",
+    "score_config.json",
     "*.safetensors",
     "*.bin",
 )  # files that decide what a model computes
@@ -32,7 +35,8 @@ def model_fingerprint(
     """Compute a fingerprint that distinguishes models of the same name.
 
     Of a folder, the SHA-256 of its weight files, config.json and adapter_config.json; of a checkpoint file, its
-    SHA-256; of a hub model, its commit; of an object, a hash of its weights.
+    SHA-256; of a hub model, its commit; of an object, a hash of its weights. Of a PEFT folder or repository also the
+    fingerprint of its base.
 
     Args:
         model: folder, checkpoint file, hub name or object.
@@ -44,10 +48,15 @@ def model_fingerprint(
     folder = Path(model)
     if folder.is_file():
         return f"sha256 {hash_file(folder)}"
-    if not folder.is_dir():
-        commit = getattr(load_config(model, loading), "_commit_hash", None)
-        return f"commit {commit}" if commit else f"hub name {model}"
-    return f"sha256 {hash_files(find_weight_files(folder), hash_file)}"
+    adapter = find_adapter(model, loading)
+    base = "" if adapter is None else f" on {model_fingerprint(adapter.base, adapter.base_loading, hash_file)}"
+    if folder.is_dir():
+        return f"sha256 {hash_files(find_weight_files(folder), hash_file)}{base}"
+    if adapter is None:
+        commit = load_config(model, loading)._commit_hash
+    else:
+        commit = find_commit(model, ADAPTER_CONFIG, loading)
+    return (f"commit {commit}" if commit else f"hub name {model}") + base
 
 
 def find_weight_files(folder: Path) -> list[Path]:
@@ -73,6 +82,9 @@ def loaded_model_fingerprint(
         files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in MODEL_FILE_SUFFIXES)
         files = [file for file in files if file.name != LINEAGE_FILE]
         parts += [[file.name, hash_file(file)] for file in files]
+        adapter = find_adapter(str(folder), loading)
+        if adapter is not None:
+            parts.append(loaded_model_fingerprint(adapter.base, adapter.base_loading, hash_file))
     text = json.dumps([FINGERPRINT_FORMAT, parts], sort_keys=True, ensure_ascii=False)
     digest = hashlib.sha256(text.encode()).hexdigest()[:24]
     return digest if folder.is_dir() else f"{model} {digest}"

@@ -23,6 +23,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.given import ModelSource, model_name, without_dropout
 from lit_rlhf.models.loading_config import ModelLoadingConfig
+from lit_rlhf.models.lora import redraw_added_rows
+from lit_rlhf.models.model_files import find_commit, holds_file
+from lit_rlhf.models.peft_folder import find_adapter
 from lit_rlhf.models.pretrained import from_pretrained_quietly, load_weights
 
 RESIDUAL_DROPOUT = ("resid_pdrop", "hidden_dropout", "dropout", "resid_dropout")
@@ -41,14 +44,34 @@ OTHER_DROPOUT = (
 
 
 def load_config(model: ModelSource, loading: ModelLoadingConfig) -> PretrainedConfig:
-    """Load the configuration of a model; that of an object is its own.
+    """Load the configuration of a model; that of an object is its own, that of a PEFT folder the merged model's.
 
     Raises:
         UserError: There is no such model.
     """
     if isinstance(model, PreTrainedModel):
         return model.config
-    return from_pretrained_quietly(AutoConfig.from_pretrained, model, loading)
+    adapter = find_adapter(model, loading)
+    if adapter is None:
+        config = from_pretrained_quietly(AutoConfig.from_pretrained, model, loading)
+        config._commit_hash = find_commit(model, "config.json", loading)  # which transformers 5.23 leaves out
+        return config
+    return adapter.apply_to_config(load_config(adapter.base, adapter.base_loading))
+
+
+def load_stored_tokenizer(model: str, loading: ModelLoadingConfig) -> Tokenizer:
+    """Load the tokenizer of `model` as it is stored; of a PEFT folder without one, the base's.
+
+    Raises:
+        UserError: There is none.
+    """
+    adapter = find_adapter(model, loading)
+    if adapter is None:
+        return from_pretrained_quietly(AutoTokenizer.from_pretrained, model, loading)
+    if not holds_file(model, "tokenizer_config.json", loading):
+        return load_stored_tokenizer(adapter.base, adapter.base_loading)
+    config = load_config(model, loading)  # which AutoTokenizer would look for in the folder
+    return from_pretrained_quietly(AutoTokenizer.from_pretrained, model, loading, config=config)
 
 
 def load_tokenizer(model: str | Tokenizer, loading: ModelLoadingConfig) -> Tokenizer:
@@ -64,7 +87,7 @@ def load_tokenizer(model: str | Tokenizer, loading: ModelLoadingConfig) -> Token
     if isinstance(model, Tokenizer):
         tokenizer, model = model, str(model.name_or_path or type(model).__name__)
     else:
-        tokenizer = from_pretrained_quietly(AutoTokenizer.from_pretrained, model, loading)
+        tokenizer = load_stored_tokenizer(model, loading)
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"tokenizer of {model!r} has no end-of-sequence token: set eos_token in its tokenizer_config.json"
@@ -86,8 +109,10 @@ def load_tokenizer(model: str | Tokenizer, loading: ModelLoadingConfig) -> Token
 
 def check_vocabulary(tokenizer: Tokenizer, config: PretrainedConfig, model: str, loading: ModelLoadingConfig) -> None:
     """Refuse a tokenizer with ids that the model has no embedding for, other than an added padding token."""
-    size = config.get_text_config().vocab_size
-    added = 1 if loading.pad_token is not None and tokenizer.pad_token_id >= size else 0
+    adapter = find_adapter(model, loading)
+    size = max(config.get_text_config().vocab_size, 0 if adapter is None else adapter.vocab_size)
+    grows = loading.pad_token is not None or adapter is not None  # it was added in the training of the adapter
+    added = 1 if grows and (tokenizer.pad_token_id or 0) >= size else 0
     if len(tokenizer) - added > size:
         raise UserError(
             f"tokenizer and model of {model!r} disagree: {len(tokenizer):,} tokens, but a vocabulary of {size:,} in "
@@ -95,7 +120,9 @@ def check_vocabulary(tokenizer: Tokenizer, config: PretrainedConfig, model: str,
         )
 
 
-def check_same_token_ids(tokenizer: Tokenizer, other: Tokenizer, what: str) -> None:
+def check_same_token_ids(
+    tokenizer: Tokenizer, other: Tokenizer, what: str, remedy: str = "use one trained from the same family"
+) -> None:
     """Refuse a model that gets token ids of `tokenizer` and was trained with another one, whose ids differ.
 
     Every token must have the same id in both. Tokens that only the other has do no harm, as it never gets them; nor
@@ -105,6 +132,7 @@ def check_same_token_ids(tokenizer: Tokenizer, other: Tokenizer, what: str) -> N
         tokenizer: The policy's.
         other: That of a reward model, critic or reference.
         what: The model, in words.
+        remedy: What to do instead.
     """
     ids = other.get_vocab()
     for token, index in tokenizer.get_vocab().items():
@@ -112,7 +140,7 @@ def check_same_token_ids(tokenizer: Tokenizer, other: Tokenizer, what: str) -> N
             has = f"{ids[token]:,}" if token in ids else "none"
             raise UserError(
                 f"{what} has another tokenizer than the policy: the token {token!r} has the id {index:,} in the "
-                f"policy's and {has} in its own, so ids would mean other words. Use one trained from the same family"
+                f"policy's and {has} in its own, so ids would mean other words; {remedy}"
             )
 
 
@@ -138,7 +166,7 @@ def load_causal_lm(
         return finish_loading(without_dropout(model, dropout), tokenizer, loading)
     set_dropout(config, dropout)
     loaded, _ = load_weights(AutoModelForCausalLM, model, config, loading)
-    return finish_loading(loaded, tokenizer, loading)
+    return finish_loading(loaded, tokenizer, loading, find_adapter(model, loading) is not None)
 
 
 def check_causal_lm(config: PretrainedConfig, model: str) -> None:
@@ -169,10 +197,18 @@ def is_language_model(architecture: str) -> bool:
     return plain or architecture.endswith(("ForCausalLM", "ForConditionalGeneration", "WithLMHead", "Decoder"))
 
 
-def finish_loading(model: PreTrainedModel, tokenizer: Tokenizer, loading: ModelLoadingConfig) -> PreTrainedModel:
-    """Grow the embedding for an added padding token, set special ids, enable gradient checkpointing and compilation."""
-    if len(tokenizer) > model.config.get_text_config().vocab_size:
+def finish_loading(
+    model: PreTrainedModel, tokenizer: Tokenizer, loading: ModelLoadingConfig, adapted: bool = False
+) -> PreTrainedModel:
+    """Grow the embedding for an added padding token, set special ids, enable gradient checkpointing and compilation.
+
+    With `adapted`, of a model from a PEFT folder, which holds no such row, it is the one that was there in training.
+    """
+    vocab_size = model.config.get_text_config().vocab_size
+    if len(tokenizer) > vocab_size:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        if adapted:
+            redraw_added_rows(model, vocab_size)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = tokenizer.eos_token_id
     if model.can_generate():

@@ -18,7 +18,7 @@ from lit_rlhf.suggestions import did_you_mean
 POLICY = "default"  # peft's name of the first adapter, which here is the policy's own, and merged in an export
 
 
-def add_lora(model: PreTrainedModel, lora: LoRA, name: str = POLICY) -> None:
+def add_lora(model: PreTrainedModel, lora: LoRA, name: str = POLICY, base_vocab_size: int | None = None) -> None:
     """Freeze `model` and add a trainable low-rank adapter to its linear layers.
 
     A new adapter changes no output: its second factor is 0. A `score` head gets no adapter and stays trainable. If the
@@ -28,6 +28,8 @@ def add_lora(model: PreTrainedModel, lora: LoRA, name: str = POLICY) -> None:
         model: The model, changed in place.
         lora: Settings of the adapter.
         name: Name of the adapter.
+        base_vocab_size: Rows of the embedding in the base's folder, if loading may have added some: those are drawn
+            again, see `redraw_added_rows`.
 
     Raises:
         UserError: See `check_lora`.
@@ -35,6 +37,8 @@ def add_lora(model: PreTrainedModel, lora: LoRA, name: str = POLICY) -> None:
     from peft import LoraConfig
 
     check_lora(lora, model)
+    if base_vocab_size is not None:
+        redraw_added_rows(model, base_vocab_size)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -109,6 +113,22 @@ def _linear_layer_names(model: PreTrainedModel) -> dict[str, None]:
         if is_linear and not within_adapter and all(module is not head for head in heads):
             names[name] = None
     return names
+
+
+@torch.no_grad()
+def redraw_added_rows(model: PreTrainedModel, vocab_size: int) -> None:
+    """Draw the embedding's rows from `vocab_size` on from their shape alone.
+
+    Loading adds such a row for a padding token and draws it from the global generator. In a frozen base it is neither
+    trained nor stored, and a resumed run, an export and every other reader must get the same one.
+    """
+    for layer in {id(each): each for each in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
+        weight = getattr(layer, "weight", None)
+        if weight is None or weight.is_meta or len(weight) <= vocab_size:
+            continue
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randn(len(weight) - vocab_size, weight.shape[1], generator=generator, device="cpu")
+        weight[vocab_size:] = (rows * getattr(model.config, "initializer_range", 0.02)).to(weight)
 
 
 def unique_adapter_name(model: nn.Module, wanted: str) -> str:

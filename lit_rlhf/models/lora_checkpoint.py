@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.checkpoint_files import read_checkpoint
 from lit_rlhf.errors import UserError
-from lit_rlhf.models.export import CHECKPOINT_KEY, write_tokenizer_files
+from lit_rlhf.models.export import CHECKPOINT_KEY, read_base, write_tokenizer_files
+from lit_rlhf.models.fingerprint import model_fingerprint
 from lit_rlhf.models.loading import check_same_token_ids, load_tokenizer
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import POLICY, adapter_state_dict, add_lora, has_adapter
@@ -27,10 +28,12 @@ class ScalarAdapter(NamedTuple):
 
     path: str
     lora: LoRA
-    weights: dict[str, Tensor]  # by name in the transformers model: base (unless in 4 bits), adapter, head
+    weights: dict[str, Tensor]  # by name in the transformers model: adapter, head, and in old checkpoints the base
     settings: dict[str, Any]  # of config.json
     tokenizer: dict[str, str]  # file contents by name
-    four_bit_base: str | None  # folder of a base that is not in the checkpoint
+    quantized: bool  # whether the base was in 4 bits
+    base: str | None  # folder or hub name of a base that is not in the checkpoint
+    base_fingerprint: str | None
 
     @property
     def is_centered(self) -> bool:
@@ -50,10 +53,13 @@ def read_scalar_adapter(path: str) -> ScalarAdapter:
         raise UserError(f"{path!r} is a checkpoint of {about.get('module', 'another program')}, not of RewardModule")
     if about["adapter"] is None:
         raise UserError(f"{path!r} is of a reward model without an adapter, which shares no base; {TRAINING_HINT}")
-    prefix, base = about["prefix"], about.get("four_bit_base")
+    prefix, base = about["prefix"], read_base(about)
     weights = {name[len(prefix) :]: w for name, w in content["state_dict"].items() if name.startswith(prefix)}
     lora, settings = LoRA(**about["adapter"]), json.loads(about["config"])
-    return ScalarAdapter(path, lora, weights, settings, about["tokenizer"], base[0] if base else None)
+    fingerprint = about.get("fingerprints", {}).get("base")
+    quantized = base is not None and base[1].quantization is not None
+    name = None if base is None else base[0]
+    return ScalarAdapter(path, lora, weights, settings, about["tokenizer"], quantized, name, fingerprint)
 
 
 def check_same_vocabulary(adapter: ScalarAdapter, tokenizer: Tokenizer, loading: ModelLoadingConfig) -> None:
@@ -100,19 +106,22 @@ def attach_adapter(adapter: ScalarAdapter, model: PreTrainedModel, model_path: s
 def _check_same_base(adapter: ScalarAdapter, model: PreTrainedModel, model_path: str) -> None:
     """Refuse an adapter that was trained on another base."""
     different = f"{adapter.path!r} was trained on another base than {model_path!r}"
-    quantized = getattr(model, "is_quantized", False)
-    if quantized != (adapter.four_bit_base is not None):
+    if getattr(model, "is_quantized", False) != adapter.quantized:
         raise UserError(f"{different}: one is in 4 bits, the other is not; give both the same loading.quantization")
-    if adapter.four_bit_base not in (None, model_path):
-        raise UserError(f"{different}, on {adapter.four_bit_base!r}; {TRAINING_HINT}")
     own = {name.replace(".base_layer", ""): p for name, p in model.named_parameters() if "lora_" not in name}
+    if any(parameter.is_meta for parameter in own.values()):
+        return  # rank zero has the weights and compares
+    if adapter.base is not None:
+        commit = getattr(model.config, "_commit_hash", None)
+        loading = ModelLoadingConfig(revision=None if Path(model_path).is_dir() else commit)
+        same = adapter.base == model_path and adapter.base_fingerprint is None  # as checkpoints of QLoRA once were
+        if not same and model_fingerprint(model_path, loading) != adapter.base_fingerprint:
+            raise UserError(f"{different}, on {adapter.base!r}; {TRAINING_HINT}")
     for name, weight in adapter.weights.items():
         plain = name.replace(".base_layer", "")
         if "lora_" in name or plain.startswith("score."):
             continue
         parameter = own.get(plain)
         same = parameter is not None and parameter.shape == weight.shape
-        if parameter is not None and same and not parameter.is_meta:  # on meta: rank zero has the weights and compares
-            same = torch.equal(parameter.cpu(), weight.to(parameter.dtype))
-        if not same:
+        if parameter is None or not same or not torch.equal(parameter.cpu(), weight.to(parameter.dtype)):
             raise UserError(f"{different} (its weight {plain!r} differs); {TRAINING_HINT}")

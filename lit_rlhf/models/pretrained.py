@@ -19,12 +19,13 @@ from transformers.utils import (
     SAFE_WEIGHTS_NAME,
     WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
-    cached_file,
 )
 from transformers.utils import logging as transformers_logging
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.loading_config import ModelLoadingConfig
+from lit_rlhf.models.model_files import find_file, looks_local
+from lit_rlhf.models.peft_folder import ADAPTER_CONFIG, PeftAdapter, find_adapter
 from lit_rlhf.suggestions import did_you_mean
 
 # buffers of older checkpoints: causal masks and rotary frequencies, which transformers now computes
@@ -36,10 +37,9 @@ MALFORMED = (TypeError, AttributeError, LookupError, ArithmeticError, StrictData
 def from_pretrained_quietly(load: Callable[..., Any], model: str, loading: ModelLoadingConfig, **settings: Any) -> Any:
     """Call a `from_pretrained` without output, and raise `UserError` for the ways in which it fails."""
     folder = Path(model)
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
         raise UserError(f"model: folder {model!r} has no config.json; it should be one that save_pretrained wrote")
-    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
-    if looks_local and not folder.is_dir():
+    if looks_local(model) and not folder.is_dir():
         hint = did_you_mean(folder.name, [path.name for path in folder.parent.glob("*")])
         hint = hint or "; run the stage that writes it first"
         raise UserError(f"model: there is no folder {model!r}{hint}")
@@ -84,6 +84,8 @@ def load_weights(
 ) -> tuple[Any, set[str]]:
     """Call `from_pretrained` of an auto class with the dtype, attention and quantization of `loading`.
 
+    Of a PEFT folder, the base is loaded and the adapter merged into it.
+
     Within `torch.device("meta")` the model is on the meta device; it is checked there as well.
 
     Args:
@@ -102,7 +104,9 @@ def load_weights(
         UserError: Weights that are missing, of another shape or type, of another model, or that are no numbers; an
             adapter beside the weights.
     """
-    _check_no_adapter(model, loading)
+    adapter = find_adapter(model, loading)
+    if adapter is not None:
+        return _load_adapted(auto, adapter, config, new, unused, **settings)
     stored = _drop_stored_quantization(config, loading)
     attention = resolve_attention(config, loading)
     generation = _read_generation_config(model, loading)
@@ -143,6 +147,26 @@ def load_weights(
             _say_dropped(model, "config.json", dropped)
             loaded.generation_config = GenerationConfig(**kept)
     return loaded, found
+
+
+def _load_adapted(
+    auto: Any,
+    adapter: PeftAdapter,
+    config: PretrainedConfig,
+    new: Iterable[str],
+    unused: tuple[str, ...],
+    **settings: Any,
+) -> tuple[Any, set[str]]:
+    """Load the base of a PEFT folder and merge the adapter into it; see `load_weights`."""
+    if adapter.loading.quantization is not None:
+        raise UserError(
+            f"model: {adapter.path!r} is an adapter, which cannot be merged into 4-bit weights: merge it into its base "
+            "first (peft's merge_and_unload, or an export in the format `merged`), or set loading.quantization to null"
+        )
+    check_weight_values("model", repr(adapter.path), adapter.weights.items())
+    new = {*new, *adapter.full_modules}
+    base, found = load_weights(auto, adapter.base, config, adapter.base_loading, new, unused, **settings)
+    return adapter.merge_into(base, unused), found
 
 
 @cache
@@ -223,7 +247,7 @@ def _read_generation_config(model: str, loading: ModelLoadingConfig) -> Generati
     Raises:
         UserError: The file is no JSON object, which transformers would ignore.
     """
-    path = _find_file(model, GENERATION_CONFIG_NAME, loading)
+    path = find_file(model, GENERATION_CONFIG_NAME, loading)
     if path is None:
         return None
     try:
@@ -239,25 +263,9 @@ def _read_generation_config(model: str, loading: ModelLoadingConfig) -> Generati
     return GenerationConfig(**kept)
 
 
-def _find_file(model: str, name: str, loading: ModelLoadingConfig) -> str | None:
-    """Return the path of a file of a folder or of a hub model, or None if it has none."""
-    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    path: str | None = cached_file(model, name, revision=loading.revision, **quiet)
-    return path
-
-
 def _say_dropped(model: str, file: str, dropped: dict[str, Any]) -> None:
     names = ", ".join(f"{name} {value!r}" for name, value in dropped.items())
     say_once(f"model: {file} of {model!r}: left out, as transformers cannot save it with the other settings: {names}")
-
-
-def _check_no_adapter(model: str, loading: ModelLoadingConfig) -> None:
-    """Refuse an adapter beside the weights, which transformers would apply."""
-    if _find_file(model, "adapter_config.json", loading) is not None:
-        raise UserError(
-            f"model: {model!r} holds an adapter (adapter_config.json) beside its weights: merge it into them first "
-            "(peft's merge_and_unload), or remove its files to start from the weights alone"
-        )
 
 
 def _drop_stored_quantization(config: PretrainedConfig, loading: ModelLoadingConfig) -> str | None:
@@ -318,10 +326,10 @@ def _check_stored_types(model: str, loaded: Any, loading: ModelLoadingConfig, hi
 def _find_weight_files(model: str, loading: ModelLoadingConfig) -> list[str]:
     """Return the paths of the files that transformers reads weights from."""
     for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME):
-        path = _find_file(model, name, loading)
+        path = find_file(model, name, loading)
         if path is not None and name.endswith(".json"):
             shards = set(json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"].values())
-            return [shard for each in sorted(shards) if (shard := _find_file(model, each, loading))]
+            return [shard for each in sorted(shards) if (shard := find_file(model, each, loading))]
         if path is not None:
             return [path]
     return []

@@ -22,6 +22,7 @@ from lit_rlhf.models.loading import (
     set_dropout,
 )
 from lit_rlhf.models.loading_config import ModelLoadingConfig
+from lit_rlhf.models.peft_folder import find_adapter
 from lit_rlhf.models.pretrained import load_weights
 from lit_rlhf.packing.rankings import RankingInputs, last_hidden_state
 from lit_rlhf.packing.selective_logits import select_positions
@@ -178,7 +179,8 @@ def load_scalar_model(
         loaded = _load_with_bias(type(loaded), model, loading, config)
     if not trained_head:
         loaded.score.weight.data.copy_(init_head(loaded.score.weight.shape, seed))
-    return ScalarModel(finish_loading(loaded, tokenizer, loading), head_is_new=not trained_head)
+    adapted = find_adapter(model, loading) is not None
+    return ScalarModel(finish_loading(loaded, tokenizer, loading, adapted), head_is_new=not trained_head)
 
 
 def resolve_scalar_model(model: Any, setting: str) -> Any:

@@ -24,7 +24,7 @@ from lit_rlhf.models.loading import (
     load_tokenizer,
 )
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
-from lit_rlhf.models.lora import active_adapter, add_lora
+from lit_rlhf.models.lora import active_adapter
 from lit_rlhf.modules.base import LitModule
 from lit_rlhf.modules.critics import Critic, CriticInit
 from lit_rlhf.packing.packed_batch import PackedBatch, pack_batch
@@ -155,12 +155,14 @@ class ActorCritic(LitModule):
         if self.adapter is not None:  # a critic or a reference that starts from the same object gets no adapter of it
             critic_init = critic_init._replace(model=copied(critic_init.model))
         self.reward.prepare(self.tokenizer, strategy.root_device)
+        frozen_base = None if self.critic is None else self.critic.frozen_base(critic_init)
+        if frozen_base is not None and not isinstance(frozen_base, str):
+            self.object_fingerprints["critic base"] = model_fingerprint(frozen_base, self.loading)
         for part in self.reward.iter_parts():
             part.group = data_parallel_group(strategy)
         with meta_init_except_rank_zero(strategy):
             self.policy = load_causal_lm(self.sources["model"], self.tokenizer, self.loading)
-            if self.adapter is not None:
-                add_lora(self.policy, self.adapter)
+            self.add_adapter(self.policy)
         self.reward.attach(self.policy, self.model_path)
         if self.critic is not None:
             with meta_init_except_rank_zero(strategy):
@@ -196,10 +198,12 @@ class ActorCritic(LitModule):
             reward.to(device)
 
     def frozen_model_paths(self) -> dict[str, str]:
-        """See `LitModule`: the reference policy and every reward model."""
+        """See `LitModule`: the reference policy, every reward model, and the frozen base of a critic."""
         paths = [model_name(source) for part in self.reward.iter_parts() for source in part.model_paths()]
         rewards = {f"reward model {number}": path for number, path in enumerate(paths, 1)}
-        return {**super().frozen_model_paths(), "reference policy": self.reference_path, **rewards}
+        base = None if self.critic is None else self.critic.frozen_base(self.critic_init)
+        critic = {} if base is None else {"critic base": model_name(base)}
+        return {**super().frozen_model_paths(), "reference policy": self.reference_path, **rewards, **critic}
 
     def input_models(self) -> dict[str, str]:
         """See `Traceable.input_models`: the policy's start, the reference, the reward models, the critic's start."""

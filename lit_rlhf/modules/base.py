@@ -36,7 +36,7 @@ from lit_rlhf.models.flops import count_training_flops_per_token
 from lit_rlhf.models.given import check_applies_to_objects, model_name
 from lit_rlhf.models.loading import load_config, load_tokenizer, max_positions
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
-from lit_rlhf.models.lora import check_lora
+from lit_rlhf.models.lora import add_lora, check_lora
 from lit_rlhf.models.memory_estimate import build_meta_model
 from lit_rlhf.models.pretrained import check_weight_values
 from lit_rlhf.models.scalar_model import ScalarModel, ScalarSource
@@ -63,6 +63,7 @@ from lit_rlhf.strategies import (
     tensor_parallel_plan,
     tensor_parallel_size,
     total_norm,
+    trainable_names,
 )
 
 CHECKPOINT_FORMAT = 2  # 2: positions in rows, the optimizer of the recipe
@@ -127,14 +128,12 @@ class LitModule(LightningModule, DataRequirements, Traceable):
         self.recipe_optimizer: dict[str, Any] = {}  # see `describe_optimizer`
         if optimizer is None:  # which the recipe's parser accepts
             raise UserError("model.optimizer is null: name a class, such as torch.optim.AdamW")
-        if self.loading.quantization is not None:
-            if adapter is None:
-                raise UserError(
-                    f"loading.quantization: {self.loading.quantization} weights are not trained; set model.adapter "
-                    "as well (-c adapter/qlora sets both), or loading.quantization to null"
-                )
-            # its checkpoints hold the trained weights only, which `on_load_checkpoint` checks
-            self.strict_loading = False
+        if self.loading.quantization is not None and adapter is None:
+            raise UserError(
+                f"loading.quantization: {self.loading.quantization} weights are not trained; set model.adapter "
+                "as well (-c adapter/qlora sets both), or loading.quantization to null"
+            )
+        self.strict_loading = not self.has_base_folder
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -201,6 +200,19 @@ class LitModule(LightningModule, DataRequirements, Traceable):
         limit = max_positions(self.model_config)
         if limit is not None and tokens > limit:
             raise UserError(f"{what} has {tokens:,} tokens, more than the model's {limit:,} positions; lower {setting}")
+
+    @property
+    def has_base_folder(self) -> bool:
+        """Whether an adapter is trained on a base that is loaded again from its folder or hub name.
+
+        Its checkpoints hold the trained weights alone, which `on_load_checkpoint` checks.
+        """
+        return self.adapter is not None and isinstance(self.sources["model"], str)
+
+    def add_adapter(self, model: PreTrainedModel) -> None:
+        """Add the recipe's adapter to the model; without one, do nothing."""
+        if self.adapter is not None:
+            add_lora(model, self.adapter, base_vocab_size=self.model_config.get_text_config().vocab_size)
 
     # ------------------------------------------------------------------------------------- a user's own data and loops
 
@@ -353,8 +365,11 @@ class LitModule(LightningModule, DataRequirements, Traceable):
         return total / normalizer * self.trainer.accumulate_grad_batches * get_dp_world_size_and_rank(self.trainer)[0]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what is needed to export the checkpoint; leave out a 4-bit base, which has a folder of its own."""
-        base = None if self.loading.quantization is None else (self.model_path, self.loading)
+        """Add what is needed to export the checkpoint; with an adapter, leave out all that is frozen.
+
+        The base has a folder of its own, which is loaded again, and whose fingerprint is stored.
+        """
+        base = (self.model_path, self.loading) if self.has_base_folder else None
         about = describe_model(self.exported_model, self.tokenizer, self.export_prefix, self.adapter, base)
         checkpoint[CHECKPOINT_KEY] = {
             "module": type(self).__name__,
@@ -370,12 +385,12 @@ class LitModule(LightningModule, DataRequirements, Traceable):
         if self.trainer.is_last_batch:
             checkpoint["epoch_end"] = {"means": self.last_epoch_means, "samples": self.samples}
         if base is not None:
-            trainable = self.trainable_names()
+            trainable = trainable_names(self)
             checkpoint["state_dict"] = {name: w for name, w in checkpoint["state_dict"].items() if name in trainable}
 
     def frozen_model_paths(self) -> dict[str, str]:
         """Return the models that a run uses but neither trains nor saves in its checkpoints: role to path or name."""
-        return {} if self.loading.quantization is None else {"base": self.model_path}
+        return {"base": self.model_path} if self.has_base_folder else {}
 
     def input_models(self) -> dict[str, str]:
         """See `Traceable.input_models`; a model that is an object has no folder to trace."""
@@ -484,10 +499,6 @@ class LitModule(LightningModule, DataRequirements, Traceable):
         restore_recipe(optimizer, next(iter(schedulers), None), self.recipe_optimizer, self.global_step)
         check_optimizer_state(optimizer, self.make_optimizer)
 
-    def trainable_names(self) -> set[str]:
-        """Return the names of the trainable weights: with a 4-bit base, the only ones in a checkpoint."""
-        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-
     def check_resumable(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to train on from a checkpoint whose optimizer or position in the data cannot be continued.
 
@@ -556,18 +567,19 @@ class LitModule(LightningModule, DataRequirements, Traceable):
                 f"ckpt_path: the checkpoint is of {about.get('module', 'another program')}, this recipe trains "
                 f"{type(self).__name__}; give the matching recipe, or `lit-rlhf export` it and start from the folder"
             )
-        missing = () if self.strict_loading else self.trainable_names() - checkpoint["state_dict"].keys()
+        stored = checkpoint.get("state_dict")  # none under FSDP2, which loads it before and checks it itself
+        missing = () if self.strict_loading or stored is None else trainable_names(self) - stored.keys()
         if missing:
             raise UserError(f"ckpt_path: the checkpoint lacks the weight {min(missing)!r} that this recipe trains")
         weights = checkpoint.get("state_dict", {})  # FSDP2 has loaded them already
         trained = [(name, weights[name]) for name, _ in self.named_parameters() if name in weights]
         check_weight_values("ckpt_path", str(self.trainer.ckpt_path), trained)
         self.check_fingerprints(about.get("fingerprints", {}))
-        stored, own = json.loads(about["config"]), self.exported_model.config.to_dict()
+        config, own = json.loads(about["config"]), self.exported_model.config.to_dict()
         for name in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers"):
-            if stored.get(name) != own.get(name):
+            if config.get(name) != own.get(name):
                 raise UserError(
-                    f"ckpt_path: the checkpoint's model has {name} {stored.get(name)}, "
+                    f"ckpt_path: the checkpoint's model has {name} {config.get(name)}, "
                     f"{self.model_path!r} has {own.get(name)}"
                 )
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:

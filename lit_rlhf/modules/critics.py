@@ -57,6 +57,10 @@ class Critic(nn.Module):
         """Return the folder, checkpoint or object that its weights come from; None if they are the policy's or new."""
         return None
 
+    def frozen_base(self, init: CriticInit) -> ScalarSource | None:
+        """Return where weights are from that the critic neither trains nor takes from the policy, if there are any."""
+        return None
+
     def load(self, policy: PreTrainedModel, init: CriticInit) -> None:
         """Load or create the weights."""
         raise NotImplementedError
@@ -116,6 +120,10 @@ class SeparateCritic(Critic):
         """See `Critic.init_path`."""
         return next(source for source in (*self.source, init.reward, init.model) if source is not None)
 
+    def frozen_base(self, init: CriticInit) -> ScalarSource | None:
+        """See `Critic.frozen_base`: with an adapter, what it was initialized from."""
+        return None if init.adapter is None else self.init_path(init)
+
     def load(self, policy: PreTrainedModel, init: CriticInit) -> None:
         """See `Critic.load`."""
         source = copied(self.init_path(init))
@@ -125,7 +133,8 @@ class SeparateCritic(Critic):
         if self.network.head_is_new:
             self.network.model.score.weight.data.zero_()
         if init.adapter is not None:
-            add_lora(self.network.model, init.adapter)
+            base = load_config(source, init.loading) if isinstance(source, str) else self.network.model.config
+            add_lora(self.network.model, init.adapter, base_vocab_size=base.get_text_config().vocab_size)
 
     def models(self) -> list[PreTrainedModel]:
         """See `Critic.models`."""

@@ -18,7 +18,6 @@ from lit_rlhf.functional import PairNormalizer, ranking_loss, ranking_pairs
 from lit_rlhf.hyperparameters import save_settings
 from lit_rlhf.models.export import CHECKPOINT_KEY
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
-from lit_rlhf.models.lora import add_lora
 from lit_rlhf.models.scalar_model import ScalarModel, ScalarSource, load_scalar_model, resolve_scalar_model
 from lit_rlhf.modules.base import LitModule
 from lit_rlhf.packing.rankings import RankingInputs, prefix_sharing_unsupported_reason
@@ -76,8 +75,7 @@ class RewardModule(LitModule):
             return
         with meta_init_except_rank_zero(self.strategy):
             self.model = load_scalar_model(self.sources["model"], self.tokenizer, self.loading, self.head_seed)
-            if self.adapter is not None:
-                add_lora(self.model.model, self.adapter)
+            self.add_adapter(self.model.model)
         shard_model(self.model, self.strategy)
         if is_sharded(self.model):
             from torch.distributed.fsdp import register_fsdp_forward_method

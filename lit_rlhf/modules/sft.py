@@ -18,7 +18,6 @@ from lit_rlhf.models.given import ModelSource, resolve_model
 from lit_rlhf.models.lm_loss import causal_lm_loss
 from lit_rlhf.models.loading import load_causal_lm
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
-from lit_rlhf.models.lora import add_lora
 from lit_rlhf.models.pretrained import resolve_attention
 from lit_rlhf.modules.answers import answer_prompts, collate_answerable
 from lit_rlhf.modules.base import LitModule
@@ -93,8 +92,7 @@ class SFTModule(LitModule):
             return
         with meta_init_except_rank_zero(self.strategy):
             self.model = load_causal_lm(self.sources["model"], self.tokenizer, self.loading, self.dropout)
-            if self.adapter is not None:
-                add_lora(self.model, self.adapter)
+            self.add_adapter(self.model)
         shard_model(self.model, self.strategy)
 
     def loss(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:

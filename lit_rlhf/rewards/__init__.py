@@ -7,6 +7,8 @@ from lit_rlhf.rewards.lora import LoRARewardModel
 from lit_rlhf.rewards.remote import RemoteReward
 from lit_rlhf.rewards.resolve import resolve_reward
 from lit_rlhf.rewards.reward_model import RewardModelScorer
+from lit_rlhf.rewards.sequence_classifier import SequenceClassifierReward
+from lit_rlhf.rewards.vllm import VLLMRewardModel
 from lit_rlhf.rewards.wrappers import ClippedReward, NormalizedReward, RewardWrapper, ScaledReward
 
 __all__ = [
@@ -20,6 +22,8 @@ __all__ = [
     "RewardModelScorer",
     "RewardWrapper",
     "ScaledReward",
+    "SequenceClassifierReward",
+    "VLLMRewardModel",
     "WeightedSum",
     "resolve_reward",
 ]

@@ -14,6 +14,18 @@ from lit_rlhf.errors import UserError
 from lit_rlhf.models.scalar_model import ScalarSource
 from lit_rlhf.rollout.experience import Episodes
 
+# names of PPO's own metrics below `reward/`
+RESERVED_NAMES = {
+    *("score", "score_std", "score_min", "score_max", "kl", "kl_k2", "kl_k3", "kl_coefficient", "kl_penalized_score"),
+}
+
+
+def check_part_names(names: list[str]) -> None:
+    """Refuse a name of a part whose metric `reward/NAME` would be PPO's own."""
+    reserved = sorted(RESERVED_NAMES.intersection(names))
+    if reserved:
+        raise UserError(f"reward: a part cannot be named {reserved[0]!r}: reward/{reserved[0]} is PPO's own metric")
+
 
 class Reward(ABC):
     """Scores episodes. A subclass needs `score` alone; everything else has a default that does nothing.

@@ -10,13 +10,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import Aggregation, aggregate_scores
 from lit_rlhf.models.scalar_model import ScalarSource
-from lit_rlhf.rewards.base import Reward
+from lit_rlhf.rewards.base import Reward, check_part_names
 from lit_rlhf.rollout.experience import Episodes
-
-# names of PPO's own metrics below `reward/`
-RESERVED_NAMES = {
-    *("score", "score_std", "score_min", "score_max", "kl", "kl_k2", "kl_k3", "kl_coefficient", "kl_penalized_score"),
-}
 
 
 class CombinedReward(Reward):
@@ -83,9 +78,7 @@ class WeightedSum(CombinedReward):
         self.weights, self.names = weights, names or [str(number) for number in range(len(rewards))]
         if len(set(self.names)) != len(rewards):
             raise UserError(f"reward: names {self.names} for {len(rewards)} rewards; give each a name of its own")
-        reserved = sorted(RESERVED_NAMES.intersection(self.names))
-        if reserved:
-            raise UserError(f"reward: a part cannot be named {reserved[0]!r}: reward/{reserved[0]} is PPO's own metric")
+        check_part_names(self.names)
 
     def score(self, episodes: Episodes) -> Tensor:
         """See `Reward.score`."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.importing import Function, function_name, import_function
-from lit_rlhf.rewards.base import Reward
+from lit_rlhf.rewards.base import Reward, check_part_names
 from lit_rlhf.rollout.experience import Episodes
 
 RewardFunction = Callable[..., Any]
@@ -24,18 +24,32 @@ class FunctionReward(Reward):
     `function(prompt, response, row) -> score`. Either may be `async def`; of an async function for one episode,
     `concurrency` calls run at once.
 
+    A function may score in parts: it returns a dict of scores (batched: of lists of scores), `weights` has the same
+    names, and the score is the weighted sum. The mean of each part, before its weight, is logged as `reward/NAME`.
+
     Args:
         function: the function, or its dotted path such as `my_rewards.brevity`; `my_rewards.py` may lie in the working
             directory.
         batched: whether the function scores a batch or one episode.
         concurrency: largest number of concurrent calls of an async function for one episode.
+        weights: of the parts, by name, if the function returns a dict.
     """
 
-    def __init__(self, function: str | Function, batched: bool = True, concurrency: int = 32) -> None:
+    def __init__(
+        self,
+        function: str | Function,
+        batched: bool = True,
+        concurrency: int = 32,
+        weights: dict[str, float] | None = None,
+    ) -> None:
         self.name, self.batched, self.concurrency = function_name(function), batched, concurrency
         if concurrency < 1:
             raise UserError(f"reward {self.name}: concurrency must be at least 1, got {concurrency}")
         self.function: RewardFunction = import_function(function, "reward")
+        self.weights, self.parts_scored = weights, dict[str, Tensor]()  # of the episodes scored last
+        if weights is not None and not weights:
+            raise UserError(f"reward {self.name}: weights has no part; give one weight each, or leave it out")
+        check_part_names(list(weights or ()))
 
     def score(self, episodes: Episodes) -> Tensor:
         """See `Reward.score`."""
@@ -44,18 +58,53 @@ class FunctionReward(Reward):
             scores = self.score_batch(prompts, responses, rows)
         else:
             scores = self.score_episodes(list(zip(prompts, responses, rows)))
-        if len(scores) != len(responses):
-            raise UserError(f"reward {self.name}: {len(scores)} scores for {len(responses)} responses; return one each")
+        device = episodes.input_ids.device
+        if self.weights is None:
+            return self._to_tensor(scores, len(responses)).to(device)
+        columns = self._to_columns(scores)
+        self.parts_scored = {name: self._to_tensor(columns[name], len(responses)).to(device) for name in self.weights}
+        return torch.stack([weight * self.parts_scored[name] for name, weight in self.weights.items()]).sum(0)
+
+    def metrics(self) -> dict[str, Tensor]:
+        """See `Reward.metrics`: every part's score before its weight."""
+        return {f"reward/{name}": scores for name, scores in self.parts_scored.items()}
+
+    def _to_columns(self, scores: Any) -> dict[str, list[Any]]:
+        """Return the scores of each part.
+
+        Args:
+            scores: a dict of lists, or a list with a dict per episode.
+        """
+        assert self.weights is not None
+        for part in [scores] if self.batched else scores:
+            if not isinstance(part, dict) or part.keys() != self.weights.keys():
+                got = f"{', '.join(map(str, part))}" if isinstance(part, dict) else f"{part!r:.80}"
+                raise UserError(f"reward {self.name}: weights are of {', '.join(self.weights)}, and it returned {got}")
+        if self.batched:
+            return {name: list(column) for name, column in scores.items()}
+        return {name: [part[name] for part in scores] for name in self.weights}
+
+    def _to_tensor(self, scores: Any, count: int) -> Tensor:
+        if isinstance(scores, dict) or (scores and isinstance(scores[0], dict)):
+            names = scores if isinstance(scores, dict) else scores[0]
+            example = ", ".join(f"{name}: 1.0" for name in names)
+            raise UserError(f"reward {self.name}: it returns a dict; set weights, such as {{{example}}}")
+        if len(scores) != count:
+            raise UserError(f"reward {self.name}: {len(scores)} scores for {count} responses; return one each")
         try:
-            return torch.tensor([float(score) for score in scores], device=episodes.input_ids.device)
+            return torch.tensor([float(score) for score in scores])
         except (TypeError, ValueError) as error:
             raise UserError(f"reward {self.name}: a score is no number ({error})") from error
 
-    def score_batch(self, prompts: list[str], responses: list[str], rows: list[dict[str, Any]]) -> list[Any]:
+    def score_batch(
+        self, prompts: list[str], responses: list[str], rows: list[dict[str, Any]]
+    ) -> list[Any] | dict[str, Any]:
         """Call the function once."""
         scores = self.function(prompts, responses, rows)
         if inspect.isawaitable(scores):
             scores = run_async(scores)
+        if isinstance(scores, dict):
+            return scores
         try:
             return list(scores)
         except TypeError:

@@ -18,7 +18,7 @@ from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rollout.experience import Episodes
 
 MAX_SCORE = torch.finfo(torch.float32).max
-Payload = dict[str, list[Any]]
+Payload = dict[str, Any]
 
 
 class RemoteReward(Reward):
@@ -87,6 +87,17 @@ class RemoteReward(Reward):
             payload |= {"prompt_ids": [prompt for prompt, _ in ids], "response_ids": [response for _, response in ids]}
         return payload
 
+    def read_response(self, answer: Any, payload: Payload) -> list[float]:
+        """Return the scores in a response, one per episode of the payload.
+
+        Raises:
+            ValueError: it does not follow the protocol.
+        """
+        scores = answer.get("scores") if isinstance(answer, dict) else None
+        if not isinstance(scores, list):
+            raise ValueError('it must be {"scores": [...]}')
+        return check_scores(scores, len(payload["responses"]))
+
     def request_scores(self, payloads: list[Payload]) -> list[float]:
         """Return the scores of all payloads, in order.
 
@@ -95,7 +106,7 @@ class RemoteReward(Reward):
         """
         scores: list[float] = []
         try:
-            for answer in self.client.request_all(payloads, read_scores):
+            for answer in self.client.request_all(payloads, self.read_response):
                 if isinstance(answer, RequestFailed):
                     raise UserError(f"{self.name}: {answer.reason}; is this the address, and is the server up?")
                 scores += answer
@@ -104,15 +115,16 @@ class RemoteReward(Reward):
         return scores
 
 
-def read_scores(answer: Any, payload: Payload) -> list[float]:
-    """Return the scores in a response, one per episode of the payload.
+def check_scores(scores: list[Any], count: int) -> list[float]:
+    """Return the scores of a response as finite numbers.
+
+    Args:
+        scores: of the response.
+        count: responses that were sent.
 
     Raises:
-        ValueError: it does not follow the protocol.
+        ValueError: another number of scores, or one that is no finite number.
     """
-    count, scores = len(payload["responses"]), answer.get("scores") if isinstance(answer, dict) else None
-    if not isinstance(scores, list):
-        raise ValueError('it must be {"scores": [...]}')
     if len(scores) != count:
         raise ValueError(f"{len(scores)} scores for {count} responses; return one each")
     for index, score in enumerate(scores):

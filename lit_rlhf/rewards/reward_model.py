@@ -12,12 +12,14 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.flops import count_forward_flops_per_token
 from lit_rlhf.models.given import model_name
-from lit_rlhf.models.loading import check_same_token_ids, load_config, load_tokenizer
+from lit_rlhf.models.loading import check_same_token_ids, load_config, load_stored_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.scalar_model import ScalarModel, ScalarSource, load_scalar_model, resolve_scalar_model
 from lit_rlhf.packing.packed_batch import PackedBatch, length_bucketed_chunks, pack_batch
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rollout.experience import Episodes
+
+REMEDY = "use one trained from the same family, or SequenceClassifierReward, which scores text (docs/rewards.md)"
 
 
 class RewardModelScorer(Reward):
@@ -50,8 +52,9 @@ class RewardModelScorer(Reward):
 
     def prepare(self, tokenizer: Tokenizer, device: torch.device) -> None:
         """Load the model, frozen."""
-        own = load_tokenizer(self.path if self.tokenizer is None else self.tokenizer, self.loading)
-        check_same_token_ids(tokenizer, own, f"reward: {self.path!r}")
+        own = self.path if self.tokenizer is None else self.tokenizer
+        own = load_stored_tokenizer(own, self.loading) if isinstance(own, str) else own  # its padding is never used
+        check_same_token_ids(tokenizer, own, f"reward: {self.path!r}", REMEDY)
         source = self.source.model if isinstance(self.source, ScalarModel) else self.source
         if self.require_centered and not hasattr(load_config(source, self.loading), "score_shift"):
             raise UserError(

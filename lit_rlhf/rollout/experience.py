@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.data.batches import PromptBatch
+from lit_rlhf.data.records import Message, to_messages
 from lit_rlhf.generation.base import GenerationOutput
 
 REFERENCE_COLUMNS = ("reference", "completion")
@@ -23,6 +24,23 @@ class Episodes(NamedTuple):
     rows: list[dict[str, Any]]  # the prompts' dataset rows with their metadata columns
     prompt_width: int  # P: the first P columns are the prompt's
     training: bool = True  # False in validation: a reward that keeps statistics counts training episodes only
+    messages: list[list[Message]] | None = None  # the prompts as conversations, whatever the policy's template
+
+    def conversations(self) -> list[list[Message]]:
+        """Return the prompts as conversations; without `messages`, each as a turn of the user."""
+        return [to_messages(prompt) for prompt in self.messages or self.prompts]
+
+    def select(self, rows: slice) -> "Episodes":
+        """Return some of the episodes."""
+        messages = None if self.messages is None else self.messages[rows]
+        return self._replace(
+            input_ids=self.input_ids[rows],
+            attention_mask=self.attention_mask[rows],
+            prompts=self.prompts[rows],
+            responses=self.responses[rows],
+            rows=self.rows[rows],
+            messages=messages,
+        )
 
     def token_ids(self, row: int) -> tuple[list[int], list[int]]:
         """Return prompt and response of a row without padding; the response with its end token, if it has one."""
@@ -72,6 +90,7 @@ def repeat_prompts(prompts: PromptBatch, num_samples: int) -> PromptBatch:
         attention_mask=prompts.attention_mask.repeat_interleave(num_samples, 0),
         rows=[row for row in prompts.rows for _ in range(num_samples)],
         index=index.flatten(),
+        messages=[messages for messages in prompts.messages for _ in range(num_samples)],
     )
 
 
@@ -93,6 +112,7 @@ def make_episodes(prompts: PromptBatch, output: GenerationOutput, tokenizer: Tok
         rows=prompts.rows,
         prompt_width=prompts.input_ids.shape[1],
         training=training,
+        messages=list(prompts.messages) or None,
     )
 
 

@@ -70,6 +70,8 @@ def fit(
     monkeypatch.chdir(folder)
     settings = {"model": {"init_args": {"generator": {"init_args": {"url": no_server}}}}}
     (folder / "no-server.yaml").write_text(json.dumps(settings))
+    local = {"model": {"init_args": {"reward": {"init_args": {"model": "runs/quickstart/reward/model"}}}}}
+    (folder / "reward-model.yaml").write_text(json.dumps(local))
     instantiated: list[RecipeCLI] = []
     instantiate = RecipeCLI.instantiate_classes
     monkeypatch.setattr(RecipeCLI, "instantiate_classes", lambda cli: (instantiated.append(cli), instantiate(cli)))
@@ -78,6 +80,8 @@ def fit(
         files = [f"quickstart/{stage}", "small.yaml", f"small-{stage}.yaml", *overlays]
         if overlays[-1] == "generator/vllm" and stage.startswith("ppo"):
             files.append("no-server.yaml")  # the address of the overlay itself may be in use
+        if overlays[-1] == "reward-model/classifier" and stage.startswith("ppo"):
+            files.append("reward-model.yaml")  # the overlay's own is on the hub
         words = [word for name in files for word in ("-c", name)]
         instantiated.clear()
         capfd.readouterr()
@@ -187,5 +191,6 @@ def test_what_needs_a_gpu_is_refused_or_let_through():
 def test_the_gpu_check_covers_every_overlay_and_its_commands_name_recipes():
     listed = [args for _, _, args in gpu_check.checks(gpus=2)]
     overlays = {word for args in listed for word in args if word in OVERLAYS}
-    assert overlays == set(OVERLAYS) - {"optimizer/adamw", "generator/vllm"}  # the recipes' own; needs a server
+    # the recipes' own; needs a server; needs a model of the hub
+    assert overlays == set(OVERLAYS) - {"optimizer/adamw", "generator/vllm", "reward-model/classifier"}
     assert {args[2] for args in listed} == {f"quickstart/{stage}" for stage in STAGES.values()}

@@ -1,11 +1,13 @@
 """A reward model's adapter, read from its checkpoint and attached to a policy with the same base."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import load_file, save_file
 
 from lit_rlhf.data import ComparisonDataModule
 from lit_rlhf.errors import UserError
@@ -35,6 +37,18 @@ def trained(llama: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     module.model.center(0.25, 2.0)
     trainer.save_checkpoint(folder / "last.ckpt")
     return folder / "last.ckpt"
+
+
+def checkpoint_with_base(checkpoint: Path, base: str, target: Path) -> Path:
+    """Write a checkpoint as it was when it held the base."""
+    content = torch.load(checkpoint, weights_only=True)
+    del content["lit_rlhf"]["base"]
+    weights = load_file(Path(base) / "model.safetensors")
+    content["state_dict"] |= {
+        f"model.model.{name}": weight for name, weight in weights.items() if "lm_head" not in name
+    }
+    torch.save(content, target)
+    return target
 
 
 def episodes() -> Episodes:
@@ -76,11 +90,16 @@ def test_incompatible_adapters_are_refused(trained, llama, model_folders, tokeni
     plain = load_causal_lm(llama, tokenizer, ModelLoadingConfig())
     with pytest.raises(UserError, match=r"set model\.adapter"):
         attach(trained, plain, llama)
-    other = policy(llama, tokenizer)
-    with torch.no_grad():
-        other.model.layers[1].mlp.up_proj.base_layer.weight[0, 0] += 1e-3
-    with pytest.raises(UserError, match=r"another base than 'x' \(its weight 'model.layers.1.mlp.up_proj.weight'"):
-        attach(trained, other, "x")
+    changed = Path(shutil.copytree(llama, tmp_path / "changed"))
+    weights = load_file(changed / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][0, 0] += 1e-3
+    save_file(weights, changed / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=rf"trained on another base than '{changed}', on '{llama}'"):
+        attach(trained, policy(str(changed), tokenizer), str(changed))
+    old = checkpoint_with_base(trained, llama, tmp_path / "old.ckpt")
+    attach(old, policy(llama, tokenizer), llama)
+    with pytest.raises(UserError, match=r"another base .*\(its weight 'model.layers.1.mlp.up_proj.weight' differs\)"):
+        attach(old, policy(str(changed), tokenizer), str(changed))
     with pytest.raises(UserError, match="trained on another base"):
         attach(trained, policy(model_folders["qwen2"], tokenizer), model_folders["qwen2"])
     with pytest.raises(UserError, match="there is no checkpoint"):
@@ -90,7 +109,7 @@ def test_incompatible_adapters_are_refused(trained, llama, model_folders, tokeni
         ({"adapter": None}, "without an adapter, which shares no base; train the reward model with -c adapter/lora"),
         ({"module": "SFTModule"}, "a checkpoint of SFTModule, not of RewardModule"),
         ({"config": content["lit_rlhf"]["config"].replace("score_shift", "x")}, "no centering constants"),
-        ({"four_bit_base": ["elsewhere", {}]}, "one is in 4 bits, the other is not"),
+        ({"base": ["elsewhere", {"quantization": "nf4"}]}, "one is in 4 bits, the other is not"),
         (
             {"tokenizer": {k: v.replace('"w3"', '"v3"') for k, v in content["lit_rlhf"]["tokenizer"].items()}},
             "another tok",

@@ -13,7 +13,7 @@ from lit_rlhf.rewards import (
     RewardModelScorer,
     WeightedSum,
 )
-from lit_rlhf.rewards.combined import RESERVED_NAMES
+from lit_rlhf.rewards.base import RESERVED_NAMES
 from lit_rlhf.rollout.experience import Trajectories
 from lit_rlhf.rollout.metrics import compute_rollout_metrics
 from tests.helpers.episodes import ColumnReward, ScaledColumnReward, episodes_with_scores

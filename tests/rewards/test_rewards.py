@@ -1,6 +1,7 @@
 """Rewards: a user's function, a weighted sum, and a reward model that scores the last token in any batch."""
 
 import asyncio
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,51 @@ def test_the_error_for_a_function_of_one_episode_names_the_setting(user_folder, 
         FunctionReward("my_rewards.one").score(make_episodes(tokenizer))
 
 
+PARTS = """
+def parts(prompts, responses, rows):
+    return {"words": [len(response.split()) for response in responses], "index": [row["index"] for row in rows]}
+
+
+async def part(prompt, response, row):
+    return {"index": row["index"], "words": len(response.split())}
+
+
+def plain(prompts, responses, rows):
+    return [0.0 for _ in responses]
+
+
+def fewer(prompts, responses, rows):
+    return {"words": [1.0]}
+"""
+
+
+def test_a_function_of_parts_is_their_weighted_sum_and_logs_each(user_folder, tokenizer):
+    (user_folder / "my_rewards.py").write_text(PARTS)
+    for name, batched in (("parts", True), ("part", False)):
+        reward = FunctionReward(f"my_rewards.{name}", batched, weights={"words": 0.5, "index": 10.0})
+        assert reward.score(make_episodes(tokenizer)).tolist() == [0.5, 12.0, 21.0, 30.0]
+        metrics = {name: scores.tolist() for name, scores in reward.metrics().items()}
+        assert metrics == {"reward/words": [1.0, 4.0, 2.0, 0.0], "reward/index": [0.0, 1.0, 2.0, 3.0]}
+    assert FunctionReward("my_rewards.plain").metrics() == {}
+
+
+def test_parts_and_weights_that_do_not_match_are_refused(user_folder, tokenizer):
+    (user_folder / "my_rewards.py").write_text(PARTS)
+
+    def refuse(name: str, message: str, **settings: Any) -> None:
+        with pytest.raises(UserError, match=message):
+            FunctionReward(f"my_rewards.{name}", **settings).score(make_episodes(tokenizer))
+
+    weights = {"words": 1.0, "index": 1.0}
+    refuse("parts", r"it returns a dict; set weights, such as \{words: 1.0, index: 1.0\}")
+    refuse("part", r"it returns a dict; set weights, such as \{index: 1.0, words: 1.0\}", batched=False)
+    refuse("plain", r"weights are of words, index, and it returned \[0.0", weights=weights)
+    refuse("parts", "weights are of words, and it returned words, index", weights={"words": 1.0})
+    refuse("fewer", "1 scores for 4 responses", weights={"words": 1.0})
+    refuse("parts", "weights has no part", weights={})
+    refuse("parts", "a part cannot be named 'kl': reward/kl is PPO's own metric", weights={"kl": 1.0})
+
+
 def test_a_weighted_sum(user_folder, tokenizer):
     reward = WeightedSum([FunctionReward("my_rewards.brevity"), FunctionReward("my_rewards.index")], [0.5, 10.0])
     reward.prepare(tokenizer, CPU)
@@ -185,8 +231,18 @@ def test_a_reward_model_with_another_tokenizer_is_refused_before_it_is_loaded(re
     monkeypatch.setattr("lit_rlhf.rewards.reward_model.load_scalar_model", lambda *_: pytest.fail("it was loaded"))
     other = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, pad_token="<pad>", eos_token="<eos>")
     other.add_tokens(["more"])
-    with pytest.raises(UserError, match="has another tokenizer than the policy"):
+    with pytest.raises(UserError, match=r"has another tokenizer than the policy.*or SequenceClassifierReward, which"):
         load_reward(reward_model, other)
+
+
+@pytest.mark.parametrize("pad_token", ["<eos>", None])
+def test_the_padding_of_a_reward_models_tokenizer_does_not_matter(pad_token, reward_model, tokenizer, tmp_path):
+    folder = Path(shutil.copytree(reward_model, tmp_path / "reward"))
+    own = AutoTokenizer.from_pretrained(folder)
+    own.pad_token = pad_token
+    own.save_pretrained(folder)
+    expected = load_reward(reward_model, tokenizer).score(make_episodes(tokenizer))
+    assert torch.equal(load_reward(str(folder), tokenizer).score(make_episodes(tokenizer)), expected)
 
 
 def test_a_reward_model_with_more_tokens_than_the_policy_scores_the_same_ids_alike(reward_model, tokenizer, tmp_path):

@@ -87,13 +87,15 @@ LOGGED_BY: dict[str, tuple[str, ...]] = {
     ),
     "EnsembleReward": ("reward/ensemble_std",),
     "ClippedReward": ("reward/clip_fraction",),
+    "SequenceClassifierReward": ("reward/truncated_fraction",),
 }
-# rewards that log no metrics of their own
+# rewards that log no metrics of their own; a function does if it has parts
 NO_METRICS = (
     "RewardModelScorer",
     "FunctionReward",
     "LoRARewardModel",
     "RemoteReward",
+    "VLLMRewardModel",
     "ScaledReward",
     "NormalizedReward",
 )
@@ -113,6 +115,7 @@ def check_monitors(trainer: L.Trainer, module: L.LightningModule) -> None:
         UserError: names the callback, and the nearest metric.
     """
     from lit_rlhf.modules.ppo import PPOModule
+    from lit_rlhf.rewards import FunctionReward
 
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     rewards = list(module.reward.iter_parts()) if isinstance(module, PPOModule) else []
@@ -120,7 +123,10 @@ def check_monitors(trainer: L.Trainer, module: L.LightningModule) -> None:
     if not all(type(part).__module__.startswith(OWN) for part in parts):
         return
     logged = {metric for part in parts for metric in LOGGED_BY.get(type(part).__name__, ())}
-    has_named_rewards = any(type(part).__name__ not in (*NO_METRICS, *LOGGED_BY) for part in rewards)
+    has_named_rewards = any(
+        type(part).__name__ not in (*NO_METRICS, *LOGGED_BY) or (isinstance(part, FunctionReward) and part.weights)
+        for part in rewards
+    )
     for name, metric, counters in iter_monitors(callbacks):
         if metric in logged or metric in counters or metric.startswith("lr-"):
             continue

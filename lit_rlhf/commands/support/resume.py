@@ -82,11 +82,11 @@ def find_trained(root: Path, settings: Namespace, command: str) -> str:
         settings.ckpt_path = str(last.path)
         return describe_checkpoint(last)
     arguments, exported = settings.model.get("init_args") or Namespace(), root / "model"
-    if "model" in arguments and (exported / "config.json").is_file():
+    if "model" in arguments and any((exported / name).is_file() for name in ("config.json", "adapter_config.json")):
         if arguments.get("adapter") is not None:
             raise UserError(
-                f"{command}: {root} holds no checkpoint, and in {exported} the adapter is merged; set model.adapter to "
-                f"null and model.model to {exported}, or name a checkpoint with --ckpt_path"
+                f"{command}: {root} holds no checkpoint, and {exported} is loaded with the adapter merged; set "
+                f"model.adapter to null and model.model to {exported}, or name a checkpoint with --ckpt_path"
             )
         if "reference" in arguments and arguments.reference is None:
             arguments.reference = arguments.model  # the KL is still measured to the starting model

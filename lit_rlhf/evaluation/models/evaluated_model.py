@@ -7,7 +7,7 @@ from math import fsum, isnan
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.data.prompt_template import PromptTemplate
@@ -19,9 +19,8 @@ from lit_rlhf.evaluation.models.prefixes import BestPrefix, ScoredPrefix, read_p
 from lit_rlhf.evaluation.models.reward_scorer import RewardScorer, read_training_reward_models
 from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
 from lit_rlhf.models.fingerprint import loaded_model_fingerprint
-from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
+from lit_rlhf.models.loading import load_causal_lm, load_stored_tokenizer, load_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
-from lit_rlhf.models.pretrained import from_pretrained_quietly
 
 PREFIX_NOISE_KEY = (901,)  # keys the sampling noise of the prefix selection
 
@@ -51,7 +50,7 @@ class ModelSpec:
     """Settings of a model to evaluate.
 
     Args:
-        path: a transformers folder, or a hub name.
+        path: a transformers folder, a PEFT folder, or a hub name of either.
         prefix: text in front of every prompt of the preference suite: a few-shot prompt ("GPT-3 prompted").
         prefixes: a JSON file with a list of such texts, or with one under "prefixes"; prompt i gets text i modulo their
             number.
@@ -275,7 +274,7 @@ def load_evaluation_tokenizer(path: str, loading: ModelLoadingConfig) -> Tokeniz
     """
     if loading.pad_token is not None:
         return load_tokenizer(path, loading)
-    tokenizer: Tokenizer = from_pretrained_quietly(AutoTokenizer.from_pretrained, path, loading)
+    tokenizer = load_stored_tokenizer(path, loading)
     if tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer of {path!r} has no end-of-sequence token: set eos_token in tokenizer_config.json")
     if tokenizer.pad_token_id is None:
