@@ -90,8 +90,8 @@ def test_reward_models_score(llama: str, tokenizer: Any, tmp_path: Path) -> None
         ids = tokenizer.encode(row["prompt"]) + tokenizer.encode(row["completion"]) + [tokenizer.eos_token_id]
         assert float(plain(torch.tensor([ids])).logits) == pytest.approx(float(score), abs=1e-5)
     ids = [{"input_ids": [*tokenizer.encode(f"{row['prompt']} {row['completion']}"), 1]} for row in rows]
-    (by_ids,) = trainer.predict(module, DataLoader(ids, batch_size=5, collate_fn=list))
-    torch.testing.assert_close(by_ids, scores)
+    (from_ids,) = trainer.predict(module, DataLoader(ids, batch_size=5, collate_fn=list))
+    torch.testing.assert_close(from_ids, scores)
     data = ComparisonDataModule(rankings(6), micro_batch_size=4)
     predicted = trainer.predict(module, datamodule=data)
     assert [len(each) for each in predicted] == [
