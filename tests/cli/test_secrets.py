@@ -9,6 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lit_rlhf.cli import print_error
 from lit_rlhf.commands.support.sweep_recipes import compose_config
 from lit_rlhf.secrets import drop_secrets, is_secret, mask_message, mask_text, without_secrets
 from tests.cli.test_errors import error_lines
@@ -235,3 +236,8 @@ def test_an_error_message_holds_no_credential(project: Path, command, monkeypatc
         code, stdout, stderr = command("fit", "-c", "recipe.yaml", "-c", "loggers.yaml", wrong)
         assert code == 2 and SECRET not in stdout + stderr
     assert os.environ["THE_KEY"] == SECRET
+
+
+def test_the_line_of_an_error_is_masked_whoever_wrote_it(capsys: pytest.CaptureFixture[str]) -> None:
+    print_error(f"no answer from https://bob:{SECRET}@host/v1 to Namespace(api_key='{SECRET}')")
+    assert capsys.readouterr().err == "error: no answer from https://removed@host/v1 to Namespace(api_key='removed')\n"
