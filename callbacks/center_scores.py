@@ -92,7 +92,8 @@ class CenterScores(Callback, DataReader):
         for logger in trainer.loggers:
             logger.log_metrics({"centering/shift": shift, "centering/scale": scale}, step=trainer.global_step)
         rank_zero_info(
-            f"centered: the {len(self.rows):,} {self.describe_rows()} scored {float(scores.mean()):+.4f} on average"
+            f"centered: the {len(self.rows):,} {self.describe_rows()} scored {float(scores.mean()):+.4f} on average",
+            extra={"brief": ""},  # at every validation
         )
 
     def describe_rows(self) -> str:

@@ -145,7 +145,9 @@ class RewardModelReport(Callback):
 
         page = write_reward_model_report(report, folder)
         if len(report["history"]) == 1:
-            rank_zero_info(f"quality of the reward model, updated at every validation: {page}")
+            rank_zero_info(
+                f"quality of the reward model, updated at every validation: {page}", extra={"brief": f"report: {page}"}
+            )
         loggers, step = media_loggers(trainer.loggers), trainer.global_step
         for name in TABLES:
             log_table(loggers, f"reward_model_report/{name}", report.get(name, []), step)

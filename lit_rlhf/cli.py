@@ -11,7 +11,10 @@ from importlib import import_module
 from pathlib import Path
 
 import lit_rlhf
+from lit_rlhf.commands.support.busy_machine import settle_threads
+from lit_rlhf.commands.support.console import set_verbosity, take_verbose, terminal_width, wrap_words
 from lit_rlhf.commands.support.library_errors import explain_library_error
+from lit_rlhf.commands.support.log_filters import restored_log_filters
 from lit_rlhf.errors import UserError
 from lit_rlhf.secrets import mask_message
 from lit_rlhf.suggestions import did_you_mean, pip_command
@@ -22,7 +25,7 @@ COMMANDS = {
     "validate": "one pass over the validation data, same arguments as fit",
     "test": "one pass over the test data, same arguments as fit",
     "plan": "estimate the memory per device before a run: plan -c RECIPE [-c OVERLAY ...] [--gpu NAME]",
-    "recipes": "list the shipped recipes, or copy one: recipes ls, recipes cp NAME DEST",
+    "recipes": "list, print or copy the shipped recipes: recipes ls | show NAME | cp NAME DEST",
     "model": "a small instruction model, or a GGUF file, as a transformers folder: model get NAME DIR",
     "export": "convert a Lightning checkpoint to a transformers folder: export CHECKPOINT DIR",
     "evaluate": "evaluate models as in the paper, with a report: evaluate -c RECIPE [--key=value ...]",
@@ -39,12 +42,17 @@ COMMANDS = {
 MODULES = {"validate": "fit", "test": "fit", "best-of-n": "best_of_n"}
 TRACEBACK = "LIT_RLHF_TRACEBACK"  # environment variable: print the traceback of an error of another library too
 LINKED = ("callbacks", "recipes")  # folders of the package that a checkout has at its top
+LIGHT = {"plan", "recipes", "model", "export", "label", "lineage", "sweep"}  # the runs of a sweep are commands, too
 READ_ONLY = {"recipes", "--help", "-h", "--print_config"}  # often piped into head
 
 
 def entry() -> None:
     """Run as the console script."""
     args = sys.argv[1:]
+    if args and args[0] in COMMANDS.keys() - LIGHT and not READ_ONLY & set(args):
+        line = settle_threads(os.environ)
+        if line is not None:
+            print(wrap_words(line, terminal_width(sys.stderr)), file=sys.stderr)
     try:
         code = main(args)
         sys.stdout.flush()
@@ -117,11 +125,14 @@ def dispatch(args: list[str]) -> int:
     if command not in COMMANDS:
         raise UserError(f"no command {command!r}{did_you_mean(command, COMMANDS)}; lit-rlhf --help lists them")
     module = import_module(f"lit_rlhf.commands.{MODULES.get(command, command)}")
-    return int(module.run(command, rest))
+    rest, verbosity = take_verbose(rest)
+    with set_verbosity(verbosity), restored_log_filters():
+        return int(module.run(command, rest))
 
 
 def help_text() -> str:
     """Return the text of `lit-rlhf --help`."""
     lines = ["usage: lit-rlhf COMMAND ...", "", "InstructGPT as Lightning modules.", ""]
     lines += [f"  {name:<12}{summary}" for name, summary in COMMANDS.items()]
-    return "\n".join([*lines, "", "lit-rlhf COMMAND --help says more; lit-rlhf --version prints the version."])
+    more = "lit-rlhf COMMAND --help says more, lit-rlhf COMMAND -v prints more; lit-rlhf --version prints the version."
+    return "\n".join([*lines, "", more])

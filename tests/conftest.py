@@ -40,6 +40,7 @@ SLOW_FILES = (
     "cli/test_monitors.py",
     "cli/test_overlays.py",
     "cli/test_plan.py",
+    "cli/test_progress_bar.py",
     "cli/test_recipe_rules.py",
     "cli/test_recipes.py",
     "cli/test_resume.py",
@@ -86,6 +87,7 @@ SLOW_FILES = (
     "test_readme.py",
     "test_recipes.py",
     "test_site.py",
+    "test_wheel.py",
 )
 
 WORDS = [f"w{i}" for i in range(28)]

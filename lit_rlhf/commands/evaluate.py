@@ -10,6 +10,8 @@ import yaml
 
 from lit_rlhf.commands.fit import read_arguments
 from lit_rlhf.commands.support.config_locations import ConfigLocations, RefusedYAML
+from lit_rlhf.commands.support.console import terminal_width
+from lit_rlhf.commands.support.early_checks import check_names
 from lit_rlhf.commands.support.log_filters import install_log_filters
 from lit_rlhf.commands.support.parse_errors import explain_parse_error
 from lit_rlhf.commands.support.seeds import check_seeds
@@ -29,6 +31,7 @@ def run(command: str, args: list[str]) -> int:
     """
     install_log_filters()
     args, locations = read_arguments(args)
+    check_names(command, locations)
     evaluation, recipe = instantiate_evaluation(args, locations)
     from lit_rlhf.commands.support.evaluation_lineage import write_evaluation_lineage
     from lit_rlhf.commands.support.report_runs import open_run
@@ -48,7 +51,7 @@ def run(command: str, args: list[str]) -> int:
         log_report(report, evaluation.loggers)
         log_page(evaluation.loggers, "report", out / "report.html")
         write_evaluation_lineage(evaluation, report, recipe, args, start)
-    print(f"\n{format_tables(report)}\n\nreport: {out / 'report.html'}")
+    print(f"\n{format_tables(report, terminal_width(sys.stdout))}\n\nreport: {out / 'report.html'}")
     return 0
 
 

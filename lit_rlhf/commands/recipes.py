@@ -1,4 +1,4 @@
-"""`lit-rlhf recipes`: list and copy the shipped recipes, and resolve `-c NAME`."""
+"""`lit-rlhf recipes`: list, print and copy the shipped recipes, and resolve `-c NAME`."""
 
 import shutil
 from importlib.resources import files
@@ -14,21 +14,30 @@ LIST = "lit-rlhf recipes ls lists them"
 
 
 def run(command: str, args: list[str]) -> int:
-    """List the recipes, or copy one."""
-    actions = {"ls": "list the shipped recipes", "cp": "copy one: cp NAME DEST"}
+    """List the recipes, print one, or copy one."""
+    actions = {
+        "ls": "list the shipped recipes",
+        "show": "print one: show NAME",
+        "cp": "copy one: cp NAME DEST",
+    }
     if not args or args[0] in ("-h", "--help"):
-        print("usage: lit-rlhf recipes ls | cp NAME DEST\n")
-        print("\n".join(f"  {name}  {summary}" for name, summary in actions.items()))
+        print("usage: lit-rlhf recipes ls | show NAME | cp NAME DEST\n")
+        print("\n".join(f"  {name:<6}{summary}" for name, summary in actions.items()))
         return 0
     action, rest = args[0], args[1:]
     if action not in actions:
-        raise UserError(f"lit-rlhf recipes has no action {action!r}{did_you_mean(action, actions)}: it is ls or cp")
+        near = did_you_mean(action, actions)
+        raise UserError(f"lit-rlhf recipes has no action {action!r}{near}: it is ls, show or cp")
     parser = Parser(prog=f"lit-rlhf recipes {action}", description=actions[action])
     if action == "ls":
         parser.parse(rest)
         print(format_listing(shipped_recipes() | wandb_sweeps()))
         return 0
     parser.add_argument("name", help="as lit-rlhf recipes ls prints it")
+    if action == "show":
+        file = recipe_file(parser.parse(rest).name, shipped_recipes() | wandb_sweeps())
+        print(file.read_text(encoding="utf-8"), end="")
+        return 0
     parser.add_argument("destination", type=Path, help="a file that does not exist yet, or a folder")
     parsed = parser.parse(rest)
     print(copy_recipe(parsed.name, parsed.destination))

@@ -161,10 +161,11 @@ class TokenizedDataModule(LightningDataModule, DataReader, Generic[R]):
         if state:
             self._loader.load_state_dict(state)
         loader, shape = self._loader, self._loader.shape
+        dropped = f"; {loader.num_dropped:,} rows are left out of each epoch"
         rank_zero_info(
             f"{len(loader.dataset):,} rows: {loader.num_minibatches:,} minibatches of {shape.minibatch_size:,} = "
             f"micro_batch_size {shape.micro_batch_size} × accumulate_grad_batches {shape.accumulate_grad_batches} × "
-            f"{shape.world_size} ranks; {loader.num_dropped:,} rows are left out of each epoch"
+            f"{shape.world_size} ranks{dropped if loader.num_dropped else ''}"
         )
         return loader
 

@@ -93,7 +93,8 @@ class DemonstrationDataModule(PreprocessedDataModule[TokenizedExample]):
         """Return the training loader; print the fraction of tokens that are not padding, if batches are padded."""
         loader = super().train_dataloader()
         if self.batching == "group_by_length":
-            rank_zero_info(f"{loader.token_efficiency():.1%} of a batch's positions hold tokens")
+            line = f"{loader.token_efficiency():.1%} of a batch's positions hold tokens"
+            rank_zero_info(line, extra={"brief": ""})
         return loader
 
     def load_records(self, path: DataSource, report: DatasetReport) -> list[Demonstration]:

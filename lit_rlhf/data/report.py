@@ -40,6 +40,7 @@ class DatasetReport:
         self.skipped: dict[str, int] = {}  # reason -> rows
         self.flagged: dict[str, int] = {}  # reason -> rows
         self.extra_lines: list[str] = []
+        self.details: set[str] = set()  # of these, what only the table has
         self._first: dict[str, str] = {}  # reason -> origin of the first row
 
     @property
@@ -61,9 +62,11 @@ class DatasetReport:
         self.flagged[reason] = self.flagged.get(reason, 0) + 1
         self._first.setdefault(reason, origin)
 
-    def add_line(self, line: str) -> None:
-        """Add a line below the table."""
+    def add_line(self, line: str, is_detail: bool = False) -> None:
+        """Add a line below the table; a detail is in no short form."""
         self.extra_lines.append(line)
+        if is_detail:
+            self.details.add(line)
 
     def add_validation_line(self, num_validation: int, num_training: int) -> None:
         """Add a line with the number of rows held out for validation, and of those left."""
@@ -112,6 +115,18 @@ class DatasetReport:
         report.skipped, report.flagged, report._first = state["skipped"], state["noted"], state["first"]
         return report
 
+    def format_line(self) -> str:
+        """Return the counts in one line: the rows that are kept, and what was skipped or changed, if anything."""
+        head = f"{self.source}: {self.num_kept:,} rows"
+        if self.num_kept < self.num_read + self.num_added:
+            head = f"{self.source}: {self.num_kept:,} of {self.num_read + self.num_added:,} rows"
+        notes = [f"skipped {n:,}: {self._annotate(reason)}" for reason, n in self.skipped.items() if n]
+        notes += [f"of these {n:,}: {self._annotate(reason)}" for reason, n in self.flagged.items() if n]
+        return "; ".join([head, *notes, *(line for line in self.extra_lines if line not in self.details)])
+
+    def _annotate(self, reason: str) -> str:
+        return f"{reason} (first: {self._first[reason]})" if reason in self._first else reason
+
     def print_table(self) -> None:
-        """Print the table once, on rank zero."""
-        rank_zero_info(self.format_table())
+        """Print the table once, on rank zero; the commands print the line instead."""
+        rank_zero_info(self.format_table(), extra={"brief": self.format_line()})

@@ -100,7 +100,7 @@ def load_or_write_entry(
             cached = read_entry(entry, text)
             if cached is None:
                 cached, origin = write_entry(entry, text, rows, tokenizer), "kept for later runs in"
-    cached.report.add_line(f"blocks {origin} {entry}")
+    cached.report.add_line(f"blocks {origin} {entry}", is_detail=True)
     return [map_ids(entry / f"{split}.ids", count) for split, count in enumerate(cached.num_tokens)], cached.report
 
 

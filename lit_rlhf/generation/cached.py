@@ -20,6 +20,7 @@ from lit_rlhf.generation.llama_decoder import LlamaDecoder, fast_decode_unsuppor
 from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.generation.stopping import StoppingCriteria, StopStringMatcher
 from lit_rlhf.packing.attention_masks import packing_unsupported_reason
+from lit_rlhf.progress import report_progress
 
 
 class CachedGenerator(Generator):
@@ -54,12 +55,14 @@ class CachedGenerator(Generator):
         decoder = self.make_decoder(model, int(lengths.max()) + sampling.max_new_tokens)
         # Dispatch costs less in inference mode. inference_mode(False) would turn gradients on.
         mode = torch.inference_mode() if decoder.allows_inference_mode else torch.no_grad()
+        end = 0
         for chunk in torch.split(torch.argsort(lengths), max(self.batch_size // num_samples, 1)):
             width = int(lengths[chunk].max())
             ids, mask = prompts.input_ids[chunk, -width:], prompts.attention_mask[chunk, -width:]
             rows = (chunk[:, None] * num_samples + torch.arange(num_samples, device=chunk.device)).flatten()
+            end += len(rows)
             with mode:
-                _decode(decoder.start(ids, mask, num_samples, sampling.max_new_tokens), buffer, rows)
+                _decode(decoder.start(ids, mask, num_samples, sampling.max_new_tokens), buffer, rows, end)
         return buffer.output()
 
     def check_model(self, config: PretrainedConfig) -> None:
@@ -84,13 +87,15 @@ class CachedGenerator(Generator):
         return kind(model, self.compiled.get(kind))
 
 
-def _decode(batch: DecodeBatch, buffer: GenerationBuffer, rows: Tensor) -> None:
-    """Fill the rows (n,) of the buffer from the batch that decodes them."""
+def _decode(batch: DecodeBatch, buffer: GenerationBuffer, rows: Tensor, end: int) -> None:
+    """Fill the rows (n,) of the buffer from the batch that decodes them; `end` responses are done after it."""
+    max_new_tokens, count = buffer.sampling.max_new_tokens, len(buffer.lengths)
     logits = batch.prefill()
-    for step in range(buffer.sampling.max_new_tokens):
+    for step in range(max_new_tokens):
         finished = buffer.sample(rows, step, logits)
         if finished.any():
             rows = rows[batch.compact(~finished)]
-        if not len(rows) or step + 1 == buffer.sampling.max_new_tokens:
+        report_progress("generate", end - len(rows) * (1 - (step + 1) / max_new_tokens), count)
+        if not len(rows) or step + 1 == max_new_tokens:
             return
         logits = batch.step(buffer.token_ids[step][rows])

@@ -18,6 +18,7 @@ from lit_rlhf.generation.base import GenerationOutput, Generator
 from lit_rlhf.generation.generation_buffer import GenerationBuffer
 from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.generation.stopping import StoppingCriteria, StopStringMatcher
+from lit_rlhf.progress import report_progress
 
 
 class HuggingFaceGenerator(Generator):
@@ -74,6 +75,8 @@ class _SampleTokens(LogitsProcessor):
         active = (~buffer.finished).nonzero().squeeze(1)
         if len(active) and step < len(buffer.token_ids):  # else this rank waits for the others
             buffer.sample(active, step, scores[active])
+            width, count = buffer.token_ids.shape
+            report_progress("generate", count - len(active) * (1 - (step + 1) / width), count)
         tokens = buffer.token_ids[min(step, len(buffer.token_ids) - 1), :, None]
         return torch.full_like(scores, -torch.inf).scatter_(1, tokens, 0.0)
 

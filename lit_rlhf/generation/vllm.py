@@ -32,6 +32,7 @@ from lit_rlhf.generation.vllm_responses import Payload, ResponseTable, read_choi
 from lit_rlhf.http import CredentialsRejected, JSONClient, RequestFailed
 from lit_rlhf.models.export import write_model
 from lit_rlhf.models.fingerprint import live_model_fingerprint
+from lit_rlhf.progress import report_progress
 
 MIN_TEMPERATURE = 0.01  # vLLM raises a lower temperature above 0 to this
 
@@ -137,6 +138,7 @@ class VLLMGenerator(Generator):
                     raise UserError(f"{self.name}: {answer.reason}; {self.hint(answer)}")
                 table.fill(row, payload, answer)
                 row += num_samples
+                report_progress("generate", row, len(uniforms))
         except CredentialsRejected as refusal:
             raise UserError(f"{refusal}; {self.key_hint}") from None
         return table.output(stopping)

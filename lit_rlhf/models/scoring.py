@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lit_rlhf.functional import pad_right
 from lit_rlhf.models.scalar_model import ScalarModel
+from lit_rlhf.progress import report_progress
 
 
 @torch.no_grad()
@@ -30,5 +31,6 @@ def score_rows(model: ScalarModel, rows: Sequence[list[int]], pad_id: int, batch
         chunk = order[start : start + batch_size]
         ids, mask = pad_right([rows[index] for index in chunk], pad_id)
         scores[chunk] = model.score(ids.to(device), mask.to(device)).cpu()
+        report_progress("score", start + len(chunk), len(order))
     model.train(training)
     return scores

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
@@ -122,7 +123,7 @@ class PPOModule(ActorCritic):
         log_ratios: (B, R), log π(y_t) - log π_old(y_t) of the last micro-batch of the update; NaN outside responses.
     """
 
-    prog_bar_metrics = ("reward/score", "reward/kl")
+    prog_bar_metrics = ("reward/score", "reward/kl", "response/length", "policy/entropy_estimate")
     epoch_axis = ITERATION
 
     def __init__(
@@ -402,7 +403,7 @@ class PPOModule(ActorCritic):
             self.validation_score.update(trajectories.scores[is_own])
             self.validation_kl.update(kl[is_own])
         metrics = {"validation/score": self.validation_score, "validation/kl": self.validation_kl}
-        self.log_dict({self.metric_name(name): metric for name, metric in metrics.items()})
+        self.log_dict({self.metric_name(name): metric for name, metric in metrics.items()}, prog_bar=True)
 
     def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """See `validation_step`; the metrics are `test/score` and `test/kl`."""
@@ -488,10 +489,10 @@ class PPOModule(ActorCritic):
 
     def on_fit_start(self) -> None:
         """Print the batch sizes, which models are offloaded, and why rows are not packed."""
-        self.print(f"PPO: {self.sizes}", *(f"; in host memory: {name}" for name in self.offloaded), sep="")
+        rank_zero_info("".join([f"PPO: {self.sizes}", *(f"; in host memory: {name}" for name in self.offloaded)]))
         reason = packing_unsupported_reason(self.policy.config, 0)
         if reason is not None:
-            self.print(f"PPO: every sequence is a row of its own, because {reason}")
+            rank_zero_info(f"PPO: every sequence is a row of its own, because {reason}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the states of KL controller and reward, and an iteration that is not finished."""

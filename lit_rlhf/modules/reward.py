@@ -82,15 +82,15 @@ class RewardModule(LitModule):
 
             for entry in ("score", "score_rankings"):
                 register_fsdp_forward_method(self.model, entry)
-        rank_zero_info(self._describe_prompt_sharing())
+        reason = self._prompt_sharing_unsupported_reason()
+        how = "once for all completions of its ranking" if reason is None else f"again for every completion: {reason}"
+        # as planned: of no interest but to whoever asks
+        rank_zero_info(f"prompts: each is computed {how}", extra={"brief": ""} if reason is None else {})
 
-    def _describe_prompt_sharing(self) -> str:
-        reason = (
-            "shared_prompt is off" if not self.shared_prompt else prefix_sharing_unsupported_reason(self.model.model)
-        )
-        if reason is None:
-            return "prompts: each is computed once for all completions of its ranking"
-        return f"prompts: each is computed again for every completion, because {reason}"
+    def _prompt_sharing_unsupported_reason(self) -> str | None:
+        if not self.shared_prompt:
+            return "shared_prompt is off"
+        return prefix_sharing_unsupported_reason(self.model.model)
 
     def forward(self, batch: RankingBatch) -> Tensor:  # type: ignore[override]
         """Return one score per completion, (N,) float32."""

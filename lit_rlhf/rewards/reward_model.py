@@ -16,6 +16,7 @@ from lit_rlhf.models.loading import check_same_token_ids, load_config, load_stor
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.scalar_model import ScalarModel, ScalarSource, load_scalar_model, resolve_scalar_model
 from lit_rlhf.packing.packed_batch import PackedBatch, length_bucketed_chunks, pack_batch
+from lit_rlhf.progress import report_progress
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rollout.experience import Episodes
 
@@ -108,7 +109,9 @@ def score_by_length(
         batch_size: episodes per chunk.
     """
     ids, mask = episodes.input_ids, episodes.attention_mask
-    scores = torch.empty(len(ids), device=ids.device)
+    scores, done = torch.empty(len(ids), device=ids.device), 0
     for chunk, columns, width in length_bucketed_chunks(ids, mask, ids.shape[1] - episodes.prompt_width, batch_size):
         scores[chunk] = score(pack_batch(ids[chunk][:, columns], mask[chunk][:, columns], width, model)).float()
+        done += len(chunk)
+        report_progress("score", done, len(ids))
     return scores

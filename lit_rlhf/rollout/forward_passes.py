@@ -14,6 +14,7 @@ from lit_rlhf.generation.sampling import SamplingParams, sampled_token_logprobs
 from lit_rlhf.generation.stopping import stop_token_ids
 from lit_rlhf.models.scalar_model import ScalarModel
 from lit_rlhf.packing.packed_batch import PackedBatch, length_bucketed_chunks, pack_batch, response_logits
+from lit_rlhf.progress import report_progress
 
 
 def response_logprobs(
@@ -87,7 +88,9 @@ def map_in_chunks(
     Returns:
         (B, R) float32, 0 in columns that a chunk left out.
     """
-    result = torch.zeros(len(input_ids), response_width, device=input_ids.device)
+    result, done = torch.zeros(len(input_ids), response_width, device=input_ids.device), 0
     for chunk, columns, width in length_bucketed_chunks(input_ids, attention_mask, response_width, batch_size):
         result[chunk, :width] = compute(input_ids[chunk][:, columns], attention_mask[chunk][:, columns], width).float()
+        done += len(chunk)
+        report_progress("forward", done, len(input_ids))
     return result

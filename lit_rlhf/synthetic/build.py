@@ -12,17 +12,23 @@ from lit_rlhf.synthetic.tasks import TaskPrompt, sample_prompt
 from lit_rlhf.synthetic.text import generate_demonstrations, generate_documents, write_few_shot_prefix
 from lit_rlhf.synthetic.tokenizer import MAX_POSITIONS, build_tokenizer
 
-PRETRAINING_DOCUMENTS = 40_000  # about 1.8 M tokens: 1,500 steps of 16 rows of 128 read most of it twice
-PRETRAINING_VALIDATION_DOCUMENTS = 600  # enough for a loss within 0.01
-DEMONSTRATIONS = 2_000  # the paper has 13k; a closed vocabulary needs fewer
-DEMONSTRATIONS_VALIDATION = 256  # one validation loss
-REWARD_PROMPTS = 4_000  # one ranking each
-PPO_PROMPTS = 8_000  # 30 iterations of 256 without repetition
-EVALUATION_PROMPTS = 1_024  # a 95 % interval of about 0.03 on a win rate
 FEW_SHOT_PREFIXES = 8  # prompt i gets prefix i mod 8, so that no single one decides
 EVALUATION_ONE_IN = 5  # one prompt text in five is held out for the evaluation
 
 HIDDEN_SIZE, INTERMEDIATE_SIZE, NUM_LAYERS, NUM_HEADS = 128, 320, 2, 4
+
+
+@dataclass(frozen=True)
+class SyntheticDataSizes:
+    """The numbers of rows of a synthetic data set."""
+
+    pretraining_documents: int = 40_000  # about 1.8 M tokens: 1,500 steps of 16 rows of 128 read most of it twice
+    pretraining_validation_documents: int = 600  # enough for a loss within 0.01
+    demonstrations: int = 2_000  # the paper has 13k; a closed vocabulary needs fewer
+    demonstrations_validation: int = 256  # one validation loss
+    reward_prompts: int = 4_000  # one ranking each
+    ppo_prompts: int = 8_000  # 30 iterations of 256 without repetition
+    evaluation_prompts: int = 1_024  # a 95 % interval of about 0.03 on a win rate
 
 
 @dataclass(frozen=True)
@@ -55,22 +61,23 @@ class SyntheticDataPaths:
         )
 
 
-def write_synthetic_data(out: Path, seed: int) -> SyntheticDataPaths:
-    """Write the data of `seed` into the folder `out`; the same seed gives the same bytes."""
+def write_synthetic_data(out: Path, seed: int, sizes: SyntheticDataSizes = SyntheticDataSizes()) -> SyntheticDataPaths:
+    """Write the data of `seed` into the folder `out`; the same seed and sizes give the same bytes."""
     out.mkdir(parents=True, exist_ok=True)
     paths = SyntheticDataPaths.in_folder(out)
-    _write_rows(paths.pretraining, _generate_document_rows(seed, "pretraining", PRETRAINING_DOCUMENTS))
+    _write_rows(paths.pretraining, _generate_document_rows(seed, "pretraining", sizes.pretraining_documents))
     _write_rows(
         paths.pretraining_validation,
-        _generate_document_rows(seed, "pretraining validation", PRETRAINING_VALIDATION_DOCUMENTS),
+        _generate_document_rows(seed, "pretraining validation", sizes.pretraining_validation_documents),
     )
-    _write_rows(paths.demonstrations, _generate_demonstration_rows(seed, "demonstrations", DEMONSTRATIONS))
+    _write_rows(paths.demonstrations, _generate_demonstration_rows(seed, "demonstrations", sizes.demonstrations))
     _write_rows(
-        paths.demonstrations_validation, _generate_demonstration_rows(seed, "validation", DEMONSTRATIONS_VALIDATION)
+        paths.demonstrations_validation,
+        _generate_demonstration_rows(seed, "validation", sizes.demonstrations_validation),
     )
-    _write_rows(paths.reward_prompts, _generate_prompt_rows(seed, "reward", REWARD_PROMPTS))
-    _write_rows(paths.ppo_prompts, _generate_prompt_rows(seed, "ppo", PPO_PROMPTS))
-    _write_rows(paths.evaluation_prompts, _generate_evaluation_rows(seed))
+    _write_rows(paths.reward_prompts, _generate_prompt_rows(seed, "reward", sizes.reward_prompts))
+    _write_rows(paths.ppo_prompts, _generate_prompt_rows(seed, "ppo", sizes.ppo_prompts))
+    _write_rows(paths.evaluation_prompts, _generate_evaluation_rows(seed, sizes.evaluation_prompts))
     rng = _make_rng(seed, "few shot")
     prefixes = [write_few_shot_prefix(rng) for _ in range(FEW_SHOT_PREFIXES)]
     paths.few_shot.write_text(json.dumps({"prefixes": prefixes}, indent=1) + "\n")
@@ -113,9 +120,9 @@ def _generate_prompt_rows(seed: int, purpose: str, count: int) -> Iterator[dict[
             yield _to_row(prompt)
 
 
-def _generate_evaluation_rows(seed: int) -> Iterator[dict[str, Any]]:
+def _generate_evaluation_rows(seed: int, count: int) -> Iterator[dict[str, Any]]:
     rng, texts = _make_rng(seed, "evaluation"), set[str]()
-    while len(texts) < EVALUATION_PROMPTS:
+    while len(texts) < count:
         prompt = sample_prompt(rng)
         if is_evaluation_prompt(prompt.text) and prompt.text not in texts:
             texts.add(prompt.text)
@@ -129,6 +136,8 @@ def _to_row(prompt: TaskPrompt) -> dict[str, Any]:
 def _write_initial_model(folder: Path, seed: int) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    from lit_rlhf.models.export import save_quietly
 
     tokenizer = build_tokenizer()
     config = LlamaConfig(
@@ -147,5 +156,5 @@ def _write_initial_model(folder: Path, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    model.save_pretrained(folder)
+    save_quietly(model, folder)
     tokenizer.save_pretrained(folder)

@@ -40,7 +40,7 @@ from lit_rlhf.synthetic.tasks import TaskPrompt
 
 MODELS = ("base", "few_shot", "sft", "ppo", "ppo_ptx")
 SEQ_LEN = 128  # tokens per sequence of validation text
-BEST_OF_N, BEST_OF_PROMPTS = 16, 256  # standard error of a score: about 0.03
+BEST_OF_N = 16
 SCORING_BATCH_SIZE = 256
 
 
@@ -260,12 +260,12 @@ def evaluate_reward_model(
     return result
 
 
-def evaluate_best_of_n(out: Path, prompts: Path, seed: int) -> dict[str, list[float]]:
-    """Return score against KL for the best of 1 to 16 responses of the SFT model: the baseline of PPO.
+def evaluate_best_of_n(out: Path, prompts: Path, count: int, seed: int) -> dict[str, list[float]]:
+    """Return score against KL for the best of 1 to 16 responses of the SFT model to `count` prompts: PPO's baseline.
 
     The prompts are training prompts of PPO, so that both curves can be compared.
     """
-    curve = compute_best_of_n_curve(score_sft_samples(out, prompts, BEST_OF_PROMPTS, BEST_OF_N, seed))
+    curve = compute_best_of_n_curve(score_sft_samples(out, prompts, count, BEST_OF_N, seed))
     return {"kl": curve.kl_bound, "score": curve.score}
 
 

@@ -56,9 +56,10 @@ def test_print_config_prints_it_and_ends(project: Path, command) -> None:
 
 
 def test_help_ends_with_0(command) -> None:
-    code, stdout, _ = command("fit", "--help")
-    assert code == 0
-    assert "--trainer.max_steps" in stdout
+    for option, expected in (("--help", "--trainer.KEY=VALUE"), ("--help-all", "--trainer.max_steps")):
+        code, stdout, _ = command("fit", option)
+        assert code == 0
+        assert expected in stdout
 
 
 def test_it_resumes_from_the_last_checkpoint(project: Path, command) -> None:

@@ -12,7 +12,9 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import lit_rlhf.models.export
+from lit_rlhf.commands.generate import CHAT_HELP
 from lit_rlhf.commands.support import quickstart_pipeline
+from tests.helpers import terminal
 
 WORDS = ["<pad>", "<eos>", "<unk>", "user", "assistant", "red", "green", "blue"]
 TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}assistant "
@@ -81,6 +83,38 @@ def test_a_chat_template_sees_the_turns_before(folder: Path, command, monkeypatc
     assert widths == [3, 3 + first_answer + 3]  # "user red assistant", its answer, "user blue assistant"
 
 
+def test_a_system_prompt_needs_a_chat_template(folder: Path, command, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = ("generate", "--model", str(folder), "--max-new-tokens", "2", "--temperature", "0", "--system", "green")
+    code, _, stderr = command(*args, "--prompt", "red")
+    assert code == 2 and "has no chat template that would place it" in stderr
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    prompts: list[list[int]] = []
+    generate = GPT2LMHeadModel.generate
+
+    def record(self, **inputs):
+        prompts.append(inputs["input_ids"][0].tolist())
+        return generate(self, **inputs)
+
+    monkeypatch.setattr(GPT2LMHeadModel, "generate", record)
+    assert command(*args, "--prompt", "red")[0] == 0
+    assert prompts == [[2, WORDS.index("green"), 3, 5, 4]]  # "system" is no word of this tokenizer
+
+
+def test_a_chat_at_a_terminal(folder: Path, tmp_path: Path, command) -> None:
+    """It streams the response that a pipe gets whole, remembers, forgets, and goes on after a line that is refused."""
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    args = ("generate", "--model", str(folder), "--max-new-tokens", "2", "--temperature", "0")
+    lines = ("red", "red", "/reset", "red", "/system green", "/what", "red " * 30, "red")
+    seen = terminal.record(*args, columns=200, folder=tmp_path, answers="\n".join([*lines, "\x04"]))
+    assert seen.code == 0, seen.text
+    hint, *answers = [line.lstrip("> ") for line in seen.lines if line.strip("> ")]
+    alone, _, forgotten, again, refused, under_system = answers
+    assert hint == again == CHAT_HELP
+    assert alone == forgotten == command(*args, "--prompt", "red")[1].strip()
+    assert under_system == command(*args, "--prompt", "red", "--system", "green")[1].strip()
+    assert refused.startswith("error: the prompt has 34 tokens and the model's context holds 24: shorten it (/reset")
+
+
 def test_what_cannot_answer_is_refused(folder: Path, tmp_path: Path, command) -> None:
     GPT2ForSequenceClassification(GPT2Config(vocab_size=8, n_embd=16, n_layer=1, n_head=2)).save_pretrained(
         tmp_path / "rm"
@@ -121,19 +155,27 @@ def test_export_hands_over_both_paths(tmp_path: Path, command, monkeypatch: pyte
 
 
 def test_quickstart_hands_over_folder_and_seed(command, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[Path, int]] = []
+    calls: list[tuple[Path, int, str]] = []
 
-    def run(out: Path, seed: int) -> int:
-        calls.append((out, seed))
+    def run(out: Path, seed: int, overlays: list[str], scale: quickstart_pipeline.Scale) -> int:
+        calls.append((out, seed, scale.name))
         return 0
 
     monkeypatch.setattr(quickstart_pipeline, "run", run)
     assert command("quickstart")[0] == command("quickstart", "--out", "x", "--seed", "2")[0] == 0
-    assert calls == [(Path("runs/quickstart"), 0), (Path("x"), 2)]
+    assert command("quickstart", "--tiny")[0] == command("quickstart", "--tiny", "--out", "y")[0] == 0
+    assert calls == [
+        (Path("runs/quickstart"), 0, "full"),
+        (Path("x"), 2, "full"),
+        (Path("runs/tiny"), 0, "tiny"),
+        (Path("y"), 0, "tiny"),
+    ]
+    code, _, stderr = command("quickstart", "--tiny", "--sweep")
+    assert (code, stderr) == (2, "error: lit-rlhf quickstart: --tiny and --sweep exclude each other\n")
 
 
 def test_quickstart_writes_nothing_beside_its_folder(command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(quickstart_pipeline, "run", lambda out, seed: 0)
+    monkeypatch.setattr(quickstart_pipeline, "run", lambda out, seed, overlays, scale: 0)
     monkeypatch.chdir(tmp_path)
     for given, expected in ((None, str(tmp_path / "x" / "cache")), ("mine", "mine")):
         monkeypatch.delenv("HF_DATASETS_CACHE") if given is None else monkeypatch.setenv("HF_DATASETS_CACHE", given)

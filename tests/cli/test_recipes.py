@@ -56,6 +56,10 @@ def test_copy_writes_a_new_file_or_into_a_folder(shelf: Path, command) -> None:
     )
 
 
+def test_show_prints_a_recipe(shelf: Path, command) -> None:
+    assert command("recipes", "show", "quickstart/reward") == (0, "# A recipe.\n", "")
+
+
 def test_copy_overwrites_nothing(shelf: Path, command) -> None:
     (shelf / "mine.yaml").write_text("mine")
     code, _, stderr = command("recipes", "cp", "quickstart/reward", "mine.yaml")
@@ -73,7 +77,7 @@ def test_an_unknown_name_gets_the_nearest(shelf: Path, command, wrong: str) -> N
 def test_an_unknown_action_is_the_users_error(command) -> None:
     assert command("recipes", "lss")[::2] == (
         2,
-        "error: lit-rlhf recipes has no action 'lss' (did you mean 'ls'?): it is ls or cp\n",
+        "error: lit-rlhf recipes has no action 'lss' (did you mean 'ls'?): it is ls, show or cp\n",
     )
 
 

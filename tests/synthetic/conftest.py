@@ -5,28 +5,24 @@ from typing import Any
 
 import pytest
 
-from lit_rlhf.synthetic import build
-from lit_rlhf.synthetic.build import SyntheticDataPaths, write_synthetic_data
+from lit_rlhf.synthetic.build import SyntheticDataPaths, SyntheticDataSizes, write_synthetic_data
 from lit_rlhf.synthetic.tasks import TaskPrompt
 
-SMALL = {
-    "PRETRAINING_DOCUMENTS": 400,
-    "PRETRAINING_VALIDATION_DOCUMENTS": 40,
-    "DEMONSTRATIONS": 200,
-    "DEMONSTRATIONS_VALIDATION": 20,
-    "REWARD_PROMPTS": 300,
-    "PPO_PROMPTS": 400,
-    "EVALUATION_PROMPTS": 128,
-}
+SMALL = SyntheticDataSizes(
+    pretraining_documents=400,
+    pretraining_validation_documents=40,
+    demonstrations=200,
+    demonstrations_validation=20,
+    reward_prompts=300,
+    ppo_prompts=400,
+    evaluation_prompts=128,
+)
 
 
 @pytest.fixture(scope="session")
 def write_small_world() -> Callable[[Path, int], SyntheticDataPaths]:
     def write(folder: Path, seed: int) -> SyntheticDataPaths:
-        with pytest.MonkeyPatch.context() as patch:
-            for name, size in SMALL.items():
-                patch.setattr(build, name, size)
-            return write_synthetic_data(folder, seed)
+        return write_synthetic_data(folder, seed, SMALL)
 
     return write
 

@@ -7,11 +7,14 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from lit_rlhf.commands.support.class_index import public_names
 from lit_rlhf.commands.support.config_locations import ConfigLocations
+from lit_rlhf.commands.support.early_checks import NAMED_PACKAGES
 from lit_rlhf.suggestions import did_you_mean, pip_command
 
 KEY = re.compile(r'Parser key "([^"]+)"')
@@ -164,7 +167,10 @@ def _explain_base(match: re.Match[str], reason: Reason) -> str:
 def _explain_class_path(match: re.Match[str], reason: Reason) -> str:
     """Explain a class name without its module."""
     given = match[1].strip()
-    text = f"{given!r} is no class path; write it in full, such as package.module.Class"
+    own = [name for package in NAMED_PACKAGES for name in public_names(package)]
+    near = get_close_matches(given, own, n=1, cutoff=0.8)  # a class of the user's may end in Module as well
+    hint = f" (did you mean {near[0]!r}?)" if near else "; write it in full, such as package.module.Class"
+    text = f"{given!r} is no class path{hint}"
     return reason.explain(text, reason.locations.locate_value(given))
 
 

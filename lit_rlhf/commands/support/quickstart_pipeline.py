@@ -5,21 +5,32 @@ copy. So every stage can be repeated, changed or resumed by hand.
 """
 
 import csv
+import math
 import platform
+import shlex
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from lit_rlhf.callbacks.throughput import read_peak_memory
+from lit_rlhf.commands.support.console import (
+    Verbosity,
+    format_seconds,
+    get_verbosity,
+    set_verbosity,
+    terminal_width,
+    wrap_words,
+)
 from lit_rlhf.commands.support.report_runs import make_loggers, open_run, read_loggers
-from lit_rlhf.evaluation.reports.quickstart_report import format_table, write_report
+from lit_rlhf.evaluation.reports.quickstart_report import TERMINAL_WIDTH, format_table, write_report
 from lit_rlhf.lineage.fingerprints import describe_data_input, describe_model_input
 from lit_rlhf.lineage.writing import Start, make_record, write_output_record
 from lit_rlhf.loggers import log_page, log_table
@@ -27,7 +38,8 @@ from lit_rlhf.models.export import make_directory
 from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.scalar_model import load_scalar_model
-from lit_rlhf.synthetic.build import SyntheticDataPaths, write_synthetic_data
+from lit_rlhf.progress import progress_listener
+from lit_rlhf.synthetic.build import SyntheticDataPaths, SyntheticDataSizes, write_synthetic_data
 from lit_rlhf.synthetic.evaluate import (
     EvaluationContext,
     evaluate_best_of_n,
@@ -40,8 +52,9 @@ from lit_rlhf.synthetic.rankings import read_prompts, sample_completions, write_
 from lit_rlhf.synthetic.tasks import TaskPrompt
 
 DEFAULT_OUT = "runs/quickstart"  # the folder in the shipped recipes
+REFRESH_SECONDS = 0.2
+ERASE_LINE = "\r\x1b[K"
 STAGES = ("pretraining", "sft", "reward", "ppo", "ppo-ptx")  # training stages: recipes and folders of the run
-NUM_UNSEEN_RANKINGS = 300
 # metric in metrics.csv -> metric in the report, per stage that logs by step
 CURVES = {
     "pretraining": {"train/loss_step": "train/loss", "train/loss": "train/loss", "validation/loss": "validation/loss"},
@@ -58,24 +71,71 @@ PPO_CURVES = (  # logged by iteration
     "response/length",
     "pretraining/loss",
 )
+# metric in metrics.csv -> its name in the line of a finished stage
+HEADLINES = {
+    "pretraining": {"validation/loss": "validation/loss"},
+    "sft": {"validation/loss": "validation/loss"},
+    "reward": {"validation/accuracy": "validation/accuracy"},
+    "ppo": {"reward/score": "score", "reward/kl": "KL"},
+    "ppo-ptx": {"reward/score": "score", "reward/kl": "KL"},
+}
 
 
-def run(out: Path, seed: int, overlays: Sequence[str] = ()) -> int:
+class Scale(NamedTuple):
+    """How much data and training a quickstart takes."""
+
+    name: str
+    sizes: SyntheticDataSizes
+    num_unseen_rankings: int
+    best_of_prompts: int
+    arguments: dict[str, tuple[str, ...]]  # stage -> further arguments of `lit-rlhf fit`
+
+
+FULL = Scale("full", SyntheticDataSizes(), 300, 256, {})  # standard error of a best-of-n score: about 0.03
+_TINY_PPO = ("--trainer.max_epochs=8", "--model.ppo.rollout_batch_size=128", "--trainer.log_every_n_steps=2")
+TINY = Scale(
+    "tiny",
+    SyntheticDataSizes(
+        pretraining_documents=8_000,
+        pretraining_validation_documents=120,
+        demonstrations=1_000,
+        demonstrations_validation=64,
+        reward_prompts=600,
+        ppo_prompts=1_024,
+        evaluation_prompts=192,
+    ),
+    num_unseen_rankings=100,
+    best_of_prompts=32,
+    arguments={
+        "pretraining": ("--trainer.max_steps=250", "--trainer.val_check_interval=250"),
+        "sft": ("--trainer.max_epochs=2",),
+        "ppo": _TINY_PPO,
+        "ppo-ptx": _TINY_PPO,
+    },
+)
+
+
+def run(out: Path, seed: int, overlays: Sequence[str] = (), scale: Scale = FULL) -> int:
     """Run every stage, write `report.json` and `report.html` to `out`, print the table; return the exit code.
 
     Args:
         out: folder of the run.
         seed: of data, models and runs.
         overlays: recipes for one more `-c` of every stage.
+        scale: how much data and training.
     """
     seconds: dict[str, dict[str, float]] = {}
     start = time.perf_counter()
-    recipes, unseen_rankings = train_models(out, seed, seconds, overlays)
+    note = " Tiny: to see the procedure at work, trained too little for results." if scale.name == "tiny" else ""
+    say(f"InstructGPT's procedure in a synthetic world, seed {seed}, in {out}.{note}")
+    recipes, unseen_rankings = train_models(out, seed, seconds, overlays, scale)
     paths, base = SyntheticDataPaths.in_folder(out / "world"), out / "pretraining" / "model"
-    fit_stage(recipes, "ppo", seed, seconds, overlays)
-    fit_stage(recipes, "ppo-ptx", seed, seconds, overlays)
-    report: dict[str, Any] = {"seed": seed, "stages": seconds, "versions": collect_versions()}
-    with time_stage("evaluation", seconds, "compare base, few-shot, SFT, PPO and PPO-ptx on unseen prompts"):
+    fit_stage(recipes, "ppo", seed, seconds, overlays, scale)
+    fit_stage(recipes, "ppo-ptx", seed, seconds, overlays, scale)
+    report: dict[str, Any] = {"seed": seed, "stages": seconds, "versions": collect_versions(), "scale": scale.name}
+    with time_stage(
+        "evaluation", seconds, "compare base, few-shot, SFT, PPO and PPO-ptx on unseen prompts"
+    ) as headline:
         report["reward_model"] = evaluate_reward_model(
             out / "reward" / "model", unseen_rankings, build_training_labelers(seed), build_heldout_labelers(seed)
         )
@@ -85,14 +145,17 @@ def run(out: Path, seed: int, overlays: Sequence[str] = ()) -> int:
             | {to_report_key(stage): out / stage / "model" for stage in ("sft", "ppo", "ppo-ptx")},
             paths.pretraining_validation,
         )
-        report["best_of_n"] = evaluate_best_of_n(out, paths.ppo_prompts, seed)
+        report["best_of_n"] = evaluate_best_of_n(out, paths.ppo_prompts, scale.best_of_prompts, seed)
+        ppo, ppo_ptx = (report["models"][model]["win_rate"] for model in ("ppo", "ppo_ptx"))
+        headline.append(f"win rate over SFT: PPO {ppo:.3f}, PPO-ptx {ppo_ptx:.3f}")
     report["curves"] = {to_report_key(stage): read_curves(out / stage, stage) for stage in STAGES}
     report["seconds_total"] = time.perf_counter() - start
     report["peak_memory_gib"] = read_peak_memory(torch.device("cpu"))
     write_report(report, out / "report.json", out / "report.html")
     log_quickstart(report, out, read_loggers([str(recipes["ppo"]), *overlays]))
-    print(format_table(report))
-    print(f"\nreport: {out / 'report.html'}")
+    print(f"\n{format_table(report, terminal_width(sys.stdout) or TERMINAL_WIDTH)}")
+    model = shlex.quote(str(out / "ppo-ptx" / "model"))
+    print(f"\nreport: {out / 'report.html'}\nnext: lit-rlhf generate --model {model}")
     return 0
 
 
@@ -116,7 +179,7 @@ def log_quickstart(report: dict[str, Any], out: Path, setting: Any) -> None:
 
 
 def train_models(
-    out: Path, seed: int, seconds: dict[str, dict[str, float]], overlays: Sequence[str] = ()
+    out: Path, seed: int, seconds: dict[str, dict[str, float]], overlays: Sequence[str] = (), scale: Scale = FULL
 ) -> tuple[dict[str, Path], list[tuple[TaskPrompt, list[Response]]]]:
     """Run the stages up to the reward model.
 
@@ -125,24 +188,27 @@ def train_models(
         seed: of data, models and runs.
         seconds: filled with report key -> {"seconds": duration}.
         overlays: see `run`.
+        scale: how much data and training.
 
     Returns:
         the recipes of the run by stage name, and prompts with completions for the unseen rankings.
     """
     make_directory(out)
     paths = SyntheticDataPaths.in_folder(out / "world")
-    with time_stage("data", seconds, "write text, demonstrations and prompts"):
-        write_synthetic_data(out / "world", seed)
+    with time_stage("data", seconds, "write text, demonstrations and prompts") as headline:
+        write_synthetic_data(out / "world", seed, scale.sizes)
         recipes = copy_recipes(out)
-    fit_stage(recipes, "pretraining", seed, seconds, overlays)
-    fit_stage(recipes, "sft", seed, seconds, overlays)
-    with time_stage("ranking", seconds, "sample completions and have labelers rank them"):
+        texts, demonstrations = scale.sizes.pretraining_documents, scale.sizes.demonstrations
+        headline.append(f"{texts:,} texts, {demonstrations:,} demonstrations, {scale.sizes.ppo_prompts:,} prompts")
+    fit_stage(recipes, "pretraining", seed, seconds, overlays, scale)
+    fit_stage(recipes, "sft", seed, seconds, overlays, scale)
+    with time_stage("ranking", seconds, "sample completions and have labelers rank them") as headline:
         start = Start.now()
         labelers, folders = build_training_labelers(seed), (out / "sft" / "model", out / "pretraining" / "model")
         training_rankings = sample_completions(read_prompts(paths.reward_prompts), *folders, seed, 1)
         write_rankings(training_rankings, labelers, out / "world" / "rankings.jsonl", seed)
         unseen_rankings = sample_completions(
-            read_prompts(paths.evaluation_prompts, NUM_UNSEEN_RANKINGS), *folders, seed, 2
+            read_prompts(paths.evaluation_prompts, scale.num_unseen_rankings), *folders, seed, 2
         )
         write_rankings(unseen_rankings, labelers, out / "world" / "rankings_validation.jsonl", seed + 1)
         for name, prompts in (("rankings", paths.reward_prompts), ("rankings_validation", paths.evaluation_prompts)):
@@ -151,7 +217,9 @@ def train_models(
             data = [describe_data_input("prompts", str(prompts))]
             record = make_record("samples", start, models, data, recipe={}, command="lit-rlhf quickstart", seed=seed)
             write_output_record(record, file, [file])
-    fit_stage(recipes, "reward", seed, seconds, overlays)
+        count = sum(len(responses) for _, responses in training_rankings)
+        headline.append(f"{len(training_rankings):,} rankings of {count:,} responses")
+    fit_stage(recipes, "reward", seed, seconds, overlays, scale)
     return recipes, unseen_rankings
 
 
@@ -176,7 +244,8 @@ def fit_stage(
     stage: str,
     seed: int,
     seconds: dict[str, dict[str, float]],
-    overlays: Sequence[str] = (),
+    overlays: Sequence[str],
+    scale: Scale,
 ) -> None:
     """Run `lit-rlhf fit` for one of `STAGES`, and time it.
 
@@ -186,14 +255,18 @@ def fit_stage(
         seed: of the run and of its data.
         seconds: filled with report key -> {"seconds": duration}.
         overlays: see `run`.
+        scale: how much training.
     """
     from lit_rlhf.cli import main
 
-    arguments = build_fit_arguments(recipes[stage], seed, overlays)
-    with time_stage(stage, seconds, f"lit-rlhf {' '.join(arguments)}"):
-        code = main(arguments)
+    arguments = [*build_fit_arguments(recipes[stage], seed, overlays), *scale.arguments.get(stage, ())]
+    with time_stage(stage, seconds, f"lit-rlhf {shlex.join(arguments)}", has_bar=True) as headline:
+        with set_verbosity(Verbosity.VERBOSE if is_verbose() else Verbosity.STAGE):
+            code = main(arguments)
         if code:
             raise SystemExit(code)
+        last = read_last_values(recipes[stage].parent.parent / stage, HEADLINES[stage])
+        headline.append(", ".join(f"{name} {value:.3f}" for name, value in last.items()))
 
 
 def build_fit_arguments(recipe: Path, seed: int, overlays: Sequence[str] = ()) -> list[str]:
@@ -203,14 +276,71 @@ def build_fit_arguments(recipe: Path, seed: int, overlays: Sequence[str] = ()) -
 
 
 @contextmanager
-def time_stage(stage: str, seconds: dict[str, dict[str, float]], description: str) -> Iterator[None]:
-    """Print the start and the duration of a stage, and add the duration to `seconds`."""
-    print(f"\n== {stage}: {description}", flush=True)
-    start = time.perf_counter()
-    yield
+def time_stage(
+    stage: str, seconds: dict[str, dict[str, float]], description: str, has_bar: bool = False
+) -> Iterator[list[str]]:
+    """Print one line about a stage when it is finished, and add its duration to `seconds`.
+
+    At a terminal, a line shows what it does until then, unless it `has_bar` of its own. With `-v` its description is
+    printed as it starts.
+
+    Yields:
+        a list that the block appends its headline to.
+    """
+    headline: list[str] = []
+    start, is_live = time.perf_counter(), sys.stdout.isatty() and not is_verbose() and not has_bar
+    if is_verbose():
+        print(f"\n== {stage}: {description}", flush=True)
+    with progress_listener(LiveLine(stage)) if is_live else nullcontext():
+        if is_live:
+            print(f"{stage} …", end="", flush=True)
+        try:
+            yield headline
+        finally:
+            if is_live:
+                print(ERASE_LINE, end="", flush=True)
     duration = time.perf_counter() - start
     seconds[to_report_key(stage)] = {"seconds": duration}
-    print(f"== {stage}: {duration:.0f} s", flush=True)
+    say(f"{stage:<12}{format_seconds(duration):>7}  {''.join(headline)}".rstrip())
+
+
+class LiveLine:
+    """Shows the phases of a stage on the terminal's last line.
+
+    Args:
+        stage: its name.
+    """
+
+    def __init__(self, stage: str) -> None:
+        self.stage, self.refreshed = stage, -math.inf
+
+    def __call__(self, phase: str, done: float, total: float) -> None:
+        """Show a phase, a few times per second."""
+        now = time.perf_counter()
+        if now - self.refreshed >= REFRESH_SECONDS:
+            self.refreshed = now
+            print(f"{ERASE_LINE}{self.stage}: {phase} {done:,.0f}/{total:,.0f}", end="", flush=True)
+
+
+def is_verbose() -> bool:
+    """Return whether `-v` asks for what the stages print."""
+    return get_verbosity() is Verbosity.VERBOSE
+
+
+def say(text: str) -> None:
+    """Print a text, wrapped for a terminal."""
+    print(wrap_words(text, terminal_width(sys.stdout)), flush=True)
+
+
+def read_last_values(folder: Path, names: dict[str, str]) -> dict[str, float]:
+    """Return the last value of some columns of a stage's metrics.csv, under other names; none without the file."""
+    last: dict[str, float] = {}
+    if not (folder / "metrics.csv").is_file():  # an overlay switched it off
+        return {}
+    with open(folder / "metrics.csv") as file:
+        for row in csv.DictReader(file):
+            last |= {name: float(row[column]) for column, name in names.items() if row.get(column)}
+    return {name: last[name] for name in names.values() if name in last}
 
 
 def load_evaluation_context(out: Path, paths: SyntheticDataPaths, seed: int) -> EvaluationContext:

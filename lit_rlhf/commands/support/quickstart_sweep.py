@@ -11,7 +11,7 @@ from lit_rlhf.commands.support.quickstart_pipeline import DEFAULT_OUT, train_mod
 from lit_rlhf.evaluation.reports.sweeps import read_results, write_sweep_page
 from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
-from lit_rlhf.synthetic.build import EVALUATION_PROMPTS, SyntheticDataPaths
+from lit_rlhf.synthetic.build import SyntheticDataPaths, SyntheticDataSizes
 from lit_rlhf.synthetic.evaluate import compute_pretraining_loss, score_sft_samples
 
 BETAS = (0.01, 0.1, 0.3, 1.0, 3.0)
@@ -97,8 +97,7 @@ def compute_references(out: Path, seeds: list[int]) -> dict[str, dict[str, float
             tokenizer = load_tokenizer(model, ModelLoadingConfig())
             loaded = load_causal_lm(model, tokenizer, ModelLoadingConfig()).eval()
             values[label].append(compute_pretraining_loss(loaded, tokenizer, paths.pretraining_validation))
-        values["score"].append(
-            float(score_sft_samples(folder, paths.evaluation_prompts, EVALUATION_PROMPTS, 1, seed).mean())
-        )
+        count = SyntheticDataSizes().evaluation_prompts
+        values["score"].append(float(score_sft_samples(folder, paths.evaluation_prompts, count, 1, seed).mean()))
     loss = {label: fmean(values[label]) for label in ("base", "SFT")}
     return {SCORE: {"SFT": fmean(values["score"])}, LOSS: loss}

@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 import tempfile
+import time
 from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -26,6 +27,7 @@ from lit_rlhf.commands.support.callback_settings import set_named_callbacks
 from lit_rlhf.commands.support.command_line import format_command, name_configs
 from lit_rlhf.commands.support.compatibility import check_compatibility
 from lit_rlhf.commands.support.config_locations import ConfigLocations, RefusedYAML
+from lit_rlhf.commands.support.console import Verbosity, get_verbosity
 from lit_rlhf.commands.support.monitors import check_monitors
 from lit_rlhf.commands.support.parse_errors import explain_parse_error
 from lit_rlhf.commands.support.preflight import check_checkpoint, first_mismatch
@@ -227,6 +229,12 @@ class RecipeCLI(LightningCLI):
         given = self.config_init[self.command].trainer
         if given.logger in (None, True) and not given.barebones:
             settings["logger"] = CSVLogger(self.output, name="", version="")
+        callbacks = given.callbacks if isinstance(given.callbacks, list) else [given.callbacks]
+        has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+        if given.enable_progress_bar is not False and not given.barebones and not has_bar:
+            from lit_rlhf.commands.support.progress_bar import StageProgressBar
+
+            self.trainer_defaults["callbacks"].append(StageProgressBar())
         try:
             trainer = super().instantiate_trainer(**settings)
         except (ValueError, TypeError) as problem:
@@ -258,6 +266,7 @@ class RecipeCLI(LightningCLI):
         from lit_rlhf.callbacks.stop_on_signal import StoppedBySignal
 
         self.check_hooks()
+        start = time.perf_counter()
         try:
             with raise_misconfiguration_as_user_error():
                 if subcommand == "fit":
@@ -267,6 +276,7 @@ class RecipeCLI(LightningCLI):
                 batches = {"validate": "num_val_batches", "test": "num_test_batches"}.get(subcommand)
                 if batches and not sum(getattr(self.trainer, batches)):
                     raise UserError(f"{subcommand}: there are no rows for it; set data.validation_path")
+                self.print_summary(time.perf_counter() - start)
         except SystemExit as stop:
             if not self.trainer.interrupted:
                 raise
@@ -291,6 +301,17 @@ class RecipeCLI(LightningCLI):
             if self.dry_folder is not None:
                 self.dry_folder.cleanup()
 
+    def print_summary(self, seconds: float) -> None:
+        """Print what the run leaves behind, on rank zero."""
+        from lit_rlhf.commands.support.run_summary import format_metrics, format_summary
+
+        if not self.trainer.is_global_zero or get_verbosity() is Verbosity.STAGE or self.dry_folder is not None:
+            return
+        if self.command == "fit":
+            print(format_summary(self.trainer, Path(self.run_dir), list(self.locations.trees), seconds), flush=True)
+        elif not self.config_init[self.command].verbose:
+            print(format_metrics(dict(self.trainer.callback_metrics)), flush=True)
+
     def check_hooks(self) -> None:
         """Refuse `validate` or `test` where there is no step or no data for it.
 
@@ -312,6 +333,8 @@ class RecipeCLI(LightningCLI):
         from lit_rlhf.modules.base import LitModule
 
         settings, folder = self.config_init[self.command], Path(self.run_dir)
+        if self.command != "fit" and get_verbosity() is not Verbosity.VERBOSE:
+            settings.verbose = False  # Lightning's table is wider than a terminal
         folders = find_checkpoint_folders(folder, self.trainer.checkpoint_callbacks)
         takes_last = settings.get("ckpt_path") == "last"
         if takes_last:

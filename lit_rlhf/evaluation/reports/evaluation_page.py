@@ -113,7 +113,7 @@ def verdict_tone(name: str, value: Any) -> str:
     return "good" if value == 1 else "bad" if value == 0 else ""
 
 
-def format_tables(report: dict[str, Any]) -> str:
+def format_tables(report: dict[str, Any], width: int | None = None) -> str:
     """Return the metrics of every suite for a terminal: one row per metric, one column per model."""
     blocks = []
     for suite, part in report["suites"].items():
@@ -123,7 +123,7 @@ def format_tables(report: dict[str, Any]) -> str:
             values = [row["models"].get(model, {}).get("value") for model in report["models"]]
             rows.append([shorten(name, 44, placeholder="…"), *(format_value(value, row["unit"]) for value in values)])
         num_hidden = len(part["metrics"]) - len(rows)
-        table = align_columns([header, *rows])
+        table = align_columns([header, *rows], width)
         lines = [f"  {model}: {note}" for model, notes in part["notes"].items() for note in notes]
         blocks.append(
             "\n".join([table, *([f"… and {num_hidden} more in the report"] if num_hidden > 0 else []), *lines])

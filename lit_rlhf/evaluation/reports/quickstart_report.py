@@ -31,7 +31,7 @@ REQUIRED_METRICS = (
     "kl_to_sft",
 )
 MAX_SAMPLES_ON_PAGE = 150
-TERMINAL_WIDTH = 100  # columns of the terminal
+TERMINAL_WIDTH = 100  # columns where none are known
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
@@ -155,13 +155,13 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
 
 
-def format_table(report: Report) -> str:
-    """Format the results for a terminal of 100 columns: all models, sampled and greedy; the reward model; the time."""
+def format_table(report: Report, width: int = TERMINAL_WIDTH) -> str:
+    """Format the results for a terminal: all models, sampled and greedy; the reward model; the time."""
     check_report(report)
     blocks = []
     for key, title in (("models", "Sampled at temperature 1"), ("greedy", "Greedy")):
         if key in report:
-            blocks.append(f"{title}\n{align_columns(build_model_rows(report[key]))}")
+            blocks.append(f"{title}\n{align_columns(build_model_rows(report[key]), width)}")
     scores = report["reward_model"]
     accuracies = []
     for group, group_name in (("train", "training"), ("heldout", "held-out")):
@@ -173,9 +173,7 @@ def format_table(report: Report) -> str:
         times += f"; {report['seconds_total']:.0f} in all"
     if report.get("peak_memory_gib") is not None:
         times += f". Peak memory {report['peak_memory_gib']:.2f} GiB"
-    blocks.append(
-        "\n".join([*wrap(line, TERMINAL_WIDTH), *wrap(f"Seconds: {times}. Seed {report['seed']}.", TERMINAL_WIDTH)])
-    )
+    blocks.append("\n".join([*wrap(line, width), *wrap(f"Seconds: {times}. Seed {report['seed']}.", width)]))
     return "\n\n".join(blocks).replace(NO_BREAK, " ")
 
 
@@ -197,11 +195,22 @@ def build_model_rows(models: dict[str, dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
-def align_columns(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as text columns, the first left-aligned, the others right-aligned, with a line under the header."""
+def align_columns(rows: Sequence[Sequence[str]], max_width: int | None = None) -> str:
+    """Return rows as text columns, the first left-aligned, the others right-aligned, with a line under the header.
+
+    Args:
+        rows: the header, then one row per line.
+        max_width: columns that do not fit it follow in tables below, each with the first column; None for any width.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths)))
-        for row in rows
-    ]
-    return "\n".join([lines[0], "─" * len(lines[0]), *lines[1:]])
+    tables: list[list[int]] = [[0]]
+    for index in range(1, len(widths)):
+        taken = sum(widths[i] + 2 for i in tables[-1]) + widths[index]
+        if max_width is not None and taken > max_width and len(tables[-1]) > 1:
+            tables.append([0])
+        tables[-1].append(index)
+    texts = []
+    for columns in tables:
+        lines = ["  ".join(row[i].rjust(widths[i]) if i else row[i].ljust(widths[i]) for i in columns) for row in rows]
+        texts.append("\n".join([lines[0], "─" * len(lines[0]), *lines[1:]]))
+    return "\n\n".join(texts)
