@@ -99,6 +99,9 @@ def test_every_way_of_export_writes_what_loading_had(way, chat, tmp_path):
     on_ranks(train, tmp_path) if "sharded" in way else train()
     export_checkpoint(run / "kept" / "last.ckpt", tmp_path / "by-command")
     export_checkpoint(run / "kept" / "last.ckpt", tmp_path / "current", "current")
+    assert (run / "model" / "lineage.json").is_file() and (run / "model" / "README.md").is_file()
+    for name in ("lineage.json", "README.md"):
+        (run / "model" / name).unlink()
     for folder in (run / "model", tmp_path / "by-command", tmp_path / "current"):
         assert files(folder) == expected
     generation = json.loads(expected["generation_config.json"])
