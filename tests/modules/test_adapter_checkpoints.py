@@ -161,8 +161,8 @@ def test_both_formats_are_the_trained_model(kind, llama, tmp_path):
 def test_the_average_is_exported_as_an_adapter(llama, tmp_path):
     fit("sft", llama, tmp_path / "run", callbacks=[EMA(0.5)])
     last = tmp_path / "run" / "step=8.ckpt"
-    export_checkpoint(last, tmp_path / "average", "average", "peft")
-    export_checkpoint(last, tmp_path / "current", "current", "peft")
+    export_checkpoint(last, tmp_path / "average", "average", format="peft")
+    export_checkpoint(last, tmp_path / "current", "current", format="peft")
     read = {name: load_file(tmp_path / name / "adapter_model.safetensors") for name in ("average", "current")}
     exported = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
     assert all(torch.equal(exported[name], weight) for name, weight in read["average"].items())
