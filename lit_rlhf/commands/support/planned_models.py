@@ -6,7 +6,7 @@ from typing import NamedTuple
 import yaml
 from transformers import PretrainedConfig
 
-from lit_rlhf.commands.recipes import is_evaluation, is_overlay, shipped_recipes
+from lit_rlhf.commands.recipes import shipped_recipes
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.loading import load_config
 from lit_rlhf.models.loading_config import ModelLoadingConfig
@@ -63,10 +63,9 @@ def find_stage(model: str) -> tuple[str, str] | None:
     if begun.is_file():
         return _read_stage(str(begun), begun)
     for name, file in shipped_recipes().items():
-        if not is_overlay(name) and not is_evaluation(name):
-            recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
-            if Path(recipe["run_dir"]) == folder.parent:
-                return _read_stage(name, file)
+        run_dir = yaml.safe_load(file.read_text(encoding="utf-8")).get("run_dir")  # an overlay has none
+        if run_dir is not None and Path(run_dir) == folder.parent:
+            return _read_stage(name, file)
     return None
 
 
