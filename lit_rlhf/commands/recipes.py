@@ -8,7 +8,17 @@ from lit_rlhf.commands.support.argument_parser import Parser
 from lit_rlhf.errors import UserError
 from lit_rlhf.suggestions import did_you_mean
 
-OVERLAY_FOLDERS = ("strategy", "precision", "optimizer", "adapter", "averaging", "compute", "generator", "logger")
+OVERLAY_FOLDERS = (
+    "strategy",
+    "precision",
+    "optimizer",
+    "adapter",
+    "averaging",
+    "compute",
+    "generator",
+    "reward-model",
+    "logger",
+)
 EVALUATION_FOLDER = "evaluate"
 LIST = "lit-rlhf recipes ls lists them"
 

@@ -66,7 +66,7 @@ CASES = {
     "labelers": Case(["labelers", "agreement", "rankings.jsonl", "--out=best.jsonl"], ["rankings.jsonl"]),
 }
 SETTINGS = ("model", "data", "trainer", "suites", "baseline", "seed", "out", "optimizer", "scheduler", "argument")
-OUTPUTS = ("out", "best.jsonl", "best.curve.json")
+OUTPUTS = ("out", "best.jsonl", "best.jsonl.lineage.json", "best.curve.json")
 
 
 def write_inputs(folder: Path, policy: str, scorer: str, checkpoint: Path | None) -> None:
