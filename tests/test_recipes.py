@@ -31,7 +31,7 @@ REFUSED = (
     "precision/16-mixed",
     "strategy/deepspeed",
 )
-PPO_ONLY = ("compute/offload-frozen",)  # refused on the other stages
+PPO_ONLY = ("compute/offload-frozen", "reward-model/classifier")  # refused on the other stages
 HEADER = {"recipe": ("Hardware", "Command", "Override", "Expect"), "overlay": ("Hardware", "Command")}
 
 
