@@ -206,7 +206,7 @@ def test_overlong_prompts_follow_their_policy_and_are_counted(policy, said, fit,
     write_rows(project / "mixed.jsonl", rows)
     settings = ("--data.path=mixed.jsonl", "--data.max_prompt_length=20", f"--data.overlong_prompts={policy}")
     for recipe in ("sft.yaml", "ppo.yaml"):
-        code, _, printed = fit(recipe, *settings, f"--run_dir={recipe}-out")
+        code, _, printed = fit(recipe, *settings, f"--run_dir={recipe}-out", "-v")
         assert code == 0, printed
         line = next(line for line in printed.splitlines() if said in line)
         assert "20 tokens" in line and "first: mixed.jsonl:9" in line and " 1  " in line
@@ -215,7 +215,7 @@ def test_overlong_prompts_follow_their_policy_and_are_counted(policy, said, fit,
 def test_some_tied_rankings_are_counted_and_skipped(fit, project):
     tied = {**RANKING, "ranks": [1, 1, 1]}
     write_rows(project / "some.jsonl", [*rankings(8), tied, tied])
-    code, _, printed = fit("reward.yaml", "--data.path=some.jsonl")
+    code, _, printed = fit("reward.yaml", "--data.path=some.jsonl", "-v")
     assert code == 0
     line = next(line for line in printed.splitlines() if "skipped: all completions tied" in line)
     assert " 2  first: some.jsonl:9" in line

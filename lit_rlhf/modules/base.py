@@ -567,13 +567,13 @@ class LitModule(LightningModule, DataRequirements, Traceable):
                 f"ckpt_path: the checkpoint is of {about.get('module', 'another program')}, this recipe trains "
                 f"{type(self).__name__}; give the matching recipe, or `lit-rlhf export` it and start from the folder"
             )
-        stored = checkpoint.get("state_dict")  # none under FSDP2, which loads it before and checks it itself
-        missing = () if self.strict_loading or stored is None else trainable_names(self) - stored.keys()
+        stored = checkpoint.get("state_dict", {})  # none under FSDP2, which loads it before and checks it itself
+        missing = () if self.strict_loading or not stored else trainable_names(self) - stored.keys()
         if missing:
             raise UserError(f"ckpt_path: the checkpoint lacks the weight {min(missing)!r} that this recipe trains")
-        weights = checkpoint.get("state_dict", {})  # FSDP2 has loaded them already
-        trained = [(name, weights[name]) for name, _ in self.named_parameters() if name in weights]
-        check_weight_values("ckpt_path", str(self.trainer.ckpt_path), trained)
+        trained = [(name, stored[name]) for name, _ in self.named_parameters() if name in stored]
+        path = "the checkpoint" if self._trainer is None else str(self.trainer.ckpt_path)
+        check_weight_values("ckpt_path", path, trained)
         self.check_fingerprints(about.get("fingerprints", {}))
         config, own = json.loads(about["config"]), self.exported_model.config.to_dict()
         for name in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers"):

@@ -112,7 +112,8 @@ def test_recipes_ls_answers_in_under_a_second() -> None:
 @pytest.mark.parametrize("name", [name for name in shipped_recipes() if not is_evaluation(name)])
 def test_every_shipped_recipe_parses(name: str, command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    stage = "ppo" if name.startswith("generator/") or name == "compute/offload-frozen" else "sft"
+    of_ppo = name.startswith(("generator/", "reward-model/")) or name == "compute/offload-frozen"
+    stage = "ppo" if of_ppo else "sft"
     below = ["-c", f"quickstart/{stage}"] if is_overlay(name) else []
     code, stdout, stderr = command("fit", *below, "-c", name, "--print_config")
     if name == "optimizer/adamw-8bit-sharded" and find_spec("torchao") is None:

@@ -313,7 +313,7 @@ def test_validate_takes_what_was_trained_and_leaves_the_run_alone(
     assert code == 2 and f"validate: runs/{stage} holds neither a checkpoint nor a model" in err
 
 
-def test_validate_without_rows_or_a_step_is_refused(stages: Path, command: Callable[..., Any]) -> None:
+def test_validate_without_rows_and_test_without_a_loader_are_refused(stages: Path, command: Callable[..., Any]) -> None:
     assert command("fit", "-c", "reward.yaml", "--data.validation_path=null")[0] == 0
     before = contents(stages)
     code, _, err = command("validate", "-c", "reward.yaml", "--data.validation_path=null")
@@ -325,7 +325,7 @@ def test_validate_without_rows_or_a_step_is_refused(stages: Path, command: Calla
     assert contents(stages) == before
     assert command("fit", "-c", "ppo.yaml")[0] == 0
     code, _, err = command("test", "-c", "ppo.yaml")
-    assert code == 2 and "error: test: PPOModule has no test_step; use lit-rlhf validate" in err
+    assert code == 2 and "error: test: PromptDataModule has no test_dataloader; use lit-rlhf validate" in err
 
 
 def test_samples_of_rollouts_and_of_validations_are_apart(stages: Path, command: Callable[..., Any]) -> None:

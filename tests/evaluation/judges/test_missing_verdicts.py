@@ -143,7 +143,7 @@ def test_a_transient_failure_changes_nothing(
 
 @pytest.fixture(scope="module")
 def broken(llama, tmp_path_factory) -> dict[str, str]:
-    """A language model, a reward model and a classifier whose outputs are nan."""
+    """A language model, a reward model and a classifier whose outputs are nan: weights overflow, which are finite."""
     tokenizer = load_tokenizer(llama, ModelLoadingConfig())
     models = {
         "language": AutoModelForCausalLM.from_pretrained(llama),
@@ -155,7 +155,7 @@ def broken(llama, tmp_path_factory) -> dict[str, str]:
     found = {}
     for name, model in models.items():
         with torch.no_grad():
-            next(p for key, p in model.named_parameters() if "norm" in key).fill_(nan)
+            next(p for key, p in model.named_parameters() if "norm" in key).fill_(3e38)
         found[name] = str(tmp_path_factory.mktemp(name))
         model.save_pretrained(found[name])
         AutoTokenizer.from_pretrained(llama).save_pretrained(found[name])
