@@ -94,7 +94,7 @@ def test_generator(project: Path, record_results) -> None:
     shutil.rmtree(project / "runs")
     outputs = record_results(my_generator.UncachedGenerator, "generate")
     assert main(shrunk_command("my_generator.yaml")) == 0
-    assert len(outputs) == 2
+    assert len(outputs) == 4  # of two iterations, and of LogSamples after each
     assert column(read_metrics(project / "runs/small/ppo"), "reward/score") == built_in  # same noise, same responses
 
 
@@ -247,7 +247,7 @@ def test_many_plug_ins_in_one_file(project: Path, record_results) -> None:
 
     outputs = record_results(all_mine.UncachedGenerator, "generate")
     assert main([*shrunk_command("my_kl.yaml"), *words]) == 0
-    assert len(outputs) == 2
+    assert len(outputs) == 4  # of two iterations, and of LogSamples after each
     rows = read_metrics(project / "runs/small/ppo")
     assert column(rows, "reward/kl_coefficient") == pytest.approx([0.05, 0.05 / 1.1], rel=1e-6)
     assert max(column(rows, "reward/score")) <= 0.5

@@ -72,7 +72,7 @@ def test_the_coefficient_of_the_pretraining_mix(command: Callable[..., Any], tmp
             "--trainer.callbacks.PretrainingMx.coefficient=0",
             "no callback 'PretrainingMx' (did you mean 'PretrainingMix'?)",
         ),
-        ("--trainer.callbacks.EMA.decay=0.9", "no callback 'EMA'; it has PretrainingMix, ExportModel"),
+        ("--trainer.callbacks.EMA.decay=0.9", "no callback 'EMA'; it has Throughput, PretrainingMix, ExportModel"),
         ("--trainer.callbacks.PretrainingMix.coeficient=0", "no setting 'coeficient' (did you mean 'coefficient'?)"),
         ("--trainer.callbacks.PretrainingMix.coefficient=much", "expected float, got 'much'"),
         ("--trainer.callbacks.9.coefficient=0", "no setting '9'"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from lit_rlhf.commands.support import recipe_cli
+from lit_rlhf.commands.support import wandb_login
 from lit_rlhf.commands.support.config_locations import ConfigLocations
 from lit_rlhf.errors import UserError
 
@@ -159,7 +159,7 @@ def test_wandb_is_prepared_only_where_it_is_used(project: Path, command, monkeyp
         assert environ is os.environ and setting == "trainer.logger"
         raise UserError("prepared")
 
-    monkeypatch.setattr(recipe_cli, "prepare_wandb", stop)
+    monkeypatch.setattr(wandb_login, "prepare_wandb", stop)
     assert command("fit", "-c", "recipe.yaml")[0] == 0
     logger = "--trainer.logger=lightning.pytorch.loggers.WandbLogger"
     assert command("fit", "-c", "recipe.yaml", logger)[::2] == (2, "error: prepared\n")

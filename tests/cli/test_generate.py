@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -14,6 +15,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadMo
 import lit_rlhf.models.export
 from lit_rlhf.commands.generate import CHAT_HELP
 from lit_rlhf.commands.support import quickstart_pipeline
+from lit_rlhf.errors import UserError
 from tests.helpers import terminal
 
 WORDS = ["<pad>", "<eos>", "<unk>", "user", "assistant", "red", "green", "blue"]
@@ -145,13 +147,19 @@ def test_text_that_is_no_text_is_one_line(folder: Path, command, monkeypatch: py
     assert command(*args) == command(*args, "--prompt", "red")
 
 
-def test_export_hands_over_both_paths(tmp_path: Path, command, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[Path, Path]] = []
-    monkeypatch.setattr(lit_rlhf.models.export, "export_checkpoint", lambda *paths: calls.append(paths))
-    (tmp_path / "a.ckpt").write_text("")
-    assert command("export", str(tmp_path / "a.ckpt"), "out") == (0, "out\n", "")
-    assert command("export", str(tmp_path / "a.ckpt"), "out", "--weights=current")[0] == 0
-    assert calls == [(tmp_path / "a.ckpt", Path("out"), which) for which in (None, "current")]
+def test_export_hands_over_its_arguments(tmp_path: Path, command, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[object, ...]] = []
+
+    def export(checkpoint: Path, directory: Path, which: str | None, finish: object, form: str) -> None:
+        calls.append((checkpoint, directory, which, form))
+        raise UserError("handed over")
+
+    monkeypatch.setattr(lit_rlhf.models.export, "export_checkpoint", export)
+    checkpoint = tmp_path / "a.ckpt"
+    torch.save({}, checkpoint)
+    assert command("export", str(checkpoint), "out") == (2, "", "error: handed over\n")
+    assert command("export", str(checkpoint), "out", "--weights=current", "--format=peft")[0] == 2
+    assert calls == [(checkpoint, Path("out"), None, "merged"), (checkpoint, Path("out"), "current", "peft")]
 
 
 def test_quickstart_hands_over_folder_and_seed(command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,8 @@ def iter_wandb_addresses(trainer: L.Trainer) -> Iterator[str]:
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             run: Any = logger.experiment
+            if run.disabled:
+                continue
             yield run.url or f"wandb sync {show(Path(run.dir).parent)}"
 
 
