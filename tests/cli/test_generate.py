@@ -156,7 +156,7 @@ def test_export_hands_over_its_arguments(tmp_path: Path, command, monkeypatch: p
 
     monkeypatch.setattr(lit_rlhf.models.export, "export_checkpoint", export)
     checkpoint = tmp_path / "a.ckpt"
-    torch.save({}, checkpoint)
+    torch.save({"loops": {}}, checkpoint)
     assert command("export", str(checkpoint), "out") == (2, "", "error: handed over\n")
     assert command("export", str(checkpoint), "out", "--weights=current", "--format=peft")[0] == 2
     assert calls == [(checkpoint, Path("out"), None, "merged"), (checkpoint, Path("out"), "current", "peft")]
