@@ -17,3 +17,5 @@ home = tempfile.mkdtemp(prefix="lit-rlhf-tests-")
 owner = os.getpid()
 atexit.register(lambda: os.getpid() == owner and shutil.rmtree(home, ignore_errors=True))
 os.environ |= {"HOME": home, "HF_HUB_OFFLINE": "1", "NO_PROXY": "*", "no_proxy": "*"}
+# several workers share the cores; the command would choose it on a busy machine, and say so
+os.environ["OMP_WAIT_POLICY"] = "passive"
