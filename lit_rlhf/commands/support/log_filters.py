@@ -15,7 +15,8 @@ from lit_rlhf.commands.support.console import Verbosity, get_verbosity, terminal
 
 # prefixes of this library's metrics, which are reduced over ranks before they are logged
 _REDUCED_METRICS = (
-    "centering|policy|pretraining|response|reward|reward_model|rollout|throughput|time|update|validation|value"
+    "advantage|centering|grad_norm|lr|memory|policy|pretraining|prompt|"
+    "response|reward|reward_model|rollout|throughput|time|update|validation|value"
 )
 HARMLESS_WARNINGS = (
     ".*does not have many workers.*",
