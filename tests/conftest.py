@@ -21,6 +21,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from lit_rlhf.commands.support.log_filters import restored_log_filters
 from tests.helpers.ranks import leave_process_group
 
 settings.register_profile("lit_rlhf", deadline=None, max_examples=40, derandomize=True, database=None)
@@ -155,6 +156,13 @@ def wandb_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """W&B writes its files."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+
+
+@pytest.fixture(autouse=True)
+def log_filters_of_this_test_alone() -> Iterator[None]:
+    """A command's own call of `install_log_filters` ends with the test: records of another one would be missing."""
+    with restored_log_filters():
+        yield
 
 
 @pytest.fixture(autouse=True)

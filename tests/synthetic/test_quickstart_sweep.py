@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def untrained(
     """Replace training by random weights and run in this process; return the list of prepared seeds."""
     prepared: list[int] = []
 
-    def prepare(out: Path, seed: int, stages: dict[str, Any]) -> None:
+    def prepare(out: Path, seed: int, stages: dict[str, Any], overlays: Sequence[str]) -> None:
         prepared.append(seed)
         base = write_small_world(out / "world", seed).base_init
         copy_recipes(out)
