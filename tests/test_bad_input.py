@@ -384,3 +384,16 @@ def test_a_non_finite_loss_stops_and_keeps_the_last_checkpoint(fit, project):
     assert saved["global_step"] == 1
     code, _, printed = fit("sft.yaml", *KEPT, "--trainer.max_steps=1", "--ckpt_path=kept/last.ckpt")
     assert code == 0, printed
+
+
+@pytest.mark.parametrize("name", ["warmup_iterations", "start_factor"])
+def test_null_for_a_number_in_a_file_is_refused(name, fit, project):
+    scheduler = {"class_path": "lit_rlhf.schedules.ConstantWithWarmup", "init_args": {name: None}}
+    (project / "null.yaml").write_text(json.dumps({"model": {"init_args": {"scheduler": scheduler}}}))
+    assert_refused(fit("sft.yaml", "-c", "null.yaml"), f"model.scheduler.{name}: expected float, got null")
+
+
+def test_null_for_a_setting_that_may_be_missing_is_none(fit, project):
+    optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"fused": None, "foreach": None}}
+    (project / "null.yaml").write_text(json.dumps({"model": {"init_args": {"optimizer": optimizer}}}))
+    assert fit("sft.yaml", "-c", "null.yaml")[0] == 0

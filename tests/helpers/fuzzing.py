@@ -168,7 +168,11 @@ def break_arguments(generator: random.Random, args: list[str]) -> tuple[list[str
     else:
         value = generator.choice(["abc", "-1", "1e999", "nan", "[", "{a: }", "null", "0", "\udcff", "a\nb", "1" * 40])
         args[at] = f"{key}={value}" if equals else value
-    names = tuple(part for part in (word, key, key.lstrip("-"), args[at] if at < len(args) else "", args[0]) if part)
+    names = tuple(
+        part
+        for part in (word, key, key.lstrip("-"), args[at] if at < len(args) else "", *args[at - 1 : at], args[0])
+        if part
+    )
     # a file of another name is a file too, where it is written
     invalid = kind == "misspelled" and word not in ("out", "best.jsonl")
     return args, Breakage(f"arguments: {word!r} {kind}: {args}", (*names, "argument", "command", *SETTINGS), invalid)

@@ -1,12 +1,13 @@
 """Combinations of strategy, precision, optimizer and adapter that cannot work, refused before anything is loaded."""
 
+import inspect
 import os
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import torch
 from jsonargparse import Namespace
@@ -15,6 +16,7 @@ from lit_rlhf.checkpoint_files import is_sharded_checkpoint
 from lit_rlhf.commands.support.setting_paths import get_class_name, get_class_path
 from lit_rlhf.errors import UserError
 from lit_rlhf.generation.base import Generator
+from lit_rlhf.importing import import_function
 from lit_rlhf.suggestions import pip_command
 
 
@@ -175,6 +177,20 @@ def check_compatibility(settings: Any) -> None:
         )
     if setup.generator:
         _check_connection(settings.model.init_args.generator)
+    for name in ("optimizer", "scheduler"):
+        if isinstance(given := settings.model.init_args.get(name), Namespace):
+            _check_nulls(f"model.{name}", given)
+
+
+def _check_nulls(section: str, given: Namespace) -> None:
+    """Refuse null in a file where a constructor takes no None: jsonargparse passes it for what a callable returns."""
+    constructor: Any = import_function(given.class_path, section)
+    parameters = inspect.signature(constructor).parameters
+    types = get_type_hints(vars(constructor).get("__init__", constructor))
+    for name, value in given.get("init_args", Namespace()).items():
+        takes_none = name not in types or type(None) in get_args(types[name]) or parameters[name].default is None
+        if value is None and not takes_none:
+            raise UserError(f"{section}.{name}: expected {getattr(types[name], '__name__', types[name])}, got null")
 
 
 def setup_unsupported_reason(setup: Setup) -> str | None:
