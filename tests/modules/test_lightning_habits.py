@@ -77,7 +77,9 @@ def test_policies_answer(name: str, llama: str, tokenizer: Any, tmp_path: Path) 
     assert trainer.predict(module, loader)[0] == rows  # the same noise, whatever the batches
     texts = trainer.predict(module, DataLoader([row["prompt"] for row in PROMPTS], batch_size=5))[0]
     assert [row["response"] for row in texts] == [row["response"] for row in rows]
-    ids = trainer.predict(module, DataLoader([tokenizer.encode(r["prompt"]) for r in PROMPTS], 5, collate_fn=list))[0]
+    ids = trainer.predict(
+        module, DataLoader([tokenizer.encode(r["prompt"]) for r in PROMPTS], batch_size=5, collate_fn=list)
+    )[0]
     assert [row["response"] for row in ids] == [row["response"] for row in rows]
 
 
