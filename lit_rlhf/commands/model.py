@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from lit_rlhf.commands.support.argument_parser import Parser
+from lit_rlhf.commands.support.argument_parser import Parser, read_action
 from lit_rlhf.commands.support.log_filters import install_log_filters
 from lit_rlhf.errors import UserError
-from lit_rlhf.suggestions import did_you_mean
 
 
 def run(command: str, args: list[str]) -> int:
@@ -14,13 +13,9 @@ def run(command: str, args: list[str]) -> int:
         "ls": "list the models that get knows",
         "get": "write one as a transformers folder: get NAME DIR, or get --gguf FILE DIR",
     }
-    if not args or args[0] in ("-h", "--help"):
-        print("usage: lit-rlhf model ls | get NAME DIR | get --gguf FILE DIR\n")
-        print("\n".join(f"  {name:<5}{summary}" for name, summary in actions.items()))
+    action, rest = read_action("lit-rlhf model", "ls | get NAME DIR | get --gguf FILE DIR", actions, args), args[1:]
+    if action is None:
         return 0
-    action, rest = args[0], args[1:]
-    if action not in actions:
-        raise UserError(f"lit-rlhf model has no action {action!r}{did_you_mean(action, actions)}: it is ls or get")
     parser = Parser(prog=f"lit-rlhf model {action}", description=actions[action])
     if action == "get":
         parser.add_argument("name", nargs="?", help="as lit-rlhf model ls prints it")

@@ -4,7 +4,7 @@ import shutil
 from importlib.resources import files
 from pathlib import Path
 
-from lit_rlhf.commands.support.argument_parser import Parser
+from lit_rlhf.commands.support.argument_parser import Parser, read_action
 from lit_rlhf.errors import UserError
 from lit_rlhf.suggestions import did_you_mean
 
@@ -30,14 +30,9 @@ def run(command: str, args: list[str]) -> int:
         "show": "print one: show NAME",
         "cp": "copy one: cp NAME DEST",
     }
-    if not args or args[0] in ("-h", "--help"):
-        print("usage: lit-rlhf recipes ls | show NAME | cp NAME DEST\n")
-        print("\n".join(f"  {name:<6}{summary}" for name, summary in actions.items()))
+    action, rest = read_action("lit-rlhf recipes", "ls | show NAME | cp NAME DEST", actions, args), args[1:]
+    if action is None:
         return 0
-    action, rest = args[0], args[1:]
-    if action not in actions:
-        near = did_you_mean(action, actions)
-        raise UserError(f"lit-rlhf recipes has no action {action!r}{near}: it is ls, show or cp")
     parser = Parser(prog=f"lit-rlhf recipes {action}", description=actions[action])
     if action == "ls":
         parser.parse(rest)

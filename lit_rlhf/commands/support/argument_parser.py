@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -40,6 +40,30 @@ class Parser(argparse.ArgumentParser):
         if isinstance(vars(parsed).get("seed"), int):
             check_seed(parsed.seed, f"{self.prog}: --seed")
         return parsed
+
+
+def read_action(command: str, usage: str, actions: Mapping[str, str], args: Sequence[str]) -> str | None:
+    """Return the action that the arguments of a command begin with; None if they ask for help, which is printed.
+
+    Args:
+        command: such as "lit-rlhf recipes".
+        usage: of its actions, in a line.
+        actions: name -> what it does.
+        args: of the command.
+
+    Raises:
+        UserError: there is no such action.
+    """
+    if not args or args[0] in ("-h", "--help"):
+        print(f"usage: {command} {usage}\n")
+        width = max(map(len, actions)) + 2
+        print("\n".join(f"  {name:<{width}}{summary}" for name, summary in actions.items()))
+        return None
+    if args[0] not in actions:
+        *others, last = actions
+        choices = f"{', '.join(others)} or {last}"
+        raise UserError(f"{command} has no action {args[0]!r}{did_you_mean(args[0], actions)}: it is {choices}")
+    return args[0]
 
 
 def read_path(text: str) -> str:
