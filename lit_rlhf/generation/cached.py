@@ -1,5 +1,8 @@
 """Generation in this process: one prefill per prompt, then one decode step per token. Knows token ids, no text."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -8,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from lit_rlhf.data.batches import PromptBatch
 from lit_rlhf.errors import UserError
 from lit_rlhf.generation.base import GenerationOutput, Generator
+from lit_rlhf.generation.cuda_graph import CapturedStep, can_capture_steps
 from lit_rlhf.generation.generation_buffer import GenerationBuffer
 from lit_rlhf.generation.kv_cache import (
     DecodeBatch,
@@ -21,6 +25,9 @@ from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.generation.stopping import StoppingCriteria, StopStringMatcher
 from lit_rlhf.packing.attention_masks import packing_unsupported_reason
 from lit_rlhf.progress import report_progress
+
+_LOOK_INTERVAL = 16  # captured steps between two looks at which rows have finished
+_COMPACT_BELOW = 0.75  # share of unfinished rows at which a captured batch is made smaller
 
 
 class CachedGenerator(Generator):
@@ -62,7 +69,8 @@ class CachedGenerator(Generator):
             rows = (chunk[:, None] * num_samples + torch.arange(num_samples, device=chunk.device)).flatten()
             end += len(rows)
             with mode:
-                _decode(decoder.start(ids, mask, num_samples, sampling.max_new_tokens), buffer, rows, end)
+                batch = decoder.start(ids, mask, num_samples, sampling.max_new_tokens)
+                _decode(batch, buffer, rows, end, decoder.captures_steps)
         return buffer.output()
 
     def check_model(self, config: PretrainedConfig) -> None:
@@ -81,21 +89,45 @@ class CachedGenerator(Generator):
             if self.compile:
                 rank_zero_warn(f"generator.compile: decoding is not compiled: {reason}")
             return DynamicCacheDecoder(model)
-        kind = StaticCacheDecoder if fast_decode_unsupported_reason(model) else LlamaDecoder
+        fast = fast_decode_unsupported_reason(model) is None and not can_capture_steps(model)
+        kind = LlamaDecoder if fast else StaticCacheDecoder
         if self.compile and kind not in self.compiled:
             self.compiled[kind] = kind.compile_step()
         return kind(model, self.compiled.get(kind))
 
 
-def _decode(batch: DecodeBatch, buffer: GenerationBuffer, rows: Tensor, end: int) -> None:
-    """Fill the rows (n,) of the buffer from the batch that decodes them; `end` responses are done after it."""
-    max_new_tokens, count = buffer.sampling.max_new_tokens, len(buffer.lengths)
-    logits = batch.prefill()
-    for step in range(max_new_tokens):
-        finished = buffer.sample(rows, step, logits)
-        if finished.any():
-            rows = rows[batch.compact(~finished)]
-        report_progress("generate", end - len(rows) * (1 - (step + 1) / max_new_tokens), count)
-        if not len(rows) or step + 1 == max_new_tokens:
+def _decode(batch: DecodeBatch, buffer: GenerationBuffer, rows: Tensor, end: int, captures_steps: bool) -> None:
+    """Fill the rows (n,) of the buffer from the batch that decodes them; `end` responses are done after it.
+
+    Between two looks at which rows have finished the host waits for nothing. A look at every step costs a GPU more than
+    the rows that it saves, and a batch of another size costs a new graph; on a CPU, and where stop strings are searched
+    by the host, every finished row leaves at once.
+    """
+    sampling, count = buffer.sampling, len(buffer.lengths)
+    interval = _LOOK_INTERVAL if captures_steps and buffer.stopping.matches_stop_string is None else 1
+    tokens = buffer.sample(rows, 0, batch.prefill())
+    seen, step = 0, 1
+    run: Callable[[int], None] | None = None
+    while True:
+        finished = buffer.find_finished(rows, seen, step)
+        seen = step
+        if finished is not None and (~finished).sum() <= len(rows) * (_COMPACT_BELOW if captures_steps else 1):
+            order = batch.compact(~finished)
+            rows, tokens, run = rows[order], tokens[order], None
+        report_progress("generate", end - len(rows) * (1 - step / sampling.max_new_tokens), count)
+        if not len(rows) or step == sampling.max_new_tokens:
             return
-        logits = batch.step(buffer.token_ids[step][rows])
+        # launches differ until the first end token may be sampled
+        limit = sampling.max_new_tokens if step + 1 >= sampling.min_new_tokens else sampling.min_new_tokens - 1
+        last = min(step + interval, limit)
+        if batch.reserve(last - step) or run is None or step + 1 == sampling.min_new_tokens:
+            advance = partial(_advance, batch, buffer, rows, tokens)
+            run = CapturedStep(advance) if captures_steps else advance
+        for index in range(step, last):
+            run(index)
+        step = last
+
+
+def _advance(batch: DecodeBatch, buffer: GenerationBuffer, rows: Tensor, tokens: Tensor, step: int) -> None:
+    """Decode `tokens` (n,) and sample the next ones in their place."""
+    tokens.copy_(buffer.sample(rows, step, batch.step(tokens)))

@@ -75,6 +75,7 @@ class _SampleTokens(LogitsProcessor):
         active = (~buffer.finished).nonzero().squeeze(1)
         if len(active) and step < len(buffer.token_ids):  # else this rank waits for the others
             buffer.sample(active, step, scores[active])
+            buffer.find_finished(active, step, step + 1)
             width, count = buffer.token_ids.shape
             report_progress("generate", count - len(active) * (1 - (step + 1) / width), count)
         tokens = buffer.token_ids[min(step, len(buffer.token_ids) - 1), :, None]

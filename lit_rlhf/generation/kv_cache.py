@@ -14,7 +14,10 @@ from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from lit_rlhf.functional import position_ids
+from lit_rlhf.generation.cuda_graph import can_capture_steps
 from lit_rlhf.packing.attention_masks import packed_model_inputs, to_attention_mask
+
+_WIDTH_STEP = 128  # attention of a captured step covers a multiple of so many columns
 
 
 class DecodeBatch(ABC):
@@ -32,6 +35,10 @@ class DecodeBatch(ABC):
     def step(self, tokens: Tensor) -> Tensor:
         """Append one token per row, (n,); return the logits of the next ones, (n, V)."""
 
+    def reserve(self, steps: int) -> bool:
+        """Make room for `steps` more steps; return whether their launches differ from those of the step before."""
+        return False
+
 
 class Decoder(ABC):
     """How a model decodes during one rollout, with its weights as they were when it began.
@@ -42,9 +49,11 @@ class Decoder(ABC):
 
     Attributes:
         allows_inference_mode: whether its passes leave nothing behind that training uses.
+        captures_steps: whether steps are replayed from a CUDA graph.
     """
 
     allows_inference_mode = False
+    captures_steps = False
 
     def __init__(self, model: PreTrainedModel, step: Any = None) -> None:
         self.model = model
@@ -118,16 +127,21 @@ class StaticCacheDecoder(Decoder):
     def __init__(self, model: PreTrainedModel, step: Any = None) -> None:
         super().__init__(model)
         self.compiled_step: Callable[..., Tensor] | None = step
+        self.captures_steps = can_capture_steps(model)
 
     def start(self, prompt_ids: Tensor, prompt_mask: Tensor, num_samples: int, max_new_tokens: int) -> DecodeBatch:
         """See `Decoder.start`."""
-        kind = StaticCacheBatch if self.compiled_step is None else partial(CompiledCacheBatch, self.compiled_step)
+        kind: Callable[..., StaticCacheBatch]
+        if self.compiled_step is not None:
+            kind = partial(CompiledCacheBatch, self.compiled_step)
+        else:
+            kind = FixedShapeCacheBatch if self.captures_steps else StaticCacheBatch
         return kind(self.model, prompt_ids, prompt_mask, num_samples, max_new_tokens)
 
     @staticmethod
     def compile_step() -> Any:
         """See `Decoder.compile_step`."""
-        return torch.compile(_last_logits)
+        return torch.compile(_last_logits, fullgraph=True)
 
 
 class StaticCacheBatch(DecodeBatch):
@@ -173,8 +187,59 @@ class StaticCacheBatch(DecodeBatch):
         return _last_logits(self.model, tokens[:, None], mask, self.position_ids, self.cache)
 
 
-class CompiledCacheBatch(StaticCacheBatch):
-    """The same, by one compiled step: attention covers all columns, so that no shape but the batch size changes.
+class FixedShapeCacheBatch(StaticCacheBatch):
+    """The same, with a step that is the same launches every time: the position is a tensor, not a number.
+
+    So the step can be compiled once, and captured in a CUDA graph. Attention covers columns that are not yet filled;
+    they are masked.
+
+    Args:
+        args: of `StaticCacheBatch`.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        device = self.ids.device
+        self.column = torch.full((1,), self.cache_position - 1, device=device)  # the last filled one
+        self.columns = torch.arange(self.max_length, device=device)
+        nowhere = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)
+        self.hidden = to_attention_mask(nowhere, self.attn_implementation)
+        self.width = self.max_length  # columns that attention covers
+
+    def prefill(self) -> Tensor:
+        """See `DecodeBatch.prefill`."""
+        logits = super().prefill()
+        self.cache.layer_class_to_replicate = None  # all layers exist; compiled code is specialized on its arguments
+        for layer in self.cache.layers:
+            for states in (layer.keys, layer.values):
+                states[:, :, self.cache_position :] = 0  # masked, but 0 x NaN would be NaN
+            layer.column = self.column
+        return logits
+
+    def reserve(self, steps: int) -> bool:
+        """See `DecodeBatch.reserve`: attention covers the next multiple of `_WIDTH_STEP` columns."""
+        self.cache_position += steps
+        width = min(-(-self.cache_position // _WIDTH_STEP) * _WIDTH_STEP, self.max_length)
+        changed, self.width = width != self.width, width
+        for layer in self.cache.layers:
+            layer.width = width
+        return changed
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """See `DecodeBatch.step`."""
+        self.column.add_(1)
+        self.position_ids.add_(1)
+        filled = self.columns[: self.width] <= self.column
+        mask = torch.where(filled, self.attention_mask[..., : self.width], self.hidden)
+        return self.logits(tokens[:, None], mask)
+
+    def logits(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return the logits after `ids` (n, 1), (n, V), by one pass under the `mask` (n, 1, 1, columns)."""
+        return _last_logits(self.model, ids, mask, self.position_ids, self.cache)
+
+
+class CompiledCacheBatch(FixedShapeCacheBatch):
+    """The same, by one compiled step, for all columns: no shape but the batch size changes.
 
     Args:
         compiled_step: of `StaticCacheDecoder.compile_step`.
@@ -184,39 +249,29 @@ class CompiledCacheBatch(StaticCacheBatch):
     def __init__(self, compiled_step: Callable[..., Tensor], *args: Any) -> None:
         super().__init__(*args)
         self.compiled_step = compiled_step
-        self.column = torch.zeros(1, dtype=torch.long, device=self.ids.device)  # where the step writes
-        self.columns = torch.arange(self.max_length, device=self.ids.device)
 
     def prefill(self) -> Tensor:
         """See `DecodeBatch.prefill`."""
         logits = super().prefill()
-        self.cache.layer_class_to_replicate = None  # all layers exist; compiled code is specialized on its arguments
         for layer in self.cache.layers:
-            layer.column = self.column
             if len(layer.keys) == 1:
                 layer.keys, layer.values = layer.keys.repeat(2, 1, 1, 1), layer.values.repeat(2, 1, 1, 1)
             for states in (layer.keys, layer.values):
-                states[:, :, self.cache_position :] = 0  # masked, but 0 x NaN would be NaN
                 torch._dynamo.maybe_mark_dynamic(states, [0, 2])
         return logits
 
-    def step(self, tokens: Tensor) -> Tensor:
-        """See `DecodeBatch.step`."""
-        self.column.fill_(self.cache_position)
-        self.cache_position += 1
-        self.position_ids = self.position_ids + 1
-        filled = self.columns < self.cache_position
-        hidden = to_attention_mask(torch.zeros_like(filled)[None, None, None], self.attn_implementation)
-        mask = torch.where(filled, self.attention_mask, hidden).contiguous()
-        inputs = [tokens[:, None].contiguous(), mask, self.position_ids.contiguous()]
-        if len(tokens) == 1:  # computed twice: a size of 1 is never dynamic
+    def reserve(self, steps: int) -> bool:
+        """See `DecodeBatch.reserve`: for all columns at once, or the step would be compiled anew."""
+        return False
+
+    def logits(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """See `FixedShapeCacheBatch.logits`."""
+        inputs = [ids.contiguous(), mask.contiguous(), self.position_ids.contiguous()]
+        if len(ids) == 1:  # computed twice: a size of 1 is never dynamic
             inputs = [torch.cat([each, each]) for each in inputs]
         for tensor, dims in zip(inputs, ([0], [0, 3], [0])):
             torch._dynamo.maybe_mark_dynamic(tensor, dims)
-        logits = self.compiled_step(self.model, *inputs, self.cache)[: len(tokens)]
-        for layer in self.cache.layers:
-            layer.cache_position = self.cache_position
-        return logits
+        return self.compiled_step(self.model, *inputs, self.cache)[: len(ids)]
 
 
 class StaticCacheLayer(DynamicLayer):
@@ -230,7 +285,9 @@ class StaticCacheLayer(DynamicLayer):
         num_samples: rows per prompt.
 
     Attributes:
-        column: (1,) int64, the column that a compiled step writes; attention then covers all columns. None: the next.
+        column: (1,) int64, the column that a step of fixed shape writes; attention then covers the first `width`
+            columns, filled or not. None: the next column, and attention covers the filled ones.
+        width: None: all columns.
     """
 
     def __init__(self, max_length: int, num_samples: int) -> None:
@@ -239,6 +296,7 @@ class StaticCacheLayer(DynamicLayer):
         self.values: Tensor
         self.max_length, self.num_samples, self.cache_position = max_length, num_samples, 0
         self.column: Tensor | None = None
+        self.width: int | None = None  # of compiled code a constant, so that it stays None there
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write them; return all keys and values that the rows of this pass attend to."""
@@ -246,7 +304,7 @@ class StaticCacheLayer(DynamicLayer):
         if self.column is not None:
             self.keys[:rows].index_copy_(2, self.column, key_states)
             self.values[:rows].index_copy_(2, self.column, value_states)
-            return self.keys[:rows], self.values[:rows]
+            return self.keys[:rows, :, : self.width], self.values[:rows, :, : self.width]
         start, self.cache_position = self.cache_position, self.cache_position + key_states.shape[2]
         if start == 0:
             self.keys, self.values = self._allocate(key_states), self._allocate(value_states)
@@ -266,8 +324,9 @@ class StaticCacheLayer(DynamicLayer):
 
     def move(self, source: Tensor, target: Tensor) -> None:
         """Copy the rows `source` over the rows `target`."""
+        columns = self.cache_position if self.column is None else self.width
         for states in (self.keys, self.values):
-            states[target, :, : self.cache_position] = states[source, :, : self.cache_position]
+            states[target, :, :columns] = states[source, :, :columns]
 
     def get_seq_length(self) -> int:
         """Return the number of filled columns."""

@@ -70,7 +70,11 @@ class StoppingCriteria:
             raise UserError("sampling.stop_strings: no tokenizer here to find them with; use sampling.stop_token_ids")
         self.stop_token_ids, self.matches_stop_string = stop_token_ids(model, sampling), matches_stop_string
 
+    def is_stop_token(self, ids: Tensor) -> Tensor:
+        """Return which of the tokens, of any shape, end a response."""
+        return torch.isin(ids, self.stop_token_ids)
+
     def is_finished(self, ids: Tensor) -> Tensor:
         """Return which rows finish with their last token, (b,) bool, from the ids of responses so far, (b, t)."""
-        finished = torch.isin(ids[:, -1], self.stop_token_ids)
+        finished = self.is_stop_token(ids[:, -1])
         return finished if self.matches_stop_string is None else finished | self.matches_stop_string(ids)
