@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast lint type docs readme-assets build benchmark peers gpu-check
+.PHONY: help quickstart test test-fast lint type docs readme-assets build benchmark profile peers gpu-check
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -39,6 +39,9 @@ build: .venv/.release  ## build source distribution and wheel in dist/, and chec
 
 benchmark: .venv/.installed  ## compare speed and memory with other libraries; ARGS="reward_model" selects some
 	$(BIN)/python tests/benchmarks $(ARGS)
+
+profile: .venv/.installed  ## profile a PPO iteration, phase by phase, into runs/profile; ARGS="--device=cuda" on a GPU
+	$(BIN)/python tests/benchmarks/profile_ppo.py $(ARGS)
 
 peers: .venv/.dev  ## compare the PPO update with that of TRL 1.12.0, installed into .venv-peers/
 	test -d .venv-peers/trl-1.12.0 || $(PIP) --no-deps --target .venv-peers/trl-1.12.0 trl==1.12.0

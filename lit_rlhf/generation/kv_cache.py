@@ -36,7 +36,7 @@ class DecodeBatch(ABC):
         """Append one token per row, (n,); return the logits of the next ones, (n, V)."""
 
     def reserve(self, steps: int) -> bool:
-        """Make room for `steps` more steps; return whether their launches differ from those of the step before."""
+        """Prepare for `steps` more steps; return whether their launches differ from those of the step before."""
         return False
 
 

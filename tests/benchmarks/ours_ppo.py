@@ -1,5 +1,6 @@
 """Time a PPO iteration of this library: rollout, scoring and update, through the Trainer."""
 
+import argparse
 from typing import Any
 
 import lightning as L
@@ -43,11 +44,8 @@ class IterationClock(L.Callback):
         self.lengths.append(float(trainer.callback_metrics["response/length"]))
 
 
-def main() -> None:
-    """Time the steps and report."""
-    parser = workload.build_ppo_parser()
-    parser.add_argument("--devices", type=int, default=1)
-    args = parser.parse_args()
+def build_run(args: argparse.Namespace, *callbacks: L.Callback) -> tuple[PPOModule, L.Trainer, PromptDataModule]:
+    """Return what `trainer.fit` takes, for `updates` iterations and one before them."""
     torch.set_num_threads(args.threads)
     torch.manual_seed(3)  # samples responses of 21.8 tokens on average where they end early, a third of the limit
     minibatch = args.episodes // 4
@@ -66,7 +64,6 @@ def main() -> None:
         optimizer=lambda groups: torch.optim.AdamW(groups, lr=3e-6, fused=True),  # as TRL's by default
     )
     module.bias = args.bias
-    clock = IterationClock(args.device)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     trainer = L.Trainer(
         accelerator=args.device,
@@ -77,11 +74,21 @@ def main() -> None:
         accumulate_grad_batches=minibatch // (micro_batch_size * args.devices),
         gradient_clip_val=1.0,
         logger=False,
-        callbacks=[clock],
+        callbacks=list(callbacks),
         default_root_dir=args.folder,
         **quiet,
     )
-    trainer.fit(module, PromptDataModule(str(workload.prompt_file(args)), max_prompt_length=2048))
+    return module, trainer, PromptDataModule(str(workload.prompt_file(args)), max_prompt_length=2048)
+
+
+def main() -> None:
+    """Time the steps and report."""
+    parser = workload.build_ppo_parser()
+    parser.add_argument("--devices", type=int, default=1)
+    args = parser.parse_args()
+    clock = IterationClock(args.device)
+    module, trainer, prompts = build_run(args, clock)
+    trainer.fit(module, prompts)
     if trainer.is_global_zero:
         length = sum(clock.lengths) / len(clock.lengths)
         tokens = args.episodes // args.samples * args.prompt + args.episodes * length

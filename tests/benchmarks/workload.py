@@ -65,15 +65,22 @@ def write_prompts(path: Path, count: int, length: int) -> None:
     path.write_text("".join(json.dumps({"prompt": " ".join(f"w{i}" for i in row)}) + "\n" for row in ids.tolist()))
 
 
+class BiasedHead(torch.nn.Linear):
+    """A head that adds constants to the logits. No hook: a model with hooks is not captured in CUDA graphs."""
+
+    offset: torch.Tensor
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Return the logits."""
+        return super().forward(input) + self.offset
+
+
 def bias_end_token(model: LlamaForCausalLM, bias: float) -> None:
     """Add a constant to the end token's logit, so that responses end early, late or never."""
-
-    def add(module: torch.nn.Module, inputs: Any, logits: torch.Tensor) -> torch.Tensor:
-        offset = logits.new_zeros(VOCABULARY)
-        offset[EOS] = bias
-        return logits + offset
-
-    model.lm_head.register_forward_hook(add)
+    head = model.lm_head
+    head.__class__ = BiasedHead
+    head.register_buffer("offset", head.weight.new_zeros(VOCABULARY), persistent=False)
+    head.offset[EOS] = bias
 
 
 def build_parser() -> argparse.ArgumentParser:
