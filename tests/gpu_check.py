@@ -119,6 +119,18 @@ def difference(rows: list[dict[str, str]], others: list[dict[str, str]]) -> floa
     return max(abs(own[key] - other[key]) / max(1.0, abs(other[key])) for key in own)
 
 
+def measure_speed() -> int:
+    """Profile an iteration of 0.8 B parameters, then time the GPU part of the benchmarks, once each."""
+    benchmarks = Path(__file__).parent / "benchmarks"
+    size = "--size=2048x16 --prompt=256 --response=256 --episodes=128 --micro-batch-size=32 --bias=3.1"
+    profile = [benchmarks / "profile_ppo.py", "--device=cuda", "--precision=bf16-mixed", *size.split()]
+    codes = [
+        subprocess.run([sys.executable, *command]).returncode
+        for command in (profile, [benchmarks, "gpu", "--rounds=1"])
+    ]
+    return max(codes)
+
+
 def main() -> int:
     """Run all checks, or list them; 1 where one failed."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -126,7 +138,13 @@ def main() -> int:
     parser.add_argument("--only", default="", help="those whose command holds this text")
     parser.add_argument("--limit", type=float, default=300, help="seconds a check may take")
     parser.add_argument("--jobs", type=int, default=1, help="checks at a time, where the GPUs have room for several")
-    parser.add_argument("--memory", action="store_true", help="instead: what `plan` says beside what was held")
+    parser.add_argument(
+        "what",
+        nargs="?",
+        choices=["overlays", "memory", "speed"],
+        default="overlays",
+        help="memory: what `plan` says beside what was held; speed: an iteration's profile, then peers beside us",
+    )
     parsed = parser.parse_args()
     gpus = torch.cuda.device_count()
     wanted = [check for check in checks(gpus or (2 if parsed.list else 0)) if parsed.only in " ".join(check[2])]
@@ -139,7 +157,9 @@ def main() -> int:
     from tests.helpers.overlay_world import write_world
 
     print(f"{gpus} x {torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}")
-    if parsed.memory:
+    if parsed.what == "speed":
+        return measure_speed()
+    if parsed.what == "memory":
         from tests.helpers.gpu_memory import print_table
 
         print_table(parsed.jobs)

@@ -1,4 +1,4 @@
-"""What `lit-rlhf plan` says of a run beside the peak that a GPU saw: `make gpu-check ARGS=--memory`."""
+"""What `lit-rlhf plan` says of a run beside the peak that a GPU saw: `make gpu-check ARGS=memory`."""
 
 import contextlib
 import io
