@@ -40,7 +40,7 @@ class EMA(EMAWeightAveraging):
         device: device of the average; by default that of the weights.
     """
 
-    def __init__(self, decay: float = 0.992, device: str | None = None) -> None:
+    def __init__(self, decay: float = 0.992, device: str | torch.device | None = None) -> None:
         if not 0 <= decay < 1:
             raise UserError(f"EMA: decay must be at least 0 and below 1, got {decay}")
         super().__init__(device=device, use_buffers=False, decay=decay)

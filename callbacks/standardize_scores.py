@@ -18,7 +18,7 @@ from lit_rlhf.generation import CachedGenerator
 from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
 from lit_rlhf.importing import Function
 from lit_rlhf.lineage.traceable import Traceable
-from lit_rlhf.models.given import ModelSource, copied, model_name, resolve_model
+from lit_rlhf.models.given import ModelSource, TokenizerSource, copied, model_name, resolve_model, resolve_tokenizer
 from lit_rlhf.models.loading import check_same_token_ids, load_causal_lm, load_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 
@@ -31,12 +31,14 @@ class StandardizeScores(CenterScores, Traceable):
     Args:
         path: prompts for `policy`; without a policy, prompts with completions, which are scored as they are.
         policy: folder of the language model, usually the SFT model, or the model, whose samples define shift and scale.
+            Its token ids must be those of the reward model.
         samples: number of sampled responses.
         max_new_tokens: maximum tokens of a response.
         format: format of the rows at `path`.
         template: prompt template of the rows; by default that of the data module.
         batch_size: rows per forward pass.
         seed: seed of the sampling.
+        tokenizer: that of `policy`, or the folder of one; by default that of the policy's folder.
     """
 
     data_role = "prompts for standardizing"
@@ -51,17 +53,19 @@ class StandardizeScores(CenterScores, Traceable):
         template: str | None = None,
         batch_size: int = 64,
         seed: int = 0,
+        tokenizer: TokenizerSource | None = None,
     ) -> None:
         super().__init__(path, format, template, batch_size)
         if samples < 2:
             raise UserError(f"StandardizeScores: a standard deviation needs samples of 2 or more, got {samples}")
         self.policy = None if policy is None else resolve_model(policy, "StandardizeScores: policy")
+        self.tokenizer = None if self.policy is None else resolve_tokenizer(tokenizer, self.policy)
         self.samples, self.seed = samples, seed
         self.sampling = SamplingParams(max_new_tokens)
 
     def input_models(self) -> dict[str, str]:
         """See `Traceable.input_models`."""
-        return {} if self.policy is None else {"policy of the standardized scores": self.policy}
+        return {"policy of the standardized scores": self.policy} if isinstance(self.policy, str) else {}
 
     def describe_rows(self) -> str:
         """Return a description of the rows, for the log."""
@@ -82,8 +86,8 @@ class StandardizeScores(CenterScores, Traceable):
 
     def load_prompts(self, trainer: Trainer, pl_module: Any) -> PromptBatch:
         """Return the prompts to sample from, `samples` rows."""
-        assert self.policy is not None
-        tokenizer = load_tokenizer(model_name(self.policy), pl_module.loading)
+        assert self.tokenizer is not None
+        tokenizer = load_tokenizer(self.tokenizer, pl_module.loading)
         check_same_token_ids(tokenizer, pl_module.tokenizer, "StandardizeScores: the reward model")
         own_template, lengths = get_text_settings(trainer.datamodule)  # type: ignore[attr-defined]
         template = PromptTemplate(tokenizer, self.template or own_template)
@@ -94,8 +98,8 @@ class StandardizeScores(CenterScores, Traceable):
     @torch.no_grad()
     def sample_rows(self, prompts: PromptBatch, loading: ModelLoadingConfig, device: torch.device) -> list[list[int]]:
         """Return the token ids of the prompts, each with a response of the policy."""
-        assert self.policy is not None
-        tokenizer = load_tokenizer(model_name(self.policy), loading)
+        assert self.policy is not None and self.tokenizer is not None
+        tokenizer = load_tokenizer(self.tokenizer, loading)
         policy = load_causal_lm(copied(self.policy), tokenizer, loading).to(device).eval()
         noise = sampling_uniforms(self.samples, self.sampling.max_new_tokens, self.seed)
         rollout = CachedGenerator(self.batch_size).generate(policy, prompts.to(device), self.sampling, noise)

@@ -41,6 +41,7 @@ SLOW_FILES = (
     "cli/test_lineage.py",
     "cli/test_monitors.py",
     "cli/test_overlays.py",
+    "cli/test_peft_folders.py",
     "cli/test_plan.py",
     "cli/test_progress_bar.py",
     "cli/test_recipe_rules.py",

@@ -39,7 +39,7 @@ class Evaluation:
         models: dict[str, ModelSpec],
         baseline: str,
         suites: dict[str, Suite],
-        out: str = "runs/evaluate",
+        out: str | Path = "runs/evaluate",
         seed: int = 0,
         batch_size: int = 64,
         max_batch_tokens: int = 16384,
@@ -80,9 +80,7 @@ class Evaluation:
         return {
             "seed": self.seed,
             "baseline": self.baseline,
-            "models": {
-                name: {"path": model.spec.path, "fingerprint": model.fingerprint} for name, model in models.items()
-            },
+            "models": {name: {"path": model.path, "fingerprint": model.fingerprint} for name, model in models.items()},
             "suites": {name: self._build_suite_report(name, by_model) for name, by_model in results.items()},
             "seconds": seconds,
             "versions": read_package_versions(),

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +29,7 @@ from lit_rlhf.models.lora import add_lora, has_adapter, merged_state_dict, polic
 from lit_rlhf.models.peft_folder import ADAPTER_CONFIG, find_adapter, write_adapter
 from lit_rlhf.models.pretrained import check_weight_values, quiet_transformers
 from lit_rlhf.models.scalar_model import ScalarModel, load_scalar_model
+from lit_rlhf.models.tokenizer_files import read_tokenizer_files, write_tokenizer_files
 
 CHECKPOINT_KEY = "lit_rlhf"
 BASE_KEY = "base"  # in what a checkpoint holds under CHECKPOINT_KEY, see `describe_model`
@@ -79,24 +79,6 @@ def describe_model(
         "adapter": None if adapter is None else vars(adapter),
         BASE_KEY: None if base is None else [base[0], vars(base[1])],
     }
-
-
-def read_tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
-    """Return the files that a tokenizer saves, by path: its chat templates may be in a folder.
-
-    Bytes that are not UTF-8 are kept as lone surrogates, which `write_tokenizer_files` writes as they were.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-        return {str(path.relative_to(folder)): path.read_bytes().decode("utf-8", "surrogateescape") for path in files}
-
-
-def write_tokenizer_files(files: dict[str, str], folder: Path) -> None:
-    """Write the files of `read_tokenizer_files`, byte for byte."""
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(text.encode("utf-8", "surrogateescape"))
 
 
 def export_model(

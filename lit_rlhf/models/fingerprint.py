@@ -9,13 +9,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.hashing import hash_file, hash_files
-from lit_rlhf.models.loading import load_config
+from lit_rlhf.models.loading import load_config, load_stored_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.lora import policy_state_dict
 from lit_rlhf.models.model_files import find_commit
 from lit_rlhf.models.peft_folder import ADAPTER_CONFIG, find_adapter
+from lit_rlhf.models.tokenizer_files import read_tokenizer_files
 
 WEIGHT_FILE_PATTERNS = (
     "config.json",
@@ -65,19 +68,27 @@ def find_weight_files(folder: Path) -> list[Path]:
 
 
 def loaded_model_fingerprint(
-    model: str, loading: ModelLoadingConfig, hash_file: Callable[[Path], str] = hash_file
+    model: str | nn.Module,
+    loading: ModelLoadingConfig,
+    hash_file: Callable[[Path], str] = hash_file,
+    tokenizer: Tokenizer | str | None = None,
 ) -> str:
     """Return a hash of everything that decides the outputs of a loaded model: weights, config, tokenizer, loading.
 
-    A hub model is identified by its name and revision, without network access.
+    A hub model is identified by its name and revision, without network access; an object by all its weights.
 
     Args:
-        model: folder or hub name.
+        model: folder, hub name or object.
         loading: how the model is loaded.
         hash_file: returns the SHA-256 of a file; a caller may cache it.
+        tokenizer: if it is not the one of the model's folder: a tokenizer, or its folder or hub name.
     """
-    folder = Path(model).expanduser()
     parts: list[Any] = [asdict(loading)]
+    if tokenizer is not None and tokenizer != model:
+        parts.append(read_tokenizer_files(load_stored_tokenizer(tokenizer, loading)))
+    if isinstance(model, nn.Module):
+        return f"object {_digest([*parts, _describe_object(model)])}"
+    folder = Path(model).expanduser()
     if folder.is_dir():
         files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in MODEL_FILE_SUFFIXES)
         files = [file for file in files if file.name != LINEAGE_FILE]
@@ -85,9 +96,22 @@ def loaded_model_fingerprint(
         adapter = find_adapter(str(folder), loading)
         if adapter is not None:
             parts.append(loaded_model_fingerprint(adapter.base, adapter.base_loading, hash_file))
+    return _digest(parts) if folder.is_dir() else f"{model} {_digest(parts)}"
+
+
+def _digest(parts: list[Any]) -> str:
     text = json.dumps([FINGERPRINT_FORMAT, parts], sort_keys=True, ensure_ascii=False)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:24]
-    return digest if folder.is_dir() else f"{model} {digest}"
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:24]
+
+
+def _describe_object(model: nn.Module) -> list[Any]:
+    """Return the classes, the configurations and the SHA-256 of the weights of an object."""
+    content = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        content.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        content.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    inner = [each for each in model.modules() if isinstance(each, PreTrainedModel)]
+    return [type(model).__name__, *(each.config.to_json_string() for each in inner[:1]), content.hexdigest()]
 
 
 def live_model_fingerprint(model: nn.Module) -> str:

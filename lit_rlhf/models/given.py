@@ -1,18 +1,23 @@
-"""Models given as objects where a folder or a hub name may stand: what is accepted, and how it is prepared."""
+"""Models and tokenizers as objects where a folder or a hub name may stand: what is accepted, how it is prepared."""
 
 import copy
 import os
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 
 ModelSource: TypeAlias = str | PreTrainedModel
 """A folder or a hub name, or a model that was loaded already."""
+
+TokenizerSource: TypeAlias = Tokenizer | str | Path
+"""A tokenizer, or the folder or hub name of one."""
 
 M = TypeVar("M")
 
@@ -39,9 +44,30 @@ def resolve_model(model: Any, setting: str) -> Any:
     return model
 
 
-def check_applies_to_objects(loading: ModelLoadingConfig) -> None:
-    """Refuse settings of loading for a model that is loaded already."""
-    for field in fields(loading):
+def resolve_tokenizer(tokenizer: Any, model: Any) -> Tokenizer | str:
+    """Return what a tokenizer is loaded from.
+
+    Args:
+        tokenizer: What a setting gives; None is the tokenizer of the model's folder.
+        model: The resolved model.
+
+    Raises:
+        UserError: The object is no tokenizer, or none is given for a model that is from no folder.
+    """
+    if tokenizer is None:
+        if not isinstance(model, str) and not _stored_name(model):
+            raise UserError(f"tokenizer: the {model_name(model)} is from no folder; give tokenizer=")
+        return model_name(model)
+    if isinstance(tokenizer, str | os.PathLike):
+        return os.fspath(tokenizer)
+    if not isinstance(tokenizer, Tokenizer):
+        raise UserError(f"tokenizer: a {type(tokenizer).__name__} is neither a path nor a tokenizer of transformers")
+    return tokenizer
+
+
+def check_applies_to(model: Any, loading: ModelLoadingConfig) -> None:
+    """Refuse settings of loading that would do nothing, for a model that is loaded already."""
+    for field in () if isinstance(model, str) else fields(loading):
         if field.name not in APPLIES_TO_OBJECTS and getattr(loading, field.name) != field.default:
             raise UserError(
                 f"loading.{field.name}: the model is an object, loaded already; load it so by from_pretrained, and "
@@ -53,8 +79,16 @@ def model_name(model: Any) -> str:
     """Return what messages and records call a model: its path, or that of an object, else its class."""
     if isinstance(model, str):
         return model
-    inner = next((each for each in model.modules() if isinstance(each, PreTrainedModel)), model)
-    return str(getattr(inner, "name_or_path", "") or f"{type(inner).__name__} object")
+    return _stored_name(model) or f"{type(_transformers_model(model)).__name__} object"
+
+
+def _stored_name(model: nn.Module) -> str:
+    """Return the folder or hub name that an object was loaded from; "" if there is none."""
+    return str(getattr(_transformers_model(model), "name_or_path", ""))
+
+
+def _transformers_model(model: nn.Module) -> nn.Module:
+    return next((each for each in model.modules() if isinstance(each, PreTrainedModel)), model)
 
 
 def copied(model: M) -> M:

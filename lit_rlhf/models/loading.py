@@ -59,12 +59,14 @@ def load_config(model: ModelSource, loading: ModelLoadingConfig) -> PretrainedCo
     return adapter.apply_to_config(load_config(adapter.base, adapter.base_loading))
 
 
-def load_stored_tokenizer(model: str, loading: ModelLoadingConfig) -> Tokenizer:
-    """Load the tokenizer of `model` as it is stored; of a PEFT folder without one, the base's.
+def load_stored_tokenizer(model: str | Tokenizer, loading: ModelLoadingConfig) -> Tokenizer:
+    """Load the tokenizer of `model` as it is stored; of a PEFT folder without one, the base's; an object as it is.
 
     Raises:
         UserError: There is none.
     """
+    if isinstance(model, Tokenizer):
+        return model
     adapter = find_adapter(model, loading)
     if adapter is None:
         return from_pretrained_quietly(AutoTokenizer.from_pretrained, model, loading)
@@ -84,10 +86,9 @@ def load_tokenizer(model: str | Tokenizer, loading: ModelLoadingConfig) -> Token
     Raises:
         UserError: No tokenizer, no end token, or padding that is missing or equal to the end token.
     """
-    if isinstance(model, Tokenizer):
-        tokenizer, model = model, str(model.name_or_path or type(model).__name__)
-    else:
-        tokenizer = load_stored_tokenizer(model, loading)
+    tokenizer = load_stored_tokenizer(model, loading)
+    if not isinstance(model, str):
+        model = str(model.name_or_path or type(model).__name__)
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"tokenizer of {model!r} has no end-of-sequence token: set eos_token in its tokenizer_config.json"

@@ -1,7 +1,11 @@
 """Settings of loading a model, and of its LoRA adapter."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+import torch
+
+from lit_rlhf.errors import UserError
 
 
 @dataclass
@@ -12,7 +16,8 @@ class ModelLoadingConfig:
         pad_token: Padding token for a tokenizer without one (GPT-2, Pythia, Llama), or whose padding token is its end
             token; added to the vocabulary if missing. Padding must differ from the end token, which is an action and is
             trained.
-        dtype: Type of the stored weights. Mixed precision belongs to the Trainer (`precision: bf16-mixed`).
+        dtype: Type of the stored weights, or its name. Mixed precision belongs to the Trainer (`precision:
+            bf16-mixed`).
         attn_implementation: Attention implementation of transformers (`sdpa`, `eager`, `flash_attention_2`). By
             default `sdpa`, and `eager` for an architecture without it, such as GPT-J.
         quantization: "nf4" stores the linear layers in 4-bit NormalFloat with double quantization (QLoRA: Dettmers et
@@ -25,13 +30,31 @@ class ModelLoadingConfig:
     """
 
     pad_token: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] | torch.dtype = "float32"
     attn_implementation: str | None = None
     quantization: Literal["nf4"] | None = None
     gradient_checkpointing: bool = False
     compile: bool = False
     revision: str | None = None
     trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Keep the type by its name, which configurations and checkpoints record.
+
+        Raises:
+            UserError: It is a type of torch in which weights are not stored here.
+        """
+        names: dict[Any, Literal["float32", "bfloat16", "float16"]]
+        names = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+        if isinstance(self.dtype, torch.dtype):
+            if self.dtype not in names:
+                raise UserError(f"loading.dtype: {self.dtype} is none of {', '.join(names.values())}")
+            self.dtype = names[self.dtype]
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The type of the stored weights."""
+        return self.dtype if isinstance(self.dtype, torch.dtype) else getattr(torch, self.dtype)
 
 
 @dataclass

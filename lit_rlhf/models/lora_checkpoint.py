@@ -1,9 +1,10 @@
-"""A reward model's adapter from a Lightning checkpoint, attached to another model with the same base."""
+"""A reward model's adapter, from a Lightning checkpoint or in memory, attached to another model with the same base."""
 
 import json
+import os
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,25 +13,32 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.checkpoint_files import read_checkpoint
 from lit_rlhf.errors import UserError
-from lit_rlhf.models.export import CHECKPOINT_KEY, read_base, write_tokenizer_files
+from lit_rlhf.models.export import CHECKPOINT_KEY, read_base
 from lit_rlhf.models.fingerprint import model_fingerprint
+from lit_rlhf.models.given import model_name
 from lit_rlhf.models.loading import check_same_token_ids, load_tokenizer
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import POLICY, adapter_state_dict, add_lora, has_adapter
 from lit_rlhf.models.pretrained import check_weight_values
+from lit_rlhf.models.scalar_model import ScalarModel, ScalarSource
 from lit_rlhf.models.shared_backbone import ScalarHead
+from lit_rlhf.models.tokenizer_files import write_tokenizer_files
 
 TRAINING_HINT = "train the reward model with -c adapter/lora, from the folder that the policy starts from"
 
 
-class ScalarAdapter(NamedTuple):
-    """Checkpoint content of a `RewardModule` that was trained with an adapter."""
+AdapterSource: TypeAlias = str | ScalarModel
+"""The checkpoint of a `RewardModule` that was trained with an adapter, or its `model`."""
 
-    path: str
+
+class ScalarAdapter(NamedTuple):
+    """A reward model that was trained with an adapter, as its checkpoint holds it."""
+
+    path: str  # what an object is called
     lora: LoRA
     weights: dict[str, Tensor]  # by name in the transformers model: adapter, head, and in old checkpoints the base
     settings: dict[str, Any]  # of config.json
-    tokenizer: dict[str, str]  # file contents by name
+    tokenizer: dict[str, str]  # file contents by name; none of an object, whose base is compared weight by weight
     quantized: bool  # whether the base was in 4 bits
     base: str | None  # folder or hub name of a base that is not in the checkpoint
     base_fingerprint: str | None
@@ -41,13 +49,36 @@ class ScalarAdapter(NamedTuple):
         return "score_shift" in self.settings
 
 
-def read_scalar_adapter(path: str) -> ScalarAdapter:
-    """Read adapter and head from a reward model's checkpoint; the weights are memory-mapped.
+def resolve_adapter(given: Any, setting: str) -> AdapterSource:
+    """Return what an adapter is read from.
+
+    Raises:
+        UserError: It is neither a path nor a reward model.
+    """
+    if isinstance(given, str | os.PathLike):
+        return os.fspath(given)
+    if not isinstance(given, ScalarModel):
+        raise UserError(
+            f"{setting}: a {type(given).__name__} is neither a checkpoint nor a reward model; give the checkpoint of a "
+            "RewardModule that was trained with an adapter, or its `model`"
+        )
+    return given
+
+
+def holds_adapter(source: ScalarSource | None) -> bool:
+    """Whether a source of scalar weights is an adapter: a checkpoint file, or an object that was trained with one."""
+    return Path(source).is_file() if isinstance(source, str) else source is not None and has_adapter(source)
+
+
+def read_scalar_adapter(source: AdapterSource) -> ScalarAdapter:
+    """Read adapter and head from a reward model's checkpoint, whose weights are memory-mapped, or from an object.
 
     Raises:
         UserError: No such file, not a reward model's checkpoint, or one that was trained without an adapter.
     """
-    content = read_checkpoint(Path(path))
+    if isinstance(source, ScalarModel):
+        return _describe_adapter(source)
+    path, content = source, read_checkpoint(Path(source))
     about = content.get(CHECKPOINT_KEY, {})
     if about.get("module") != "RewardModule":
         raise UserError(f"{path!r} is a checkpoint of {about.get('module', 'another program')}, not of RewardModule")
@@ -62,8 +93,24 @@ def read_scalar_adapter(path: str) -> ScalarAdapter:
     return ScalarAdapter(path, lora, weights, settings, about["tokenizer"], quantized, name, fingerprint)
 
 
+def _describe_adapter(model: ScalarModel) -> ScalarAdapter:
+    """Return the adapter and head of a reward model in memory, with the base that they were trained on."""
+    name, inner = model_name(model), model.model
+    if not has_adapter(inner):
+        raise UserError(f"{name!r} is of a reward model without an adapter, which shares no base; {TRAINING_HINT}")
+    config = inner.peft_config[POLICY]
+    # the layers that have it: of a head, peft's own list of targets knows nothing
+    layers = sorted({key.rpartition(".lora_")[0] for key in adapter_state_dict(inner, POLICY)})
+    lora = LoRA(config.r, config.lora_alpha, config.lora_dropout, layers)
+    weights: dict[str, Tensor] = dict(inner.named_parameters())
+    settings, quantized = json.loads(inner.config.to_json_string()), getattr(inner, "is_quantized", False)
+    return ScalarAdapter(name, lora, weights, settings, {}, quantized, None, None)
+
+
 def check_same_vocabulary(adapter: ScalarAdapter, tokenizer: Tokenizer, loading: ModelLoadingConfig) -> None:
     """Refuse an adapter that was trained on other token ids."""
+    if not adapter.tokenizer:
+        return
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer_files(adapter.tokenizer, Path(folder))
         (Path(folder) / "config.json").write_text(json.dumps(adapter.settings))  # AutoTokenizer needs config.json
@@ -123,5 +170,5 @@ def _check_same_base(adapter: ScalarAdapter, model: PreTrainedModel, model_path:
             continue
         parameter = own.get(plain)
         same = parameter is not None and parameter.shape == weight.shape
-        if parameter is None or not same or not torch.equal(parameter.cpu(), weight.to(parameter.dtype)):
+        if parameter is None or not same or not torch.equal(parameter.cpu(), weight.to("cpu", parameter.dtype)):
             raise UserError(f"{different} (its weight {plain!r} differs); {TRAINING_HINT}")

@@ -88,7 +88,7 @@ def build_meta_model(
     with torch.device("meta"):
         model: PreTrainedModel = auto.from_config(
             config,
-            dtype=getattr(torch, loading.dtype),
+            dtype=loading.torch_dtype,
             attn_implementation=resolve_attention(config, loading),
             trust_remote_code=loading.trust_remote_code,
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PretrainedConfig, PreTrainedModel
 
 from lit_rlhf.errors import UserError
@@ -114,7 +114,7 @@ class PeftAdapter:
 
         Args:
             model: The base, changed in place.
-            unused: Prefixes of weights in the file that the model has no use for, such as an output head.
+            unused: Prefixes of weights that the model need not have a layer for, such as an output head.
 
         Raises:
             UserError: A weight of the adapter is missing, has another shape, or belongs to no layer of the base.
@@ -122,7 +122,12 @@ class PeftAdapter:
         from peft import PeftConfig, PeftModel
         from peft.utils import set_peft_model_state_dict
 
-        weights = {name: weight for name, weight in self.weights.items() if not (unused and name.startswith(unused))}
+        modules = dict(model.named_modules())
+        weights = {
+            name: weight
+            for name, weight in self.weights.items()
+            if not (unused and name.startswith(unused)) or _has_place(name, modules)
+        }
         self._resize_embedding(model, weights)
         if next(model.parameters()).is_meta:
             return model
@@ -227,6 +232,17 @@ def write_adapter(
     save_file(contiguous, folder / ADAPTER_WEIGHTS, {"format": "pt"})
     if constants:
         (folder / SCORE_CONFIG).write_text(json.dumps(constants, indent=1) + "\n")
+
+
+def _has_place(name: str, modules: dict[str, nn.Module]) -> bool:
+    """Whether a weight of a PEFT file is of a layer, or of an adapter of a layer, that a model has."""
+    layer = name
+    while layer and layer not in modules:
+        layer = layer.rpartition(".")[0]
+    own = name[len(layer) + 1 :]
+    if own in ("weight", "bias"):
+        return getattr(modules[layer], own, None) is not None
+    return bool(layer) and not any(modules[layer].children())
 
 
 def _is_embedding(name: str) -> bool:

@@ -110,7 +110,7 @@ def load_weights(
     stored = _drop_stored_quantization(config, loading)
     attention = resolve_attention(config, loading)
     generation = _read_generation_config(model, loading)
-    settings = {"dtype": getattr(torch, loading.dtype), "attn_implementation": attention} | settings
+    settings = {"dtype": loading.torch_dtype, "attn_implementation": attention} | settings
     on_meta = torch.get_default_device().type == "meta"
     if on_meta:
         settings["device_map"] = "meta"
@@ -213,7 +213,7 @@ def quantization_config(config: PretrainedConfig, loading: ModelLoadingConfig) -
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=getattr(torch, loading.dtype),
+            bnb_4bit_compute_dtype=loading.torch_dtype,
         )
     }
 

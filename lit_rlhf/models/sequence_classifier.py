@@ -6,27 +6,51 @@ Shapes: `n` rows, `C` labels.
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    TextClassificationPipeline,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
+from lit_rlhf.models.given import ModelSource, TokenizerSource, model_name, resolve_model, resolve_tokenizer
 from lit_rlhf.models.loading import is_decoder_only, load_config, max_positions
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.pretrained import load_weights
+
+ClassifierSource: TypeAlias = ModelSource | Path | TextClassificationPipeline
+"""A folder or a hub name, or a classifier or text-classification pipeline that was loaded already."""
 
 Features = dict[str, list[int]]  # of one row, as a tokenizer returns them: input_ids, token_type_ids, …
 TOLERANCE = 1e-2  # relative: over rounding in bfloat16, under what a wrong position or mask changes
 
 
-def load_sequence_classifier(model: str, loading: ModelLoadingConfig, **settings: Any) -> PreTrainedModel:
-    """Load a classifier in evaluation mode.
+def resolve_classifier(
+    model: Any, tokenizer: TokenizerSource | None, setting: str
+) -> tuple[ModelSource, Tokenizer | str]:
+    """Return a classifier as a setting gives it, and what its tokenizer is loaded from; of a pipeline, its own.
+
+    Raises:
+        UserError: As `resolve_model` and `resolve_tokenizer`.
+    """
+    if isinstance(model, TextClassificationPipeline):
+        model, tokenizer = model.model, model.tokenizer if tokenizer is None else tokenizer
+    source = resolve_model(model, setting)
+    return source, resolve_tokenizer(tokenizer, source)
+
+
+def load_sequence_classifier(model: ModelSource, loading: ModelLoadingConfig, **settings: Any) -> PreTrainedModel:
+    """Load a classifier in evaluation mode; one that is an object is put into it.
 
     Args:
-        model: Folder or hub name; also of a PEFT adapter.
+        model: Folder or hub name, also of a PEFT adapter; or a classifier.
         loading: How to load.
         settings: Of `from_pretrained`.
 
@@ -34,10 +58,13 @@ def load_sequence_classifier(model: str, loading: ModelLoadingConfig, **settings
         UserError: No such model, one of another kind, or one whose head is not in its files.
     """
     config = load_config(model, loading)
-    check_sequence_classifier(config, model, loading)
+    if isinstance(model, str) or type(model).__module__.startswith("transformers."):  # others have names of their own
+        check_sequence_classifier(config, model_name(model), loading)
+    if isinstance(model, PreTrainedModel):
+        return model.eval()
     # classifiers may hold a pooler or a language model's head that they do not use
     loaded, _ = load_weights(AutoModelForSequenceClassification, model, config, loading, unused=("",), **settings)
-    classifier: PreTrainedModel = loaded.eval()
+    classifier: PreTrainedModel = loaded.eval().requires_grad_(False)
     return classifier
 
 

@@ -2,20 +2,19 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.generation.stopping import stop_token_ids
 from lit_rlhf.models.fingerprint import model_fingerprint
 from lit_rlhf.models.flops import count_forward_flops_per_token, count_training_flops_per_token
-from lit_rlhf.models.given import ModelSource, copied, model_name
+from lit_rlhf.models.given import ModelSource, TokenizerSource, copied, model_name
 from lit_rlhf.models.loading import (
     check_causal_lm,
     check_same_token_ids,
@@ -75,7 +74,7 @@ class ActorCritic(LitModule):
         adapter: LoRA | None,
         loading: ModelLoadingConfig | None,
         offload_frozen: bool,
-        tokenizer: PreTrainedTokenizerBase | str | Path | None,
+        tokenizer: TokenizerSource | None,
     ) -> None:
         super().__init__(model, loading, adapter, optimizer, scheduler, tokenizer)
         if sampling.temperature == 0:

@@ -33,7 +33,7 @@ from lit_rlhf.loggers import AXES, VALIDATION_METRICS, define_metrics
 from lit_rlhf.models.export import CHECKPOINT_KEY, describe_model
 from lit_rlhf.models.fingerprint import model_fingerprint
 from lit_rlhf.models.flops import count_training_flops_per_token
-from lit_rlhf.models.given import check_applies_to_objects, model_name
+from lit_rlhf.models.given import TokenizerSource, check_applies_to, model_name, resolve_tokenizer
 from lit_rlhf.models.loading import load_config, load_tokenizer, max_positions
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import add_lora, check_lora
@@ -104,16 +104,15 @@ class LitModule(LightningModule, DataRequirements, Traceable):
         adapter: LoRA | None,
         optimizer: OptimizerCallable,
         scheduler: LRSchedulerCallable | None,
-        tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
+        tokenizer: TokenizerSource | None = None,
     ) -> None:
         super().__init__()
         self.model_path, self.loading, self.adapter = model_name(model), loading or ModelLoadingConfig(), adapter
         # a plain dict: a module among its values must not become a part of this one
         self.sources: dict[str, Any] = {"model": model}
-        self.tokenizer_source = os.fspath(tokenizer) if isinstance(tokenizer, Path) else tokenizer
+        self.tokenizer_source = resolve_tokenizer(tokenizer, model)
         self.object_fingerprints: dict[str, str] = {}  # of models that are objects, by role, before training
-        if not isinstance(model, str):
-            check_applies_to_objects(self.loading)
+        check_applies_to(model, self.loading)
         # no news: batches of the data modules pass through it as they are
         warnings.filterwarnings("ignore", "You have overridden `on_before_batch_transfer` in `LightningModule`")
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
@@ -138,8 +137,7 @@ class LitModule(LightningModule, DataRequirements, Traceable):
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the starting model, with a padding token that is not its end token."""
-        source = self.model_path if self.tokenizer_source is None else self.tokenizer_source
-        return load_tokenizer(source, self.loading)
+        return load_tokenizer(self.tokenizer_source, self.loading)
 
     @property
     def strategy(self) -> Strategy:
@@ -173,9 +171,11 @@ class LitModule(LightningModule, DataRequirements, Traceable):
             settings = {**functions, **settings}
             accepted = {name: stored[name] for name in inspect.signature(cls).parameters if name in stored}
             settings |= restore_settings(accepted, settings, cls.__name__)
-        module: Self = super().load_from_checkpoint(
-            checkpoint_path, map_location=map_location, weights_only=True, **settings
-        )
+        with warnings.catch_warnings():  # the frozen base of an adapter; `on_load_checkpoint` checks what was trained
+            warnings.filterwarnings("ignore", "Found keys that are in the model state dict but not in the checkpoint")
+            module: Self = super().load_from_checkpoint(
+                checkpoint_path, map_location=map_location, weights_only=True, **settings
+            )
         return module
 
     def setup(self, stage: str) -> None:

@@ -17,7 +17,13 @@ from lit_rlhf.models.given import ModelSource, copied, model_name
 from lit_rlhf.models.loading import check_same_token_ids, load_config, load_tokenizer
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import adapter_state_dict, add_lora, has_adapter
-from lit_rlhf.models.lora_checkpoint import attach_adapter, read_scalar_adapter
+from lit_rlhf.models.lora_checkpoint import (
+    AdapterSource,
+    attach_adapter,
+    holds_adapter,
+    read_scalar_adapter,
+    resolve_adapter,
+)
 from lit_rlhf.models.scalar_model import ScalarModel, ScalarSource, load_scalar_model, resolve_scalar_model
 from lit_rlhf.models.shared_backbone import ScalarHead, hidden_states_with_adapter, zero_init_head
 from lit_rlhf.packing.packed_batch import PackedBatch
@@ -105,13 +111,13 @@ class SeparateCritic(Critic):
     def check(self, init: CriticInit) -> None:
         """See `Critic.check`."""
         path = self.init_path(init)
+        if holds_adapter(path):
+            raise UserError(
+                f"critic: the reward {model_name(path)!r} is an adapter; a separate critic starts from a folder. Set "
+                "model.critic to one, or to lit_rlhf.modules.LoRACritic"
+            )
         if not isinstance(path, str):
             return
-        if Path(path).is_file():
-            raise UserError(
-                f"critic: the reward {path!r} is an adapter; a separate critic starts from a folder. Set model.critic "
-                "to one, or to lit_rlhf.modules.LoRACritic"
-            )
         load_config(path, init.loading)
         if path not in (init.model, init.reward):  # a reward checks its own tokenizer
             check_same_token_ids(init.tokenizer, load_tokenizer(path, init.loading), f"critic: {path!r}")
@@ -172,29 +178,31 @@ class LoRACritic(Critic):
     """An adapter and a head of its own on the policy's frozen base (LoRA runs): a separate critic for little memory.
 
     Args:
-        checkpoint: of a `RewardModule` that was trained with an adapter from the policy's folder. By default that of
-            the reward (`LoRARewardModel`); without one, a new adapter and a zero head.
+        checkpoint: of a `RewardModule` that was trained with an adapter from the policy's folder, or the `model` of
+            such a module. By default that of the reward (`LoRARewardModel`); without one, a new adapter and a zero
+            head.
     """
 
     adapter_name = "critic"
     head: ScalarHead
 
-    def __init__(self, checkpoint: str | None = None) -> None:
+    def __init__(self, checkpoint: AdapterSource | Path | None = None) -> None:
         super().__init__()
-        self.path = checkpoint
+        # a tuple: a module must not become a part of this one
+        self.source = (None if checkpoint is None else resolve_adapter(checkpoint, "critic"),)
 
     def check(self, init: CriticInit) -> None:
         """See `Critic.check`."""
         if init.adapter is None:
             raise UserError("critic: LoRACritic is an adapter on the policy's base; set model.adapter as well")
-        if self.path is not None:
-            read_scalar_adapter(self.path)
+        if self.source[0] is not None:
+            read_scalar_adapter(self.source[0])
 
-    def init_path(self, init: CriticInit) -> str | None:
+    def init_path(self, init: CriticInit) -> AdapterSource | None:
         """See `Critic.init_path`."""
-        if self.path is None and isinstance(init.reward, str) and Path(init.reward).is_file():
+        if self.source[0] is None and isinstance(init.reward, str | ScalarModel) and holds_adapter(init.reward):
             return init.reward
-        return self.path
+        return self.source[0]
 
     def load(self, policy: PreTrainedModel, init: CriticInit) -> None:
         """See `Critic.load`."""

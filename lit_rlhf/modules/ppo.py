@@ -28,7 +28,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from lit_rlhf.data.batches import PretrainingBatch, PromptBatch
 from lit_rlhf.data.collation import TokenizedPrompt
@@ -45,7 +45,7 @@ from lit_rlhf.hyperparameters import save_settings
 from lit_rlhf.importing import Function
 from lit_rlhf.loggers import ITERATION
 from lit_rlhf.models.export import CHECKPOINT_KEY
-from lit_rlhf.models.given import ModelSource, resolve_model
+from lit_rlhf.models.given import ModelSource, TokenizerSource, resolve_model
 from lit_rlhf.models.lm_loss import causal_lm_loss
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.scalar_model import ScalarModel, ScalarSource
@@ -141,7 +141,7 @@ class PPOModule(ActorCritic):
         scheduler: LRSchedulerCallable | None = None,
         adapter: LoRA | None = None,
         loading: ModelLoadingConfig | None = None,
-        tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
+        tokenizer: TokenizerSource | None = None,
     ) -> None:
         source = resolve_model(model, "model")
         sampling, ppo, estimator = sampling or SamplingParams(), ppo or PPOConfig(), advantages or GAE()

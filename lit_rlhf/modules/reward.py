@@ -10,13 +10,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryCalibrationError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from lit_rlhf.data.batches import RankingBatch
 from lit_rlhf.data.own_batches import OwnRows, collate_own_rankings, tokenize_own_rankings
 from lit_rlhf.functional import PairNormalizer, ranking_loss, ranking_pairs
 from lit_rlhf.hyperparameters import save_settings
 from lit_rlhf.models.export import CHECKPOINT_KEY
+from lit_rlhf.models.given import TokenizerSource
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.scalar_model import ScalarModel, ScalarSource, load_scalar_model, resolve_scalar_model
 from lit_rlhf.modules.base import LitModule
@@ -55,7 +56,7 @@ class RewardModule(LitModule):
         loading: ModelLoadingConfig | None = None,
         pair_normalizer: PairNormalizer = "untied_pairs",
         shared_prompt: bool = True,
-        tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
+        tokenizer: TokenizerSource | None = None,
     ) -> None:
         super().__init__(resolve_scalar_model(model, "model"), loading, adapter, optimizer, scheduler, tokenizer)
         self.head_seed, self.pair_normalizer, self.shared_prompt = head_seed, pair_normalizer, shared_prompt

@@ -7,14 +7,14 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torchmetrics import MeanMetric
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from lit_rlhf.data.batches import PretrainingBatch, PromptBatch, TokenBatch
 from lit_rlhf.data.own_batches import OwnRows, collate_targets, tokenize_targets
 from lit_rlhf.errors import UserError
 from lit_rlhf.generation import CachedGenerator, SamplingParams
 from lit_rlhf.hyperparameters import save_settings
-from lit_rlhf.models.given import ModelSource, resolve_model
+from lit_rlhf.models.given import ModelSource, TokenizerSource, resolve_model
 from lit_rlhf.models.lm_loss import causal_lm_loss
 from lit_rlhf.models.loading import load_causal_lm
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
@@ -50,7 +50,7 @@ class SFTModule(LitModule):
         dropout: float = 0.0,
         adapter: LoRA | None = None,
         loading: ModelLoadingConfig | None = None,
-        tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
+        tokenizer: TokenizerSource | None = None,
         sampling: SamplingParams | None = None,
     ) -> None:
         super().__init__(resolve_model(model, "model"), loading, adapter, optimizer, scheduler, tokenizer)

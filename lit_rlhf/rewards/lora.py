@@ -1,15 +1,24 @@
 """A reward model that shares the policy's frozen base, as one more adapter."""
 
+from pathlib import Path
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.flops import count_forward_flops_per_token
+from lit_rlhf.models.given import model_name
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.lora import adapter_state_dict, unique_adapter_name
-from lit_rlhf.models.lora_checkpoint import attach_adapter, check_same_vocabulary, read_scalar_adapter
+from lit_rlhf.models.lora_checkpoint import (
+    AdapterSource,
+    attach_adapter,
+    check_same_vocabulary,
+    read_scalar_adapter,
+    resolve_adapter,
+)
 from lit_rlhf.models.shared_backbone import ScalarHead, hidden_states_with_adapter
 from lit_rlhf.packing.packed_batch import PackedBatch
 from lit_rlhf.rewards.base import Reward
@@ -21,21 +30,23 @@ class LoRARewardModel(Reward):
     """A reward model trained with LoRA from the policy's starting model; it takes the memory of adapter and head alone.
 
     Args:
-        checkpoint: Lightning checkpoint of its `RewardModule`, such as runs/small/reward/last.ckpt.
+        checkpoint: Lightning checkpoint of its `RewardModule`, such as runs/small/reward/last.ckpt; or the `model` of
+            such a module in memory.
         require_centered: refuse a model without centering constants (App. C.2: demonstrations score 0 on average).
         batch_size: episodes per forward pass.
     """
 
     uses_token_ids_only = True
 
-    def __init__(self, checkpoint: str, require_centered: bool = True, batch_size: int = 64) -> None:
-        self.path, self.require_centered, self.batch_size = checkpoint, require_centered, batch_size
+    def __init__(self, checkpoint: AdapterSource | Path, require_centered: bool = True, batch_size: int = 64) -> None:
+        self.source = resolve_adapter(checkpoint, "reward")
+        self.path, self.require_centered, self.batch_size = model_name(self.source), require_centered, batch_size
         self.policy: PreTrainedModel
         self.head: ScalarHead
 
     def prepare(self, tokenizer: Tokenizer, device: torch.device) -> None:
         """Read the checkpoint; refuse another vocabulary, or one without centering constants."""
-        self.adapter = read_scalar_adapter(self.path)
+        self.adapter = read_scalar_adapter(self.source)
         self.device = device
         check_same_vocabulary(self.adapter, tokenizer, ModelLoadingConfig())
         if self.require_centered and not self.adapter.is_centered:
@@ -61,13 +72,13 @@ class LoRARewardModel(Reward):
         """Return the score at the last token of each episode, (b,) float32."""
         return self.head(hidden_states_with_adapter(self.policy, self.adapter_name, batch)[batch.last_token_index])
 
-    def critic_init_path(self) -> str:
-        """See `Reward.critic_init_path`: the adapter's checkpoint."""
-        return self.path
+    def critic_init_path(self) -> AdapterSource:
+        """See `Reward.critic_init_path`: the adapter's checkpoint, or the object."""
+        return self.source
 
-    def model_paths(self) -> list[str]:
+    def model_paths(self) -> list[str | nn.Module]:
         """See `Reward.model_paths`."""
-        return [self.path]
+        return [self.source]
 
     def flops_per_token(self) -> int:
         """See `Reward.flops_per_token`: a pass over the policy's base."""

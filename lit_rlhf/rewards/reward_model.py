@@ -1,6 +1,5 @@
 """A trained reward model as a reward."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.flops import count_forward_flops_per_token
-from lit_rlhf.models.given import model_name
+from lit_rlhf.models.given import TokenizerSource, check_applies_to, model_name, resolve_tokenizer
 from lit_rlhf.models.loading import check_same_token_ids, load_config, load_stored_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.scalar_model import ScalarModel, ScalarSource, load_scalar_model, resolve_scalar_model
@@ -43,18 +42,18 @@ class RewardModelScorer(Reward):
         require_centered: bool = True,
         loading: ModelLoadingConfig | None = None,
         batch_size: int = 64,
-        tokenizer: Tokenizer | str | Path | None = None,
+        tokenizer: TokenizerSource | None = None,
     ) -> None:
         self.source: ScalarSource = resolve_scalar_model(model, "reward")
         self.path, self.require_centered, self.batch_size = model_name(self.source), require_centered, batch_size
         self.loading = loading or ModelLoadingConfig()
-        self.tokenizer = os.fspath(tokenizer) if isinstance(tokenizer, Path) else tokenizer
+        check_applies_to(self.source, self.loading)
+        self.tokenizer = resolve_tokenizer(tokenizer, self.source)
         self.model: ScalarModel
 
     def prepare(self, tokenizer: Tokenizer, device: torch.device) -> None:
         """Load the model, frozen."""
-        own = self.path if self.tokenizer is None else self.tokenizer
-        own = load_stored_tokenizer(own, self.loading) if isinstance(own, str) else own  # its padding is never used
+        own = load_stored_tokenizer(self.tokenizer, self.loading)  # its padding is never used
         check_same_token_ids(tokenizer, own, f"reward: {self.path!r}", REMEDY)
         source = self.source.model if isinstance(self.source, ScalarModel) else self.source
         if self.require_centered and not hasattr(load_config(source, self.loading), "score_shift"):

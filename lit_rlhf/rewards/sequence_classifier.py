@@ -3,19 +3,22 @@
 from typing import Literal
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel, TextClassificationPipeline
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers import TextClassificationPipeline
 
 from lit_rlhf.errors import UserError
+from lit_rlhf.models.given import TokenizerSource, check_applies_to, model_name
 from lit_rlhf.models.loading import check_vocabulary, load_stored_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.pretrained import say_once
 from lit_rlhf.models.sequence_classifier import (
     BatchClassifier,
+    ClassifierSource,
     find_label,
     load_sequence_classifier,
     max_tokens,
+    resolve_classifier,
 )
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rewards.conversation_format import ConversationFormat
@@ -30,7 +33,8 @@ class SequenceClassifierReward(Reward):
     It reads text, so that its tokenizer, chat template and padding are its own. A score is the output for one label.
 
     Args:
-        model: folder or hub name; or a model, or a text-classification pipeline, that was loaded already.
+        model: folder or hub name; or a classifier, or a text-classification pipeline, that was loaded already, which is
+            used as it is, in eval mode.
         template: how prompt and response become text: "chat", "pair", "concat", "response" or a jinja template, see
             `ConversationFormat`. By default the tokenizer's chat template.
         label: name or index of the label, for a model with several.
@@ -45,11 +49,11 @@ class SequenceClassifierReward(Reward):
 
     def __init__(
         self,
-        model: str | PreTrainedModel | TextClassificationPipeline,
+        model: ClassifierSource,
         template: str | None = None,
         label: str | int | None = None,
         function_to_apply: OutputFunction | None = None,
-        tokenizer: str | Tokenizer | None = None,
+        tokenizer: TokenizerSource | None = None,
         max_length: int | None = None,
         batch_size: int = 64,
         loading: ModelLoadingConfig | None = None,
@@ -57,13 +61,13 @@ class SequenceClassifierReward(Reward):
         if batch_size < 1:
             raise UserError(f"reward: SequenceClassifierReward.batch_size must be at least 1, got {batch_size}")
         if isinstance(model, TextClassificationPipeline):
-            tokenizer = tokenizer or model.tokenizer
             function_to_apply = function_to_apply or pipeline_function(model)
-            model = model.model
-        self.source, self.tokenizer, self.template, self.label = model, tokenizer, template, label
+        self.source, self.tokenizer = resolve_classifier(model, tokenizer, "reward")
+        self.template, self.label = template, label
         self.function_to_apply: OutputFunction = function_to_apply or "none"
         self.max_length, self.batch_size, self.loading = max_length, batch_size, loading or ModelLoadingConfig()
-        self.path = model if isinstance(model, str) else str(model.config._name_or_path or type(model).__name__)
+        check_applies_to(self.source, self.loading)
+        self.path = model_name(self.source)
         self.name = f"reward {self.path!r}"
         self.classifier: BatchClassifier
         self.format: ConversationFormat
@@ -72,12 +76,8 @@ class SequenceClassifierReward(Reward):
 
     def prepare(self, tokenizer: Tokenizer, device: torch.device) -> None:
         """Load model and tokenizer; refuse a wrong label, template or length."""
-        own = self.path if self.tokenizer is None else self.tokenizer
-        own = load_stored_tokenizer(own, self.loading) if isinstance(own, str) else own
-        if isinstance(self.source, str):
-            model = load_sequence_classifier(self.source, self.loading).requires_grad_(False)
-        else:
-            model = self.source.eval()
+        own = load_stored_tokenizer(self.tokenizer, self.loading)
+        model = load_sequence_classifier(self.source, self.loading)
         check_vocabulary(own, model.config, self.path, self.loading)
         self.label_index = find_label(model.config.id2label, self.label, self.path)
         limit = max_tokens(model, own)
@@ -118,9 +118,9 @@ class SequenceClassifierReward(Reward):
         """See `Reward.metrics`: whether a text was cut."""
         return {"reward/truncated_fraction": self.is_cut}
 
-    def model_paths(self) -> list[str]:
+    def model_paths(self) -> list[str | nn.Module]:
         """See `Reward.model_paths`."""
-        return [self.source] if isinstance(self.source, str) else []
+        return [self.source]
 
 
 def pipeline_function(pipeline: TextClassificationPipeline) -> OutputFunction:

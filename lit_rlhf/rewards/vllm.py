@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.errors import UserError
+from lit_rlhf.models.given import TokenizerSource, resolve_tokenizer
 from lit_rlhf.models.loading import load_stored_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.rewards.conversation_format import ConversationFormat
@@ -44,7 +45,7 @@ class VLLMRewardModel(RemoteReward):
         url: str = "http://127.0.0.1:8000/classify",
         template: str | None = None,
         label: int | None = None,
-        tokenizer: str | Tokenizer | None = None,
+        tokenizer: TokenizerSource | None = None,
         max_length: int | None = None,
         batch_size: int = 64,
         parallel: int = 4,
@@ -59,14 +60,13 @@ class VLLMRewardModel(RemoteReward):
             raise UserError(f"{self.name}: the address must end in one of /{', /'.join(ENDPOINTS)}")
         if (template == "pair") != (self.endpoint == "score"):
             raise UserError(f"{self.name}: template 'pair' and an address that ends in /score go together")
-        self.model, self.template, self.label, self.tokenizer = model, template, label, tokenizer
-        self.max_length = max_length
+        self.model, self.template, self.label, self.max_length = model, template, label, max_length
+        self.tokenizer = resolve_tokenizer(tokenizer, model)
         self.format: ConversationFormat
 
     def prepare(self, tokenizer: Tokenizer, device: torch.device) -> None:
         """Load the tokenizer, and score one short text."""
-        own = self.model if self.tokenizer is None else self.tokenizer
-        own = load_stored_tokenizer(own, ModelLoadingConfig()) if isinstance(own, str) else own
+        own = load_stored_tokenizer(self.tokenizer, ModelLoadingConfig())
         limit = own.model_max_length if own.model_max_length < 10**9 else None
         self.format = ConversationFormat(own, self.template, self.max_length or limit, self.name)
         ids = torch.zeros(1, 2, dtype=torch.int64)

@@ -1,12 +1,14 @@
 """Batches of a user's own loader: rows of text and of token ids, and what is left alone."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 from lit_rlhf.data.batches import PretrainingBatch
-from lit_rlhf.data.own_batches import OwnRows, read_batch
+from lit_rlhf.data.collation import TokenizedExample
+from lit_rlhf.data.own_batches import OwnRows, collate_targets, read_batch, tokenize_targets
+from lit_rlhf.data.prompt_template import PromptTemplate
 from lit_rlhf.errors import UserError
 
 PAD = 0
@@ -87,3 +89,39 @@ def test_other_batches_are_left_alone(batch: Any) -> None:
 def test_columns_that_cannot_be_taken_apart(batch: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_batch(batch, PAD)
+
+
+class OwnBatch(NamedTuple):
+    """A batch of someone's own type, of which every column could be a row of token ids."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+
+
+def test_a_named_tuple_is_a_batch_already() -> None:
+    assert read_batch(OwnBatch(torch.tensor([5, 6]), torch.tensor([1, 1])), PAD) is None
+
+
+def test_labels_that_are_shifted_already_are_refused() -> None:
+    with pytest.raises(UserError, match=r"rows\[0\]: labels must be input_ids.*the shift by one is made here"):
+        read_batch({"input_ids": [[5, 6]], "labels": [[6, -100]]}, PAD)
+
+
+def test_a_ranking_with_a_completion_of_its_own_is_no_demonstration() -> None:
+    row = {"prompt": "w1", "completion": "w2", "completions": ["w2", "w3"], "ranks": [0, 1]}
+    rows = read_batch([row], PAD)
+    assert rows is not None and not rows.are_demonstrations
+    del row["completions"], row["ranks"]
+    rows = read_batch([row], PAD)
+    assert rows is not None and rows.are_demonstrations
+
+
+def test_a_row_that_would_be_left_out_is_refused(tokenizer: Any) -> None:
+    rows = read_batch([{"prompt": "w1", "completion": "w2"}, {"prompt": "w1", "completion": ""}], PAD)
+    with pytest.raises(UserError, match=r"batch: .*leave such rows out before, or use a data module"):
+        tokenize_targets(rows, PromptTemplate(tokenizer))
+
+
+def test_the_first_token_is_no_target_of_the_mean() -> None:
+    examples = [TokenizedExample([5, 6, 7], [True] * 3), TokenizedExample([8, 9], [True] * 2)]
+    assert collate_targets(examples, 2, PAD).normalizer == 2 * 3

@@ -17,10 +17,11 @@ from lit_rlhf.callbacks import EMA, ExportModel
 from lit_rlhf.data import DemonstrationDataModule
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import pad_right
-from lit_rlhf.models.export import check_exportable, export_checkpoint, export_model, write_tokenizer_files
+from lit_rlhf.models.export import check_exportable, export_checkpoint, export_model
 from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.scalar_model import load_scalar_model
+from lit_rlhf.models.tokenizer_files import write_tokenizer_files
 from lit_rlhf.modules import SFTModule
 from lit_rlhf.strategies import FSDP2Strategy
 from tests.helpers.ranks import on_ranks
@@ -122,7 +123,7 @@ def test_tokenizer_files_are_the_same_bytes_whatever_the_locale(chat, tmp_path):
     tokenizer.save_pretrained(tmp_path / "plain")
     program = (
         "import sys, locale; from pathlib import Path; from transformers import AutoTokenizer;"
-        "from lit_rlhf.models.export import read_tokenizer_files, write_tokenizer_files;"
+        "from lit_rlhf.models.tokenizer_files import read_tokenizer_files, write_tokenizer_files;"
         "assert locale.getpreferredencoding(False) not in ('UTF-8', 'utf-8');"
         "write_tokenizer_files(read_tokenizer_files(AutoTokenizer.from_pretrained(sys.argv[1])), Path(sys.argv[2]))"
     )

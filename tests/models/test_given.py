@@ -91,6 +91,10 @@ def test_other_objects_are_refused_in_one_line(llama: str, tokenizer: Any, tmp_p
     ):
         with pytest.raises(UserError, match=message):
             SFTModule(given)
+    quantized = AutoModelForCausalLM.from_pretrained(llama)
+    quantized.is_quantized = True
+    with pytest.raises(UserError, match=r"model: its weights are quantized; give the folder, and loading.quantization"):
+        SFTModule(quantized)
     with pytest.raises(UserError, match=r"loading.dtype: the model is an object.*leave loading.dtype out"):
         SFTModule(model, loading=ModelLoadingConfig(dtype="bfloat16"))
     with pytest.raises(UserError, match=r"dropout: 0\.1 is set while a model is built"):
@@ -101,14 +105,25 @@ def test_other_objects_are_refused_in_one_line(llama: str, tokenizer: Any, tmp_p
     encoder = BertForMaskedLM(BertConfig(vocab_size=32, hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
     with pytest.raises(UserError, match="BertForMaskedLM"):
         SFTModule(encoder, tokenizer=tokenizer).configure_model()
-    with pytest.raises(UserError, match="cannot load 'LlamaForCausalLM object'"):
-        model.config._name_or_path = model.name_or_path = ""
-        SFTModule(model).tokenizer  # noqa: B018
+    model.config._name_or_path = model.name_or_path = ""
+    with pytest.raises(UserError, match="tokenizer: the LlamaForCausalLM object is from no folder; give tokenizer="):
+        SFTModule(model)
+    with pytest.raises(UserError, match="tokenizer: a list is neither a path nor a tokenizer of transformers"):
+        SFTModule(model, tokenizer=["w1"])  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"loading.dtype: the model is an object"):
+        RewardModelScorer(scalar, loading=ModelLoadingConfig(dtype=torch.float16))
     with pytest.raises(UserError, match=r"reward: a str is none; give a lit_rlhf.rewards.Reward such as"):
         PPOModule(llama, llama)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="reward: the class FunctionReward is none"):
         resolve_reward(FunctionReward)
     assert resolve_model(Path(llama), "model") == llama
+
+
+def test_a_type_of_torch_is_kept_by_its_name() -> None:
+    assert ModelLoadingConfig(dtype=torch.bfloat16) == ModelLoadingConfig(dtype="bfloat16")
+    assert ModelLoadingConfig(dtype=torch.float16).torch_dtype == torch.float16
+    with pytest.raises(UserError, match=r"loading.dtype: torch.int8 is none of float32, bfloat16, float16"):
+        ModelLoadingConfig(dtype=torch.int8)
 
 
 def test_rewards_are_functions_or_models(llama: str) -> None:

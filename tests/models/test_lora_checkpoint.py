@@ -9,17 +9,19 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file, save_file
 
-from lit_rlhf.data import ComparisonDataModule
+from lit_rlhf.data import ComparisonDataModule, PromptDataModule
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import pad_right
+from lit_rlhf.generation import SamplingParams
 from lit_rlhf.models.export import export_checkpoint
 from lit_rlhf.models.loading import load_causal_lm
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import adapter_state_dict, add_lora
-from lit_rlhf.modules import RewardModule
+from lit_rlhf.models.scalar_model import load_scalar_model
+from lit_rlhf.modules import LoRACritic, PPOConfig, PPOModule, RewardModule, SeparateCritic
 from lit_rlhf.rewards import LoRARewardModel, RewardModelScorer
 from lit_rlhf.rollout.experience import Episodes
-from tests.helpers.small_runs import quiet_trainer, rankings, write_rows
+from tests.helpers.small_runs import full_weights, quiet_trainer, rankings, sgd, write_rows
 
 ROWS = [[5, 6, 7, 8, 9], [10, 11, 12], [13, 14, 15, 16]]
 CPU = torch.device("cpu")
@@ -79,6 +81,64 @@ def test_an_attached_reward_model_scores_like_its_export(trained, llama, tokeniz
     second.prepare(tokenizer, CPU)
     second.attach(model, llama)
     torch.testing.assert_close(second.score(episodes()), expected, atol=1e-5, rtol=1e-5)
+
+
+def in_memory(checkpoint: Path) -> Any:
+    """Return the reward model of a checkpoint, as after its training."""
+    return RewardModule.load_from_checkpoint(
+        checkpoint, optimizer=lambda p: torch.optim.Adam(p), map_location="cpu"
+    ).model
+
+
+def test_a_reward_model_in_memory_is_attached_as_its_checkpoint_is(trained, llama, model_folders, tokenizer):
+    scores = []
+    given = in_memory(trained)
+    for source in (str(trained), trained, given):
+        reward, model = LoRARewardModel(source), policy(llama, tokenizer)
+        reward.prepare(tokenizer, CPU)
+        reward.attach(model, llama)
+        scores.append(reward.score(episodes()))
+    assert torch.equal(scores[0], scores[1]) and torch.equal(scores[0], scores[2]) and scores[0].std() > 0.1
+    ids, mask = pad_right(ROWS, 0)
+    torch.testing.assert_close(given.eval().score(ids, mask), scores[2], atol=1e-5, rtol=1e-5)  # as before
+    with torch.no_grad():
+        given.model.model.layers[1].mlp.up_proj.base_layer.weight[0, 0] += 1e-3
+    other = LoRARewardModel(given)
+    other.prepare(tokenizer, CPU)
+    with pytest.raises(UserError, match=r"another base .*\(its weight 'model.layers.1.mlp.up_proj.weight' differs\)"):
+        other.attach(policy(llama, tokenizer), llama)
+    plain = load_scalar_model(llama, tokenizer, ModelLoadingConfig())
+    with pytest.raises(UserError, match="is of a reward model without an adapter, which shares no base"):
+        LoRARewardModel(plain).prepare(tokenizer, CPU)
+    with pytest.raises(UserError, match="reward: a LlamaForSequenceClassification is neither a checkpoint nor a"):
+        LoRARewardModel(plain.model)  # type: ignore[arg-type]
+    del given.model.config.score_shift
+    with pytest.raises(UserError, match="no centering constants"):
+        LoRARewardModel(given).prepare(tokenizer, CPU)
+
+
+@pytest.mark.parametrize("critic", ["of the reward", "given"])
+def test_ppo_with_adapters_in_memory_is_that_of_their_checkpoints(critic, trained, llama, tmp_path):
+    weights = []
+    for source in (str(trained), in_memory(trained)):
+        reward = LoRARewardModel(source)
+        own = LoRACritic() if critic == "of the reward" else LoRACritic(source)
+        sizes = PPOConfig(rollout_batch_size=8, micro_batch_size=4)
+        module = PPOModule(
+            llama, reward, SamplingParams(max_new_tokens=4), sizes, critic=own, adapter=LoRA(rank=2), optimizer=sgd(0.1)
+        )
+        trainer = quiet_trainer(tmp_path, max_epochs=1)
+        trainer.fit(module, PromptDataModule([{"prompt": f"w{n}"} for n in range(8)]))
+        weights.append(full_weights(module))
+    assert len(weights[0]) == len(weights[1])
+    assert all(torch.equal(one, other) for one, other in zip(*weights))
+
+
+def test_a_separate_critic_does_not_start_from_an_adapter(trained, llama):
+    for source in (str(trained), in_memory(trained)):
+        module = PPOModule(llama, LoRARewardModel(source), critic=SeparateCritic())
+        with pytest.raises(UserError, match=r"critic: the reward .* is an adapter; a separate critic starts"):
+            module.check_models()
 
 
 def test_incompatible_adapters_are_refused(trained, llama, model_folders, tokenizer, tmp_path):

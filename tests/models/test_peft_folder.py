@@ -20,6 +20,7 @@ from lit_rlhf.models.fingerprint import loaded_model_fingerprint, model_fingerpr
 from lit_rlhf.models.loading import load_causal_lm, load_config, load_tokenizer
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import add_lora
+from lit_rlhf.models.peft_folder import find_adapter
 from lit_rlhf.models.scalar_model import load_scalar_model
 
 ARCHITECTURES = ["llama", "gpt2", "qwen2", "gpt_neox", "opt", "gemma"]
@@ -246,3 +247,29 @@ def test_commands_take_a_folder_of_an_adapter(llama, tokenizer, tmp_path, capsys
         assert main(["rank", str(rows), "--model", str(tmp_path / f"rm{end}")]) == 0
         outputs.append((text, json.loads(capsys.readouterr().out)["scores"]))
     assert outputs[0][0] == outputs[1][0] and outputs[0][1] == pytest.approx(outputs[1][1], abs=1e-5)
+
+
+def test_a_grown_embedding_of_plain_peft_is_loaded(llama, tokenizer, tmp_path):
+    own = AutoTokenizer.from_pretrained(llama)
+    own.add_tokens(["new"])
+    model = AutoModelForCausalLM.from_pretrained(llama)
+    model.resize_token_embeddings(len(own), mean_resizing=False)
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear"))
+    train(adapted)
+    adapted.save_pretrained(tmp_path, save_embedding_layers=True)
+    own.save_pretrained(tmp_path)
+    loaded = load_causal_lm(str(tmp_path), load_tokenizer(str(tmp_path), LOADING), LOADING)
+    assert loaded.get_input_embeddings().num_embeddings == 33
+    torch.testing.assert_close(logits(loaded), logits(adapted), atol=2e-5, rtol=2e-5)
+
+
+def test_the_revision_of_a_base_is_kept_and_a_bias_of_the_head_is_refused(llama, tokenizer, tmp_path):
+    lora, model = LoRA(rank=2), load_scalar_model(llama, tokenizer, LOADING)
+    add_lora(model.model, lora)
+    weights, base = dict(model.model.named_parameters()), (llama, replace(LOADING, revision="v1"))
+    export_adapter(model.model, weights, lora, base, tokenizer, tmp_path / "adapter")
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["revision"] == "v1"
+    adapter = find_adapter(str(tmp_path / "adapter"), LOADING)
+    assert adapter is not None and adapter.base_loading.revision == "v1"
+    with pytest.raises(UserError, match="the score head has a bias, for which PEFT folders have no place; merge it"):
+        export_adapter(model.model, weights | {"score.bias": torch.ones(1)}, lora, base, tokenizer, tmp_path / "other")

@@ -145,7 +145,7 @@ def test_a_checkpoint_is_a_module_without_a_trainer(name: str, llama: str, tmp_p
     )
 
 
-def test_settings_come_back(llama: str, tmp_path: Path) -> None:
+def test_settings_come_back(llama: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     settings: dict[str, Any] = {
         "kl": AdaptiveKLController(0.1, 3.0, 500),
         "adapter": LoRA(rank=2),
@@ -155,6 +155,7 @@ def test_settings_come_back(llama: str, tmp_path: Path) -> None:
     loaded = PPOModule.load_from_checkpoint(checkpoint(trained, "ppo", tmp_path), reward=count_words)
     assert isinstance(loaded.kl, AdaptiveKLController) and loaded.kl.target == 3.0
     assert loaded.adapter == LoRA(rank=2) and loaded.loading.gradient_checkpointing
+    assert not [each for each in recwarn if "not in the checkpoint" in str(each.message)]  # the base, of an adapter
     other = RewardModule(llama, head_seed=3, pair_normalizer="all_pairs", shared_prompt=False)
     loaded_reward = RewardModule.load_from_checkpoint(checkpoint(other, "reward", tmp_path))
     assert (loaded_reward.head_seed, loaded_reward.pair_normalizer, loaded_reward.shared_prompt) == (

@@ -30,8 +30,8 @@ def write_evaluation_lineage(
     """
     out = Path(evaluation.out)
     hash_file = Cache(out / "cache", progress=False).hash_file  # holds the hashes of the weights already
-    models = [
-        describe_model_input(f"model {name}", spec.path, spec.loading, hash_file)
+    models = [  # of a recipe, where no path is an object
+        describe_model_input(f"model {name}", str(spec.path), spec.loading, hash_file)
         for name, spec in evaluation.models.items()
     ]
     named = [

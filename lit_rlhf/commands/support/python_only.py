@@ -7,9 +7,13 @@ from jsonargparse.typing import register_type_on_first_use
 OBJECTS = (
     "transformers.PreTrainedModel",
     "transformers.PreTrainedTokenizerBase",
+    "transformers.TextClassificationPipeline",
     "lit_rlhf.models.scalar_model.ScalarModel",
     "lit_rlhf.data.sources.RowIterable",
+    "lit_rlhf.data.preprocessing.pii.PresidioRecognizer",
     "lit_rlhf.importing.Function",
+    "torch.device",
+    "torch.dtype",
 )
 
 

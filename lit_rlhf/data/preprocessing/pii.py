@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from lit_rlhf.data.preprocessing.keys import RecordT
 from lit_rlhf.data.records import Demonstration, PromptRow, Ranking, to_plain_text
@@ -37,19 +37,29 @@ class FunctionDetector(PIIDetector):
         return kinds
 
 
+class PresidioRecognizer(Protocol):
+    """A recognizer of Presidio, given where YAML names its class."""
+
+    supported_entities: Any
+
+    def analyze(self, text: str, entities: Any, nlp_artifacts: Any) -> Any:
+        """Return what was found in a text, each with `entity_type` and `score`."""
+        ...
+
+
 class PresidioPatterns(PIIDetector):
     """Microsoft Presidio's recognizers by patterns and checksums; needs `pip install 'lit-rlhf[pii]'`.
 
     They use no language model and no network, and do not find the names of people and places.
 
     Args:
-        recognizers: Names of Presidio's classes.
+        recognizers: Names of Presidio's classes, or recognizers of it.
         min_score: Confidence threshold, 0 to 1; a telephone number alone reaches 0.4.
     """
 
     def __init__(
         self,
-        recognizers: Sequence[str] = (
+        recognizers: Sequence[str | PresidioRecognizer] = (
             "EmailRecognizer",
             "PhoneRecognizer",
             "CreditCardRecognizer",
@@ -72,26 +82,27 @@ class PresidioPatterns(PIIDetector):
 
     @cached_property
     def _recognizers(self) -> list[Any]:
-        try:
-            import tldextract
-            from presidio_analyzer import predefined_recognizers
-        except ImportError as error:
-            raise UserError(
-                f"preprocessing.pii: PresidioPatterns needs presidio-analyzer ({error}); "
-                "run pip install 'lit-rlhf[pii]'"
-            ) from error
-        recognizers = []
-        for name in self.recognizers:
-            if not hasattr(predefined_recognizers, name):
-                hint = did_you_mean(name, predefined_recognizers.__all__)
-                raise UserError(f"preprocessing.pii: presidio-analyzer has no recognizer {name!r}{hint}")
-            recognizers.append(getattr(predefined_recognizers, name)())
+        return [_load_recognizer(each) if isinstance(each, str) else each for each in self.recognizers]
+
+
+def _load_recognizer(name: str) -> Any:
+    """Return a recognizer of Presidio by the name of its class."""
+    try:
+        import tldextract
+        from presidio_analyzer import predefined_recognizers
+    except ImportError as error:
+        raise UserError(
+            f"preprocessing.pii: PresidioPatterns needs presidio-analyzer ({error}); run pip install 'lit-rlhf[pii]'"
+        ) from error
+    if not hasattr(predefined_recognizers, name):
+        hint = did_you_mean(name, predefined_recognizers.__all__)
+        raise UserError(f"preprocessing.pii: presidio-analyzer has no recognizer {name!r}{hint}")
+    recognizer = getattr(predefined_recognizers, name)()
+    if isinstance(recognizer, predefined_recognizers.EmailRecognizer):
         # the domain suffixes that come with the package: Presidio would download the newest
         extract_domain = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
-        for recognizer in recognizers:
-            if isinstance(recognizer, predefined_recognizers.EmailRecognizer):
-                recognizer.validate_result = lambda address: bool(extract_domain(address).fqdn)
-        return recognizers
+        recognizer.validate_result = lambda address: bool(extract_domain(address).fqdn)
+    return recognizer
 
 
 def drop_pii(records: list[RecordT], detector: PIIDetector, report: DatasetReport) -> list[RecordT]:

@@ -1,5 +1,7 @@
 """Judges that are models: a reward model, a language model behind an HTTP endpoint, a local language model."""
 
+from pathlib import Path
+
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache
 from lit_rlhf.evaluation.judges.chat_completions import ChatCompletions, parse_json_object
@@ -14,37 +16,42 @@ from lit_rlhf.evaluation.judges.judging_types import (
     Verdict,
     preference_from_scores,
 )
-from lit_rlhf.evaluation.models.evaluated_model import ModelSpec, compute_log_odds, load_evaluation_tokenizer
+from lit_rlhf.evaluation.models.evaluated_model import ModelSpec, check_spec, compute_log_odds
 from lit_rlhf.evaluation.models.reward_scorer import RewardScorer
 from lit_rlhf.http import RequestFailed
+from lit_rlhf.models.given import ModelSource, TokenizerSource, model_name, resolve_model
 from lit_rlhf.models.loading_config import ModelLoadingConfig
+from lit_rlhf.models.scalar_model import ScalarSource
 
 
 class RewardModelJudge(Judge):
     """Prefers the completion that a reward model scores higher.
 
     Args:
-        model: the reward model's folder. One that an evaluated model was trained against is refused.
+        model: the reward model's folder or hub name; or a reward model that was loaded or trained already, which is
+            used as it is, in eval mode. One that an evaluated model was trained against is refused.
         force: accept it nevertheless.
         tie_margin: a score difference up to this is a tie.
         template: prompt template of its training, as `template` of the data modules.
         loading: how to load it.
+        tokenizer: its tokenizer, or the folder of one; by default that of the model's folder.
     """
 
     is_order_sensitive = False
 
     def __init__(
         self,
-        model: str,
+        model: ScalarSource | Path,
         force: bool = False,
         tie_margin: float = 0.0,
         template: str | None = None,
         loading: ModelLoadingConfig | None = None,
+        tokenizer: TokenizerSource | None = None,
     ) -> None:
-        if not model:
+        if isinstance(model, str) and not model:
             raise UserError("judge: a reward model judge needs the folder of a reward model")
-        self.model, self.force, self.tie_margin = model, force, tie_margin
-        self._scorer = RewardScorer(model, loading, template)
+        self._scorer = RewardScorer(model, loading, template, tokenizer=tokenizer)
+        self.model, self.force, self.tie_margin = self._scorer.source, force, tie_margin
 
     def compare(self, pairs: list[CompletionPair], cache: Cache) -> list[list[Verdict]]:
         """See `Judge.compare`."""
@@ -109,23 +116,34 @@ class HuggingFaceJudge(Judge):
     """A local language model that prefers the completion whose letter, A or B, is the likelier next token.
 
     Args:
-        model: folder or hub name.
+        model: folder or hub name; or a language model that was loaded already, which is used as it is, in eval mode.
         tie_margin: a difference of log-probabilities up to this is a tie, in nats.
         loading: how to load it.
+        tokenizer: its tokenizer, or the folder of one; by default that of the model's folder.
     """
 
-    def __init__(self, model: str, tie_margin: float = 0.0, loading: ModelLoadingConfig | None = None) -> None:
-        self.model, self.tie_margin, self.loading = model, tie_margin, loading or ModelLoadingConfig()
+    def __init__(
+        self,
+        model: ModelSource | Path,
+        tie_margin: float = 0.0,
+        loading: ModelLoadingConfig | None = None,
+        tokenizer: TokenizerSource | None = None,
+    ) -> None:
+        self.spec, self.tie_margin = (
+            ModelSpec(model, loading=loading or ModelLoadingConfig(), tokenizer=tokenizer),
+            tie_margin,
+        )
+        self.name = model_name(resolve_model(model, "judge"))
 
     def compare(self, pairs: list[CompletionPair], cache: Cache) -> list[list[Verdict]]:
         """See `Judge.compare`."""
         prompts = [build_comparison_prompt(pair) + "The better answer is answer" for pair in pairs]
-        log_odds = compute_log_odds(ModelSpec(self.model, loading=self.loading), prompts, (" A", " B"), cache)
-        return [[Verdict(self.model, preference_from_scores(each, self.tie_margin))] for each in log_odds]
+        log_odds = compute_log_odds(self.spec, prompts, (" A", " B"), cache)
+        return [[Verdict(self.name, preference_from_scores(each, self.tie_margin))] for each in log_odds]
 
     def check(self) -> None:
         """See `Judge.check`."""
-        load_evaluation_tokenizer(self.model, self.loading)
+        check_spec(self.spec)
 
 
 def build_comparison_prompt(pair: CompletionPair) -> str:

@@ -4,19 +4,26 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from math import isnan
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from lit_rlhf.data.sources import read_text
-from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache, hash_texts, iter_length_sorted_batches
 from lit_rlhf.evaluation.judges.chat_completions import read_api_key, request_rows
 from lit_rlhf.http import JSONClient, RequestFailed
 from lit_rlhf.models.fingerprint import loaded_model_fingerprint
-from lit_rlhf.models.loading import load_config
+from lit_rlhf.models.given import TokenizerSource, check_applies_to, model_name
+from lit_rlhf.models.loading import load_config, load_stored_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
-from lit_rlhf.models.pretrained import from_pretrained_quietly, load_weights
+from lit_rlhf.models.sequence_classifier import (
+    ClassifierSource,
+    check_sequence_classifier,
+    find_label,
+    load_sequence_classifier,
+    resolve_classifier,
+)
 
 # insults and profanity; a list of slurs belongs in a file of the user
 _DEFAULT_KEYWORDS = (
@@ -49,12 +56,13 @@ class KeywordToxicity(ToxicityScorer):
     """Scores a text 1 if it contains a keyword, else 0. Offline; ignores context and irony.
 
     Args:
-        path: a text file with one keyword per line; None for a short list of insults and profanity.
+        path: a text file with one keyword per line, or a list of keywords; None for a short list of insults and
+            profanity.
     """
 
-    def __init__(self, path: str | None = None) -> None:
+    def __init__(self, path: str | Path | list[str] | None = None) -> None:
         self.path = path
-        self._keywords: frozenset[str] | None = None if path else DEFAULT_KEYWORDS
+        self._keywords: frozenset[str] | None = DEFAULT_KEYWORDS if path is None else None
 
     def score(self, texts: list[str], cache: Cache) -> list[float | None]:
         """See `ToxicityScorer.score`."""
@@ -66,71 +74,62 @@ class KeywordToxicity(ToxicityScorer):
         """See `ToxicityScorer.check`; reads the file."""
         if self._keywords is None:
             assert self.path is not None
-            self._keywords = frozenset(
-                line.strip().lower() for line in read_text(self.path).splitlines() if line.strip()
-            )
+            lines = self.path if isinstance(self.path, list) else read_text(str(self.path)).splitlines()
+            self._keywords = frozenset(line.strip().lower() for line in lines if line.strip())
 
 
 class ToxicityClassifier(ToxicityScorer):
     """A sequence classifier of transformers.
 
     Args:
-        model: folder or hub name.
+        model: folder or hub name; or a classifier, or a text-classification pipeline, that was loaded already, which is
+            used as it is, in eval mode.
         label: the label whose probability is the score, by name or index.
         multi_label: whether the labels are independent (sigmoid), as in Jigsaw's data set, or exclusive (softmax).
         loading: how to load it.
         batch_size: texts per forward pass.
+        tokenizer: its tokenizer, or the folder of one; by default that of `model`.
     """
 
     def __init__(
         self,
-        model: str,
+        model: ClassifierSource,
         label: str = "toxicity",
         multi_label: bool = True,
         loading: ModelLoadingConfig | None = None,
         batch_size: int = 64,
+        tokenizer: TokenizerSource | None = None,
     ) -> None:
-        self.model, self.label, self.multi_label, self.batch_size = model, label, multi_label, batch_size
+        self.label, self.multi_label, self.batch_size = label, multi_label, batch_size
         self.loading = loading or ModelLoadingConfig()
+        self.source, self.tokenizer = resolve_classifier(model, tokenizer, "toxicity")
+        check_applies_to(self.source, self.loading)
+        self.name = model_name(self.source)
 
     def score(self, texts: list[str], cache: Cache) -> list[float | None]:
         """See `ToxicityScorer.score`. A probability of nan is None."""
-        fingerprint = loaded_model_fingerprint(self.model, self.loading, cache.hash_file)
+        fingerprint = loaded_model_fingerprint(self.source, self.loading, cache.hash_file, self.tokenizer)
         key = {"toxicity": fingerprint, "label": [self.label, self.multi_label], "of": hash_texts(texts)}
         scores = cache.get_or_compute_rows("toxicity", key, len(texts), lambda indices: self._compute(texts, indices))
         return [None if isnan(score) else score for score in scores]
 
     def check(self) -> None:
         """See `ToxicityScorer.check`."""
-        config = load_config(self.model, self.loading)
-        self._label_index(config.id2label)
-        if not any(name.endswith("ForSequenceClassification") for name in config.architectures or [""]):
-            raise UserError(f"model: {self.model!r} is a {config.architectures[0]}, not a sequence classifier")
+        config = load_config(self.source, self.loading)
+        find_label(config.id2label, self.label, self.name)
+        check_sequence_classifier(config, self.name, self.loading)
 
     def _compute(self, texts: list[str], indices: list[int]) -> Iterator[tuple[int, float]]:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-        config = load_config(self.model, self.loading)
-        label = self._label_index(config.id2label)
-        tokenizer = from_pretrained_quietly(AutoTokenizer.from_pretrained, self.model, self.loading)
-        auto, device = AutoModelForSequenceClassification, "cuda" if torch.cuda.is_available() else "cpu"
-        # classifiers may hold a pooler or a language model's head that they do not use
-        loaded, _ = load_weights(auto, self.model, config, self.loading, unused=("",), dtype="auto")
-        model = loaded.to(device).eval()
+        tokenizer = load_stored_tokenizer(self.tokenizer, self.loading)
+        model = load_sequence_classifier(self.source, self.loading, dtype="auto")
+        model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+        label = find_label(model.config.id2label, self.label, self.name)
         for batch in iter_length_sorted_batches([len(text) for text in texts], self.batch_size, indices):
-            rows = tokenizer([texts[n] for n in batch], padding=True, truncation=True, return_tensors="pt").to(device)
+            rows = tokenizer([texts[n] for n in batch], padding=True, truncation=True, return_tensors="pt")
             with torch.no_grad():
-                logits = model(**rows).logits.float()
+                logits = model(**rows.to(model.device)).logits.float()
             scores = logits.sigmoid() if self.multi_label else logits.softmax(-1)
             yield from zip(batch, scores[:, label].tolist())
-
-    def _label_index(self, labels: dict[int, str]) -> int:
-        index_by_name = {name.lower(): index for index, name in labels.items()}
-        if self.label.isdigit() and int(self.label) in labels:
-            return int(self.label)
-        if self.label.lower() not in index_by_name:
-            raise UserError(f"label: {self.model!r} has no label {self.label!r}; it has {', '.join(labels.values())}")
-        return index_by_name[self.label.lower()]
 
 
 class Perspective(ToxicityScorer):

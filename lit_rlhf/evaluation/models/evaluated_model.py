@@ -1,9 +1,11 @@
 """Models under evaluation: their settings in a recipe, and cached generation and log-likelihoods."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import fsum, isnan
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +21,17 @@ from lit_rlhf.evaluation.models.prefixes import BestPrefix, ScoredPrefix, read_p
 from lit_rlhf.evaluation.models.reward_scorer import RewardScorer, read_training_reward_models
 from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
 from lit_rlhf.models.fingerprint import loaded_model_fingerprint
-from lit_rlhf.models.loading import load_causal_lm, load_stored_tokenizer, load_tokenizer
+from lit_rlhf.models.given import (
+    ModelSource,
+    TokenizerSource,
+    check_applies_to,
+    model_name,
+    resolve_model,
+    resolve_tokenizer,
+)
+from lit_rlhf.models.loading import check_causal_lm, load_causal_lm, load_stored_tokenizer, load_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
+from lit_rlhf.models.scalar_model import ScalarSource, resolve_scalar_model
 
 PREFIX_NOISE_KEY = (901,)  # keys the sampling noise of the prefix selection
 
@@ -30,19 +41,25 @@ class BestOf:
     """Best-of-n sampling with a reward model (Stiennon et al., 2020; a baseline for PPO).
 
     Args:
-        reward_model: folder of a reward model.
+        reward_model: folder or hub name of a reward model, or the model.
         n: completions to choose from.
         temperature: of the sampling; greedy decoding would give n identical completions.
+        tokenizer: the reward model's, or the folder of one; by default that of its folder.
     """
 
-    reward_model: str
+    reward_model: ScalarSource | Path
     n: int = 16
     temperature: float = 1.0
+    tokenizer: TokenizerSource | None = None
 
     def __post_init__(self) -> None:
         """Validate the settings."""
         if self.n < 1 or self.temperature <= 0:
             raise UserError(f"best_of: n must be 1 or more and temperature above 0, got {self.n}, {self.temperature}")
+
+    def make_scorer(self) -> RewardScorer:
+        """Return what scores the completions."""
+        return RewardScorer(self.reward_model, tokenizer=self.tokenizer)
 
 
 @dataclass
@@ -50,26 +67,29 @@ class ModelSpec:
     """Settings of a model to evaluate.
 
     Args:
-        path: a transformers folder, a PEFT folder, or a hub name of either.
+        path: a transformers folder, a PEFT folder, or a hub name of either; or a language model that was loaded
+            already, which is used as it is, in eval mode.
         prefix: text in front of every prompt of the preference suite: a few-shot prompt ("GPT-3 prompted").
-        prefixes: a JSON file with a list of such texts, or with one under "prefixes"; prompt i gets text i modulo their
-            number.
+        prefixes: several such texts, or a JSON file with a list of them, or with one under "prefixes"; prompt i gets
+            text i modulo their number.
         best_prefix: use for every prompt the one of `prefixes` whose completions a reward model scores highest.
         best_of: generate by best-of-n sampling.
         template: prompt template, as `template` of the data modules.
-        trained_against: folders of the reward models that this policy was trained against, in addition to those in its
-            run's `config.yaml`.
+        trained_against: the reward models, or their folders, that this policy was trained against, in addition to those
+            in its run's `config.yaml`.
         loading: how to load it.
+        tokenizer: its tokenizer, or the folder of one; by default that of the model's folder.
     """
 
-    path: str
+    path: ModelSource | Path
     prefix: str = ""
-    prefixes: str | None = None
+    prefixes: str | Path | list[str] | None = None
     best_prefix: BestPrefix | None = None
     best_of: BestOf | None = None
     template: str | None = None
-    trained_against: list[str] = field(default_factory=list)
+    trained_against: list[ScalarSource | Path] = field(default_factory=list)
     loading: ModelLoadingConfig = field(default_factory=ModelLoadingConfig)
+    tokenizer: TokenizerSource | None = None
 
 
 class EvaluatedModel:
@@ -95,11 +115,18 @@ class EvaluatedModel:
     ) -> None:
         self.name, self.spec, self.cache, self.seed = name, spec, cache, seed
         self.batch_size, self.max_batch_tokens = batch_size, max_batch_tokens
-        self.fingerprint = loaded_model_fingerprint(spec.path, spec.loading, cache.hash_file)
-        self.tokenizer = load_evaluation_tokenizer(spec.path, spec.loading)
+        self.source = resolve_model(spec.path, f"models: {name!r}")
+        self.path = model_name(self.source)
+        check_applies_to(self.source, spec.loading)
+        tokenizer = resolve_tokenizer(spec.tokenizer, self.source)
+        self.fingerprint = loaded_model_fingerprint(self.source, spec.loading, cache.hash_file, tokenizer)
+        self.tokenizer = load_evaluation_tokenizer(tokenizer, spec.loading)
         self.template = PromptTemplate(self.tokenizer, spec.template)
-        self.trained_against = [*spec.trained_against, *read_training_reward_models(spec.path)]
-        self._prefixes = read_prefixes(spec.path, spec.prefix, spec.prefixes)
+        self.trained_against = [
+            *(resolve_scalar_model(each, "trained_against") for each in spec.trained_against),
+            *read_training_reward_models(self.path),
+        ]
+        self._prefixes = read_prefixes(self.path, spec.prefix, spec.prefixes)
         self._check_reward_models()
         self._model: PreTrainedModel | None = None
 
@@ -107,21 +134,25 @@ class EvaluatedModel:
         """Raise early what best-of-n or the prefix selection would raise later."""
         best_prefix, best_of = self.spec.best_prefix, self.spec.best_of
         if best_of is not None:
-            RewardScorer(best_of.reward_model).check()
+            best_of.make_scorer().check()
         if best_prefix is not None:
             if self.spec.prefixes is None:
                 raise UserError(f"models: {self.name!r} has best_prefix and no prefixes to choose from")
             best_prefix.read_prompts()
-            RewardScorer(best_prefix.reward_model).check()
+            best_prefix.make_scorer().check()
 
     @property
     def model(self) -> PreTrainedModel:
         """The loaded model, on the GPU if there is one."""
         if self._model is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
+            if not isinstance(self.source, str):
+                check_causal_lm(self.source.config, self.path)
+                self._model = self.source.to(device).eval()
+                return self._model
             with torch.random.fork_rng(devices=[]):  # resized embeddings are initialized at random: fix the seed
                 torch.manual_seed(0)
-                model = load_causal_lm(self.spec.path, self.tokenizer, self.spec.loading)
+                model = load_causal_lm(self.source, self.tokenizer, self.spec.loading)
             self._model = model.to(device).eval()
         return self._model
 
@@ -143,7 +174,7 @@ class EvaluatedModel:
         if best is None:
             return []
         records = best.read_prompts()
-        reward_model = RewardScorer(best.reward_model, template=best.template)
+        reward_model = best.make_scorer()
         policy_prompts, reward_prompts = (
             [template.render(record.prompt, record.fields, record.origin) for record in records]
             for template in (self.template, reward_model.template)
@@ -207,7 +238,7 @@ class EvaluatedModel:
             self._generate(prompts, best_of_sampling, (*noise_key, 7000 + number), stop_strings)
             for number in range(best_of.n)
         ]
-        reward_model = RewardScorer(best_of.reward_model)
+        reward_model = best_of.make_scorer()
         texts = [(prompt, completion) for completions in samples for prompt, completion in zip(prompts, completions)]
         scores = reward_model.score_finite(texts, self.cache)
         best = []
@@ -262,20 +293,28 @@ def compute_log_odds(spec: ModelSpec, prompts: Sequence[str], words: tuple[str, 
     num_truncated = sum(result.num_truncated > 0 for result in results[::2])
     if num_truncated:
         counts = f"{num_truncated:,} of {len(prompts):,}"
-        print(f"judge {spec.path}: {counts} prompts exceed its context and are left-truncated")
+        print(f"judge {judge.path}: {counts} prompts exceed its context and are left-truncated")
     return [first.logprob - second.logprob for first, second in zip(results[::2], results[1::2])]
 
 
-def load_evaluation_tokenizer(path: str, loading: ModelLoadingConfig) -> Tokenizer:
-    """Return a model's tokenizer; without a padding token of its own, it pads with the end token.
+def check_spec(spec: ModelSpec) -> None:
+    """Refuse a judging model that is missing, and an object that is none; reads its tokenizer alone."""
+    source = resolve_model(spec.path, "judge")
+    check_applies_to(source, spec.loading)
+    load_evaluation_tokenizer(resolve_tokenizer(spec.tokenizer, source), spec.loading)
+
+
+def load_evaluation_tokenizer(source: str | Tokenizer, loading: ModelLoadingConfig) -> Tokenizer:
+    """Return a model's tokenizer, of an object a copy; without a padding token of its own, it pads with the end token.
 
     A new padding token, as training needs one, would add an untrained row to the vocabulary that takes probability from
     the others. Here the attention mask alone distinguishes padding.
     """
     if loading.pad_token is not None:
-        return load_tokenizer(path, loading)
-    tokenizer = load_stored_tokenizer(path, loading)
+        return load_tokenizer(copy.deepcopy(source), loading)
+    tokenizer = load_stored_tokenizer(copy.deepcopy(source), loading)
     if tokenizer.eos_token_id is None:
+        path = source if isinstance(source, str) else source.name_or_path
         raise UserError(f"tokenizer of {path!r} has no end-of-sequence token: set eos_token in tokenizer_config.json")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -12,10 +12,11 @@ from lit_rlhf.data.prompt_template import PromptTemplate, encode_texts
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache, hash_texts, iter_length_sorted_batches
 from lit_rlhf.evaluation.models.generation import Completion
-from lit_rlhf.models.fingerprint import loaded_model_fingerprint
+from lit_rlhf.models.fingerprint import loaded_model_fingerprint, model_fingerprint
+from lit_rlhf.models.given import TokenizerSource, check_applies_to, model_name, resolve_tokenizer
 from lit_rlhf.models.loading import load_tokenizer, max_positions
 from lit_rlhf.models.loading_config import ModelLoadingConfig
-from lit_rlhf.models.scalar_model import ScalarModel, load_scalar_model
+from lit_rlhf.models.scalar_model import ScalarModel, ScalarSource, load_scalar_model, resolve_scalar_model
 from lit_rlhf.models.scoring import score_rows
 
 ScoredText = tuple[str, Completion]  # the prompt, rendered for the reward model, and a completion
@@ -25,30 +26,39 @@ class RewardScorer:
     """Scores texts with a reward model, which is loaded when a score is not cached.
 
     Args:
-        folder: a reward model written by `lit-rlhf fit`.
+        model: folder or hub name of a reward model; or one that was loaded or trained already, which is used as it is,
+            in eval mode.
         loading: how to load it.
         template: prompt template of its training.
         batch_size: texts per forward pass.
+        tokenizer: its tokenizer, or the folder of one; by default that of the model's folder.
     """
 
     def __init__(
-        self, folder: str, loading: ModelLoadingConfig | None = None, template: str | None = None, batch_size: int = 64
+        self,
+        model: ScalarSource | Path,
+        loading: ModelLoadingConfig | None = None,
+        template: str | None = None,
+        batch_size: int = 64,
+        tokenizer: TokenizerSource | None = None,
     ) -> None:
-        self.folder, self.loading, self.batch_size = folder, loading or ModelLoadingConfig(), batch_size
-        self._template = template
+        self.source = resolve_scalar_model(model, "reward model")
+        self.name, self.loading, self.batch_size = model_name(self.source), loading or ModelLoadingConfig(), batch_size
+        check_applies_to(self.source, self.loading)
+        self._tokenizer, self._template = resolve_tokenizer(tokenizer, self.source), template
 
     @cached_property
     def template(self) -> PromptTemplate:
         """The prompt template of the reward model's training."""
-        return PromptTemplate(load_tokenizer(self.folder, self.loading), self._template)
+        return PromptTemplate(load_tokenizer(self._tokenizer, self.loading), self._template)
 
     def check(self) -> None:
         """Raise a UserError if the folder is missing; loads no weights."""
-        load_tokenizer(self.folder, self.loading)
+        load_tokenizer(self._tokenizer, self.loading)
 
     @cached_property
     def _model(self) -> ScalarModel:
-        model = load_scalar_model(self.folder, self.template.tokenizer, self.loading)
+        model = load_scalar_model(self.source, self.template.tokenizer, self.loading)
         return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def score(self, texts: Sequence[ScoredText], cache: Cache) -> list[float]:
@@ -59,7 +69,8 @@ class RewardScorer:
         """
         keys = [(prompt, completion.text, completion.finished) for prompt, completion in texts]
         unique = list(dict.fromkeys(keys))
-        fingerprint = loaded_model_fingerprint(self.folder, self.loading, cache.hash_file)
+        source = self.source if isinstance(self.source, str) else self._model  # loading changes the object's config
+        fingerprint = loaded_model_fingerprint(source, self.loading, cache.hash_file, self._tokenizer)
         cache_key = {"score": fingerprint, "of": hash_texts(unique)}
         rows = cache.get_or_compute_rows(
             "score", cache_key, len(unique), lambda indices: self._compute(unique, indices)
@@ -77,7 +88,7 @@ class RewardScorer:
         num_lost = sum(not isfinite(score) for score in scores)
         if num_lost:
             raise UserError(
-                f"reward model {self.folder!r}: {num_lost:,} of {len(scores):,} scores are not finite; nothing can be "
+                f"reward model {self.name!r}: {num_lost:,} of {len(scores):,} scores are not finite; nothing can be "
                 "chosen by them"
             )
         return scores
@@ -93,7 +104,7 @@ class RewardScorer:
         ]
         num_truncated = sum(len(row) > limit for row in rows)
         if num_truncated:
-            print(f"{self.folder}: {num_truncated:,} of {len(rows):,} texts exceed its context and are left-truncated")
+            print(f"{self.name}: {num_truncated:,} of {len(rows):,} texts exceed its context and are left-truncated")
         rows = [row[-limit:] for row in rows]
         for batch in iter_length_sorted_batches([len(row) for row in rows], self.batch_size, indices):
             scores = score_rows(self._model, [rows[index] for index in batch], tokenizer.pad_token_id, len(batch))
@@ -127,25 +138,39 @@ def collect_model_paths(settings: object) -> list[str]:
     return []
 
 
-def check_judge_is_independent(judge: str, policies: dict[str, list[str]], cache: Cache) -> None:
+def check_judge_is_independent(judge: ScalarSource, policies: dict[str, list[ScalarSource]], cache: Cache) -> None:
     """Refuse a reward model as judge of a policy that was trained against it.
 
     Args:
-        judge: the judge's folder.
+        judge: the judge, or its folder.
         policies: name of each policy -> the reward models it was trained against.
         cache: stores file hashes.
 
     Raises:
-        UserError: the same folder, or other folders with the same weights.
+        UserError: the same folder or object, or others with the same weights. A folder and an object are not compared.
     """
-    fingerprint = loaded_model_fingerprint(judge, ModelLoadingConfig(), cache.hash_file)
+    fingerprint = _weights_fingerprint(judge, cache)
     for name, rewards in policies.items():
         for reward in rewards:
-            is_same = Path(reward).expanduser().resolve() == Path(judge).expanduser().resolve()
-            if not is_same and Path(reward).expanduser().is_dir():
-                is_same = loaded_model_fingerprint(reward, ModelLoadingConfig(), cache.hash_file) == fingerprint
+            is_same = _same_path(reward, judge)
+            if not is_same and not (isinstance(reward, str) and not Path(reward).expanduser().is_dir()):
+                is_same = _weights_fingerprint(reward, cache) == fingerprint
             if is_same:
                 raise UserError(
-                    f"judge: {judge!r} is the reward model that {name!r} was trained against ({reward}): its verdict "
-                    "would measure over-optimization as success. Use another judge, or set force: true"
+                    f"judge: {model_name(judge)!r} is the reward model that {name!r} was trained against "
+                    f"({model_name(reward)}): its verdict would measure over-optimization as success. Use another "
+                    "judge, or set force: true"
                 )
+
+
+def _same_path(one: ScalarSource, other: ScalarSource) -> bool:
+    if not isinstance(one, str) or not isinstance(other, str):
+        return one is other
+    return Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+
+
+def _weights_fingerprint(model: ScalarSource, cache: Cache) -> str:
+    """Return what two reward models with the same weights have in common; of an object, with or without its wrapper."""
+    if isinstance(model, str):
+        return loaded_model_fingerprint(model, ModelLoadingConfig(), cache.hash_file)
+    return model_fingerprint(model.model if isinstance(model, ScalarModel) else model, ModelLoadingConfig())

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lit_rlhf.data.sources import DataSource, held_rows
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.models.evaluated_model import EvaluatedModel
 from lit_rlhf.evaluation.results import MetricValue, Suite, SuiteResult, compute_mean_metric, format_count_note
@@ -24,18 +25,25 @@ class Benchmark:
 
     Args:
         task: a file of `lit_rlhf/evaluation/tasks` or of `Benchmarks.include`, without its suffix; or an lm-eval task.
-        path: its data: a file in the published format, or a hub name. lm-eval's own tasks need none.
+        path: its data: a file in the published format, a hub name, or such rows in memory. lm-eval's own tasks need
+            none.
         shots: numbers of few-shot examples, each a metric of its own.
-        shots_path: a file with the few-shot examples, such as the training set; by default `path`, excluding the row
+        shots_path: the few-shot examples, likewise, such as the training set; by default `path`, excluding the row
             itself.
         limit: use the first so many rows; None for all.
     """
 
     task: str
-    path: str | None = None
+    path: DataSource | None = None
     shots: list[int] = field(default_factory=lambda: [0])
-    shots_path: str | None = None
+    shots_path: DataSource | None = None
     limit: int | None = None
+
+    def __post_init__(self) -> None:
+        """Keep rows that can be read once."""
+        self.path, self.shots_path = (
+            None if each is None else held_rows(each) for each in (self.path, self.shots_path)
+        )
 
 
 class Benchmarks(Suite):
@@ -50,7 +58,7 @@ class Benchmarks(Suite):
         seed: of the choice of few-shot examples.
     """
 
-    def __init__(self, tasks: list[Benchmark], include: str | None = None, seed: int = 1234) -> None:
+    def __init__(self, tasks: list[Benchmark], include: str | Path | None = None, seed: int = 1234) -> None:
         self.tasks, self.include, self.seed = tasks, include, seed
 
     def check(self, models: Sequence[EvaluatedModel]) -> None:
@@ -100,7 +108,7 @@ class Benchmarks(Suite):
 
     @property
     def _folders(self) -> list[str]:
-        return [str(TASKS_DIR), *([self.include] if self.include else [])]
+        return [str(TASKS_DIR), *([str(self.include)] if self.include else [])]
 
     def _task_names(self) -> set[str]:
         """Return the names of the task files."""

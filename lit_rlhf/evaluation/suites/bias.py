@@ -106,7 +106,7 @@ class Winogender(Suite):
 
     Args:
         path: `all_sentences.tsv`, with `sentid` (profession.other.answer.gender.txt) and `sentence`.
-        occupations: `occupations-stats.tsv`, or None.
+        occupations: `occupations-stats.tsv`, rows in memory, or None.
         prefixes: settings of the paper.
         limit: use the first so many templates; None for all.
     """
@@ -114,11 +114,12 @@ class Winogender(Suite):
     def __init__(
         self,
         path: DataSource,
-        occupations: str | None = None,
+        occupations: DataSource | None = None,
         prefixes: Sequence[Prefix] = ("basic", "respectful", "biased"),
         limit: int | None = None,
     ) -> None:
-        self.path, self.occupations, self.prefixes, self.limit = held_rows(path), occupations, list(prefixes), limit
+        self.path, self.prefixes, self.limit = held_rows(path), list(prefixes), limit
+        self.occupations = None if occupations is None else held_rows(occupations)
 
     def check(self, models: Sequence[EvaluatedModel]) -> None:
         """See `Suite.check`."""
@@ -196,7 +197,7 @@ def group_by_template(rows: Sequence[Row]) -> tuple[dict[Template, dict[str, str
     return named, someone
 
 
-def read_female_fractions(path: str) -> dict[str, float]:
+def read_female_fractions(path: DataSource) -> dict[str, float]:
     """Return the fraction of women in each profession, from the statistics file.
 
     Raises:

@@ -64,7 +64,7 @@ class PairwisePreference(Suite):
         group: str = "use_case",
         format: str | Function = "auto",
         resample_baseline: bool = False,
-        annotation_dir: str | None = None,
+        annotation_dir: str | Path | None = None,
         limit: int | None = None,
     ) -> None:
         if not judges or not temperatures:

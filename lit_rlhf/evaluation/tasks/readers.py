@@ -1,21 +1,21 @@
 """Readers of the benchmarks' data files in their published formats: rows with the fields of a task file's prompt.
 
-Each reader takes `path`, and `shots_path` for few-shot examples from another file, and returns the splits "test" and
+Each reader takes `path`, and `shots_path` for few-shot examples from other data, and returns the splits "test" and
 "shots". Further arguments of lm-eval are ignored.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lit_rlhf.data.formats.record_validation import is_missing
-from lit_rlhf.data.sources import Row, read_json, read_rows, read_text
+from lit_rlhf.data.sources import DataSource, Row, read_json, read_rows, read_text, source_name
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.tasks.constraints import check_constraint
 
 Doc = dict[str, Any]
-Reader = Callable[[str], Iterator[Doc]]
+Reader = Callable[[DataSource], Iterator[Doc]]
 
 
 class Docs(list[Doc]):
@@ -33,7 +33,7 @@ NOT_IN_BACKGROUND = "Not in background."
 DO_NOT_KNOW = "I don't know."
 
 
-def load_splits(read: Reader, path: str | None, shots_path: str | None) -> Splits:
+def load_splits(read: Reader, path: DataSource | None, shots_path: DataSource | None) -> Splits:
     """Read the splits into memory."""
     if path is None:
         raise UserError("tasks: a benchmark needs the path of its data file, or a name of the hub")
@@ -41,7 +41,8 @@ def load_splits(read: Reader, path: str | None, shots_path: str | None) -> Split
     splits["shots"] = Docs(read(shots_path)) if shots_path is not None else splits["test"]
     for name, docs in splits.items():
         if not docs:
-            raise UserError(f"tasks: {path if name == 'test' else shots_path!r} holds no row")
+            empty = path if shots_path is None or name == "test" else shots_path
+            raise UserError(f"tasks: {source_name(empty)!r} holds no row")
     return splits
 
 
@@ -89,12 +90,12 @@ def iter_nested(row: Row, name: str, label: str) -> Iterator[Row]:
         yield Row(fields, f"{row.origin}, {label} {number}")
 
 
-def squad(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
+def squad(path: DataSource | None = None, shots_path: DataSource | None = None, **_: Any) -> Splits:
     """Read SQuADv2's JSON: articles, paragraphs, questions."""
     return load_splits(squad_docs, path, shots_path)
 
 
-def squad_docs(path: str) -> Iterator[Doc]:
+def squad_docs(path: DataSource) -> Iterator[Doc]:
     """Yield a row per question, with the answered questions before it in its paragraph as history."""
     for article in read_articles(path):
         title = read_first_text(article, "title")
@@ -115,20 +116,27 @@ def squad_docs(path: str) -> Iterator[Doc]:
                 history += f"Q: {doc['question']}\n\nA: {doc['target']}\n\n"
 
 
-def read_articles(path: str) -> Iterator[Row]:
+def read_articles(path: DataSource) -> Iterator[Row]:
     """Yield the articles of a file in SQuAD's or QuAC's format."""
-    document, name = read_json(path), Path(path).name
-    if not isinstance(document, dict) or "data" not in document:
+    document, name = read_document(path)
+    if not isinstance(document, Mapping) or "data" not in document:
         raise UserError(f"{name}: not in the format of SQuAD, data › paragraphs › qas")
-    return iter_nested(Row(document, name), "data", "article")
+    return iter_nested(Row(dict(document), name), "data", "article")
 
 
-def quac(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
+def read_document(data: DataSource) -> tuple[Any, str]:
+    """Return a JSON document with its name; of rows in memory, what a file with them holds."""
+    if isinstance(data, str | Path):
+        return read_json(str(data)), Path(data).name
+    return data if isinstance(data, Mapping) else {"data": [row.fields for row in read_rows(data)]}, "rows"
+
+
+def quac(path: DataSource | None = None, shots_path: DataSource | None = None, **_: Any) -> Splits:
     """Read QuAC's JSON: dialogues about a section of an article."""
     return load_splits(quac_docs, path, shots_path)
 
 
-def quac_docs(path: str) -> Iterator[Doc]:
+def quac_docs(path: DataSource) -> Iterator[Doc]:
     """Yield a row per question, with the dialogue before it as history."""
     for article in read_articles(path):
         title = read_first_text(article, "title")
@@ -167,15 +175,15 @@ def replace_cannotanswer(answer: str) -> str:
     return DO_NOT_KNOW if answer == "CANNOTANSWER" else answer
 
 
-def drop(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
+def drop(path: DataSource | None = None, shots_path: DataSource | None = None, **_: Any) -> Splits:
     """Read DROP's JSON: passages by name, with questions."""
     return load_splits(drop_docs, path, shots_path)
 
 
-def drop_docs(path: str) -> Iterator[Doc]:
+def drop_docs(path: DataSource) -> Iterator[Doc]:
     """Yield a row per question. Answers are lists of spans; a number or a date is a list of one span."""
-    passages, name = read_json(path), Path(path).name
-    if not isinstance(passages, dict) or not all(isinstance(passage, dict) for passage in passages.values()):
+    passages, name = read_document(path)
+    if not isinstance(passages, Mapping) or not all(isinstance(passage, dict) for passage in passages.values()):
         raise UserError(f"{name}: not in DROP's format, name › passage and qa_pairs")
     for key, fields in passages.items():
         passage = Row(fields, f"{name}, passage {key!r}")
@@ -207,12 +215,12 @@ def drop_answer(answer: Row) -> list[str]:
     return [text] if text else []
 
 
-def hellaswag(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
+def hellaswag(path: DataSource | None = None, shots_path: DataSource | None = None, **_: Any) -> Splits:
     """Read rows of ctx (or activity_label and ctx), endings and label."""
     return load_splits(hellaswag_docs, path, shots_path)
 
 
-def hellaswag_docs(path: str) -> Iterator[Doc]:
+def hellaswag_docs(path: DataSource) -> Iterator[Doc]:
     """Yield "Activity: context" with its endings as choices."""
     for row in read_rows(path):
         activity = row.fields.get("activity_label")
@@ -224,12 +232,12 @@ def hellaswag_docs(path: str) -> Iterator[Doc]:
         }
 
 
-def rte(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
+def rte(path: DataSource | None = None, shots_path: DataSource | None = None, **_: Any) -> Splits:
     """Read rows of premise, hypothesis and label ("entailment" or 0 for entailment)."""
     return load_splits(rte_docs, path, shots_path)
 
 
-def rte_docs(path: str) -> Iterator[Doc]:
+def rte_docs(path: DataSource) -> Iterator[Doc]:
     """Yield a row with the choices Yes and No."""
     other = ("not_entailment", "not entailment", "contradiction", "neutral", "unknown", "1")
     labels = {"entailment": 0, "0": 0, **dict.fromkeys(other, 1)}
@@ -242,24 +250,24 @@ def rte_docs(path: str) -> Iterator[Doc]:
         yield {**texts, "choices": ["Yes", "No"], "gold": gold}
 
 
-def sentiment(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
+def sentiment(path: DataSource | None = None, shots_path: DataSource | None = None, **_: Any) -> Splits:
     """Read rows of text (or sentence) and label, 1 for positive."""
     return load_splits(sentiment_docs, path, shots_path)
 
 
-def sentiment_docs(path: str) -> Iterator[Doc]:
+def sentiment_docs(path: DataSource) -> Iterator[Doc]:
     """Yield a row with the choices negative and positive."""
     for row in read_rows(path):
         label = read_choice(row, "label", {"0": 0, "1": 1})
         yield {"text": read_first_text(row, "text", "sentence"), "choices": ["negative", "positive"], "gold": label}
 
 
-def wsc(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
+def wsc(path: DataSource | None = None, shots_path: DataSource | None = None, **_: Any) -> Splits:
     """Read SuperGLUE's rows: text, target (span1_text, span2_text, span2_index) and label."""
     return load_splits(wsc_docs, path, shots_path)
 
 
-def wsc_docs(path: str) -> Iterator[Doc]:
+def wsc_docs(path: DataSource) -> Iterator[Doc]:
     """Yield the passage with its pronoun in bold, the noun, and whether the pronoun refers to it."""
     for row in read_rows(path):
         fields = read_first_column(row, "target")
@@ -272,14 +280,14 @@ def wsc_docs(path: str) -> Iterator[Doc]:
         yield {"passage": " ".join(words), "pronoun": f"**{pronoun}**", "noun": noun, "same": same}
 
 
-def translation(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
+def translation(path: DataSource | None = None, shots_path: DataSource | None = None, **_: Any) -> Splits:
     """Read rows of french and english (or fr and en), or lines of English, tab, French."""
     return load_splits(translation_docs, path, shots_path)
 
 
-def translation_docs(path: str) -> Iterator[Doc]:
+def translation_docs(path: DataSource) -> Iterator[Doc]:
     """Yield a row per sentence pair."""
-    if not path.removesuffix(".gz").endswith((".txt", ".tsv")):
+    if not (isinstance(path, str | Path) and str(path).removesuffix(".gz").endswith((".txt", ".tsv"))):
         for row in read_rows(path):
             pair = row.fields.get("translation")
             texts = Row(pair, row.origin) if isinstance(pair, dict) else row
@@ -288,7 +296,7 @@ def translation_docs(path: str) -> Iterator[Doc]:
                 "english": read_first_text(texts, "en", "english"),
             }
         return
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    for number, line in enumerate(read_text(str(path)).split("\n"), 1):
         if not line.strip():
             continue
         parts = line.split("\t")
@@ -297,24 +305,24 @@ def translation_docs(path: str) -> Iterator[Doc]:
         yield {"french": parts[1], "english": parts[0]}
 
 
-def summaries(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
+def summaries(path: DataSource | None = None, shots_path: DataSource | None = None, **_: Any) -> Splits:
     """Read rows of article and highlights (CNN/DM), or of post and summary (TL;DR)."""
     return load_splits(summary_docs, path, shots_path)
 
 
-def summary_docs(path: str) -> Iterator[Doc]:
+def summary_docs(path: DataSource) -> Iterator[Doc]:
     """Yield a row per document."""
     for row in read_rows(path):
         document = read_first_text(row, "article", "post", "prompt", "document")
         yield {"document": document, "summary": read_first_text(row, "highlights", "summary", "label")}
 
 
-def bbh(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
+def bbh(path: DataSource | None = None, shots_path: DataSource | None = None, **_: Any) -> Splits:
     """Read rows of task, input and target."""
     return load_splits(bbh_docs, path, shots_path)
 
 
-def bbh_docs(path: str) -> Iterator[Doc]:
+def bbh_docs(path: DataSource) -> Iterator[Doc]:
     """Yield a row per question, with its task as group."""
     for row in read_rows(path):
         target = read_first_column(row, "target")
@@ -323,12 +331,12 @@ def bbh_docs(path: str) -> Iterator[Doc]:
         yield {"input": read_first_text(row, "input"), "target": str(target), "group": read_first_text(row, "task")}
 
 
-def ifeval(path: str | None = None, shots_path: str | None = None, **_: Any) -> Splits:
+def ifeval(path: DataSource | None = None, shots_path: DataSource | None = None, **_: Any) -> Splits:
     """Read rows of prompt, instruction_id_list and kwargs."""
     return load_splits(ifeval_docs, path, shots_path)
 
 
-def ifeval_docs(path: str) -> Iterator[Doc]:
+def ifeval_docs(path: DataSource) -> Iterator[Doc]:
     """Yield a row per prompt; the constraints are JSON, as their settings differ between rows."""
     for row in read_rows(path):
         names, settings = read_list(row, "instruction_id_list", str), read_list(row, "kwargs", dict)

@@ -3,6 +3,7 @@
 import random
 import sys
 from collections import defaultdict
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -161,6 +162,10 @@ def test_presidio_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
     with pytest.raises(UserError, match=r"PresidioPatterns needs presidio-analyzer .*pip install 'lit-rlhf\[pii\]'"):
         PresidioPatterns().find("x")
+    found = SimpleNamespace(entity_type="BADGE", score=0.9)
+    own = SimpleNamespace(supported_entities=["BADGE"], analyze=lambda text, *_: [found] * text.count("badge"))
+    detector = PresidioPatterns([own])  # a recognizer that was built already
+    assert (detector.find("badge 7, badge 8"), detector.find("x")) == (["BADGE"], [])
 
 
 def make_pairs(*tuples, prompt=lambda text: text):
