@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast lint type docs readme-assets build benchmark profile peers gpu-check
+.PHONY: help quickstart test test-fast lint type docs readme-assets docs-pictures build benchmark profile peers gpu-check
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -30,6 +30,9 @@ docs: .venv/.docs  ## build the documentation as HTML in site/
 
 readme-assets: .venv/.dev  ## draw the picture of README.md from runs/quickstart/report.html, with a browser
 	$(BIN)/python -m tests.helpers.readme_assets $(ARGS)
+
+docs-pictures: .venv/.dev  ## draw the pictures of docs/wandb.md and docs/lineage.md from runs/quickstart
+	$(BIN)/python -m tests.helpers.docs_pictures $(ARGS)
 
 build: .venv/.release  ## build source distribution and wheel in dist/, and check them
 	rm -rf build dist

@@ -22,14 +22,15 @@ class LogSamples(Callback):
     response, score and KL. The sampling noise of a prompt is always the same.
 
     Args:
-        every_n_epochs: iterations between two samples.
+        every_n_epochs: iterations between two samples, the first of them after the first iteration. Decoding a few
+            prompts takes as many steps as decoding a whole batch: up to a tenth of an iteration of a small model.
         rows: prompts, at most 16.
 
     Raises:
         UserError: there are too many rows.
     """
 
-    def __init__(self, every_n_epochs: int = 5, rows: int = 8) -> None:
+    def __init__(self, every_n_epochs: int = 20, rows: int = 8) -> None:
         if not 1 <= rows <= MAX_ROWS:
             raise UserError(f"LogSamples: rows must lie between 1 and {MAX_ROWS}, got {rows}")
         self.every_n_epochs, self.rows = every_n_epochs, rows

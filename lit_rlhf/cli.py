@@ -36,13 +36,15 @@ COMMANDS = {
     "rank": "score and rank completions with one or more reward models: rank --model DIR [FILE]",
     "best-of-n": "sample n responses per prompt, keep the best by a reward: best-of-n --model DIR --reward DIR ...",
     "lineage": "what a model was made from, what of it changed, and its compute: lineage DIR [--html FILE]",
+    "workspace": "a view of a Weights & Biases project for all stages: workspace [--project NAME]",
     "sweep": "one run at several values of a setting and several seeds: sweep -c RECIPE --over KEY=V1,V2,...",
 }
 # one module runs all three Trainer methods; a module name cannot contain a hyphen
 MODULES = {"validate": "fit", "test": "fit", "best-of-n": "best_of_n"}
 TRACEBACK = "LIT_RLHF_TRACEBACK"  # environment variable: print the traceback of an error of another library too
 LINKED = ("callbacks", "recipes")  # folders of the package that a checkout has at its top
-LIGHT = {"plan", "recipes", "model", "export", "label", "lineage", "sweep"}  # the runs of a sweep are commands, too
+# without training; the runs of a sweep are commands of their own
+LIGHT = {"plan", "recipes", "model", "export", "label", "lineage", "sweep", "workspace"}
 READ_ONLY = {"recipes", "--help", "-h", "--print_config"}  # often piped into head
 
 

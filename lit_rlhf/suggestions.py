@@ -22,6 +22,7 @@ OPTIONAL_PACKAGES = {
     "uvicorn": "'lit-rlhf[label]'",
     "vllm": "vllm",
     "wandb": "wandb",
+    "wandb_workspaces": "'lit-rlhf[workspace]'",
 }
 
 

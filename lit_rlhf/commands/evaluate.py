@@ -14,6 +14,7 @@ from lit_rlhf.commands.support.console import terminal_width
 from lit_rlhf.commands.support.early_checks import check_names
 from lit_rlhf.commands.support.log_filters import install_log_filters
 from lit_rlhf.commands.support.parse_errors import explain_parse_error
+from lit_rlhf.commands.support.python_values import NestedValues
 from lit_rlhf.commands.support.seeds import check_seeds
 from lit_rlhf.commands.support.wandb_login import prepare_loggers
 from lit_rlhf.errors import UserError
@@ -70,7 +71,7 @@ def instantiate_evaluation(args: list[str], locations: ConfigLocations) -> "tupl
     from lit_rlhf.evaluation.run import Evaluation
     from lit_rlhf.secrets import MaskedHelp
 
-    class EvaluationParser(MaskedHelp, ArgumentParser):
+    class EvaluationParser(NestedValues, MaskedHelp, ArgumentParser):
         pass
 
     for name in evaluation.__all__:  # jsonargparse looks up a class without its path among the imported ones

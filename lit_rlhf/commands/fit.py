@@ -9,9 +9,11 @@ from textwrap import shorten, wrap
 from lit_rlhf.commands.recipes import find_recipe, shipped_recipes
 from lit_rlhf.commands.support.class_index import list_classes
 from lit_rlhf.commands.support.config_locations import ConfigLocations, check_arguments, install_yaml_rules
-from lit_rlhf.commands.support.early_checks import check_names, import_named_classes
+from lit_rlhf.commands.support.early_checks import check_names, import_named_classes, import_wandb
 from lit_rlhf.commands.support.home_folders import expand_arguments
 from lit_rlhf.commands.support.log_filters import install_log_filters
+from lit_rlhf.commands.support.python_values import read_python_arguments
+from lit_rlhf.commands.support.wandb_sweeps import in_sweep
 from lit_rlhf.errors import UserError
 
 HELP, HELP_WIDTH = {"-h", "--help"}, 80
@@ -56,8 +58,10 @@ def run(command: str, args: list[str]) -> int:
     if HELP & set(args):
         print(help_text(command))
         return 0
+    args = read_python_arguments(args) if in_sweep(os.environ) else args
     args, locations = read_arguments(["--help" if arg == "--help-all" else arg for arg in args])
     check_names(command, locations)
+    import_wandb(locations)
     import_named_classes(locations)
     from lit_rlhf.commands.support.recipe_cli import RecipeCLI
 

@@ -65,8 +65,10 @@ def mirror_output(run: Any, record: LineageRecord, output: Path, max_upload_gb: 
         if not run.offline:
             use_inputs(run, record, output if output.is_dir() else output.parent)
         log_output(run, record, output, max_upload_gb)
-    except wandb.Error as problem:  # no network: the record on the disk is enough for a later push
-        print(f"wandb: the artifacts are not recorded ({problem}): lit-rlhf lineage push {output}", file=sys.stderr)
+    # no network, or a name that has another type there: the record on the disk is enough for a later push
+    except (wandb.Error, ValueError) as problem:
+        reason = " ".join(str(problem).split())
+        print(f"wandb: the artifacts are not recorded ({reason}): lit-rlhf lineage push {output}", file=sys.stderr)
 
 
 def use_inputs(run: Any, record: LineageRecord, folder: Path) -> None:

@@ -145,6 +145,16 @@ def test_samples_of_the_same_prompts_go_to_a_file_and_to_one_growing_table(llama
         assert set(row["prompt"].split()) <= {f"w{i}" for i in range(28)}
 
 
+def test_samples_change_no_number_of_the_training(llama, tmp_path):
+    weights = []
+    for callbacks in ([], [LogSamples(1, rows=3)]):
+        config = PPOConfig(rollout_batch_size=8, micro_batch_size=4)
+        module = PPOModule(llama, WordCount(), SamplingParams(6), config, optimizer=sgd(0.1))
+        quiet_trainer(tmp_path, max_epochs=3, logger=False, callbacks=callbacks).fit(module, datamodule=PromptData())
+        weights.append([*module.state_dict().values(), torch.get_rng_state()])
+    assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
+
+
 def test_a_nan_loss_stops_before_the_weights_change(llama, rows, tmp_path):
     module = SFTModule(llama, sgd(0.5))
 

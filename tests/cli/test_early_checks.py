@@ -13,6 +13,7 @@ import pytest
 
 from lit_rlhf.commands import evaluate, fit
 from lit_rlhf.commands.recipes import is_evaluation, is_overlay, shipped_recipes
+from lit_rlhf.commands.support import early_checks
 from lit_rlhf.commands.support.early_checks import known_options
 
 # arguments after the recipe -> the line
@@ -161,3 +162,40 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
+LOGGING = "trainer: {logger: [{class_path: CSVLogger}, {class_path: lightning.pytorch.loggers.WandbLogger}]}"
+
+
+@pytest.mark.parametrize(
+    "words, imported",
+    [
+        (["-c", "logged.yaml"], True),
+        (["-c", "logged.yaml", "-c", "ppo.yaml"], True),
+        (["-c", "logged.yaml", "-c", "logger/csv"], False),
+        (["-c", "logger/csv", "-c", "logged.yaml"], True),
+        (["-c", "logged.yaml", "--trainer.logger=false"], False),
+        (["-c", "ppo.yaml", "--trainer.logger=WandbLogger"], True),
+        (["-c", "logged.yaml", "--print_config"], False),
+        (["-c", "ppo.yaml"], False),
+    ],
+)
+def test_weights_and_biases_is_imported_before_torch_where_a_run_logs_to_it(
+    words: list[str], imported: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "logged.yaml").write_text(LOGGING)
+    names: list[str] = []
+    monkeypatch.setattr(early_checks, "import_module", names.append)
+    early_checks.import_wandb(fit.read_arguments(words)[1])
+    assert names == ["wandb.apis.public"] * imported
+
+
+def test_the_import_of_weights_and_biases_goes_before_that_of_torch(folder: Path) -> None:
+    (folder / "logged.yaml").write_text(LOGGING)
+    code = (
+        "import sys; from lit_rlhf.commands import fit; fit.check_names = lambda *_: None;"
+        'fit.import_named_classes = lambda *_: sys.exit(f\'{"torch" in sys.modules} {"wandb" in sys.modules}\');'
+        "fit.run('fit', ['-c', 'ppo.yaml', '-c', 'logged.yaml'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.strip() == "False True"

@@ -5,9 +5,9 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-import wandb
 import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from lit_rlhf.cli import main
 from lit_rlhf.lineage.records import LineageRecord, read_record
 from lit_rlhf.lineage.text import WIDTH
+from lit_rlhf.lineage.wandb_artifacts import make_alias, make_name
 from tests.helpers.hub_server import TOKEN, serve_hub
 from tests.helpers.small_runs import demonstrations
 from tests.helpers.stages import write_stages
-from tests.helpers.wandb_files import WandbFiles
+from tests.helpers.wandb_server import ENTITY, KEY, WandbServer, serve_wandb
 
 REWARD = {
     "class_path": "lit_rlhf.rewards.RewardModelScorer",
@@ -27,10 +28,6 @@ REWARD = {
 MIX = {
     "class_path": "lit_rlhf.callbacks.PretrainingMix",
     "init_args": {"path": "text.jsonl", "micro_batch_size": 2, "seq_len": 8},
-}
-LOGGER = {
-    "class_path": "lightning.pytorch.loggers.WandbLogger",
-    "init_args": {"project": "demo", "offline": True},
 }
 JUDGE = {
     "class_path": "lit_rlhf.evaluation.RewardModelJudge",
@@ -62,32 +59,38 @@ def run_procedure(folder: Path, llama: str) -> None:
             recipe["model"]["init_args"]["reward"] = REWARD
             recipe["trainer"]["callbacks"].append(MIX)
         (folder / f"{stage}.yaml").write_text(yaml.safe_dump(recipe))
-        (folder / "wandb.yaml").write_text(yaml.safe_dump({"trainer": {"logger": LOGGER}}))
-        arguments = ["-c", f"{stage}.yaml", *(["-c", "wandb.yaml"] if stage == "ppo" else [])]
-        assert main(["fit", *arguments, "-c", "precision/32-true", "--seed_everything=5"]) == 0
-    wandb.finish()
+        overlays = ["-c", "logger/wandb", "-c", "precision/32-true"]
+        assert main(["fit", "-c", f"{stage}.yaml", *overlays, "--seed_everything=5"]) == 0
     (folder / "evaluation.yaml").write_text(yaml.safe_dump(EVALUATION))
-    assert main(["evaluate", "-c", "evaluation.yaml"]) == 0
+    assert main(["evaluate", "-c", "evaluation.yaml", "-c", "logger/wandb"]) == 0
     sampled = ["--prompts", "demonstrations.jsonl", "--limit", "4", "--n", "2", "--max-new-tokens", "4"]
     models = ["--model", "runs/sft/model", "--reward", "runs/reward/model"]
     assert main(["best-of-n", *models, *sampled, "--out", "best.jsonl"]) == 0
 
 
+class Finished(NamedTuple):
+    """A procedure; not to be changed."""
+
+    folder: Path
+    server: WandbServer  # what W&B's server would hold
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, llama: str) -> Iterator[Path]:
-    """The folder of a procedure; not to be changed."""
+def finished(tmp_path_factory: pytest.TempPathFactory, llama: str) -> Iterator[Finished]:
+    """A procedure that logged online, to a stand-in for W&B's server."""
     folder = tmp_path_factory.mktemp("procedure")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        run_procedure(folder, llama)
-    yield folder
+        with serve_wandb(patch) as server:
+            run_procedure(folder, llama)
+    yield Finished(folder, server)
 
 
 @pytest.fixture
-def procedure(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def procedure(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it, as the working directory."""
     folder = tmp_path / "procedure"
-    shutil.copytree(finished, folder, symlinks=True)
+    shutil.copytree(finished.folder, folder, symlinks=True)
     monkeypatch.chdir(folder)
     return folder
 
@@ -162,8 +165,8 @@ def test_an_evaluation_and_a_sampled_file_have_a_lineage(procedure: Path, comman
 def test_the_record_says_how_it_was_made(procedure: Path) -> None:
     record = record_of("runs/ppo/model")
     assert record.role == "ppo" and record.seed == 5
-    assert record.configs == ("ppo.yaml", "wandb.yaml", "precision/32-true")
-    assert record.command == "lit-rlhf fit -c ppo.yaml -c wandb.yaml -c precision/32-true --seed_everything=5"
+    assert record.configs == ("ppo.yaml", "logger/wandb", "precision/32-true")
+    assert record.command == "lit-rlhf fit -c ppo.yaml -c logger/wandb -c precision/32-true --seed_everything=5"
     assert record.recipe["model"]["init_args"]["model"] == "runs/sft/model"
     assert record.environment.packages["torch"] and record.environment.devices.startswith("1 x CPU")
     assert "reward/score" in record.metrics
@@ -218,7 +221,7 @@ def test_an_exported_checkpoint_has_the_lineage_of_its_run(procedure: Path, comm
 
 def test_the_card_has_the_metrics_of_a_report(procedure: Path, command: Callable) -> None:
     card = ModelCard.load("runs/ppo/model/README.md")
-    assert card.data.eval_results is None and "### sft: sft.yaml + precision/32-true" in card.text
+    assert card.data.eval_results is None and "### sft: sft.yaml + logger/wandb + precision/32-true" in card.text
     last = "runs/ppo/checkpoints/last.ckpt"
     assert command("export", last, "exported", "--report", "runs/evaluation/report.json")[0] == 0
     card = ModelCard.load("exported/README.md")
@@ -273,16 +276,34 @@ def test_private_without_push_is_refused(command: Callable, tmp_path: Path) -> N
     assert code == 2 and "--private is of --push" in err
 
 
-def test_offline_the_version_is_in_the_files_of_wandb(finished: Path) -> None:
-    files = WandbFiles(finished / "runs/ppo")
-    artifacts = [record.artifact for record in files.of_type("artifact")]
-    artifact = next(each for each in artifacts if each.type == "model")  # others are of tables
-    record = read_record(finished / "runs/ppo/model")
-    assert record is not None and record.wandb is not None and artifact.name == record.wandb.collection
-    assert "latest" in artifact.aliases and "iteration-1" in artifact.aliases
-    names = {entry.path for entry in artifact.manifest.contents}
-    assert {"model.safetensors", "config.json", "lineage.json", "README.md"} <= names
-    assert record.wandb.id == files.run.run_id
+def test_the_graph_on_the_server_leads_from_the_data_to_the_evaluation(finished: Finished, llama: str) -> None:
+    folder, server = finished
+    assert server.refused == []
+
+    base, demonstrations = make_name("-".join(Path(llama).parts[-2:])), "demonstrations.jsonl"
+    assert server.edges() == {
+        *((source, "runs-sft") for source in (demonstrations, base)),
+        *((source, "runs-reward") for source in ("rankings.jsonl", "runs-sft")),
+        *((source, "runs-ppo") for source in (demonstrations, "text.jsonl", "runs-sft", "runs-reward")),
+        *((source, "runs-evaluation") for source in (demonstrations, "runs-sft", "runs-ppo", "runs-reward")),
+    }
+    for role, path in {"sft": "sft/model", "reward": "reward/model", "ppo": "ppo/model"}.items():
+        version, own = server.find(f"runs-{role}"), read_record(folder / "runs" / path)
+        assert own is not None and own.wandb is not None and version.committed and version.kind == "model"
+        assert own.wandb.entity == ENTITY and own.wandb.url.startswith(server.url)
+        assert version.run == own.wandb.id and server.runs[own.wandb.id]["groupName"] == "runs"
+        assert {"latest", make_alias(own.fingerprint)} < version.aliases
+        files = {name: server.files[f"{version.id}/files/{name}"] for name in version.manifest["contents"]}
+        assert files == {path.name: path.read_bytes() for path in (folder / "runs" / path).iterdir()}
+    assert sorted(run["jobType"] for run in server.runs.values()) == ["evaluate", "ppo", "reward", "sft"]
+    assert {version.kind for version in server.versions.values()} >= {"dataset", "model", "evaluation"}
+
+
+def test_the_key_is_in_no_file_and_no_upload(finished: Finished) -> None:
+    folder, server = finished
+    assert [path for path, text in all_bytes(folder) if KEY.encode() in text] == []
+    assert [path for path, text in server.files.items() if KEY.encode() in text] == []
+    assert KEY not in str(server.runs)
 
 
 def test_help_and_errors(command: Callable, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -159,3 +160,34 @@ def test_a_mode_in_wandbs_settings_file_wins(tmp_path: Path, capsys) -> None:
     prepare_wandb(environ, "trainer.logger", {})
     assert "WANDB_MODE" not in environ and os.environ.get("WANDB_MODE") != "offline"
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "logger, environ, mode, started",
+    [
+        ({"class_path": "a.WandbLogger"}, {}, None, True),
+        ([{"class_path": "a.CSVLogger"}, {"class_path": "a.WandbLogger"}], {}, None, True),
+        ({"class_path": "a.WandbLogger", "init_args": {"offline": True}}, {}, "dryrun", True),
+        ({"class_path": "a.WandbLogger"}, {"LOCAL_RANK": "1"}, None, False),
+        ({"class_path": "a.WandbLogger"}, {"WANDB_MODE": "disabled"}, "disabled", False),
+        ([{"class_path": "a.CSVLogger"}], {}, None, False),
+        (False, {}, None, False),
+    ],
+)
+def test_the_service_starts_in_the_background_on_rank_zero(
+    logger: object, environ: dict[str, str], mode: str | None, started: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    calls = list[threading.Thread]()
+    called = threading.Event()
+
+    def setup() -> None:
+        calls.append(threading.current_thread())
+        called.set()
+        raise OSError("no process can be started: the run says so")
+
+    monkeypatch.setattr(wandb, "setup", setup)
+    wandb_login.start_service(logger, environ)
+    assert called.wait(10 if started else 0) is started and environ.get("WANDB_MODE") == mode
+    assert all(thread is not threading.current_thread() for thread in calls)

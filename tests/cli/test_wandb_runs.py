@@ -9,7 +9,9 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from lit_rlhf.cli import main
 from lit_rlhf.commands.recipes import shipped_recipes, wandb_sweeps
+from lit_rlhf.commands.support.python_values import read_python_arguments
 from lit_rlhf.commands.support.wandb_runs import apply_run, describe_run, nest_config
+from lit_rlhf.lineage.records import read_record
 from tests.helpers.small_runs import demonstrations, write_rows
 from tests.helpers.stages import write_stages
 from tests.helpers.user_project import read_metrics
@@ -157,6 +159,17 @@ def test_the_reward_models_tables_and_page_are_there(files: dict[str, WandbFiles
     assert any("reward_model_report/by_size" in row for row in reward.rows)
 
 
+def test_the_version_of_the_model_waits_in_the_files(files: dict[str, WandbFiles], experiment: Path) -> None:
+    for stage, each in files.items():
+        (artifact,) = (record.artifact for record in each.of_type("artifact") if record.artifact.type == "model")
+        record = read_record(experiment / stage / "model")
+        assert record is not None and record.wandb is not None and record.wandb.id == each.run.run_id
+        assert artifact.name == record.wandb.collection == f"runs-{stage}"
+        assert {"latest", "iteration-3" if stage == "ppo" else "step-3"} <= set(artifact.aliases)
+        names = {entry.path for entry in artifact.manifest.contents}
+        assert {"model.safetensors", "config.json", "lineage.json", "README.md"} <= names
+
+
 def test_no_file_holds_the_key(files: dict[str, WandbFiles], experiment: Path) -> None:
     staged = Path.home() / ".local" / "share" / "wandb"
     for folder in (experiment.parent, staged):
@@ -233,6 +246,9 @@ def test_the_runs_of_an_agent_have_settings_and_folders_of_their_own(
         "model.advantages": {"class_path": "lit_rlhf.rollout.GAE", "init_args": {"gae_lambda": 0.9}},
         "model.optimizer.betas": [0.8, 0.9],
         "model.ppo.offload_frozen": True,
+        "model.sampling": {"max_new_tokens": 4, "top_k": None, "missing_eos": {"score": None, "penalty": 0.5}},
+        "model.sampling.top_p": None,
+        "model.loading.pad_token": None,
         "trainer.enable_checkpointing": True,
         "trainer.callbacks.LogSamples.rows": 3,
     }
@@ -252,12 +268,28 @@ def test_the_runs_of_an_agent_have_settings_and_folders_of_their_own(
         assert model["advantages"]["init_args"]["gae_lambda"] == 0.9
         assert model["optimizer"]["init_args"]["betas"] == [0.8, 0.9]
         assert recipe["data"]["init_args"]["validation_path"] is None
+        assert model["sampling"]["missing_eos"] == {"score": None, "penalty": 0.5}
+        assert model["sampling"]["top_k"] is model["sampling"]["top_p"] is model["loading"]["pad_token"] is None
         assert model["ppo"]["offload_frozen"] is True and recipe["run_dir"] == str(folder)
         (samples,) = (each for each in recipe["trainer"]["callbacks"] if "LogSamples" in each["class_path"])
         assert samples["init_args"]["rows"] == 3
     monkeypatch.setenv("WANDB_RUN_ID", "third")
     assert main(["fit", *recipes, "--run_dir=mine/third", *agent_arguments({"model.kl.coefficient": 0.5})]) == 0
     assert Path("mine/third/model").is_dir(), "a run_dir with the run's id is taken as it is"
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, "a name", {"low": None, "deep": {"x": [None, False, "it's", "None"]}}, [None, 1.5], []]
+)
+def test_a_value_of_the_agent_means_in_yaml_what_it_meant_in_python(value: Any) -> None:
+    (argument,) = read_python_arguments(agent_arguments({"model.x": value}))
+    name, _, text = argument.partition("=")
+    assert name == "--model.x" and yaml.safe_load(text) == value
+
+
+def test_what_the_sweeps_own_command_says_is_yaml_already() -> None:
+    words = ["fit", "-c", "ppo.yaml", "--a={x: null}", "--b={1, 2}", "--c=[one, two]", "--d=None.yaml", "--e"]
+    assert read_python_arguments(words) == words
 
 
 def test_the_shipped_sweep_names_settings_of_its_recipe(

@@ -1,6 +1,10 @@
 """The lineage in W&B: names, aliases and edges; offline; by reference; and a push afterwards."""
 
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +25,13 @@ from lit_rlhf.lineage.wandb_artifacts import (
     push_lineage,
 )
 from tests.helpers.fake_wandb_run import FakeRun, Registry
+from tests.helpers.wandb_server import ORGANIZATION, WandbServer, serve_wandb
 
 STAGES = ("sft", "reward", "ppo", "evaluation")
 
 
-def make_stages(folder: Path, registry: Registry, offline: bool = False) -> dict[str, Path]:
-    """Write what four stages would leave on the disk, mirrored as they are made."""
+def make_stages(folder: Path, start: Callable[[str], Any]) -> dict[str, Path]:
+    """Write what four stages would leave on the disk, mirrored as they are made; `start` starts the run of a role."""
     (folder / "base").mkdir()
     (folder / "base" / "model.safetensors").write_text("base")
     made: dict[str, Path] = {"base": folder / "base"}
@@ -37,20 +42,20 @@ def make_stages(folder: Path, registry: Registry, offline: bool = False) -> dict
         output.mkdir()
         file = output / ("report.json" if role == "evaluation" else "model.safetensors")
         file.write_text(role)
-        run = FakeRun(registry, f"run-{role}", offline=offline)
-        reference = describe_run(run, role, "unused")
-        assert reference is not None
-        record = LineageRecord(
-            role,
-            Compute("", "", flops=2.0),
-            {file.name: hash_file(file)},
-            tuple(describe_model_input(name, str(made[name])) for name in inputs[role]),
-            (describe_data_input("rows", str(data)),),
-            metrics={"reward/score": 1.5},
-            wandb=replace(reference, aliases=("latest", "step-3"), registry="wandb-registry-model/x"),
-        )
-        write_record(record, lineage_path(output))
-        mirror_output(run, record, output)
+        with start(role) as run:
+            reference = describe_run(run, role, "unused")
+            assert reference is not None
+            record = LineageRecord(
+                role,
+                Compute("", "", flops=2.0),
+                {file.name: hash_file(file)},
+                tuple(describe_model_input(name, str(made[name])) for name in inputs[role]),
+                (describe_data_input("rows", str(data)),),
+                metrics={"reward/score": 1.5},
+                wandb=replace(reference, aliases=("latest", "step-3"), registry="wandb-registry-model/x"),
+            )
+            write_record(record, lineage_path(output))
+            mirror_output(run, record, output)
         made[role] = output
     return made
 
@@ -73,47 +78,62 @@ def strip(name: str, folder: Path) -> str:
     return name.removeprefix(f"{make_name(folder.name)}-")
 
 
-def test_the_graph_leads_from_data_through_the_stages_to_the_evaluation(tmp_path: Path) -> None:
-    registry = Registry()
-    make_stages(tmp_path, registry)
-    found = {(strip(source, tmp_path), made) for source, made in registry.edges()}
-    assert found == EDGES
-    types = {name.split("/")[-1].split(":")[0]: artifact.type for name, artifact in registry.versions.items()}
-    assert types == {
-        "demo-sft": "model",
-        "demo-reward": "model",
-        "demo-ppo": "model",
-        "demo-evaluation": "evaluation",
-    }
-    aliases = {name.split(":")[1] for name in registry.versions if "demo-ppo" in name}
-    own = read_record(tmp_path / "ppo")
-    assert own is not None and aliases == {"latest", "step-3", make_alias(own.fingerprint)}
-    version = registry.versions["entity/project/demo-ppo:latest"]
-    assert version.metadata == {"reward/score": 1.5, "fingerprint": own.fingerprint, "flops": 2.0}
-    assert set(version.manifest.entries) == {"model.safetensors", "lineage.json"}
-    assert registry.links == [(f"demo-{role}", "wandb-registry-model/x") for role in STAGES]
+def start_fake(registry: Registry, role: str) -> FakeRun:
+    return FakeRun(registry, f"run-{role}")
 
 
-def test_offline_nothing_raises_and_a_push_adds_the_edges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    offline, online = Registry(), Registry()
-    made = make_stages(tmp_path, offline, offline=True)
-    assert not any(offline.used.values()) and offline.logged["run-ppo"] == ["demo-ppo"] and offline.links == []
-    resumed: list[dict[str, Any]] = []
+def start_run(role: str, **settings: Any) -> Any:
+    return wandb.init(project="project", group="demo", job_type=role, id=f"run-{role}", **settings)
 
-    def init(**settings: Any) -> FakeRun:
-        resumed.append(settings)
-        return FakeRun(online, settings["id"])
 
-    monkeypatch.setattr(wandb, "init", init)
-    names = push_lineage(made["evaluation"], set())
+def check_graph(server: WandbServer, folder: Path) -> None:
+    """Edges, types, names, contents and links are those of the stages."""
+    assert {(strip(source, folder), made) for source, made in server.edges()} == EDGES
+    assert server.refused == [] and all(version.committed for version in server.versions.values())
+    for role in STAGES:
+        version, own = server.find(f"demo-{role}"), read_record(folder / role)
+        assert own is not None and version.kind == ("evaluation" if role == "evaluation" else "model")
+        assert version.aliases == {"latest", "step-3", make_alias(own.fingerprint)}
+        assert version.metadata == {"reward/score": 1.5, "fingerprint": own.fingerprint, "flops": 2.0}
+        files = {name: server.files[f"{version.id}/files/{name}"] for name in version.manifest["contents"]}
+        assert files == {path.name: path.read_bytes() for path in (folder / role).iterdir()}
+        run = server.runs[f"run-{role}"]
+        assert (run["groupName"], run["jobType"], version.run) == ("demo", role, f"run-{role}")
+    data = server.find(make_name(f"{folder.name}-sft.jsonl"))
+    assert data.kind == "dataset" and data.run is None, "an input is not an output of the run as well"
+    assert data.manifest["contents"]["content"]["ref"] == (folder / "sft.jsonl").as_uri()
+    assert not any(text == b"sft" for path, text in server.files.items() if path.startswith(data.id))
+
+
+def test_the_graph_leads_from_data_through_the_stages_to_the_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve_wandb(monkeypatch) as server:
+        make_stages(tmp_path, lambda role: start_run(role, dir=tmp_path))
+        check_graph(server, tmp_path)
+        linked = [(server.versions[version].collection, path) for version, path in server.links]
+    assert linked == [(f"demo-{role}", f"{ORGANIZATION}/wandb-registry-model/x") for role in STAGES]
+
+
+def test_offline_nothing_raises_and_after_a_sync_a_push_adds_the_edges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "staged"))
+    monkeypatch.chdir(tmp_path)
+    with serve_wandb(monkeypatch) as server:
+        made = make_stages(tmp_path, lambda role: start_run(role, mode="offline"))
+        assert server.runs == {}
+        runs = sorted(tmp_path.glob("wandb/offline-run-*"))
+        subprocess.run([sys.executable, "-m", "wandb", "sync", *runs], check=True, capture_output=True)
+        assert server.edges() == set() and {f"run-{role}" for role in STAGES} == server.runs.keys()
+        names = push_lineage(made["evaluation"], set())
+        check_graph(server, tmp_path)
     assert [name.split(":")[0] for name in names] == [f"demo-{role}" for role in STAGES], "parents first, each once"
-    assert {(strip(source, tmp_path), name) for source, name in online.edges()} == EDGES
-    assert resumed[0] == {"entity": "entity", "project": "project", "id": "run-sft", "resume": "must"}
 
 
 def test_a_parent_that_is_not_pushed_yet_is_said_and_stands_for_itself(tmp_path: Path, capsys: Any) -> None:
     registry = Registry()
-    made = make_stages(tmp_path, registry)
+    made = make_stages(tmp_path, partial(start_fake, registry))
     record = read_record(made["reward"])
     assert record is not None
     other = Registry()
@@ -122,23 +142,22 @@ def test_a_parent_that_is_not_pushed_yet_is_said_and_stands_for_itself(tmp_path:
     assert [strip(name, tmp_path) for name in other.used["run"]] == ["sft", "reward.jsonl"]
 
 
-def test_a_server_that_refuses_costs_no_run(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    registry = Registry()
-    made = make_stages(tmp_path, registry)
+def test_a_server_that_refuses_costs_no_run(tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make_stages(tmp_path, partial(start_fake, Registry()))
     record = read_record(made["ppo"])
     assert record is not None
-
-    def refuse(*_: Any, **__: Any) -> None:
-        raise wandb.errors.CommError("no network")
-
-    monkeypatch.setattr(FakeRun, "log_artifact", refuse)
-    mirror_output(FakeRun(registry, "again"), record, made["ppo"])
-    assert f"lit-rlhf lineage push {made['ppo']}" in capsys.readouterr().err
+    with serve_wandb(monkeypatch) as server:
+        server.fails["CreateArtifact"] = "the storage is full"
+        with start_run("ppo", dir=tmp_path) as run:
+            mirror_output(run, record, made["ppo"])
+    assert server.used == set() and not server.versions
+    said = [line for line in capfd.readouterr().err.splitlines() if "lineage push" in line]
+    assert said[-1].endswith(f"lit-rlhf lineage push {made['ppo']}") and "the storage is full" in said[-1]
 
 
 def test_a_large_folder_is_logged_by_reference(tmp_path: Path) -> None:
     registry = Registry()
-    made = make_stages(tmp_path, registry)
+    made = make_stages(tmp_path, partial(start_fake, registry))
     record = read_record(made["ppo"])
     assert record is not None
     log_output(FakeRun(registry, "run"), record, made["ppo"], max_upload_gb=0.0)

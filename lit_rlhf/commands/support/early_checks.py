@@ -119,6 +119,32 @@ def import_named_classes(locations: ConfigLocations) -> None:
             getattr(import_module(package), name)
 
 
+def import_wandb(locations: ConfigLocations) -> None:
+    """Import W&B if the run logs to it.
+
+    Each of its classes looks through all modules that are imported: before torch and transformers that takes a sixth of
+    the time that it takes behind them, when the run starts.
+    """
+    if any(arg.startswith(("--help", "--print_config")) for arg in locations.args):
+        return
+    words: list[str] = []
+    for tree in locations.trees.values():
+        logger = find_node(tree, "trainer", "logger")
+        words = words if logger is None else [scalar.value for scalar in iter_scalars(logger)]
+    for arg in locations.args:
+        words = [arg] if arg.startswith("--trainer.logger=") else words
+    if any(word.endswith("WandbLogger") for word in words):
+        import_module("wandb.apis.public")
+
+
+def find_node(tree: yaml.Node | None, *keys: str) -> yaml.Node | None:
+    """Return the value below nested keys, or None."""
+    for key in keys:
+        pairs = tree.value if isinstance(tree, yaml.MappingNode) else []
+        tree = next((value for name, value in pairs if name.value == key), None)
+    return tree
+
+
 def iter_settings(locations: ConfigLocations) -> Iterator[Setting]:
     """Yield the settings of all files, then those of the arguments."""
     for tree in locations.trees.values():

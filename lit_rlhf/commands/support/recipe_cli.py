@@ -32,6 +32,7 @@ from lit_rlhf.commands.support.monitors import check_monitors
 from lit_rlhf.commands.support.parse_errors import explain_parse_error
 from lit_rlhf.commands.support.preflight import check_checkpoint, first_mismatch
 from lit_rlhf.commands.support.python_only import register_python_only_types
+from lit_rlhf.commands.support.python_values import NestedValues
 from lit_rlhf.commands.support.recipe_differences import describe_differences
 from lit_rlhf.commands.support.run_folder import (
     OpenRun,
@@ -48,15 +49,13 @@ from lit_rlhf.commands.support.run_folder import (
 )
 from lit_rlhf.commands.support.seeds import check_seeds
 from lit_rlhf.commands.support.setting_paths import get_class_name
-from lit_rlhf.commands.support.wandb_login import prepare_loggers
+from lit_rlhf.commands.support.wandb_login import prepare_loggers, start_service
 from lit_rlhf.commands.support.wandb_runs import (
     WandbRun,
     apply_run,
     describe_run,
-    in_sweep,
-    read_agent_arguments,
-    sweep_run_dir,
 )
+from lit_rlhf.commands.support.wandb_sweeps import in_sweep, sweep_run_dir
 from lit_rlhf.errors import UserError
 from lit_rlhf.loggers import finish_runs
 from lit_rlhf.secrets import MaskedHelp, without_secrets
@@ -65,8 +64,8 @@ INTERRUPTED = 130
 EVALUATION_HOOKS = {"validate": ("validation_step", "val_dataloader"), "test": ("test_step", "test_dataloader")}
 
 
-class RecipeParser(MaskedHelp, LightningArgumentParser):
-    """Lightning's parser, whose help shows no credential."""
+class RecipeParser(NestedValues, MaskedHelp, LightningArgumentParser):
+    """Lightning's parser, which takes null everywhere, and whose help shows no credential."""
 
 
 class RecipeCLI(LightningCLI):
@@ -126,7 +125,7 @@ class RecipeCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; an error of jsonargparse becomes one line."""
-        self.args: list[str] = name_run_dir(read_agent_arguments(args) if in_sweep(os.environ) else args)
+        self.args: list[str] = name_run_dir(args)
         self.config = self.parse(parser, set_named_callbacks(self.args, lambda words: self.compose(parser, words)))
         check_seeds(self.config[self.command].as_dict(), self.locations)
 
@@ -178,6 +177,7 @@ class RecipeCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = callbacks
         if not settings.trainer.fast_dev_run:
             prepare_loggers(settings.trainer.logger, "trainer.logger", os.environ)
+            start_service(settings.trainer.logger, os.environ)
 
     def place_run(self, settings: Namespace) -> None:
         """Decide where the run writes to, and what `validate` and `test` take."""

@@ -3,6 +3,7 @@
 import netrc
 import os
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from ssl import SSLError
 from threading import Thread
@@ -28,7 +29,7 @@ def prepare_loggers(loggers: Any, setting: str, environ: MutableMapping[str, str
         environ: see `prepare_wandb`.
     """
     for logger in loggers if isinstance(loggers, list) else [loggers]:
-        if get_class_name(logger) == "WandbLogger":
+        if is_wandb(logger):
             arguments = logger.get("init_args") or {}
             prepare_wandb(environ, setting, {**arguments, **(logger.get("dict_kwargs") or {})})
 
@@ -47,7 +48,9 @@ def prepare_wandb(environ: MutableMapping[str, str], setting: str, logger: Mappi
         UserError: names the argument.
     """
     import wandb  # slow to import
+    import wandb.util
 
+    wandb.util.pd_available = False  # else the first table imports pandas, 0.4 s, to see that it is no data frame
     settings = wandb.Settings()
     home = Path(environ.get("HOME") or os.path.expanduser("~"))
     folder = Path(environ.get("WANDB_CONFIG_DIR") or home / ".config" / "wandb")
@@ -77,6 +80,35 @@ def prepare_wandb(environ: MutableMapping[str, str], setting: str, logger: Mappi
     environ.setdefault("WANDB_SILENT", "true")  # the line says it all
     if environ.get("LOCAL_RANK", "0") == "0":
         print(f"wandb: {reason}, so this run is recorded offline; wandb sync uploads it after wandb login")
+
+
+def start_service(loggers: Any, environ: MutableMapping[str, str]) -> None:
+    """Start W&B's own process in the background, if there is a WandbLogger among the settings of the loggers.
+
+    It takes a quarter of a second, in which the models are read. Where it fails, the run says so when it starts.
+
+    Args:
+        loggers: see `prepare_loggers`, which goes before.
+        environ: of this process; later changes of it are not seen by W&B.
+    """
+    found = [each for each in (loggers if isinstance(loggers, list) else [loggers]) if is_wandb(each)]
+    if not found or environ.get("LOCAL_RANK", "0") != "0" or environ.get("WANDB_MODE") == "disabled":
+        return
+    if any((logger.get("init_args") or {}).get("offline") for logger in found):
+        environ["WANDB_MODE"] = "dryrun"  # as Lightning does when the run starts
+
+    def start() -> None:
+        import wandb
+
+        with suppress(Exception):
+            wandb.setup()
+
+    Thread(target=start, daemon=True).start()
+
+
+def is_wandb(logger: Any) -> bool:
+    """Return whether the settings of a logger are a WandbLogger's."""
+    return get_class_name(logger) == "WandbLogger"
 
 
 def has_netrc_entry(environ: Mapping[str, str], base_url: str) -> bool:

@@ -1,6 +1,5 @@
-"""A run in Weights & Biases: what it is called by default, its config, and the folders of the runs of a sweep."""
+"""A run in Weights & Biases: what it is called by default, and its config."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,19 +85,3 @@ def nest_config(config: Any) -> Any:
             return dict(zip(names, map(nest_config, config)))
         return [nest_config(each) for each in config]
     return config
-
-
-def in_sweep(environ: Mapping[str, str]) -> bool:
-    """Return whether an agent of a W&B sweep started this process."""
-    return bool(environ.get("WANDB_SWEEP_ID") and environ.get("WANDB_RUN_ID"))
-
-
-def read_agent_arguments(args: Sequence[str]) -> list[str]:
-    """Return the arguments that the agent of a sweep gave, with YAML's name of Python's None."""
-    return [f"{arg.removesuffix('None')}null" if arg.endswith("=None") else arg for arg in args]
-
-
-def sweep_run_dir(run_dir: str, environ: Mapping[str, str]) -> str:
-    """Return the folder of this run of a W&B sweep, which gives all its runs the same `run_dir`."""
-    run = environ["WANDB_RUN_ID"]
-    return run_dir if run in Path(run_dir).parts else os.path.join(run_dir, f"sweep-{environ['WANDB_SWEEP_ID']}", run)
