@@ -71,7 +71,7 @@ def instantiate_evaluation(args: list[str], locations: ConfigLocations) -> "tupl
     from lit_rlhf.evaluation.run import Evaluation
     from lit_rlhf.secrets import MaskedHelp
 
-    class EvaluationParser(NestedValues, MaskedHelp, ArgumentParser):
+    class EvaluationParser(NestedValues, MaskedHelp, ArgumentParser):  # type: ignore[misc]  # a mixin's signature
         pass
 
     for name in evaluation.__all__:  # jsonargparse looks up a class without its path among the imported ones

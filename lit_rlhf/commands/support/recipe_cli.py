@@ -64,7 +64,7 @@ INTERRUPTED = 130
 EVALUATION_HOOKS = {"validate": ("validation_step", "val_dataloader"), "test": ("test_step", "test_dataloader")}
 
 
-class RecipeParser(NestedValues, MaskedHelp, LightningArgumentParser):
+class RecipeParser(NestedValues, MaskedHelp, LightningArgumentParser):  # type: ignore[misc]  # a mixin's signature
     """Lightning's parser, which takes null everywhere, and whose help shows no credential."""
 
 
