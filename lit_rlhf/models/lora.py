@@ -1,6 +1,7 @@
 """LoRA by peft, injected in place: the model keeps its class, its `generate` and its `save_pretrained`."""
 
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import chain, count
@@ -247,4 +248,6 @@ def _is_adapter_layer(module: nn.Module) -> bool:
 
 
 def _adapter_layers(model: nn.Module) -> Iterator[Any]:
+    if "peft" not in sys.modules:  # which has made no layer then; importing it takes over a second
+        return iter(())
     return (module for module in model.modules() if _is_adapter_layer(module))

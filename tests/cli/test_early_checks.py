@@ -16,6 +16,7 @@ from lit_rlhf.commands.recipes import is_evaluation, is_overlay, shipped_recipes
 from lit_rlhf.commands.support import early_checks
 from lit_rlhf.commands.support.early_checks import known_options
 
+KL = "model.kl: AdaptiveKLController has no setting"
 # arguments after the recipe -> the line
 WRONG = {
     "--trainer.max_step=3": "no setting 'trainer.max_step' (did you mean 'trainer.max_steps'?) [command line]",
@@ -23,6 +24,16 @@ WRONG = {
     "--ckpt_pat=last": "no setting 'ckpt_pat' (did you mean 'ckpt_path'?) [command line]",
     "--overwrit": "no setting 'overwrit' (did you mean 'overwrite'?) [command line]",
     "--model.kll=3": "model: PPOModule has no setting 'kll' (did you mean 'kl'?) [command line]",
+    "--model.kl.targt=3": f"{KL} 'targt' (did you mean 'target'?) [command line]",
+    "--model.init_args.kl.init_args.targt=3": f"{KL} 'targt' (did you mean 'target'?) [command line]",
+    "--model.ppo.clip_rnge=3": "model.ppo: PPOConfig has no setting 'clip_rnge' (did you mean 'clip_range'?) "
+    "[command line]",
+    "--model.sampling.missing_eos.scor=3": "model.sampling.missing_eos: MissingEOS has no setting 'scor' (did you mean "
+    "'score'?) [command line]",
+    "--model.optimizer.lrr=3": "model.optimizer: AdamW has no setting 'lrr' (did you mean 'lr'?) [command line]",
+    "--data.preprocessing.user_colum=3": "data.preprocessing: Preprocessing has no setting 'user_colum' (did you mean "
+    "'user_column'?) [command line]",
+    "-c=nested.yaml": f"{KL} 'horizn' (did you mean 'horizon'?) [nested.yaml:4]",
     "--data.pth=x": "data: PromptDataModule has no setting 'pth' (did you mean 'path'?) [command line]",
     "-c=section.yaml": "no setting 'trainr.max_steps' (did you mean 'trainer.max_steps'?) [section.yaml:2]",
     "-c=dotted.yaml": "no setting 'trainer.max_step' (did you mean 'trainer.max_steps'?) [dotted.yaml:1]",
@@ -34,11 +45,16 @@ OVERLAYS = {
     "dotted": "trainer.max_step: 3\n",
     "class": "model:\n  init_args:\n    samplin: {temperature: 0.5}\n",
     "init_args": "model:\n  init_arg: {seed: 3}\n",
+    "nested": "model:\n  init_args:\n    kl:\n      horizn: 300\n",
 }
 RECIPE = """
 model:
   class_path: lit_rlhf.modules.PPOModule
-  init_args: {model: m, reward: {class_path: lit_rlhf.rewards.FunctionReward, init_args: {function: a.b}}}
+  init_args:
+    model: m
+    reward: {class_path: lit_rlhf.rewards.FunctionReward, init_args: {function: a.b}}
+    kl: {class_path: lit_rlhf.rollout.AdaptiveKLController, init_args: {target: 2.0}}
+    optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 1.0e-3}}
 data: {class_path: lit_rlhf.data.PromptDataModule, init_args: {path: p}}
 """
 
@@ -75,6 +91,9 @@ def test_an_option_of_evaluate(command: Callable[..., Any], monkeypatch: pytest.
     [
         ["-c=ppo.yaml", "--trainer.max_step=3"],
         ["-c=ppo.yaml", "--model.kll=3"],
+        ["-c=ppo.yaml", "--model.kl.targt=3"],
+        ["-c=ppo.yaml", "--model.ppo.clip_rnge=3"],
+        ["-c=ppo.yaml", "--model.optimizer.lrr=3"],
         ["-c=quickstart/pppo"],
         ["quickstart/ppo"],
     ],
@@ -120,6 +139,8 @@ def test_every_option_of_the_parser_is_known(name: str, command: Callable[..., A
         ["--model=toys.yaml", "--model.kll=3"],
         ["--trainer.callbacks+=EMA", "--trainer.callbacks.EMA.decay=0.9"],
         ["--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=1"],
+        ["--model.kl=FixedKLController", "--model.kl.coefficient=1", "--model.kl.target=1"],
+        ["--model.ppo=ppo.yaml", "--model.ppo.of_a_class_in_that_file=1"],
         ["--model.help=PPOModule", "--model.kll=3"],
         ["--print_config=skip_null"],
     ],

@@ -1,4 +1,4 @@
-"""The classes of this library and their settings, read from the sources: importing them would import torch."""
+"""The classes of this library and of torch and their settings, read from the sources: an import takes seconds."""
 
 import ast
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import lit_rlhf
 
-ROOT = Path(lit_rlhf.__file__).parent
+READ = (lit_rlhf.__name__, "torch")  # packages
 
 
 class ClassInfo(NamedTuple):
@@ -20,12 +20,14 @@ class ClassInfo(NamedTuple):
         summary: the first line of its docstring.
         settings: name -> annotation of the parameters of its constructor; None where they are not known.
         module: the dotted name of the module that defines it.
+        is_dataclass: whether it is one, whose settings can stand in a recipe without its name.
     """
 
     name: str
     summary: str
     settings: dict[str, str] | None
     module: str
+    is_dataclass: bool
 
 
 def list_classes(package: str, suffix: str = "") -> list[ClassInfo]:
@@ -47,14 +49,14 @@ def public_names(package: str) -> list[str]:
 
 @cache
 def find_class(path: str) -> ClassInfo | None:
-    """Return a class of this library by its dotted path, or None if there is no class of that path."""
+    """Return a class of these packages by its dotted path, or None if there is no class of that path."""
     module, _, name = path.rpartition(".")
     tree = parse_module(module)
     for node in iter_statements(tree) if tree is not None else ():
         if isinstance(node, ast.ClassDef) and node.name == name:
             summary = (ast.get_docstring(node) or "").split("\n")[0]
-            return ClassInfo(name, summary, read_settings(node, module), module)
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("lit_rlhf."):
+            return ClassInfo(name, summary, read_settings(node, module), module, is_dataclass(node))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(READ):
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
                     return find_class(f"{node.module}.{alias.name}")
@@ -67,12 +69,20 @@ def read_settings(node: ast.ClassDef, module: str) -> dict[str, str] | None:
         if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
             return read_parameters(statement)
     bases = [ast.unparse(base) for base in node.bases]
-    if any("dataclass" in ast.unparse(each) for each in node.decorator_list) or bases == ["NamedTuple"]:
-        fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
-        is_whole = bases in ([], ["NamedTuple"])
-        return {ast.unparse(each.target): ast.unparse(each.annotation) for each in fields} if is_whole else None
     parent = find_class(f"{module}.{bases[0]}") if len(bases) == 1 else None
-    return parent.settings if parent is not None else None
+    inherited = parent.settings if parent is not None else None
+    if not is_dataclass(node) and bases != ["NamedTuple"]:
+        return inherited
+    fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
+    own = {ast.unparse(each.target): ast.unparse(each.annotation) for each in fields}
+    if bases in ([], ["NamedTuple"]):
+        return own
+    return None if inherited is None else inherited | own
+
+
+def is_dataclass(node: ast.ClassDef) -> bool:
+    """Return whether a class has that decorator."""
+    return any("dataclass" in ast.unparse(each) for each in node.decorator_list)
 
 
 def read_parameters(function: ast.FunctionDef) -> dict[str, str] | None:
@@ -100,11 +110,15 @@ def trainer_parameters(method: str) -> tuple[str, ...] | None:
 
 @cache
 def parse_module(module: str) -> ast.Module | None:
-    """Return the syntax tree of a module of this library, or None if there is none of that name."""
+    """Return the syntax tree of a module of these packages, or None if there is none of that name."""
     first, *parts = module.split(".")
-    if first != lit_rlhf.__name__ or not all(part.isidentifier() for part in parts):
+    if first not in READ or not all(part.isidentifier() for part in parts):
         return None
-    for path in (ROOT.joinpath(*parts, "__init__.py"), ROOT.joinpath(*parts).with_suffix(".py")):
+    spec = find_spec(first)  # of a top-level package: imports nothing
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent
+    for path in (folder.joinpath(*parts, "__init__.py"), folder.joinpath(*parts).with_suffix(".py")):
         if path.is_file():
             return ast.parse(path.read_text(encoding="utf-8"))
     return None

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import yaml
 
-from lit_rlhf.commands.support.class_index import find_class, public_names, trainer_parameters
+from lit_rlhf.commands.support.class_index import ClassInfo, find_class, public_names, trainer_parameters
 from lit_rlhf.commands.support.config_locations import ConfigLocations, iter_scalars
 from lit_rlhf.errors import UserError
 from lit_rlhf.suggestions import did_you_mean
@@ -59,7 +59,7 @@ def check_names(command: str, locations: ConfigLocations) -> None:
     if known is not None:
         check_options(*known, settings, locations)
     for section in PACKAGES if command != "evaluate" else ():
-        check_class(section, settings, locations)
+        check_class((section,), settings, locations)
 
 
 def known_options(command: str) -> tuple[list[str], dict[str, tuple[str, ...]]] | None:
@@ -92,22 +92,42 @@ def check_options(
         raise UserError(f"no setting {name!r}{did_you_mean(name, dotted)}{locations.locate_setting(wrong)}")
 
 
-def check_class(section: str, settings: list[Setting], locations: ConfigLocations) -> None:
-    """Refuse a setting that the class of `model` or `data` does not have, if all sources name the same class."""
-    named = {s.value for s in settings if s.path in ((section,), (section, "class_path")) and s.value is not None}
-    if len(named) != 1:
+def check_class(path: tuple[str, ...], settings: list[Setting], locations: ConfigLocations, default: str = "") -> None:
+    """Refuse a setting that the class at a path does not have, and those that the classes below it do not have.
+
+    Args:
+        path: of the setting that takes the class.
+        settings: of all files and arguments.
+        locations: of these.
+        default: dotted path of the class that the setting is annotated with; used if no source names one, and it is a
+            dataclass.
+    """
+    depth = len(path)
+    below = [each.path[depth:] for each in settings if len(each.path) > depth and each.path[:depth] == path]
+    named = {s.value for s in settings if s.path in (path, (*path, "class_path")) and s.value is not None}
+    info = find_named_class(path, named) if named else find_class(default)
+    if info is None or info.settings is None or not (named or info.is_dataclass):
         return
-    (path,) = named
-    info = find_class(path if "." in path else f"{PACKAGES[section]}.{path}")
-    if info is None or info.settings is None:
-        return
-    known = [*info.settings, *CLASS_KEYS]
-    for setting in settings:
-        name = setting.path[1] if len(setting.path) > 1 and setting.path[0] == section else "class_path"
-        if name not in known:
+    for name, *_ in below:
+        if name not in info.settings and name not in CLASS_KEYS:
             suggestion = did_you_mean(name, [*info.settings, "init_args", "class_path"])
             where = locations.locate_setting(name)
-            raise UserError(f"{section}: {info.name} has no setting {name!r}{suggestion}{where}")
+            raise UserError(f"{'.'.join(path)}: {info.name} has no setting {name!r}{suggestion}{where}")
+    for name in dict.fromkeys(parts[0] for parts in below if parts[0] in info.settings):
+        kind, is_optional, _ = info.settings[name].partition(" | None")
+        check_class((*path, name), settings, locations, f"{info.module}.{kind}" if is_optional else "")
+
+
+def find_named_class(path: tuple[str, ...], names: set[str]) -> ClassInfo | None:
+    """Return the class that all sources name at a path, in full or by its name alone; None if it is not known."""
+    if len(names) > 1:
+        return None
+    (name,) = names
+    if "." in name:
+        return find_class(name)
+    packages = [PACKAGES[path[0]]] if len(path) == 1 else NAMED_PACKAGES
+    found = [info for package in packages if (info := find_class(f"{package}.{name}")) is not None]
+    return found[0] if found else None
 
 
 def import_named_classes(locations: ConfigLocations) -> None:

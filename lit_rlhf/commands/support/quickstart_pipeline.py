@@ -92,23 +92,24 @@ class Scale(NamedTuple):
 
 
 FULL = Scale("full", SyntheticDataSizes(), 300, 256, {})  # standard error of a best-of-n score: about 0.03
-_TINY_PPO = ("--trainer.max_epochs=8", "--model.ppo.rollout_batch_size=128", "--trainer.log_every_n_steps=2")
-TINY = Scale(
+_TINY_PPO = ("--trainer.max_epochs=6", "--model.ppo.rollout_batch_size=128", "--trainer.log_every_n_steps=2")
+TINY = Scale(  # half the batches: with so few tokens, more steps teach more
     "tiny",
     SyntheticDataSizes(
-        pretraining_documents=8_000,
+        pretraining_documents=6_000,
         pretraining_validation_documents=120,
-        demonstrations=1_000,
+        demonstrations=800,
         demonstrations_validation=64,
-        reward_prompts=600,
+        reward_prompts=400,
         ppo_prompts=1_024,
-        evaluation_prompts=192,
+        evaluation_prompts=160,
     ),
-    num_unseen_rankings=100,
+    num_unseen_rankings=64,
     best_of_prompts=32,
     arguments={
-        "pretraining": ("--trainer.max_steps=250", "--trainer.val_check_interval=250"),
-        "sft": ("--trainer.max_epochs=2",),
+        "pretraining": ("--trainer.max_steps=280", "--trainer.val_check_interval=280", "--data.micro_batch_size=8"),
+        "sft": ("--trainer.max_epochs=2", "--data.micro_batch_size=16"),
+        "reward": ("--trainer.val_check_interval=1.0",),
         "ppo": _TINY_PPO,
         "ppo-ptx": _TINY_PPO,
     },
