@@ -12,7 +12,7 @@ from lit_rlhf.commands.fit import read_arguments
 from lit_rlhf.commands.support.config_locations import ConfigLocations, RefusedYAML
 from lit_rlhf.commands.support.console import terminal_width
 from lit_rlhf.commands.support.early_checks import check_names
-from lit_rlhf.commands.support.log_filters import install_log_filters
+from lit_rlhf.commands.support.log_filters import install_log_filters, install_warning_format
 from lit_rlhf.commands.support.parse_errors import explain_parse_error
 from lit_rlhf.commands.support.python_values import NestedValues
 from lit_rlhf.commands.support.seeds import check_seeds
@@ -41,6 +41,7 @@ def run(command: str, args: list[str]) -> int:
     from lit_rlhf.lineage.writing import Start
     from lit_rlhf.loggers import log_page
 
+    install_warning_format()
     out, start = Path(evaluation.out), Start.now()
     try:
         report = evaluation.run()

@@ -11,7 +11,7 @@ from lit_rlhf.commands.support.class_index import list_classes
 from lit_rlhf.commands.support.config_locations import ConfigLocations, check_arguments, install_yaml_rules
 from lit_rlhf.commands.support.early_checks import check_names, import_named_classes, import_wandb
 from lit_rlhf.commands.support.home_folders import expand_arguments
-from lit_rlhf.commands.support.log_filters import install_log_filters
+from lit_rlhf.commands.support.log_filters import install_log_filters, install_warning_format
 from lit_rlhf.commands.support.python_values import read_python_arguments
 from lit_rlhf.commands.support.wandb_sweeps import in_sweep
 from lit_rlhf.errors import UserError
@@ -65,6 +65,7 @@ def run(command: str, args: list[str]) -> int:
     import_named_classes(locations)
     from lit_rlhf.commands.support.recipe_cli import RecipeCLI
 
+    install_warning_format()
     handler = signal.getsignal(signal.SIGINT)
     try:
         return RecipeCLI(command, args, locations).exit_code

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as L
 import pytest
 
-from lit_rlhf.commands.support.progress_bar import format_metric, group_metrics
+from lit_rlhf.commands.support.console import Verbosity, set_verbosity
+from lit_rlhf.commands.support.progress_bar import StageProgressBar, format_metric, group_metrics
 from tests.helpers.stages import write_stages
 from tests.helpers.terminal import record
 
@@ -90,6 +92,16 @@ def test_a_terminal_shows_whole_lines_and_a_bar_for_every_phase(
     if stage == "ppo":
         assert {"generate", "forward"} <= {frame.split(" |")[0].split()[-1] for frame in bars if " |" in frame}
     assert not re.search("GPU available|Epoch|shards", seen.text)
+
+
+def test_the_bar_of_a_stage_within_another_command_names_it(tmp_path: Path) -> None:
+    trainer = L.Trainer(default_root_dir=tmp_path / "ppo-ptx", logger=False, accelerator="cpu", barebones=False)
+    for verbosity, name in ((Verbosity.STAGE, "ppo-ptx training"), (Verbosity.NORMAL, "training")):
+        with set_verbosity(verbosity):
+            bar = StageProgressBar()
+            bar.setup(trainer, L.LightningModule(), "fit")
+        bar.enable()
+        assert bar.init_train_tqdm().desc == name
 
 
 def test_other_ranks_print_nothing(llama: str, tmp_path: Path) -> None:

@@ -114,11 +114,17 @@ def test_any_answer_is_a_network(status: int, tmp_path: Path, capsys) -> None:
     assert "WANDB_MODE" not in environ and capsys.readouterr().out == ""
 
 
-def test_without_a_login_the_run_is_offline(tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize("width", [None, 40])
+def test_without_a_login_the_run_is_offline(
+    width: int | None, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wandb_login, "terminal_width", lambda _: width)
     environ = {"HOME": str(tmp_path)}
     prepare_wandb(environ, "trainer.logger", {})
     assert environ["WANDB_MODE"] == "offline"
-    assert capsys.readouterr().out.startswith("wandb: no login found, so this run is recorded offline")
+    lines = capsys.readouterr().out.splitlines()
+    assert " ".join(line.strip() for line in lines).startswith("wandb: no login found, so this run is recorded offline")
+    assert max(map(len, lines)) <= 40 if width else len(lines) == 1
 
 
 @pytest.mark.parametrize("where", [".netrc", ".config/wandb/settings", "identity"])

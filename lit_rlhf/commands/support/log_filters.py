@@ -22,6 +22,7 @@ HARMLESS_WARNINGS = (
     ".*does not have many workers.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ".*`tensorboardX` has been removed as a dependency.*",
+    ".*Checkpoint directory .* exists and is not empty.*",  # it is resumed or replaced, or the run is refused
     f".*recommended to use `self.log\\('({_REDUCED_METRICS})/.*sync_dist=True.*",
 )
 HARMLESS_RECORDS = ("💡 Tip:", "TPU available: False", "Seed set to", "Loading `train_dataloader` to estimate")
@@ -92,11 +93,16 @@ def install_log_filters() -> None:
     for name in LOGGERS:
         logger = logging.getLogger(name)
         logger.filters = [each for each in logger.filters if not isinstance(each, ConsoleFilter)] + [console_filter]
-    if get_verbosity() is not Verbosity.VERBOSE:
-        warnings.formatwarning = format_warning
+    install_warning_format()
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # a missing optional CPU kernel
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # otherwise it warns at every fork
+
+
+def install_warning_format() -> None:
+    """Show warnings by `format_warning` unless `-v` asks for all. Lightning sets a format of its own when imported."""
+    if get_verbosity() is not Verbosity.VERBOSE:
+        warnings.formatwarning = format_warning
 
 
 def format_warning(

@@ -6,6 +6,7 @@ import time
 import warnings
 from contextlib import ExitStack
 from logging import getLogger
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
@@ -65,7 +66,8 @@ class StageProgressBar(TQDMProgressBar):
         self.started = self.line_time = self.refreshed = 0.0  # time.perf_counter()
         self.first_step = self.line_step = self.validation_step = 0
         self.total_steps = math.inf
-        self.phase = self.update = ""
+        # of several within one command: the bar alone says which one runs
+        self.stage = self.phase = self.update = ""
         self.stack = ExitStack()
         if not sys.stdout.isatty():
             super().disable()
@@ -130,6 +132,8 @@ class StageProgressBar(TQDMProgressBar):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Show phases and keep the log from writing into the bar, until the run ends."""
         super().setup(trainer, pl_module, stage)
+        if not self.keeps_lines:
+            self.stage = f"{Path(trainer.default_root_dir).name} "
         self.stack.close()
         if self.is_disabled:
             return
@@ -177,7 +181,7 @@ class StageProgressBar(TQDMProgressBar):
     def make_bar(self, description: str) -> Tqdm:
         """Return a bar on the last line of the terminal."""
         return Tqdm(
-            desc=description,
+            desc=f"{self.stage}{description}",
             position=0,
             leave=False,
             disable=self.is_disabled,
@@ -231,7 +235,7 @@ class StageProgressBar(TQDMProgressBar):
         if not has_epochs(trainer) and trainer.max_steps >= 0:
             done, bar.total, unit = trainer.global_step, trainer.max_steps, "step"
         bar.n = done
-        bar.set_description_str(f"{describe_epoch(trainer)} {self.update}".strip(), refresh=False)
+        bar.set_description_str(f"{self.stage}{describe_epoch(trainer)} {self.update}".strip(), refresh=False)
         bar.set_postfix_str(self.format_postfix(trainer, bar, unit))
 
     def show_phase(self, phase: str, done: float, total: float) -> None:
@@ -245,7 +249,7 @@ class StageProgressBar(TQDMProgressBar):
             bar.reset(total)
             bar.initial = done
             where = describe_epoch(trainer) if trainer.training else "validation"
-            bar.set_description_str(f"{where} {phase}", refresh=False)
+            bar.set_description_str(f"{self.stage}{where} {phase}", refresh=False)
         self.phase, self.refreshed, bar.n, bar.total = phase, now, done, total
         bar.set_postfix_str(self.format_postfix(trainer, bar, "row"))
 

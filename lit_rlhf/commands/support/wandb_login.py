@@ -2,6 +2,7 @@
 
 import netrc
 import os
+import sys
 from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, build_opener
 
+from lit_rlhf.commands.support.console import terminal_width, wrap_words
 from lit_rlhf.commands.support.setting_paths import get_class_name
 from lit_rlhf.errors import UserError
 
@@ -79,7 +81,8 @@ def prepare_wandb(environ: MutableMapping[str, str], setting: str, logger: Mappi
     environ["WANDB_MODE"] = "offline"
     environ.setdefault("WANDB_SILENT", "true")  # the line says it all
     if environ.get("LOCAL_RANK", "0") == "0":
-        print(f"wandb: {reason}, so this run is recorded offline; wandb sync uploads it after wandb login")
+        line = f"wandb: {reason}, so this run is recorded offline; wandb sync uploads it after wandb login"
+        print(wrap_words(line, terminal_width(sys.stdout)))
 
 
 def start_service(loggers: Any, environ: MutableMapping[str, str]) -> None:

@@ -156,12 +156,18 @@ def format_duration(seconds: float) -> str:
 
 
 def format_table(report: Report, width: int = TERMINAL_WIDTH) -> str:
-    """Format the results for a terminal: all models, sampled and greedy; the reward model; the time."""
+    """Format the results for a terminal: all models, sampled and greedy; the reward model; the time.
+
+    Args:
+        report: see `check_report`.
+        width: of the terminal; the last columns are left out where they do not fit.
+    """
     check_report(report)
     blocks = []
     for key, title in (("models", "Sampled at temperature 1"), ("greedy", "Greedy")):
         if key in report:
-            blocks.append(f"{title}\n{align_columns(build_model_rows(report[key]), width)}")
+            table = align_columns(build_model_rows(report[key]), width).split("\n\n")[0]  # the report has all columns
+            blocks.append(f"{title}\n{table}")
     scores = report["reward_model"]
     accuracies = []
     for group, group_name in (("train", "training"), ("heldout", "held-out")):

@@ -196,6 +196,14 @@ def test_a_task_name_may_contain_any_character(report: dict[str, Any], tmp_path:
     Page(write(report, tmp_path)[1])
 
 
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_columns_that_do_not_fit_the_terminal_are_left_out(report: dict[str, Any], width: int) -> None:
+    sampled, greedy, footer = format_table(report, width).split("\n\n")
+    lines = [line for block in (sampled, greedy, footer) for line in block.splitlines()]
+    assert max(map(len, lines)) <= width and len(sampled.splitlines()) == 8
+    assert ("length" in sampled, "KL" in sampled, "success" in sampled) == (width == 100, width >= 80, True)
+
+
 def test_table_columns_align(report: dict[str, Any]) -> None:
     report["models"]["base"] |= {"kl_to_sft": 123.456, "score": -12.3}
     table = format_table(report)
