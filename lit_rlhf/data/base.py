@@ -223,7 +223,7 @@ class TokenizedDataModule(LightningDataModule, DataReader, Generic[R]):
         shape, rows = self._get_shape(training=True), state_dict["rows"]
         check_position(rows, shape, "rows of its epoch", "the end of an epoch")
         checkpoint = self.trainer._checkpoint_connector._loaded_checkpoint  # a data module gets its own state only
-        convert_batch_progress(checkpoint, rows, len(self.training_rows or ()), state_dict["sizes"], shape)
+        convert_batch_progress(checkpoint, rows, state_dict["sizes"], shape)
 
 
 class PreprocessedDataModule(TokenizedDataModule[R]):

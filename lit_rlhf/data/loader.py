@@ -67,15 +67,12 @@ def check_position(position: int, shape: BatchShape, what: str, end: str, total:
     )
 
 
-def convert_batch_progress(
-    checkpoint: dict[str, Any], position: int, num_rows: int, sizes: list[int], shape: BatchShape
-) -> None:
+def convert_batch_progress(checkpoint: dict[str, Any], position: int, sizes: list[int], shape: BatchShape) -> None:
     """Convert Lightning's counters of micro-batches to a position in rows and to the sizes of now.
 
     Args:
         checkpoint: Changed in place, before Lightning loads its loops.
         position: Rows of this epoch of completed optimizer steps, a multiple of the minibatch; 0 if it is over.
-        num_rows: Rows of an epoch.
         sizes: `batch_sizes` when the checkpoint was written.
         shape: Of now.
     """
@@ -83,8 +80,6 @@ def convert_batch_progress(
     is_after_step = progress["is_last_batch"] or progress["current"]["ready"] * sizes[0] == position
     if is_after_step and sizes == batch_sizes(shape):
         return
-    if progress["is_last_batch"]:
-        position = num_rows // shape.minibatch_size * shape.minibatch_size
     batches = position // shape.global_micro_batch_size
     total = checkpoint["global_step"] * shape.accumulate_grad_batches
     for counts, value in ((progress["current"], batches), (progress["total"], total)):

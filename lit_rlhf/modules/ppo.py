@@ -533,6 +533,5 @@ class PPOModule(ActorCritic):
                 f"{state['distribution']}, and sampling has {self.sampling.distribution()} now; take that of then, or "
                 "a checkpoint at the end of an iteration"
             )
-        self.samples, sizes = state["samples"], self.sizes
-        num_rows = sizes.ppo_epochs * sizes.rollout_batch_size
-        convert_batch_progress(checkpoint, state["episodes"], num_rows, state["sizes"], sizes.shape)
+        self.samples = state["samples"]
+        convert_batch_progress(checkpoint, state["episodes"], state["sizes"], self.sizes.shape)

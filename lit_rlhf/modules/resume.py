@@ -21,8 +21,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loops.loop import _Loop
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from lit_rlhf.errors import UserError
+from lit_rlhf.schedules import TrainerLengthSchedule
 
 ResumePoint = Literal["within", "last batch", "validated", "over"]
 """Where in its epoch a checkpoint was written."""
@@ -172,7 +174,7 @@ def restore_recipe(optimizer: Optimizer, scheduler: Any, recipe: dict[str, Any],
 
     Args:
         optimizer: the optimizer.
-        scheduler: a new scheduler of it, or None; it is stepped as often as in a run that had it from the beginning.
+        scheduler: a new scheduler of it, or None; it gets the state of a run that had it from the beginning.
         recipe: what `describe_optimizer` returned before the checkpoint was loaded.
         steps: optimizer steps of the checkpoint.
 
@@ -185,12 +187,21 @@ def restore_recipe(optimizer: Optimizer, scheduler: Any, recipe: dict[str, Any],
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the optimizer took no step before the scheduler
         try:
-            for _ in range(steps if scheduler is not None else 0):
-                scheduler.step()
+            if scheduler is not None:
+                step_scheduler(scheduler, steps)
         except ValueError as problem:
             raise UserError(
                 f"scheduler: the run is at step {steps:,}, and {class_path(scheduler)}: {problem}"
             ) from None
+
+
+def step_scheduler(scheduler: Any, steps: int) -> None:
+    """Bring a new scheduler to where it is after `steps` steps."""
+    # a factor of the step alone; other schedules compute a rate from the one before, or count
+    if steps and (type(scheduler) is LambdaLR or isinstance(scheduler, TrainerLengthSchedule)):
+        scheduler.last_epoch, scheduler._step_count, steps = steps - 1, steps, 1
+    for _ in range(steps):
+        scheduler.step()
 
 
 def check_optimizer_state(optimizer: Optimizer, make_optimizer: Callable[[Any], Optimizer]) -> None:

@@ -141,6 +141,24 @@ def test_after_a_resume_with_other_sizes_every_row_of_the_epoch_comes_once(befor
     assert sorted(first) == sorted(order[: len(first)])
 
 
+@pytest.mark.parametrize(
+    ("count", "rows", "size"), [(40, 24, 24), (40, 36, 6), (25, 24, 2), (60, 30, 30), (59, 30, 30)]
+)
+def test_rows_that_fill_no_minibatch_of_now_are_refused(count, rows, size):
+    state = {"epoch": 0, "rows": rows, "num_rows": count, "seed": 4}
+    for shape in (BatchShape(size), BatchShape(1, size), BatchShape(size // 2, 1, 2)):
+        part = loader(count, shape, seed=4)
+        if count - rows >= size:
+            part.load_state_dict(state)
+            assert len(list(part)) == (count - rows) // size * shape.accumulate_grad_batches
+            continue
+        with pytest.raises(
+            UserError, match=f"the {count - rows} rows that .* left .* fill no minibatch of {size}; take"
+        ):
+            part.load_state_dict(state)
+        part.load_state_dict({**state, "rows": 0})  # between two epochs any minibatch can begin
+
+
 @pytest.mark.parametrize(("other", "what"), [({"count": 41}, "num_rows 40"), ({"seed": 5}, "seed 4")])
 def test_an_epoch_of_other_rows_is_not_continued(other, what):
     first = loader(40, BatchShape(4), seed=4)

@@ -1,6 +1,7 @@
 """A resumed run has the settings of its recipe and the moments of its checkpoint, in sizes that may be others."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,28 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.optim import SGD, Adam, AdamW, RMSprop
-from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, OneCycleLR, SequentialLR, StepLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    ExponentialLR,
+    LambdaLR,
+    MultiplicativeLR,
+    OneCycleLR,
+    SequentialLR,
+    StepLR,
+)
 
 from lit_rlhf.callbacks import EMA, MetricGuard, PretrainingMix
 from lit_rlhf.data import DemonstrationDataModule
+from lit_rlhf.data.collation import TokenizedPrompt
+from lit_rlhf.data.prompts import PromptSource
 from lit_rlhf.errors import UserError
 from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.modules import PPOConfig, PPOModule, SFTModule
-from lit_rlhf.rollout.kl_controller import AdaptiveKLController, FixedKLController
-from lit_rlhf.schedules import ConstantWithWarmup, CosineWithMinLR
+from lit_rlhf.modules.base import LitModule
+from lit_rlhf.modules.resume import class_path, step_scheduler
+from lit_rlhf.rollout.experience_loader import BatchSizes
+from lit_rlhf.rollout.kl_controller import AdaptiveKLController, FixedKLController, KLController
+from lit_rlhf.schedules import ConstantWithWarmup, CosineWithMinLR, TrainerLengthSchedule
 from tests.helpers.ppo_fakes import PromptData, WordShare
 from tests.helpers.small_runs import demonstrations, quiet_trainer, write_rows
 
@@ -224,6 +238,48 @@ def test_epoch_means_go_on_in_the_middle_of_an_epoch(llama, tmp_path):
     assert means["resumed"] == pytest.approx(means["uninterrupted"], rel=1e-6)
 
 
+class RecordEpochs(L.Callback):
+    """Records which hooks of an epoch are called, with its number."""
+
+    def __init__(self) -> None:
+        self.hooks: list[tuple[str, int]] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self.hooks.append(("last batch" if trainer.is_last_batch else "batch", trainer.current_epoch))
+
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self.hooks.append(("validation", trainer.current_epoch))
+
+    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self.hooks.append(("end", trainer.current_epoch))
+
+
+def test_the_end_of_an_epoch_comes_once_in_other_sizes(llama, tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl", demonstrations(16))
+    writers = {
+        "last batch": {"every_n_train_steps": 1},
+        "validation": {"every_n_epochs": 1, "save_on_train_epoch_end": False},
+        "end": {"every_n_epochs": 1, "save_on_train_epoch_end": True, "mode": "max"},  # for a state key of its own
+    }
+    saves = [ModelCheckpoint(tmp_path / name, filename="{step}", save_top_k=-1, **at) for name, at in writers.items()]
+
+    def fit(micro_batch_size: int, accumulate: int, *callbacks: Any, **settings: Any) -> L.Trainer:
+        sizes = {"accumulate_grad_batches": accumulate, "num_sanity_val_steps": 0, "enable_checkpointing": True}
+        run = quiet_trainer(tmp_path, max_epochs=settings.pop("max_epochs", 2), callbacks=list(callbacks), **sizes)
+        data = DemonstrationDataModule(rows, rows, micro_batch_size=micro_batch_size)
+        run.fit(SFTModule(llama), datamodule=data, **settings)
+        return run
+
+    fit(2, 1, *saves, max_epochs=1)
+    second = [("batch", 1)] * 3 + [("last batch", 1), ("validation", 1), ("end", 1)]
+    for number, point in enumerate(writers):
+        recorder = RecordEpochs()
+        run = fit(4, 2, recorder, ckpt_path=tmp_path / point / "step=8.ckpt")
+        rest = [("validation", 0), ("end", 0)][number:]
+        assert recorder.hooks == rest + second, point
+        assert run.global_step == 8 + 2
+
+
 # ------------------------------------------------------------------------------------------------------------ callbacks
 
 
@@ -315,6 +371,16 @@ class RecordEpisodes(L.Callback):
             self.rows.append((trainer.current_epoch, tuple(logprobs[mask].tolist())))
 
 
+class RecordBatches(L.Callback):
+    """Records the number of every micro-batch in its epoch, and whether the Trainer takes it for the last."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, int, bool]] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, index: int) -> None:
+        self.batches.append((trainer.current_epoch, index, trainer.is_last_batch))
+
+
 class RecordPrompts(PromptData):
     """Prompts of an infinite supply; records which were asked for."""
 
@@ -371,7 +437,15 @@ def test_ppo_in_other_sizes_takes_every_episode_and_every_prompt_once(
 ):
     _, _, before, _, prompts = fit_ppo(llama, tmp_path, max_steps=step)
     start = tmp_path / f"step={step}.ckpt"
-    _, run, after, _, more = fit_ppo(llama, tmp_path, start, micro_batch_size=micro_batch_size, accumulate=accumulate)
+    recorder = RecordBatches()
+    sizes = {"micro_batch_size": micro_batch_size, "accumulate": accumulate}
+    _, run, after, _, more = fit_ppo(llama, tmp_path, start, callbacks=[recorder], **sizes)
+    per_epoch = 16 // micro_batch_size
+    first = 2 * step // micro_batch_size
+    assert recorder.batches == [
+        (number // per_epoch, number % per_epoch, (number + 1) % per_epoch == 0)
+        for number in range(first, 3 * per_epoch)
+    ]
     rows = before + after
     for epoch in range(3):
         of_epoch = [logprobs for number, logprobs in rows if number == epoch]
@@ -387,6 +461,16 @@ def test_ppo_of_another_number_of_episodes_continues_between_iterations_with_the
     module, _, after, _, more = fit_ppo(llama, tmp_path, tmp_path / "step=8.ckpt", rollout_batch_size=24)
     assert prompts + more == list(range(16 + 24 + 24)) and len(after) == 48
     assert module.num_iterations == 3, "the sampling noise of an iteration is of its number"
+
+
+def test_the_prompts_after_any_number_of_them_are_the_next_of_the_supply(llama):
+    supply = PromptSource([TokenizedPrompt([number], {}) for number in range(7)], 0, seed=3)
+    module = PPOModule(llama, WordShare())
+    for count in (1, 2, 3, 6, 7, 16):
+        module.sizes = BatchSizes(count, count, 1, 1, 1)
+        for module.num_prompts in range(40):
+            expected = supply.get_prompts(0, module.num_prompts + count)[module.num_prompts :]
+            assert [each.input_ids for each in module.next_prompts(supply)] == [each.input_ids for each in expected]
 
 
 def test_samples_of_a_prompt_keep_their_order_in_an_unfinished_iteration(llama, tmp_path):
@@ -508,3 +592,80 @@ def test_the_kl_penalty_is_that_of_the_recipe(before, now, continues, llama, tmp
         error = min(max(float(run.callback_metrics["reward/kl"]) / now[2] - 1, -0.2), 0.2)
         expected *= 1 + error * 16 / now[3]
     assert resumed.kl.coefficient == pytest.approx(expected, rel=1e-5)
+
+
+class Halving(KLController):
+    """A controller of one's own, whose state has a number under the name that `AdaptiveKLController` uses."""
+
+    def __init__(self) -> None:
+        self.coefficient = 0.5
+
+    def update(self, kl: float, num_episodes: int) -> None:
+        self.coefficient /= 2
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"coefficient": self.coefficient, "initial_coefficient": 0.5}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.coefficient = state["coefficient"]
+
+
+class Doubling(Halving):
+    """Another, with the same state."""
+
+    def update(self, kl: float, num_episodes: int) -> None:
+        self.coefficient *= 2
+
+
+CONTROLLERS = (Halving, Doubling, partial(AdaptiveKLController, 0.5), partial(FixedKLController, 0.5))
+
+
+@pytest.mark.parametrize("now", CONTROLLERS)
+@pytest.mark.parametrize("before", CONTROLLERS)
+def test_the_state_of_a_kl_controller_is_for_its_own_class_alone(before, now, llama, monkeypatch):
+    monkeypatch.setattr(LitModule, "on_load_checkpoint", lambda *_: None)  # checks what is not in this checkpoint
+    earlier, module = before(), PPOModule(llama, WordShare(), kl=now())
+    earlier.update(0.0, 16)
+    checkpoint = {"lit_rlhf": {"kl_controller": class_path(earlier)}, "kl_controller": earlier.state_dict()}
+    module.on_load_checkpoint(checkpoint)
+    is_same = type(earlier) is type(module.kl) and not isinstance(earlier, FixedKLController)
+    assert module.kl.coefficient == (earlier.coefficient if is_same else 0.5)
+
+
+# ------------------------------------------------------------------------------------------------------------ schedules
+
+
+@pytest.mark.parametrize(
+    ("make", "is_direct"),
+    [
+        (cosine(0.1, 3), True),
+        (lambda o: ConstantWithWarmup(o, 2, 0.2), True),
+        (lambda o: LambdaLR(o, [lambda step: 0.9**step, lambda step: 1 / (step + 1)]), True),
+        (lambda o: StepLR(o, 2, 0.5), False),
+        (lambda o: CosineAnnealingLR(o, 6), False),
+        (lambda o: MultiplicativeLR(o, lambda step: 0.5), False),
+    ],
+)
+@pytest.mark.parametrize("steps", [0, 1, 2, 7])
+def test_a_new_schedule_is_where_so_many_steps_bring_it(make, is_direct, steps):
+    def make_schedule() -> Any:
+        groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate} for rate in (0.5, 0.25)]
+        schedule = make(SGD(groups))
+        if isinstance(schedule, TrainerLengthSchedule):
+            schedule.set_length(10, 5)
+        return schedule
+
+    expected, schedule = make_schedule(), make_schedule()
+    for each in (expected, schedule):
+        each.optimizer.step()  # or torch warns
+    for _ in range(steps):
+        expected.step()
+    calls = []
+    take = schedule.step
+    schedule.step = lambda: (calls.append(1), take())
+    step_scheduler(schedule, steps)
+    del schedule.step
+    assert len(calls) == (min(steps, 1) if is_direct else steps)
+    assert schedule.state_dict() == expected.state_dict()
+    for one, other in zip(schedule.optimizer.param_groups, expected.optimizer.param_groups):
+        assert one["lr"] == other["lr"]
