@@ -5,10 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lit_rlhf.commands.support.argument_parser import Parser
+from lit_rlhf.commands.support.argument_parser import Parser, read_action
 from lit_rlhf.commands.support.log_filters import install_log_filters
 from lit_rlhf.errors import UserError
-from lit_rlhf.suggestions import did_you_mean
 
 ACTIONS = {
     "agreement": "agreement with 95% intervals and Krippendorff's alpha, of rankings with a column 'labeler'",
@@ -18,13 +17,10 @@ ACTIONS = {
 
 def run(command: str, args: list[str]) -> int:
     """Run one of the actions."""
-    if not args or args[0] in ("-h", "--help"):
-        print("usage: lit-rlhf labelers agreement PATH | folds -c RECIPE [--key=value ...]\n")
-        print("\n".join(f"  {name:<11}{summary}" for name, summary in ACTIONS.items()))
+    usage = "agreement PATH | folds -c RECIPE [--key=value ...]"
+    action, rest = read_action("lit-rlhf labelers", usage, ACTIONS, args), args[1:]
+    if action is None:
         return 0
-    action, rest = args[0], args[1:]
-    if action not in ACTIONS:
-        raise UserError(f"lit-rlhf labelers has no action {action!r}{did_you_mean(action, ACTIONS)}")
     return run_agreement(rest) if action == "agreement" else run_all_folds(rest)
 
 

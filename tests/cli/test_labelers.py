@@ -108,7 +108,7 @@ def test_agreement_prints_a_table_and_writes_json(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["agreements"], "no action 'agreements' (did you mean 'agreement'?)"),
+        (["agreements"], "no action 'agreements' (did you mean 'agreement'?): it is agreement or folds"),
         (["folds", "-c", "RECIPE", "--seeds", "0"], "--seeds must be 1 or more"),
         (["folds", "-c", "RECIPE", "--unseen", "1"], "--unseen must lie between"),
         (["folds", "-c", "RECIPE", "--groups", "11"], "11 groups cannot be made of 10 labelers"),
