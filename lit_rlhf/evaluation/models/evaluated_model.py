@@ -127,14 +127,15 @@ class EvaluatedModel:
             *read_training_reward_models(self.path),
         ]
         self._prefixes = read_prefixes(self.path, spec.prefix, spec.prefixes)
+        self._best_of_scorer = None if spec.best_of is None else spec.best_of.make_scorer()
         self._check_reward_models()
         self._model: PreTrainedModel | None = None
 
     def _check_reward_models(self) -> None:
         """Raise early what best-of-n or the prefix selection would raise later."""
-        best_prefix, best_of = self.spec.best_prefix, self.spec.best_of
-        if best_of is not None:
-            best_of.make_scorer().check()
+        best_prefix = self.spec.best_prefix
+        if self._best_of_scorer is not None:
+            self._best_of_scorer.check()
         if best_prefix is not None:
             if self.spec.prefixes is None:
                 raise UserError(f"models: {self.name!r} has best_prefix and no prefixes to choose from")
@@ -159,6 +160,8 @@ class EvaluatedModel:
     def release(self) -> None:
         """Free the weights, so that one model is in memory at a time."""
         self._model = None
+        if self._best_of_scorer is not None:
+            self._best_of_scorer.release()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -230,17 +233,16 @@ class EvaluatedModel:
             noise_key: of the sampling noise; the same key samples the same completions.
             stop_strings: texts at the first of which a completion is truncated.
         """
-        best_of = self.spec.best_of
-        if best_of is None:
+        best_of, scorer = self.spec.best_of, self._best_of_scorer
+        if best_of is None or scorer is None:
             return self._generate(prompts, sampling, noise_key, stop_strings)
         best_of_sampling = SamplingParams(sampling.max_new_tokens, best_of.temperature)
         samples = [
             self._generate(prompts, best_of_sampling, (*noise_key, 7000 + number), stop_strings)
             for number in range(best_of.n)
         ]
-        reward_model = best_of.make_scorer()
         texts = [(prompt, completion) for completions in samples for prompt, completion in zip(prompts, completions)]
-        scores = reward_model.score_finite(texts, self.cache)
+        scores = scorer.score_finite(texts, self.cache)
         best = []
         for index in range(len(prompts)):
             prompt_scores = scores[index :: len(prompts)]

@@ -46,6 +46,7 @@ class RewardScorer:
         self.name, self.loading, self.batch_size = model_name(self.source), loading or ModelLoadingConfig(), batch_size
         check_applies_to(self.source, self.loading)
         self._tokenizer, self._template = resolve_tokenizer(tokenizer, self.source), template
+        self._loaded: ScalarModel | None = None
 
     @cached_property
     def template(self) -> PromptTemplate:
@@ -56,10 +57,16 @@ class RewardScorer:
         """Raise a UserError if the folder is missing; loads no weights."""
         load_tokenizer(self._tokenizer, self.loading)
 
-    @cached_property
+    @property
     def _model(self) -> ScalarModel:
-        model = load_scalar_model(self.source, self.template.tokenizer, self.loading)
-        return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        if self._loaded is None:
+            model = load_scalar_model(self.source, self.template.tokenizer, self.loading)
+            self._loaded = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        return self._loaded
+
+    def release(self) -> None:
+        """Free the weights; they are loaded again when a score is not cached."""
+        self._loaded = None
 
     def score(self, texts: Sequence[ScoredText], cache: Cache) -> list[float]:
         """Return a score per text: prompt, completion and, if it is finished, the end token, as in training.

@@ -20,10 +20,12 @@ from lit_rlhf.evaluation.judges.preference import (
     parse_rating,
     parse_verdict,
 )
+from lit_rlhf.evaluation.models import reward_scorer
 from lit_rlhf.evaluation.models.evaluated_model import BestOf, EvaluatedModel, ModelSpec
 from lit_rlhf.evaluation.models.generation import Completion
 from lit_rlhf.evaluation.run import Evaluation
 from lit_rlhf.evaluation.suites.preference import PairwisePreference, build_agreement_table, labeler_agreement_by_judge
+from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.models.loading import load_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.scalar_model import load_scalar_model
@@ -244,6 +246,23 @@ def test_the_suite_against_itself_is_one_half_and_writes_annotation_files(traine
     ties = sum(row["first"] == row["second"] for row in written)
     assert people.metrics["T = 1: win rate"].count == 6
     assert people.metrics["T = 1: win rate"].value == pytest.approx(1.0) or ties
+
+
+def test_best_of_n_loads_its_reward_model_once_until_it_is_released(reward, llama, monkeypatch) -> None:
+    loaded = []
+
+    def load(folder: str, *settings):
+        loaded.append(folder)
+        return load_scalar_model(folder, *settings)
+
+    monkeypatch.setattr(reward_scorer, "load_scalar_model", load)
+    model = EvaluatedModel("best", ModelSpec(llama, best_of=BestOf(reward, n=2)), NO_CACHE)
+    for prompt in ("w1", "w2 w3", "w4"):
+        model.generate([prompt], SamplingParams(2))
+    assert loaded == [reward]
+    model.release()
+    model.generate(["w1"], SamplingParams(2))
+    assert loaded == [reward, reward]
 
 
 def test_agreement_is_between_judges_by_majority_and_within_a_group_of_labelers() -> None:
