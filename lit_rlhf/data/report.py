@@ -120,11 +120,12 @@ class DatasetReport:
         head = f"{self.source}: {self.num_kept:,} rows"
         if self.num_kept < self.num_read + self.num_added:
             head = f"{self.source}: {self.num_kept:,} of {self.num_read + self.num_added:,} rows"
-        notes = [f"skipped {n:,}: {self._annotate(reason)}" for reason, n in self.skipped.items() if n]
-        notes += [f"of these {n:,}: {self._annotate(reason)}" for reason, n in self.flagged.items() if n]
+        notes = [f"skipped {n:,}: {self.annotate(reason)}" for reason, n in self.skipped.items() if n]
+        notes += [f"of these {n:,}: {self.annotate(reason)}" for reason, n in self.flagged.items() if n]
         return "; ".join([head, *notes, *(line for line in self.extra_lines if line not in self.details)])
 
-    def _annotate(self, reason: str) -> str:
+    def annotate(self, reason: str) -> str:
+        """Return a reason with the origin of its first row."""
         return f"{reason} (first: {self._first[reason]})" if reason in self._first else reason
 
     def print_table(self) -> None:

@@ -12,11 +12,10 @@ from lit_rlhf.labeling.database import Kind, NewTask
 from lit_rlhf.labeling.tasks import (
     COMPLETIONS,
     PromptWithCompletions,
-    StrictReport,
     TaskFile,
     drop_repeated_tasks,
-    flag_notes,
     make_tasks,
+    row_notes,
 )
 
 _KEY = 22  # of the sampling noise
@@ -36,8 +35,8 @@ class SampleSettings(NamedTuple):
 def sample_tasks(models: Sequence[str], prompts: str, kind: Kind | None, settings: SampleSettings) -> TaskFile:
     """Sample responses of one or several models to each prompt of a file.
 
-    Equal responses to a prompt become one, and empty ones are left out; a prompt with too few left makes no task. Both
-    are counted in the notes.
+    Equal responses to a prompt become one, and empty ones are left out; a prompt that is empty, or has too few left,
+    makes no task. All are counted in the notes.
 
     Args:
         models: Folders or hub names.
@@ -50,6 +49,7 @@ def sample_tasks(models: Sequence[str], prompts: str, kind: Kind | None, setting
             responses per prompt.
     """
     from lit_rlhf.data.formats.registry import read_records
+    from lit_rlhf.data.report import DatasetReport
     from lit_rlhf.data.sources import read_rows
 
     total = len(models) * settings.samples
@@ -59,7 +59,7 @@ def sample_tasks(models: Sequence[str], prompts: str, kind: Kind | None, setting
     if kind == "demonstrate" or not least <= total <= most:
         raise UserError(f"--samples: {total} responses per prompt; to {kind} takes {least} to {most}")
     rows = read_rows(prompts)
-    report = StrictReport(prompts)
+    report = DatasetReport(prompts)
     records = read_records(rows, "prompt", PromptRow, "auto", report)
     has_ids = "id" in rows[0].fields
     # a row that makes no task, or has the id of another, is refused before anything is sampled
@@ -91,7 +91,7 @@ def sample_tasks(models: Sequence[str], prompts: str, kind: Kind | None, setting
     if not tasks:
         raise UserError(f"no task is left of {prompts!r}: {'; '.join(notes)}: raise --temperature or --samples")
     kept, repeated = drop_repeated_tasks(tasks, has_ids)
-    return TaskFile(kind, kept, [*notes, *repeated, *flag_notes(report)])
+    return TaskFile(kind, kept, [*notes, *repeated, *row_notes(report)])
 
 
 def _sample(model_name: str, records: Sequence[PromptRow], settings: SampleSettings) -> list[list[str]]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from lit_rlhf.data.formats.record_validation import is_missing, is_rank
-from lit_rlhf.data.formats.registry import read_records
+from lit_rlhf.data.formats.registry import matching_format, read_records
 from lit_rlhf.data.records import CONTEXT_COLUMNS, Instruction, Message, Prompt, PromptRow, Ranking, to_messages
 from lit_rlhf.data.report import DatasetReport
 from lit_rlhf.data.sources import Fields, Row, Rows, read_rows
@@ -53,7 +53,7 @@ class TaskFile(NamedTuple):
 
 
 class StrictReport(DatasetReport):
-    """A report that skips no row: people are asked about all of them."""
+    """A report that skips no row: people answered all of them."""
 
     def skip(self, reason: str, origin: str) -> None:
         """Refuse the row."""
@@ -61,7 +61,7 @@ class StrictReport(DatasetReport):
 
 
 def read_tasks(path: str, kind: Kind | None = None, format: str = "auto", gold: bool = False) -> TaskFile:
-    """Read the tasks of a file.
+    """Read the tasks of a file. Rows with an empty prompt or completion are left out and counted, as in training.
 
     Args:
         path: Any data file or hub dataset of the project: prompts, completions, rankings, the comparisons that the
@@ -71,28 +71,35 @@ def read_tasks(path: str, kind: Kind | None = None, format: str = "auto", gold: 
         gold: Whether the rows hold the known answers.
 
     Raises:
-        UserError: A row has no prompt, or no or too many completions, or the id of another row; names file and row.
+        UserError: A row has no prompt, or no or too many completions, or the id of another row; names file and row. Or
+            no row is left.
     """
     rows = read_rows(path)
     kind = kind or guess_kind(rows[0])
-    report = StrictReport(path)
+    report = DatasetReport(path)
     if gold and kind == "demonstrate":
         raise UserError("--gold: a demonstration has no known answer; use --gold with rank, rate or compare")
     records = _read_prompts(rows, kind, format, report)
     tasks: list[NewTask] = []
     has_ids = "id" in rows[0].fields
     for record in records:
-        tasks += make_tasks(kind, record, has_ids, gold)
+        if kind != "demonstrate" and has_empty_completion(record.completions):
+            report.skip("empty completion", record.origin)
+        else:
+            tasks += make_tasks(kind, record, has_ids, gold)
+    report.raise_if_empty("task")
     tasks, notes = drop_repeated_tasks(tasks, has_ids)
     if not gold:
         ignored = [name for name in _ANSWERS if any(row.fields.get(name) is not None for row in rows)]
         notes += [f"the column {name!r} is not shown and not exported" for name in ignored]
-    return TaskFile(kind, tasks, notes + flag_notes(report))
+    return TaskFile(kind, tasks, notes + row_notes(report))
 
 
-def flag_notes(report: DatasetReport) -> list[str]:
-    """Return a line for each reason for which rows were counted as doubtful."""
-    return [f"{count:,} of {report.num_read:,} rows: {reason}" for reason, count in report.flagged.items()]
+def row_notes(report: DatasetReport) -> list[str]:
+    """Return a line for each reason for which rows were left out, or counted as doubtful."""
+    left_out = [(count, f" left out: {report.annotate(reason)}") for reason, count in report.skipped.items()]
+    flagged = [(count, f": {reason}") for reason, count in report.flagged.items()]
+    return [f"{count:,} of {report.num_read:,} rows{what}" for count, what in left_out + flagged]
 
 
 class PromptWithCompletions(NamedTuple):
@@ -112,6 +119,8 @@ def _read_prompts(rows: Rows, kind: Kind, format: str, report: DatasetReport) ->
             for each in prompts
         ]
     # completions that only a format of rankings finds: in a tree, or at the end of a conversation
+    if format == "auto" and matching_format(rows[0].fields, "ranking") is None:
+        raise no_completions(kind, rows[0].origin)
     rankings = read_records(rows, "ranking", Ranking, format, report)
     return [PromptWithCompletions(each.prompt, each.completions, each.fields, each.origin) for each in rankings]
 
@@ -143,12 +152,28 @@ def find_completions(fields: Fields, kind: Kind) -> list[Any] | None:
         if isinstance(fields.get(name), list):
             return list(fields[name])
     for pair in _PAIRS:
-        if all(isinstance(fields.get(name), str) for name in pair):
+        # dialogues, with the prompt in both of them: a format of rankings splits them
+        is_split = "chosen" not in pair or any(name in fields for name in _PROMPTS)
+        if is_split and all(isinstance(fields.get(name), str) for name in pair):
             return [fields[name] for name in pair]
     for name in _SINGLE if kind == "rate" else ():
         if name in fields:
             return [fields[name]]
     return None
+
+
+def has_empty_completion(completions: list[Any] | None) -> bool:
+    """Return whether one of the completions is empty or whitespace."""
+    return any(isinstance(each, str) and not each.strip() for each in completions or ())
+
+
+def no_completions(kind: Kind, origin: str) -> UserError:
+    """Build the error for a row without completions."""
+    pairs = [f"{first!r} and {second!r}" for first, second in _PAIRS] if kind == "compare" else []
+    others = "".join(f", or {each}" for each in [*pairs, *(map(repr, _SINGLE) if kind == "rate" else ())])
+    return UserError(
+        f"{origin}: no completions to {kind}: a row needs the column 'completions', a list of texts{others}"
+    )
 
 
 def make_tasks(kind: Kind, record: PromptWithCompletions, has_ids: bool, gold: bool) -> list[NewTask]:
@@ -215,7 +240,7 @@ def check_completions(completions: Any, kind: Kind, origin: str) -> list[str]:
         UserError: There are too few or too many, one is no text, or one is empty.
     """
     if not isinstance(completions, list) or not completions:
-        raise UserError(f"{origin}: no completions to {kind}: a row needs the column 'completions', a list of texts")
+        raise no_completions(kind, origin)
     if not all(isinstance(each, str) for each in completions):
         raise UserError(f"{origin}: the completions must be texts, not {[type(each).__name__ for each in completions]}")
     least, most = COMPLETIONS[kind]

@@ -73,6 +73,11 @@ def test_a_prompt_with_too_few_different_outputs_is_counted(sample: Any):
         sample([{"prompt": "p"}], "compare", m=[["x", "x"]])
 
 
+def test_an_empty_prompt_is_left_out_and_counted(sample: Any):
+    file = sample([{"prompt": "p"}, {"prompt": " "}], "compare", m=[["x", "y"]])
+    assert len(file.tasks) == 1 and file.notes == ["1 of 2 rows left out: empty prompt (first: prompts.jsonl:2)"]
+
+
 def test_repeated_prompts_with_other_outputs_are_tasks_of_their_own(sample: Any):
     file = sample([{"prompt": "p"}] * 3, "compare", m=[["x", "y"], ["x", "z"], ["x", "y"]])
     assert len(file.tasks) == 2 and file.notes == ["1 rows repeat an earlier one and are left out"]
@@ -81,7 +86,6 @@ def test_repeated_prompts_with_other_outputs_are_tasks_of_their_own(sample: Any)
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"id": "b", "prompt": " "}, r"prompts\.jsonl:2: empty prompt"),
         ({"id": "b"}, r"prompts\.jsonl:2: no column 'prompt'"),
         ({"id": "a", "prompt": "q"}, r"prompts\.jsonl:2: the id 'a' is that of prompts\.jsonl:1"),
         ({"prompt": "q"}, r"prompts\.jsonl:2: the id is None"),

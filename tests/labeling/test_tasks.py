@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 
+from lit_rlhf.data.formats.registry import read_records
+from lit_rlhf.data.records import Ranking
+from lit_rlhf.data.report import DatasetReport
+from lit_rlhf.data.sources import read_rows
 from lit_rlhf.errors import UserError
+from lit_rlhf.labeling.database import Kind
 from lit_rlhf.labeling.tasks import read_tasks
 from tests.helpers.small_runs import write_rows
 
@@ -73,11 +78,9 @@ GOOD = {"prompt": "p", "completions": FOUR}
     ("bad", "settings", "message"),
     [
         ({"completions": FOUR}, {}, r"tasks\.jsonl:2: no column"),
-        ({"prompt": "  ", "completions": FOUR}, {}, r"tasks\.jsonl:2: empty prompt"),
         ({"prompt": "p", "completions": ["one"]}, {}, r"tasks\.jsonl:2: 1 completions; to rank takes 2 to 9"),
         ({"prompt": "p", "completions": FOUR * 8}, {}, r"tasks\.jsonl:2: 32 completions"),
         ({"prompt": "p", "completions": ["one", 2]}, {}, r"tasks\.jsonl:2: the completions must be texts"),
-        ({"prompt": "p", "completions": ["one", " "]}, {}, r"tasks\.jsonl:2: completion 2 is empty"),
         ({"prompt": "p"}, {}, r"tasks\.jsonl:2: no completions to rank"),
         ({**GOOD, "completions": "one"}, {}, r"tasks\.jsonl:2: no completions to rank"),
         ({**GOOD, "models": ["a"]}, {}, r"tasks\.jsonl:2: column 'models' must name the model of each"),
@@ -92,6 +95,71 @@ GOOD = {"prompt": "p", "completions": FOUR}
 def test_a_bad_row_is_refused_by_line(tmp_path: Path, bad: dict[str, Any], settings: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message):
         read(tmp_path, [GOOD, bad], **settings)
+
+
+HH = {"chosen": "\n\nHuman: hi\n\nAssistant: a", "rejected": "\n\nHuman: hi\n\nAssistant: b"}
+PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
+MESSAGES = {
+    name: [{"role": "user", "content": "hi"}, {"role": "assistant", "content": text}]
+    for name, text in (("chosen", "a"), ("rejected", "b"))
+}
+
+
+@pytest.mark.parametrize("gold", [False, True])
+@pytest.mark.parametrize(
+    ("good", "bad", "kind", "reason"),
+    [
+        (GOOD, {"prompt": " ", "completions": FOUR}, "rank", "empty prompt"),
+        (GOOD, {"prompt": "p", "completions": ["one", "\n", "two"]}, "rank", "empty completion"),
+        (GOOD, {"prompt": "p", "completions": ["one", "\n", "two"]}, "rate", "empty completion"),
+        (PAIR, {**PAIR, "rejected": ""}, "compare", "empty completion"),
+        (HH, {**HH, "rejected": "\n\nHuman: hi\n\nAssistant: "}, "compare", "empty completion"),
+        (MESSAGES, {**MESSAGES, "rejected": [MESSAGES["chosen"][0], {"role": "assistant", "content": " "}]}, "compare",
+         "empty completion"),
+        ({"prompt": "p"}, {"prompt": ""}, "demonstrate", "empty prompt"),
+    ],
+)  # fmt: skip
+def test_rows_that_training_skips_are_left_out_and_counted_as_there(
+    tmp_path: Path, good: dict[str, Any], bad: dict[str, Any], kind: Kind, reason: str, gold: bool
+):
+    if gold and kind == "demonstrate":
+        return
+    answer = {"ranks": [0, 1, 2, 3]} if kind == "rank" else {"overall": 3} if kind == "rate" else {}
+    rows = [{**row, **(answer if gold else {})} for row in (good, bad, good, bad)]
+    file = read(tmp_path, rows, kind=kind, gold=gold)
+    assert len(file.tasks) == (4 if kind == "rate" else 1)
+    assert f"2 of 4 rows left out: {reason} (first: tasks.jsonl:2)" in file.notes
+    with pytest.raises(UserError, match=f"no .* is left of .*: rows read 1 · kept 0 · 1 {reason}"):
+        read(tmp_path, [{**bad, **(answer if gold else {})}], kind=kind, gold=gold)
+    if kind == "rank":  # the same row, read for training
+        report = DatasetReport("tasks.jsonl")
+        ranked = [{**row, "ranks": list(range(len(row["completions"])))} for row in (good, bad)]
+        path = write_rows(tmp_path / "ranked.jsonl", ranked)
+        read_records(read_rows(path), "ranking", Ranking, "auto", report)
+        assert report.skipped == {reason: 1}
+
+
+def test_completions_of_dialogues_are_the_last_replies(tmp_path: Path):
+    for row, prompt in ((HH, "\n\nHuman: hi\n\nAssistant:"), (MESSAGES, "hi")):
+        (task,) = read(tmp_path, [row]).tasks
+        assert [text.strip() for text in task.content["completions"]] == ["a", "b"]
+        assert task.content["prompt"] == [{"role": "user", "content": prompt}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "also"),
+    [
+        ("rank", ""),
+        ("compare", ", or 'first' and 'second', or 'chosen' and 'rejected'"),
+        ("rate", ", or 'answer', or 'completion', or 'response', or 'output'"),
+    ],
+)
+@pytest.mark.parametrize("row", [{"prompt": "p"}, {"text": "p"}, {"messages": [{"role": "user", "content": "p"}]}])
+def test_prompts_without_completions_lack_just_these(tmp_path: Path, kind: Kind, also: str, row: dict[str, Any]):
+    message = f"tasks.jsonl:1: no completions to {kind}: a row needs the column 'completions', a list of texts{also}"
+    with pytest.raises(UserError) as refusal:
+        read(tmp_path, [row], kind=kind)
+    assert str(refusal.value) == message
 
 
 def test_completions_that_are_no_list_are_refused(tmp_path: Path):

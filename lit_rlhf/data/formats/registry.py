@@ -189,11 +189,23 @@ def find_format(format: str | Function, kind: Kind, first: Row) -> Format:
     return by_name[format]
 
 
-def detect_format(row: Row, kind: Kind) -> Format:
-    """Return the first format of this kind whose columns are all in the row."""
+def matching_format(fields: Fields, kind: Kind) -> Format | None:
+    """Return the first format of this kind whose columns are all in a row; None if there is none."""
     for each in FORMATS[kind]:
-        if all(name in row.fields for name in each.columns) and each.matches(row.fields):
+        if all(name in fields for name in each.columns) and each.matches(fields):
             return each
+    return None
+
+
+def detect_format(row: Row, kind: Kind) -> Format:
+    """Return the first format of this kind whose columns are all in the row.
+
+    Raises:
+        UserError: There is none; names what the nearest lacks.
+    """
+    found = matching_format(row.fields, kind)
+    if found is not None:
+        return found
     nearest = max(FORMATS[kind], key=lambda each: sum(name in row.fields for name in each.columns) / len(each.columns))
     missing = [name for name in nearest.columns if name not in row.fields]
     if len(missing) < len(nearest.columns):
