@@ -9,6 +9,7 @@ import time
 from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,10 @@ class RecipeCLI(LightningCLI):
             say(f"{self.command}: {find_trained(Path(self.run_dir), settings, self.command)}")
             self._parse_ckpt_path()
         move_loggers(settings.trainer, self.output)
+
+    def _dump_config(self) -> None:
+        """Take the recipe's plain values; Lightning would dump the same once more, which takes as long as the parse."""
+        self.config_dump = deepcopy(self.recipe)
 
     def instantiate_classes(self) -> None:
         """Instantiate; an error of Lightning becomes one line."""
