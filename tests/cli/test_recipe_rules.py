@@ -8,6 +8,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lit_rlhf.cli import main
+from lit_rlhf.commands.support import sweep_runs
 from lit_rlhf.commands.support.config_locations import parse_yaml
 from lit_rlhf.commands.support.home_folders import expand_arguments
 from lit_rlhf.errors import UserError
@@ -162,7 +164,10 @@ def test_the_home_folder_is_expanded_in_recipes_and_arguments(project: Path, hom
     assert (home / "run").is_dir() and not (project / "~").exists()
 
 
-def test_the_home_folder_is_expanded_in_the_other_commands(project: Path, home: Path, command) -> None:
+def test_the_home_folder_is_expanded_in_the_other_commands(
+    project: Path, home: Path, command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep_runs, "start_process", lambda run, jobs: main(["fit", "-c", str(run.recipe)]))
     assert command("recipes", "cp", "quickstart/sft", "~/sft.yaml")[0] == 0
     assert (home / "sft.yaml").is_file()
     for args in (

@@ -13,9 +13,11 @@ import torch
 import yaml
 
 from lit_rlhf.checkpoints import read_metadata
+from lit_rlhf.cli import main
+from lit_rlhf.commands.support.log_filters import restored_log_filters
 from lit_rlhf.commands.support.run_folder import RUN_FILES
 from tests.helpers.small_runs import write_rows
-from tests.helpers.stages import STAGES, contents
+from tests.helpers.stages import STAGES, contents, write_stages
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -82,14 +84,29 @@ FAILING = {
 }
 
 
+@pytest.fixture(scope="module")
+def trained_runs(tmp_path_factory: pytest.TempPathFactory, llama: str) -> dict[str, Path]:
+    """The folder `runs` after SFT and after PPO."""
+    folders = {}
+    for stage in ("sft", "ppo"):
+        folder = tmp_path_factory.mktemp(stage)
+        write_stages(folder, llama)
+        with contextlib.chdir(folder), restored_log_filters():
+            assert main(["fit", "-c", f"{stage}.yaml"]) == 0
+        folders[stage] = folder / "runs"
+    return folders
+
+
 @pytest.mark.parametrize("kind", FAILING)
-def test_a_start_that_fails_destroys_and_writes_nothing(kind: str, stages: Path, command: Callable[..., Any]) -> None:
+def test_a_start_that_fails_destroys_and_writes_nothing(
+    kind: str, stages: Path, trained_runs: dict[str, Path], command: Callable[..., Any]
+) -> None:
     stage, words = FAILING[kind]
     before = contents(stages)
     code, _, err = command("fit", "-c", f"{stage}.yaml", *words)
     assert code == 2 and err.splitlines()[-1].startswith("error: ")
     assert contents(stages) == before
-    assert command("fit", "-c", f"{stage}.yaml")[0] == 0
+    shutil.copytree(trained_runs[stage], stages / "runs", dirs_exist_ok=True)
     trained = contents(stages)
     for more in ((), ("--overwrite",), ("--ckpt_path=last", "--trainer.max_epochs=2")):
         assert command("fit", "-c", f"{stage}.yaml", *words, *more)[0] == 2, more
@@ -167,8 +184,10 @@ def test_overwrite_replaces_the_run_and_nothing_else(stages: Path, command: Call
     assert yaml.safe_load(replaced["config.yaml"])["overwrite"] is False
 
 
-def test_overwrite_does_not_delete_what_the_run_reads(stages: Path, command: Callable[..., Any]) -> None:
-    assert command("fit", "-c", "sft.yaml")[0] == 0
+def test_overwrite_does_not_delete_what_the_run_reads(
+    stages: Path, trained_runs: dict[str, Path], command: Callable[..., Any]
+) -> None:
+    shutil.copytree(trained_runs["sft"], stages / "runs")
     before = contents(stages)
     code, _, err = command("fit", "-c", "sft.yaml", "--model.model=runs/sft/model", "--overwrite")
     assert code == 2 and "--overwrite would delete runs/sft/model, which model.model reads" in err
@@ -199,8 +218,11 @@ def test_overwrite_needs_a_folder_of_the_run(stages: Path, command: Callable[...
     assert (stages / "config.yaml").read_text() == "mine"
 
 
-def test_another_runs_checkpoint_does_not_open_the_folder(stages: Path, command: Callable[..., Any]) -> None:
-    assert command("fit", "-c", "sft.yaml")[0] == command("fit", "-c", "sft.yaml", "--run_dir=other")[0] == 0
+def test_another_runs_checkpoint_does_not_open_the_folder(
+    stages: Path, trained_runs: dict[str, Path], command: Callable[..., Any]
+) -> None:
+    shutil.copytree(trained_runs["sft"], stages / "runs")
+    assert command("fit", "-c", "sft.yaml", "--run_dir=other")[0] == 0
     before = contents(stages)
     other = "--ckpt_path=other/checkpoints/last.ckpt"
     code, _, err = command("fit", "-c", "sft.yaml", other, "--trainer.max_epochs=2")

@@ -1,5 +1,6 @@
 """A packed batch computes the same as separate rows: in float64, for every response token, gradients included."""
 
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -84,12 +85,17 @@ def test_scalars_match_separate_rows(model_folders, tokenizer):
         torch.testing.assert_close(scores[row], separate[-1], atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("scalar", [False, True], ids=["logits", "values"])
-def test_gradients_of_a_shared_prompt_are_the_same_from_run_to_run(scalar):
-    """Many responses to a prompt begin after the same token, whose gradients must be added in one order."""
-    # In a process of its own: OpenMP's threads would not survive the forks of later tests.
+@pytest.fixture(scope="module")
+def own_process() -> Iterator[ProcessPoolExecutor]:
+    """A process for OpenMP's threads, which would not survive the forks of later tests."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        assert pool.submit(count_different_gradients, scalar).result() == 0
+        yield pool
+
+
+@pytest.mark.parametrize("scalar", [False, True], ids=["logits", "values"])
+def test_gradients_of_a_shared_prompt_are_the_same_from_run_to_run(scalar, own_process):
+    """Many responses to a prompt begin after the same token, whose gradients must be added in one order."""
+    assert own_process.submit(count_different_gradients, scalar).result() == 0
 
 
 def count_different_gradients(scalar: bool) -> int:
