@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from lit_rlhf.cli import main
-from lit_rlhf.commands.recipes import is_evaluation, is_overlay, shipped_recipes
+from lit_rlhf.commands.recipes import shipped_recipes
 from lit_rlhf.data.formats.registry import FORMATS
 from tests.helpers.pages import DOCS, README, ROOT, blocks, commands, defined_names, named_blocks, prose
 from tests.helpers.user_project import EXTENDING, enter_user_project, read_metrics, shrunk_command, write_jsonl
@@ -216,14 +216,3 @@ def test_overlays_merge_as_documented(
 
     merged = printed(capsys, "-c", "small/ppo", "--model.optimizer.lr=5e-4")["model"]["init_args"]["optimizer"]
     assert merged == {**optimizer, "init_args": {**optimizer["init_args"], "lr": 5e-4}}  # without init_args in the path
-
-
-@pytest.mark.parametrize("name", [n for n in shipped_recipes() if not is_overlay(n) and not is_evaluation(n)])
-def test_the_override_in_a_recipes_head_parses(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    head = [line for line in shipped_recipes()[name].read_text().splitlines() if line.startswith("# Override:")]
-    words = [word for word in head[0].split() if word.startswith("--")]
-    assert len(head) == 1 and words
-    assert printed(capsys, "-c", name, *words) != printed(capsys, "-c", name)

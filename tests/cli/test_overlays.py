@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from lit_rlhf.cli import main
 from lit_rlhf.commands.recipes import is_overlay, shipped_recipes
@@ -55,6 +56,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def callback_names(stage: str) -> set[str]:
+    """Return the classes of the callbacks that a stage has without an overlay."""
+    files = (Path(f"small-{stage}.yaml"), shipped_recipes()[f"quickstart/{stage}"])
+    callbacks = [yaml.safe_load(file.read_text()).get("trainer", {}).get("callbacks") for file in files]
+    return {each["class_path"].rpartition(".")[-1] for each in callbacks[0] or callbacks[1]}
+
+
 @pytest.fixture
 def no_server() -> Iterator[str]:
     """An address where no server listens."""
@@ -92,7 +100,11 @@ def fit(
             line = capfd.readouterr().err.strip().splitlines()[-1]
             assert not instantiated, f"{overlays}: refused, but not before anything is instantiated: {line}"
             return line
-        assert code == 0 and instantiated[-1].trainer.global_step == 3
+        trainer = instantiated[-1].trainer
+        assert code == 0 and trainer.global_step == 3
+        assert [type(logger).__name__ for logger in trainer.loggers] == ["CSVLogger", "WandbLogger"]
+        lost = callback_names(stage) - {type(callback).__name__ for callback in trainer.callbacks}
+        assert not lost, f"{overlays} lose {lost}"
         return "runs"
 
     return run

@@ -110,7 +110,9 @@ def test_recipes_ls_answers_in_under_a_second() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in shipped_recipes() if not is_evaluation(name)])
-def test_every_shipped_recipe_parses(name: str, command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_shipped_recipe_parses_and_its_override_changes_it(
+    name: str, command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     of_ppo = name.startswith(("generator/", "reward-model/")) or name == "compute/offload-frozen"
     stage = "ppo" if of_ppo else "sft"
@@ -121,3 +123,9 @@ def test_every_shipped_recipe_parses(name: str, command, tmp_path: Path, monkeyp
         return
     assert (code, stderr) == (0, "")
     assert "class_path: lit_rlhf.modules." in stdout
+    if is_overlay(name):
+        return
+    (head,) = (line for line in shipped_recipes()[name].read_text().splitlines() if line.startswith("# Override:"))
+    override = [word for word in head.split() if word.startswith("--")]
+    code, changed, stderr = command("fit", "-c", name, *override, "--print_config")
+    assert override and (code, stderr) == (0, "") and changed != stdout
