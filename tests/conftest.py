@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     GemmaConfig,
@@ -23,6 +22,7 @@ from transformers import (
 
 from lit_rlhf.commands.support.log_filters import restored_log_filters
 from tests.helpers.ranks import leave_process_group
+from tests.helpers.word_tokenizer import VOCABULARY, word_tokenizer
 
 settings.register_profile("lit_rlhf", deadline=None, max_examples=40, derandomize=True, database=None)
 settings.load_profile("lit_rlhf")
@@ -53,6 +53,7 @@ SLOW_FILES = (
     "cli/test_trainer_flags.py",
     "cli/test_wandb_login.py",
     "cli/test_wandb_runs.py",
+    "contract/test_vllm.py",
     "evaluation/judges/test_missing_verdicts.py",
     "evaluation/reports/test_quickstart_report.py",
     "evaluation/suites/test_benchmarks.py",
@@ -98,8 +99,6 @@ SLOW_FILES = (
     "test_wheel.py",
 )
 
-WORDS = [f"w{i}" for i in range(28)]
-VOCABULARY = {word: i for i, word in enumerate(["<pad>", "<eos>", "<unk>", ":", *WORDS])}
 SIZE = {"vocab_size": len(VOCABULARY), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 IDS = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0, "max_position_embeddings": 128}
 CONFIGS = {
@@ -182,15 +181,7 @@ def no_process_group_left_behind() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """Word tokenizer with distinct padding, end and unknown tokens."""
-    backend = Tokenizer(models.WordLevel(VOCABULARY, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        clean_up_tokenization_spaces=False,
-    )
+    return word_tokenizer()
 
 
 @pytest.fixture(scope="session")

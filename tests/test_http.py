@@ -1,5 +1,6 @@
 """The HTTP client against a fake service: which failures are retried, given up, or user errors."""
 
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from email.message import Message
@@ -171,3 +172,42 @@ def test_invalid_settings(settings) -> None:
         JSONClient("http://x", **settings)
     with pytest.raises(UserError, match="no http or https address"):
         JSONClient("file:///etc")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"error": {"message": "too long", "code": 400}}, "too long"),
+        ({"error": "too long"}, "too long"),
+        ({"detail": "too\n long"}, "too long"),
+        ({"detail": [{"loc": ["body", "n"]}]}, '[{"loc": ["body", "n"]}]'),
+        ({"message": "the key abcdefgh is odd"}, "the key ... is odd"),
+        ({"message": "x" * 999}, "x" * 400),
+        (b"<html>", ""),
+        ({}, ""),
+        ([1], ""),
+    ],
+)
+@pytest.mark.parametrize("status", [400, 500])
+def test_the_words_of_a_service_are_kept_without_the_key(status, body, message) -> None:
+    with serve(lambda request, before: Reply(body, status=status)) as service:
+        client = JSONClient(service.url, {"Authorization": "Bearer abcdefgh"}, **FAST)
+        answer = client.request({}, value)
+    assert isinstance(answer, RequestFailed) and answer.message == message
+    assert answer.reason == ("status 400" if status == 400 else "status 500 (3 attempts)")
+
+
+def test_requests_under_way_and_later_ones_can_be_broken_off() -> None:
+    with serve(lambda request, before: Reply({"value": 1}, delay=20.0 if request.payload else 0.0)) as service:
+        client = JSONClient(service.url, timeout=30.0, parallel=3)
+        threading.Timer(0.3, client.break_off, ["enough"]).start()
+        start = time.monotonic()
+        answers = list(client.request_all([{"n": n} for n in range(9)], value))
+        assert time.monotonic() - start < 5 and len(service.requests) == 3
+        assert answers == [RequestFailed("enough")] * 9
+        assert JSONClient(service.url).request({}, value) == 1.0, "another client goes on"
+
+
+def test_what_is_read_may_be_another_format_than_json() -> None:
+    with serve(lambda request, before: Reply(b"added")) as service:
+        assert JSONClient(service.url, decode=bytes.decode).request({}, lambda text, _: text) == "added"

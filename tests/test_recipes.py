@@ -26,6 +26,7 @@ STAGES = ("quickstart/pretraining", "quickstart/sft", "quickstart/reward", "quic
 # refused on one CPU, or without a package or a server: tests/cli/test_overlays.py
 REFUSED = (
     "generator/vllm",
+    "generator/vllm-lora",
     "optimizer/adamw-8bit-sharded",
     "optimizer/paged-adamw-8bit",
     "precision/16-mixed",

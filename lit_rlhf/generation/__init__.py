@@ -4,7 +4,7 @@ from lit_rlhf.generation.base import GenerationOutput, Generator
 from lit_rlhf.generation.cached import CachedGenerator
 from lit_rlhf.generation.huggingface import HuggingFaceGenerator
 from lit_rlhf.generation.sampling import MissingEOS, SamplingParams
-from lit_rlhf.generation.vllm import VLLMGenerator
+from lit_rlhf.generation.vllm import VLLMGenerator, VLLMLoRAGenerator
 
 __all__ = [
     "CachedGenerator",
@@ -14,4 +14,5 @@ __all__ = [
     "MissingEOS",
     "SamplingParams",
     "VLLMGenerator",
+    "VLLMLoRAGenerator",
 ]

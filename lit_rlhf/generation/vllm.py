@@ -1,58 +1,65 @@
-"""Generation by a vLLM server over HTTP, which reads the policy's weights from a shared folder.
+"""Generation by a vLLM server over HTTP, which reads the policy's weights, or its adapter, from a shared folder."""
 
-Nothing of vLLM is imported here. The features relied on, by the pages of vLLM's documentation (v0.32.0):
-
-- "OpenAI-Compatible Server", Completions API: a prompt of token ids, `n`, `seed`, `logprobs`, and of vLLM's own
-  `return_token_ids` (the choices then hold `token_ids`), `stop_token_ids`, `ignore_eos`, `min_tokens`, `top_k`, and
-  `stop_reason` in a choice; the server's model names in `/v1/models`.
-- "What is Layerwise (Re)loading?": the worker method `reload_weights` with `weights_path`, a safetensors folder.
-- "Sleep Mode": `POST /collective_rpc` calls such a method, on servers started with `VLLM_SERVER_DEV_MODE=1`.
-- "Automatic Prefix Caching": `cache_salt` keeps a request from reading what other requests left in the prefix cache.
-- "Engine Arguments": `--logprobs-mode processed_logprobs`, log-probs after temperature, top-k and top-p.
-"""
-
-import os
+import re
+import secrets
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_rlhf.data.batches import PromptBatch
-from lit_rlhf.distributed import broadcast_object, is_distributed
+from lit_rlhf.distributed import all_gather_object, broadcast_object, is_distributed
 from lit_rlhf.errors import UserError
+from lit_rlhf.functional import token_logprobs
 from lit_rlhf.generation.base import GenerationOutput, Generator
 from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.generation.stopping import StoppingCriteria, StopStringMatcher
-from lit_rlhf.generation.vllm_responses import Payload, ResponseTable, read_choices
-from lit_rlhf.http import CredentialsRejected, JSONClient, RequestFailed
-from lit_rlhf.models.export import write_model
+from lit_rlhf.generation.vllm_responses import Payload, ResponseTable
+from lit_rlhf.generation.vllm_server import ServerSettings, VLLMServer
+from lit_rlhf.models.export import write_untied_model
 from lit_rlhf.models.fingerprint import live_model_fingerprint
+from lit_rlhf.models.loading_config import ModelLoadingConfig
+from lit_rlhf.models.lora import policy_lora
+from lit_rlhf.models.peft_folder import write_adapter
 from lit_rlhf.progress import report_progress
 
 MIN_TEMPERATURE = 0.01  # vLLM raises a lower temperature above 0 to this
+MAX_STOP_STRINGS = 4  # of a request to vLLM; responses are cut by all of them here
+MAX_ROLLOUTS = 2  # attempts at a batch whose server lost the weights meanwhile
+PROBE_TOKENS = 128
+MAX_MISMATCH = {"float32": 5e-4, "float16": 0.1, "bfloat16": 0.1}  # nats per token, by the server's dtype
+LABEL = re.compile(r"[0-9a-f]{16}-[0-9a-f]{8}")
+INCOMPLETE = "incomplete"  # in place of a label while a server reads weights
 
 
 class VLLMGenerator(Generator):
-    """Requests responses from a running vLLM server, and syncs the policy's weights to it whenever they have changed.
+    """Requests responses from a running vLLM server, and hands the policy's weights to it whenever they have changed.
 
-    Rank zero writes the weights (adapters merged) to a new folder, has the server read them, and removes them again;
-    every rank requests the responses to its own prompts. A request's seed depends on (seed, iteration, row) alone, so a
+    Rank zero writes the weights (adapters merged) to a new folder and has the server read them. Then the server's
+    log-probs of a probe, the first tokens of the batch's prompts, must be the policy's: else the run ends. The server
+    keeps a label, the weights' fingerprint and the number of the push, which tells one that was restarted, or that
+    another run uses.
+
+    Every rank requests the responses to its own prompts. A request's seed depends on (seed, iteration, row) alone, so a
     resumed run sends the same requests. vLLM samples with noise of its own, so not the responses of `CachedGenerator`.
 
     Its log-probs come from another implementation, so `ppo.old_logprobs` must be "recompute".
 
     Args:
-        folder: where the weights are written; the server must see it under the same absolute path.
+        folder: where the weights are written, of this run alone; the server must see it under the same absolute path.
+            The last ones stay in it: the server may read them again.
         url: address of the server.
         model: the name under which it serves the policy (`--served-model-name`).
+        dtype: the precision of the server (`--dtype`); by default that in which the policy computes is needed.
+        max_mismatch: largest mean difference of the probe's log-probs, in nats per token; by default 0.0005 of a server
+            in float32, and 0.1 in half precision.
         parallel: concurrent requests per rank; each is a prompt with all its samples.
         timeout: seconds that a response or the reading of the weights may take.
-        retries: further attempts after a failure that may pass, see `JSONClient`.
+        retries: further attempts at a response after a failure that may pass, see `JSONClient`.
         pause: seconds before the second attempt.
         token_variable: environment variable that holds the server's `--api-key`; if it is unset, none is sent.
     """
@@ -62,26 +69,20 @@ class VLLMGenerator(Generator):
         folder: str,
         url: str = "http://127.0.0.1:8000",
         model: str = "policy",
+        dtype: str | None = None,
+        max_mismatch: float | None = None,
         parallel: int = 256,
         timeout: float = 600.0,
         retries: int = 4,
         pause: float = 1.0,
         token_variable: str = "VLLM_API_KEY",
     ) -> None:
-        token = os.environ.get(token_variable)
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-
-        def client(path: str, attempts: int = retries) -> JSONClient:
-            return JSONClient(url.rstrip("/") + path, headers, timeout, attempts, pause, parallel=parallel)
-
-        self.folder, self.model = Path(folder).expanduser().resolve(), model
-        self.models, self.completions = client("/v1/models", 0), client("/v1/completions")
-        self.rpc = client("/collective_rpc")
-        self.name = f"vLLM at {self.models.without_query(url)}"
-        self.key_hint = (
-            f"it comes from the environment variable {token_variable}, which is {'' if token else 'not '}set"
-        )
-        self.weights_version = ""  # fingerprint of the weights that the server holds
+        if dtype is not None and dtype not in MAX_MISMATCH:
+            raise UserError(f"model.generator.init_args.dtype is {dtype!r}; take one of {', '.join(MAX_MISMATCH)}")
+        self.folder, self.dtype, self.max_mismatch = Path(folder).expanduser().resolve(), dtype, max_mismatch
+        self.server = VLLMServer(url, model, parallel, timeout, retries, pause, token_variable)
+        self.settings: ServerSettings | None = None  # of the server, once it was asked
+        self.label = ""  # of the weights that the server was seen to hold
 
     def check(self, sampling: SamplingParams, old_logprobs: str) -> None:
         """See `Generator.check`."""
@@ -98,18 +99,8 @@ class VLLMGenerator(Generator):
             )
 
     def check_connection(self) -> None:
-        """Refuse a server that does not answer, or that serves no model of that name."""
-        served = self.request(self.models, None, lambda answer: [each["id"] for each in answer["data"]])
-        if isinstance(served, RequestFailed):
-            raise UserError(
-                f"{self.name}: {served.reason}; start the server (docs/ppo.md, vLLM), or set "
-                "model.generator.init_args.url"
-            )
-        if self.model not in served:
-            raise UserError(
-                f"{self.name}: it serves {', '.join(served)} and no {self.model!r}; start it with "
-                f"--served-model-name {self.model}, or set model.generator.init_args.model"
-            )
+        """Refuse a server that does not answer, serves no model of that name, or was started with other options."""
+        self.settings = self.server.check()
 
     @torch.no_grad()
     def generate(
@@ -120,34 +111,61 @@ class VLLMGenerator(Generator):
         uniforms: Tensor,
         matches_stop_string: StopStringMatcher | None = None,
     ) -> GenerationOutput:
-        """See `Generator.generate`; a request's seed is the first uniform of its prompt's rows."""
+        """See `Generator.generate`; a request's seed is the first uniform of its prompt's rows.
+
+        Raises:
+            UserError: on all ranks, if it failed on one. Every rank must call it.
+        """
         stopping = StoppingCriteria(model, sampling, matches_stop_string)
         num_samples = len(uniforms) // len(prompts.input_ids)
-        self.sync_weights(model)
-        settings = self.request_settings(sampling, stopping, num_samples)
-        seeds = (uniforms[::num_samples, 0].double() * 2**53).long().tolist()
         ids, mask = prompts.input_ids.cpu(), prompts.attention_mask.cpu().bool()
-        payloads = [
-            {**settings, "prompt": row[kept].tolist(), "seed": seed} for row, kept, seed in zip(ids, mask, seeds)
-        ]
-        table = ResponseTable(model, len(uniforms), sampling, stopping.stop_token_ids.tolist(), self.name)
+        rows = [row[kept].tolist() for row, kept in zip(ids, mask)]
+        seeds = (uniforms[::num_samples, 0].double() * 2**53).long().tolist()
+        for _ in range(MAX_ROLLOUTS):
+            self.sync_weights(model, rows)
+            problem, output = None, None
+            try:
+                self.check_length(max(map(len, rows)) + sampling.max_new_tokens)
+                settings = self.request_settings(sampling, stopping, num_samples)
+                payloads = [{**settings, "prompt": row, "seed": seed} for row, seed in zip(rows, seeds)]
+                output = self.request_responses(model, payloads, num_samples, sampling, stopping)
+            except UserError as error:
+                problem = str(error)
+            problems = [each for each in all_gather_object(problem) if each is not None]
+            if problems:
+                raise UserError(problems[0])
+            if self.still_holds_weights():
+                assert output is not None
+                return output
+        raise self.server.error(
+            "its weights were replaced during the rollout, twice: is it restarted again and again, or used by another "
+            "run? One server serves one run"
+        )
+
+    def request_responses(
+        self,
+        model: PreTrainedModel,
+        payloads: list[Payload],
+        num_samples: int,
+        sampling: SamplingParams,
+        stopping: StoppingCriteria,
+    ) -> GenerationOutput:
+        """Return the responses to requests, `num_samples` consecutive rows for each."""
+        size = len(payloads) * num_samples
+        table = ResponseTable(model, size, sampling, stopping.stop_token_ids.tolist(), self.server.name)
         row = 0
-        try:
-            for payload, answer in zip(payloads, self.completions.request_all(payloads, read_choices)):
-                if isinstance(answer, RequestFailed):
-                    raise UserError(f"{self.name}: {answer.reason}; {self.hint(answer)}")
-                table.fill(row, payload, answer)
-                row += num_samples
-                report_progress("generate", row, len(uniforms))
-        except CredentialsRejected as refusal:
-            raise UserError(f"{refusal}; {self.key_hint}") from None
+        for payload, choices in zip(payloads, self.server.complete(payloads)):
+            for _ in range(num_samples // payload["n"]):  # greedy samples are all the same
+                table.fill(row, payload, choices)
+                row += payload["n"]
+            report_progress("generate", row, size)
         return table.output(stopping)
 
     def request_settings(self, sampling: SamplingParams, stopping: StoppingCriteria, num_samples: int) -> Payload:
         """Return the settings of all requests; every one explicit, for a server may take defaults from the model."""
         return {
-            "model": self.model,
-            "n": num_samples,
+            "model": self.served_name(self.label),
+            "n": num_samples if sampling.temperature else 1,  # vLLM refuses several greedy samples
             "max_tokens": sampling.max_new_tokens,
             "min_tokens": sampling.min_new_tokens - 1,  # does not count the end token
             "temperature": sampling.temperature,
@@ -159,65 +177,205 @@ class VLLMGenerator(Generator):
             "frequency_penalty": 0.0,
             "ignore_eos": True,  # the end tokens are the stop_token_ids
             "stop_token_ids": stopping.stop_token_ids.tolist(),
-            "stop": sampling.stop_strings,
+            "stop": sampling.stop_strings[:MAX_STOP_STRINGS],
             "logprobs": 0,  # of the sampled token alone
             "return_token_ids": True,
-            "cache_salt": self.weights_version,  # else keys and values of earlier weights would be reused
+            # else keys and values of other weights would be reused: of earlier ones, or of those that a restarted
+            # server had when it answered the same requests, so it is not the fingerprint alone
+            "cache_salt": self.label,
         }
 
-    def sync_weights(self, model: PreTrainedModel) -> None:
-        """Have the server read the policy's weights unless it holds them; every rank must call it.
+    # ---------------------------------------------------------------------------------------------------- weights
+
+    def sync_weights(self, model: PreTrainedModel, prompts: list[list[int]]) -> None:
+        """Have the server hold the policy's weights; every rank must call it.
+
+        Args:
+            model: the policy.
+            prompts: token ids, of which rank zero's are the probe.
 
         Raises:
             UserError: on all ranks, if it failed.
         """
         problem = None
         if not is_distributed() or dist.get_rank() == 0:
-            version = live_model_fingerprint(model)
             try:
-                if version != self.weights_version:
-                    self.push_weights(model, self.folder / version)
-                    self.weights_version = version
+                self.label = self.ensure_weights(model, prompts)
             except UserError as error:
-                problem = str(error)
-        self.weights_version, problem = broadcast_object((self.weights_version, problem))
+                self.label, problem = "", str(error)
+        self.label, self.settings, problem = broadcast_object((self.label, self.settings, problem))
         if problem is not None:
             raise UserError(problem)
 
-    def push_weights(self, model: PreTrainedModel, target: Path) -> None:
+    def ensure_weights(self, model: PreTrainedModel, prompts: list[list[int]]) -> str:
+        """Push the weights unless the server holds them, check that it does, and return their label."""
+        version = live_model_fingerprint(model)
+        label = self.find_label(version)
+        if label and label == self.label:
+            return label
+        if not (self.label and self.find_label(self.label) == self.label):  # the first time, or it was restarted
+            self.settings = self.server.check()
+            self.check_server(model, self.settings)
+        if not label:
+            label = f"{version}-{secrets.token_hex(4)}"
+            self.push_weights(model, label)
+        self.check_probe(model, label, prompts)
+        self.finish_push(label)
+        return label
+
+    def find_label(self, version: str) -> str:
+        """Return the label under which the server holds weights of a fingerprint; "" if it holds others."""
+        label = self.server.weights_version()
+        return label if label.startswith(version) else ""
+
+    def served_name(self, label: str) -> str:
+        """Return the name of the model that requests are sent to."""
+        return self.server.model
+
+    def push_weights(self, model: PreTrainedModel, label: str) -> None:
         """Write the weights and have the server read them.
 
-        Args:
-            model: the policy.
-            target: a folder that no other weights were read from: vLLM was seen to keep what it read from a path.
+        They go to a folder that no other weights were read from: vLLM was seen to keep what it read from a path.
         """
-        self.weights_version = ""  # unknown after a failure
+        self.server.set_weights_version(INCOMPLETE)  # a run that is killed here must not leave the label before
+        target = self.folder / label
         try:
-            shutil.rmtree(target, ignore_errors=True)
-            write_model(model, target)
-            call = {"method": "reload_weights", "kwargs": {"weights_path": str(target)}}
-            answer = self.request(self.rpc, call, lambda said: said["results"])
-        except OSError as error:
-            raise UserError(f"cannot write the policy's weights to {str(target)!r}: {error.strerror}") from None
-        finally:
-            shutil.rmtree(target, ignore_errors=True)
-        if isinstance(answer, RequestFailed):
-            how = f"it must see the folder {str(self.folder)!r} and serve a model of that shape; its log says more"
-            if "status 404" in answer.reason:
-                how = "start it with VLLM_SERVER_DEV_MODE=1"
-            raise UserError(f"{self.name}: it did not read the policy's weights ({answer.reason}); {how}")
+            write_untied_model(model, target)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"cannot write the policy's weights to {str(target)!r}: {error}") from None
+        self.server.reload_weights(target)
 
-    def request(self, client: JSONClient, payload: Any, parse: Callable[[Any], Any]) -> Any:
-        """Return a parsed response; a refused key says where it comes from."""
+    def finish_push(self, label: str) -> None:
+        """Label the server with the weights that it was seen to hold, and remove the folders of earlier ones."""
+        self.server.set_weights_version(label)
+        self.remove_folders(label)
+
+    def remove_folders(self, label: str) -> None:
+        """Remove the folders of other weights than these, also those that a killed run has left."""
+        for path in self.folder.glob("*"):
+            if LABEL.fullmatch(path.name) and path.name != label:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def still_holds_weights(self) -> bool:
+        """Whether the server still holds the weights after all ranks have their responses; every rank must call it."""
+        answer: bool | str = True
+        if not is_distributed() or dist.get_rank() == 0:
+            try:
+                answer = self.find_label(self.label) == self.label
+            except UserError as error:
+                answer = str(error)
+        answer = broadcast_object(answer)
+        if isinstance(answer, str):
+            raise UserError(answer)
+        return answer
+
+    # ----------------------------------------------------------------------------------------------------- checks
+
+    def check_length(self, tokens: int) -> None:
+        """Refuse prompts and responses that the server would cut."""
+        assert self.settings is not None
+        if tokens > self.settings.max_model_len:
+            raise self.server.error(
+                f"the longest prompt and sampling.max_new_tokens are {tokens:,} tokens, and it takes "
+                f"{self.settings.max_model_len:,}; start it with --max-model-len {tokens} or more"
+            )
+
+    def check_server(self, model: PreTrainedModel, settings: ServerSettings) -> None:
+        """Refuse a server of another precision, or of a model of another shape than the policy's."""
+        wanted = self.dtype or compute_dtype(model)
+        if settings.dtype != wanted:
+            by = "model.generator.init_args.dtype says" if self.dtype else "the policy computes in"
+            raise self.server.error(
+                f"it serves in {settings.dtype}, and {by} {wanted}; start it with --dtype {wanted}, or set "
+                f"model.generator.init_args.dtype to {settings.dtype}"
+            )
+        rows, columns = model.get_input_embeddings().weight.shape
+        ours = {
+            "vocab_size": rows,
+            "embedding_dim": columns,
+            "layers": model.config.get_text_config().num_hidden_layers,
+        }
+        for name, size in settings.shape.items():
+            if ours[name] != size:
+                raise self.server.error(
+                    f"its model has {name} {size}, and the policy {ours[name]}; start it from the folder that the "
+                    "policy is initialized from"
+                )
+
+    def check_probe(self, model: PreTrainedModel, label: str, prompts: list[list[int]]) -> None:
+        """Refuse a server whose log-probs are not those of the policy."""
+        assert self.settings is not None
+        tokens = [token for prompt in prompts for token in prompt]
+        probe = (tokens * 2)[: min(PROBE_TOKENS, self.settings.max_model_len - 1)]  # two tokens at least
+        ids = torch.tensor([probe], device=model.device)
+        ours = token_logprobs(model(input_ids=ids).logits[:, :-1], ids[:, 1:], 1.0)[0].cpu()
+        theirs = torch.tensor(self.server.prompt_logprobs(self.served_name(label), probe, label))
+        mismatch = float((ours - theirs).abs().mean())
+        limit = MAX_MISMATCH[self.settings.dtype] if self.max_mismatch is None else self.max_mismatch
+        if not mismatch <= limit:
+            raise self.server.error(
+                f"after it read the policy's weights its log-probs of a prompt differ from the policy's by "
+                f"{mismatch:.2g} nats per token on average, over {limit:g}: it does not hold these weights, or "
+                "computes in another precision. Restart it, and resume the run (docs/vllm.md)"
+            )
+
+
+class VLLMLoRAGenerator(VLLMGenerator):
+    """Hands the policy's adapter to the server, megabytes in place of the whole model.
+
+    The server holds the base and serves each version of the adapter as a model of its own; earlier ones are unloaded.
+    """
+
+    def served_name(self, label: str) -> str:
+        """See `VLLMGenerator.served_name`."""
+        return f"{self.server.model}-{label}"
+
+    def find_label(self, version: str) -> str:
+        """See `VLLMGenerator.find_label`."""
+        prefix = self.served_name("")
+        labels = [name.removeprefix(prefix) for name in self.server.served_models() if name.startswith(prefix)]
+        return next((label for label in labels if label.startswith(version)), "")
+
+    def check_server(self, model: PreTrainedModel, settings: ServerSettings) -> None:
+        """See `VLLMGenerator.check_server`; the policy must have an adapter of a rank that it takes."""
+        super().check_server(model, settings)
+        lora = policy_lora(model)
+        if lora is None:
+            raise UserError("model.generator: VLLMLoRAGenerator needs model.adapter; use -c generator/vllm without one")
+        if settings.max_lora_rank is None or lora.rank > settings.max_lora_rank:
+            raise self.server.error(
+                f"it takes no adapters of rank {lora.rank}; start it with --enable-lora --max-lora-rank {lora.rank}"
+            )
+
+    def push_weights(self, model: PreTrainedModel, label: str) -> None:
+        """Write the adapter and have the server load it."""
+        lora, target = policy_lora(model), self.folder / label
+        assert lora is not None
         try:
-            return client.request(payload, lambda said, _: parse(said))
-        except CredentialsRejected as refusal:
-            raise UserError(f"{refusal}; {self.key_hint}") from None
+            target.mkdir(parents=True)
+            write_adapter(target, dict(model.named_parameters()), lora, (self.server.model, ModelLoadingConfig()))
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"cannot write the policy's adapter to {str(target)!r}: {error}") from None
+        self.server.load_adapter(self.served_name(label), target)
 
-    def hint(self, answer: RequestFailed) -> str:
-        """Return what to do about a failed request."""
-        if "status 404" in answer.reason:
-            return f"start it with --served-model-name {self.model}, or set model.generator.init_args.model"
-        if "status 400" in answer.reason:
-            return "prompt and sampling.max_new_tokens must fit its --max-model-len; its log says more"
-        return "is the server up? its log says more"
+    def check_probe(self, model: PreTrainedModel, label: str, prompts: list[list[int]]) -> None:
+        """See `VLLMGenerator.check_probe`."""
+        try:
+            super().check_probe(model, label, prompts)
+        except UserError:
+            self.server.unload_adapter(self.served_name(label))
+            raise
+
+    def finish_push(self, label: str) -> None:
+        """Unload earlier adapters, and remove their folders."""
+        for name in self.server.served_models():
+            if name.startswith(self.served_name("")) and name != self.served_name(label):
+                self.server.unload_adapter(name)
+        self.remove_folders(label)
+
+
+def compute_dtype(model: PreTrainedModel) -> str:
+    """Return the precision in which a model computes here, such as "float32"."""
+    device = model.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
+    return str(dtype).removeprefix("torch.")

@@ -249,15 +249,26 @@ def export_weights(
         tokenizer.save_pretrained(folder)
 
 
-def write_model(model: PreTrainedModel, directory: Path) -> None:
+def write_untied_model(model: PreTrainedModel, directory: Path) -> None:
     """Write weights and configuration of a live model, merged as by `export_model`, without a tokenizer.
+
+    Tied weights are written under each of their names, and the configuration says that they are untied: a vLLM server
+    that reads such a folder would otherwise leave its output layer as it was, where that is a copy of the embedding.
 
     It reads the parameters and not the state dict, so it works within `strategies.unsharded_parameters`.
     """
     with torch.autocast(model.device.type, enabled=False):  # adapters are merged at their own precision
         weights = merged_state_dict(model)
+    seen: set[int] = set()
+    for name, weight in weights.items():
+        if weight.data_ptr() in seen:
+            weights[name] = weight.clone()  # safetensors writes no tensor twice
+        seen.add(weight.data_ptr())
     make_directory(directory)
-    _write(_config_dict(model), None, weights, directory)
+    with torch.device("meta"):  # the weights are written from where they are
+        empty = _empty_model(_config_dict(model) | {"tie_word_embeddings": False}, weights)
+    with quiet_transformers():
+        empty.save_pretrained(directory, state_dict=weights)
 
 
 def save_quietly(model: PreTrainedModel, directory: Path) -> None:

@@ -153,6 +153,14 @@ def has_adapter(model: nn.Module) -> bool:
     return any(True for _ in _adapter_layers(model))
 
 
+def policy_lora(model: PreTrainedModel) -> LoRA | None:
+    """Return rank, scale and dropout of the policy's own adapter; None without one."""
+    if not has_adapter(model):
+        return None
+    config = model.peft_config[POLICY]
+    return LoRA(config.r, config.lora_alpha, config.lora_dropout)
+
+
 def policy_state_dict(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return a state dict without the adapters of a critic or a reward model that share the policy's base."""
     return {key: weight for key, weight in weights.items() if ".lora_" not in key or f".{POLICY}." in key}

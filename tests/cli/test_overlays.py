@@ -86,7 +86,7 @@ def fit(
 
     def run(stage: str, *overlays: str, **settings: Any) -> str:
         files = [f"quickstart/{stage}", "small.yaml", f"small-{stage}.yaml", *overlays]
-        if overlays[-1] == "generator/vllm" and stage.startswith("ppo"):
+        if overlays[-1].startswith("generator/vllm") and stage.startswith("ppo"):
             files.append("no-server.yaml")  # the address of the overlay itself may be in use
         if overlays[-1] == "reward-model/classifier" and stage.startswith("ppo"):
             files.append("reward-model.yaml")  # the overlay's own is on the hub
@@ -204,5 +204,10 @@ def test_the_gpu_check_covers_every_overlay_and_its_commands_name_recipes():
     listed = [args for _, _, args in gpu_check.checks(gpus=2)]
     overlays = {word for args in listed for word in args if word in OVERLAYS}
     # the recipes' own; needs a server; needs a model of the hub
-    assert overlays == set(OVERLAYS) - {"optimizer/adamw", "generator/vllm", "reward-model/classifier"}
+    assert overlays == set(OVERLAYS) - {
+        "optimizer/adamw",
+        "generator/vllm",
+        "generator/vllm-lora",
+        "reward-model/classifier",
+    }
     assert {args[2] for args in listed} == {f"quickstart/{stage}" for stage in STAGES.values()}

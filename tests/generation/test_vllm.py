@@ -1,6 +1,10 @@
-"""VLLMGenerator against a fake server written after vLLM's documentation. No vLLM runs here."""
+"""VLLMGenerator against a stand-in that is held to a real server's answers; `tests/contract` has a real one."""
 
+import itertools
 import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +17,14 @@ from lit_rlhf.functional import pad_left
 from lit_rlhf.generation import CachedGenerator, GenerationOutput
 from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
 from lit_rlhf.generation.stopping import stop_string_matcher
-from lit_rlhf.generation.vllm import VLLMGenerator
+from lit_rlhf.generation.vllm import VLLMGenerator, VLLMLoRAGenerator
 from lit_rlhf.models.fingerprint import live_model_fingerprint
 from lit_rlhf.models.loading import load_causal_lm
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import add_lora
 from lit_rlhf.rollout.forward_passes import response_logprobs
 from tests.helpers.services import Reply, Request, Service, serve
-from tests.helpers.vllm_server import Choices, serve_modified, serve_vllm
+from tests.helpers.vllm_server import Choices, FakeVLLM, serve_modified, serve_vllm
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [4, 4], [20, 21, 22, 23]]
 GREEDY = SamplingParams(10, temperature=0.0)
@@ -36,8 +40,10 @@ def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
 
 
-def make_generator(service: Service, folder: Path, **settings: Any) -> VLLMGenerator:
-    return VLLMGenerator(str(folder), service.url, **{"retries": 1, "pause": 0.01, "timeout": 5.0, **settings})
+def make_generator(
+    service: Service, folder: Path, kind: type[VLLMGenerator] = VLLMGenerator, **settings: Any
+) -> VLLMGenerator:
+    return kind(str(folder), service.url, **{"retries": 1, "pause": 0.01, "timeout": 5.0, **settings})
 
 
 def generate(
@@ -62,8 +68,15 @@ def perturb_weights(policy: Any, scale: float = 0.5) -> None:
             weight.add_(scale * weight.std() * torch.randn(weight.shape, generator=generator))
 
 
-def payloads_to(service: Service, path: str) -> list[Any]:
-    return [request.payload for request in service.requests if request.path == path]
+def completions(service: Service) -> list[Any]:
+    """The requests for responses, without those that probe weights."""
+    sent = [request.payload for request in service.requests if request.path == "/v1/completions"]
+    return [payload for payload in sent if "prompt_logprobs" not in payload]
+
+
+def unsalted(payloads: list[Any]) -> list[str]:
+    """Requests that can be compared: the salt is of one push."""
+    return sorted(json.dumps({**payload, "cache_salt": ""}) for payload in payloads)
 
 
 def test_greedy_responses_follow_every_change_of_the_weights(llama, policy, tmp_path):
@@ -79,7 +92,8 @@ def test_greedy_responses_follow_every_change_of_the_weights(llama, policy, tmp_
             perturb_weights(policy)
         assert responses[0] != responses[1] != responses[2]
         assert len(set(server.weights_paths)) == 3, "a path is never used for other weights"
-    assert list((tmp_path / "shared").iterdir()) == [], "the weights were not removed"
+    left = [path.name for path in (tmp_path / "shared").iterdir()]
+    assert left == [vllm.label], "the last weights stay, for a server that reads them again, and no others"
 
 
 def test_the_fingerprint_covers_every_change_of_the_policy_and_none_of_attached_adapters(policy):
@@ -110,7 +124,7 @@ def test_adapters_are_merged_into_the_weights_that_are_synced(llama, policy, tmp
         assert_same(generate(vllm, policy, GREEDY), generate(CachedGenerator(), policy, GREEDY))
         exact = {name: weight.clone() for name, weight in server.model.state_dict().items()}
         with torch.autocast("cpu", torch.bfloat16):  # as a run in mixed precision calls it
-            vllm.push_weights(policy, tmp_path / "again")
+            vllm.push_weights(policy, "0123456789abcdef-01234567")
         for name, weight in server.model.state_dict().items():
             assert torch.equal(weight, exact[name]), name
 
@@ -211,10 +225,10 @@ def test_requests_depend_on_the_row_index_alone(llama, policy, tmp_path):
     sampling = SamplingParams(6, temperature=0.9, top_p=0.95, stop_token_ids=[7])
     with serve_vllm(llama) as (service, _):
         expected = generate(make_generator(service, tmp_path), policy, sampling, num_samples=2)
-        first = payloads_to(service, "/v1/completions")
+        first = completions(service)
         resumed = generate(make_generator(service, tmp_path / "resumed"), policy, sampling, num_samples=2)
-        second = payloads_to(service, "/v1/completions")[5:]
-        assert sorted(map(json.dumps, second)) == sorted(map(json.dumps, first))
+        second = completions(service)[5:]
+        assert unsalted(second) == unsalted(first)
         ids, mask = pad_left(PROMPTS, 0)
         uniforms = sampling_uniforms(10, 6, 3).view(5, 2, 6)[1::2].flatten(0, 1)  # rows of the second of two ranks
         second_rank = make_generator(service, tmp_path / "rank").generate(
@@ -235,16 +249,6 @@ def test_requests_depend_on_the_row_index_alone(llama, policy, tmp_path):
     assert payload["stop_token_ids"] == [1, 7] and payload["ignore_eos"] and payload["return_token_ids"]
 
 
-def test_raw_log_probs_of_a_server_are_passed_through(llama, policy, tmp_path):
-    """Without --logprobs-mode processed_logprobs the temperature is missing; PPO logs the mismatch."""
-    with serve_vllm(llama, processed_logprobs=False) as (service, _):
-        output = generate(make_generator(service, tmp_path), policy, SamplingParams(4, temperature=2.0))
-    ids, mask = pad_left(PROMPTS, 0)
-    episodes = torch.cat([ids, output.response_ids], 1), torch.cat([mask, output.response_mask.long()], 1)
-    raw = response_logprobs(policy, *episodes, 4, SamplingParams(4)) * output.response_mask
-    torch.testing.assert_close(output.logprobs, raw, atol=2e-5, rtol=1e-5)
-
-
 def test_the_key_comes_from_the_environment(llama, policy, tmp_path, monkeypatch):
     monkeypatch.setenv("MY_KEY", "s3cret")
     with serve_vllm(llama) as (service, _):
@@ -258,11 +262,17 @@ def test_the_key_comes_from_the_environment(llama, policy, tmp_path, monkeypatch
     assert "s3cret" not in str(error.value)
 
 
-def refusal_message(service: Service, folder: Path, policy: Any, **settings: Any) -> str:
+def refusal_of(call: Callable[[], Any]) -> str:
     with pytest.raises(UserError) as error:
-        generate(make_generator(service, folder, **settings), policy, SamplingParams(6), num_samples=2)
-    message = str(error.value)
-    assert message.startswith(f"vLLM at {service.url}") and "\n" not in message
+        call()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def refusal_message(service: Service, folder: Path, policy: Any, **settings: Any) -> str:
+    vllm = make_generator(service, folder, **settings)
+    message = refusal_of(lambda: generate(vllm, policy, SamplingParams(6), num_samples=2))
+    assert message.startswith(f"vLLM at {service.url}")
     return message
 
 
@@ -303,37 +313,50 @@ def test_a_response_that_does_not_match_its_request_ends_the_run(message, llama,
         assert f"answered with {message}" in refusal_message(service, tmp_path, policy)
 
 
-def fail_at(path: str, *replies: Reply) -> Any:
-    """Return a service that fails at one path only."""
+@contextmanager
+def failing_at(path: str, llama: str, reply: Reply, later: int = 0) -> Iterator[Service]:
+    """Run a stand-in that fails at one path, from a later request there on."""
+    server, counts = FakeVLLM(llama), itertools.count()
 
     def answer(request: Request, before: int) -> Reply:
-        if request.path == path:
-            return replies[min(before, len(replies) - 1)]
-        return Reply({"results": [None]})
+        if request.path == path and next(counts) >= later:
+            return reply
+        return server.answer(request, before)
 
-    return answer
+    with serve(answer) as service:
+        yield service
+
+
+WORDS = {"error": {"message": "no such thing,\nsays the server"}}
 
 
 @pytest.mark.parametrize(
     ("path", "reply", "message"),
     [
-        ("/v1/completions", Reply(status=404), "status 404; start it with --served-model-name policy, or set"),
-        ("/v1/completions", Reply(status=400), "status 400; prompt and sampling.max_new_tokens must fit its"),
-        ("/v1/completions", Reply(status=500), "status 500 (2 attempts); is the server up?"),
+        (
+            "/v1/completions",
+            Reply(WORDS, status=404),
+            "status 404: no such thing, says the server; start it with --served-model-name policy, or set",
+        ),
+        ("/v1/completions", Reply(WORDS, status=400), "status 400: no such thing, says the server; its log says more"),
+        ("/v1/completions", Reply(WORDS, status=500), "status 500 (2 attempts): no such thing, says the server; its"),
         ("/v1/completions", Reply({"choices": 3}), "malformed response: TypeError"),
-        ("/collective_rpc", Reply(status=404), "(status 404); start it with VLLM_SERVER_DEV_MODE=1"),
-        ("/collective_rpc", Reply(status=500), "(status 500 (2 attempts)); it must see the folder"),
+        ("/weight_info", Reply({"detail": "Not Found"}, status=404), "start vLLM 0.32 or newer with VLLM_SERVER_DEV"),
+        ("/collective_rpc", Reply(WORDS, status=500), "status 500: no such thing, says the server; it must see the"),
+        ("/v1/models", Reply(status=500), "start the server as docs/vllm.md says"),
     ],
 )
-def test_a_failing_server_is_named_with_a_hint(path, reply, message, policy, tmp_path):
-    with serve(fail_at(path, reply)) as service:
+def test_a_failing_server_is_named_with_its_words_and_a_hint(path, reply, message, llama, policy, tmp_path):
+    with failing_at(path, llama, reply, later=int(path in ("/v1/completions", "/collective_rpc"))) as service:
         assert message in refusal_message(service, tmp_path, policy)
+        reloads = [each for each in service.requests if (each.payload or {}).get("method") == "reload_weights"]
+        assert path != "/collective_rpc" or len(reloads) == 1, "it is not asked again"
 
 
 def test_a_server_that_is_down_or_serves_another_model_is_refused(llama, policy, tmp_path):
-    with serve(fail_at("", Reply())) as service:
+    with serve(lambda *_: Reply()) as service:
         pass
-    assert "Connection refused (2 attempts)); it must see the folder" in refusal_message(service, tmp_path, policy)
+    assert "it has stopped (" in refusal_message(service, tmp_path, policy)
     with pytest.raises(UserError, match=r"start the server .* or set model\.generator\.init_args\.url"):
         make_generator(service, tmp_path).check_connection()
     with serve_vllm(llama) as (service, _):
@@ -343,6 +366,175 @@ def test_a_server_that_is_down_or_serves_another_model_is_refused(llama, policy,
         pytest.raises(UserError, match="serves other and no 'policy'"),
     ):
         make_generator(service, tmp_path).check_connection()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"logprobs_mode": "raw_logprobs"}, "its log-probs are 'raw_logprobs', before temperature and truncation"),
+        ({"enable_chunked_prefill": True}, "over 2,048 tokens together; start it with --no-enable-chunked-prefill"),
+        ({"dtype": "torch.bfloat16"}, "it serves in bfloat16, and the policy computes in float32; start it with"),
+        ({"vocab_size": 33}, "its model has vocab_size 33, and the policy 32; start it from the folder"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_server_that_was_started_with_other_options_is_refused(settings, message, llama, policy, tmp_path):
+    with serve_vllm(llama, **settings) as (service, server):
+        assert message in refusal_message(service, tmp_path, policy)
+        assert not server.weights_paths
+    with serve_vllm(llama, device="cuda", enable_chunked_prefill=True) as (service, _):
+        generate(make_generator(service, tmp_path), policy, GREEDY)
+
+
+def test_another_precision_is_taken_where_it_is_asked_for(llama, policy, tmp_path):
+    with serve_vllm(llama, dtype="torch.bfloat16") as (service, _):
+        generate(make_generator(service, tmp_path, dtype="bfloat16"), policy, GREEDY)
+    with pytest.raises(UserError, match="dtype is 'int8'; take one of float32, float16, bfloat16"):
+        VLLMGenerator(str(tmp_path), dtype="int8")
+
+
+def test_responses_that_the_server_would_cut_are_refused(llama, policy, tmp_path):
+    with serve_vllm(llama, max_model_len=12) as (service, _):
+        generate(make_generator(service, tmp_path), policy, SamplingParams(7))
+        with pytest.raises(UserError, match="are 13 tokens, and it takes 12; start it with --max-model-len 13 or more"):
+            generate(make_generator(service, tmp_path), policy, SamplingParams(8))
+
+
+def test_weights_that_did_not_arrive_end_the_run(llama, policy, tmp_path, monkeypatch):
+    """As of a server that answers 200 and keeps its output layer, or all weights."""
+    with serve_vllm(llama) as (service, server):
+        vllm = make_generator(service, tmp_path)
+        generate(vllm, policy, GREEDY)
+        perturb_weights(policy, 0.02)
+        with monkeypatch.context() as patch:
+            patch.setattr(server, "reload", lambda _: Reply({"results": [None]}))
+            with pytest.raises(UserError, match="its log-probs of a prompt differ from the policy's by"):
+                generate(vllm, policy, GREEDY)
+        assert server.version == "incomplete"
+        assert_same(generate(vllm, policy, GREEDY), generate(CachedGenerator(), policy, GREEDY))
+        server.model.lm_head.weight.data.mul_(1.05)
+        with pytest.raises(UserError, match="does not hold these weights"):
+            generate(make_generator(service, tmp_path), policy, GREEDY)  # a run that begins, on a server with a label
+
+
+def test_a_tied_output_layer_arrives(model_folders, tokenizer, tmp_path):
+    policy = load_causal_lm(model_folders["gpt2"], tokenizer, ModelLoadingConfig()).eval()
+    assert policy.config.tie_word_embeddings
+    with serve_vllm(model_folders["gpt2"]) as (service, _):
+        vllm = make_generator(service, tmp_path)
+        for _ in range(2):
+            assert_same(generate(vllm, policy, GREEDY), generate(CachedGenerator(), policy, GREEDY))
+            perturb_weights(policy)
+
+
+def test_a_restarted_server_gets_the_weights_again(llama, policy, tmp_path, monkeypatch):
+    perturb_weights(policy)
+    ours = generate(CachedGenerator(), policy, GREEDY)
+    with serve_vllm(llama) as (service, server):
+        vllm = make_generator(service, tmp_path)
+        assert_same(generate(vllm, policy, GREEDY), ours)
+        server.restart()
+        assert_same(generate(vllm, policy, GREEDY), ours)
+        assert len(server.weights_paths) == 2
+        # within a rollout: the responses are requested once more
+        before, answer = len(completions(service)), server.answer_v1_completions
+
+        def restart_once(payload: Any) -> Reply:
+            if "prompt_logprobs" not in payload:
+                monkeypatch.undo()
+                server.restart()
+            return answer(payload)
+
+        monkeypatch.setattr(server, "answer_v1_completions", restart_once)
+        assert_same(generate(vllm, policy, GREEDY), ours)
+        assert len(completions(service)) - before == 10 and len(server.weights_paths) == 3
+
+        def restart_always(payload: Any) -> Reply:
+            if "prompt_logprobs" not in payload:
+                server.restart()
+            return answer(payload)
+
+        monkeypatch.setattr(server, "answer_v1_completions", restart_always)
+        with pytest.raises(UserError, match="replaced during the rollout, twice"):
+            generate(vllm, policy, GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("path", "reply", "message"),
+    [
+        ("/health", Reply(status=503), "its engine has died"),
+        ("/health", Reply(hang_up=True), "it has stopped ("),
+        ("/is_paused", Reply({"is_paused": True}), "it is paused; resume it"),
+    ],
+)
+def test_a_server_that_answers_no_more_is_reported_in_time(path, reply, message, llama, policy, tmp_path, monkeypatch):
+    monkeypatch.setattr("lit_rlhf.generation.vllm_server.HEALTH_INTERVAL", 0.05)
+    server = FakeVLLM(llama)
+
+    def answer(request: Request, before: int) -> Reply:
+        if request.path == path:
+            return reply
+        found = server.answer(request, before)
+        is_response = request.path == "/v1/completions" and "prompt_logprobs" not in request.payload
+        return found._replace(delay=3.0 if is_response else 0.0)
+
+    with serve(answer) as service:
+        start = time.monotonic()
+        vllm = make_generator(service, tmp_path)
+        assert message in refusal_of(lambda: generate(vllm, policy, GREEDY))
+        assert time.monotonic() - start < 2
+
+
+def test_several_greedy_samples_are_one_request(llama, policy, tmp_path):
+    sampling = SamplingParams(6, temperature=0.0)
+    with serve_vllm(llama) as (service, _):
+        output = generate(make_generator(service, tmp_path), policy, sampling, num_samples=3)
+        assert len(completions(service)) == 5
+    assert_same(output, generate(CachedGenerator(), policy, sampling, num_samples=3))
+
+
+def test_more_stop_strings_than_the_server_takes(llama, policy, tokenizer, tmp_path):
+    plain = generate(CachedGenerator(), policy, SamplingParams(10, temperature=0.0))
+    row = next(row for row in plain.response_ids.tolist() if len(set(row)) > 3)
+    stops = [*(f"absent{n}" for n in range(4)), tokenizer.decode(row[1:3])]
+    sampling = SamplingParams(10, temperature=0.0, stop_strings=stops)
+    matcher = stop_string_matcher(tokenizer, sampling)
+    with serve_vllm(llama) as (service, _):
+        theirs = generate(make_generator(service, tmp_path), policy, sampling, matcher=matcher)
+        assert all(payload["stop"] == stops[:4] for payload in completions(service))
+    assert_same(theirs, generate(CachedGenerator(), policy, sampling, matcher=matcher))
+    assert theirs.finished.any()
+
+
+def test_every_version_of_an_adapter_is_loaded_and_earlier_ones_are_unloaded(llama, policy, tmp_path):
+    add_lora(policy, LoRA(rank=4, alpha=8))
+    generator = torch.Generator().manual_seed(0)
+    with serve_vllm(llama) as (service, server):
+        vllm = make_generator(service, tmp_path, VLLMLoRAGenerator)
+        for count in (1, 2):
+            assert_same(generate(vllm, policy, GREEDY), generate(CachedGenerator(), policy, GREEDY))
+            assert [*server.adapters] == [f"policy-{vllm.label}"] and len(server.weights_paths) == count
+            assert [path.name for path in tmp_path.iterdir()] == [vllm.label]
+            for name, weight in policy.named_parameters():
+                if "lora_B" in name:
+                    weight.data.normal_(0.0, 0.3, generator=generator)
+        server.restart()
+        assert_same(generate(vllm, policy, GREEDY), generate(CachedGenerator(), policy, GREEDY))
+        server.restart()
+        server.model.lm_head.weight.data.mul_(1.5)
+        with pytest.raises(UserError, match="does not hold these weights"):  # another base
+            generate(make_generator(service, tmp_path, VLLMLoRAGenerator), policy, GREEDY)
+        assert not server.adapters
+
+
+def test_adapters_that_the_server_does_not_take_are_refused(llama, policy, tmp_path):
+    with serve_vllm(llama) as (service, _):
+        vllm = make_generator(service, tmp_path, VLLMLoRAGenerator)
+        assert "needs model.adapter" in refusal_of(lambda: generate(vllm, policy, GREEDY))
+        add_lora(policy, LoRA(rank=16, alpha=8))
+        assert "no adapters of rank 16; start it with --enable-lora" in refusal_of(
+            lambda: generate(vllm, policy, GREEDY)
+        )
 
 
 def test_after_a_failed_sync_the_weights_are_synced_again(llama, policy, tmp_path):

@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_rlhf.callbacks import EMA, ExportModel
 from lit_rlhf.data import DemonstrationDataModule
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import pad_right
-from lit_rlhf.models.export import check_exportable, export_checkpoint, export_model
+from lit_rlhf.models.export import check_exportable, export_checkpoint, export_model, write_untied_model
 from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
+from lit_rlhf.models.lora import add_lora
 from lit_rlhf.models.scalar_model import load_scalar_model
 from lit_rlhf.models.tokenizer_files import write_tokenizer_files
 from lit_rlhf.modules import SFTModule
@@ -39,6 +41,31 @@ def test_an_exported_policy_gives_the_same_logits_in_plain_transformers(name, mo
     plain = AutoModelForCausalLM.from_pretrained(tmp_path)
     torch.testing.assert_close(plain(ids, attention_mask=mask).logits, model.eval()(ids, attention_mask=mask).logits)
     assert AutoTokenizer.from_pretrained(tmp_path).get_vocab() == tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("name", ["gpt2", "gemma", "llama", "gpt_neox"])
+def test_an_untied_copy_holds_the_output_layer_and_gives_the_same_logits(
+    name, adapter, model_folders, tokenizer, tmp_path
+):
+    model = load_causal_lm(model_folders[name], tokenizer, ModelLoadingConfig()).eval()
+    if adapter:
+        add_lora(model, LoRA(rank=2, alpha=4))
+        for key, weight in model.named_parameters():
+            if "lora_B" in key:
+                weight.data.normal_(0.0, 0.1)
+    before = model.config.tie_word_embeddings
+    write_untied_model(model, tmp_path)
+    assert model.config.tie_word_embeddings == before
+    weights = load_file(tmp_path / "model.safetensors")
+    assert (
+        model.get_output_embeddings().weight.shape
+        == weights.get("lm_head.weight", weights.get("embed_out.weight")).shape
+    )
+    untied = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert untied.config.tie_word_embeddings is False
+    ids = torch.tensor([[5, 6, 7, 8]])
+    torch.testing.assert_close(untied(ids).logits, model(ids).logits)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
