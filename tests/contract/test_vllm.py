@@ -252,6 +252,21 @@ def test_weights_that_did_not_arrive_end_the_run(frail, policy, tmp_path, monkey
     assert_same(generate(vllm, policy, GREEDY), generate(CachedGenerator(), policy, GREEDY))
 
 
+def test_the_prefix_cache_does_not_answer_with_earlier_weights(frail, policy, tmp_path):
+    """Prompts of more than two of the server's blocks of 128 tokens."""
+    vllm, seen = make_generator(frail[-1], tmp_path), []
+    rows = torch.randint(4, 32, (3, 300), generator=torch.Generator().manual_seed(0))
+    prompts, uniforms = PromptBatch.from_tokens(rows, torch.ones_like(rows)), sampling_uniforms(3, 8, 0)
+    sampling = SamplingParams(8, temperature=0.0)
+    for _ in range(2):
+        ours = CachedGenerator().generate(policy, prompts, sampling, uniforms)
+        for _ in range(2):
+            assert_same(vllm.generate(policy, prompts, sampling, uniforms), ours)
+        seen.append(ours.response_ids.tolist())
+        perturb_weights(policy)
+    assert seen[0] != seen[1]
+
+
 def test_a_paused_server_is_reported_and_goes_on(frail, policy, tmp_path):
     vllm = make_generator(frail[-1], tmp_path)
     ours = generate(CachedGenerator(), policy, GREEDY)
@@ -292,7 +307,7 @@ def test_a_reload_that_fails_is_reported_in_the_servers_words_and_not_repeated(f
     assert frail[-1].log.read_text().count("/collective_rpc") - start <= 1
     # whatever such a server answers, no wrong rollout comes of it
     perturb_weights(policy, 0.1)
-    assert survives(vllm, policy) in (True, False)
+    survives(vllm, policy)
 
 
 def test_a_server_whose_worker_is_killed_is_reported(frail, policy, tmp_path):
@@ -321,7 +336,6 @@ def survives(vllm: Any, policy: Any) -> bool:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_responses_follow_every_change_of_the_weights(name, folders, log, tokenizer, tmp_path):
-    """Also from the prefix cache, which holds the same prompts under the weights before."""
     policy = load_causal_lm(folders[name], tokenizer, ModelLoadingConfig()).eval()
     with run_vllm(folders[name], log, "--dtype", "float32", "--max-model-len", "128") as server:
         vllm = make_generator(server, tmp_path)
@@ -332,7 +346,7 @@ def test_responses_follow_every_change_of_the_weights(name, folders, log, tokeni
             assert_same(generate(vllm, policy, GREEDY), ours)
             sampling = SamplingParams(8)
             assert logprob_errors(policy, generate(vllm, policy, sampling), sampling, 1).max() < 1e-4
-            seen.append(ours.response_ids.tolist())
+            seen.append(ours.logprobs)
             perturb_weights(policy)
-        assert seen[0] != seen[1] != seen[2]
+        assert not torch.allclose(seen[0], seen[1]) and not torch.allclose(seen[1], seen[2])
         assert [path.name for path in tmp_path.iterdir()] == [vllm.label], "the last weights stay, and no others"
