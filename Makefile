@@ -1,5 +1,6 @@
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast lint type docs readme-assets docs-pictures build benchmark profile peers peers-vllm gpu-check
+.PHONY: help quickstart real test test-fast lint type docs readme-assets docs-pictures build benchmark profile \
+	peers peers-vllm gpu-check
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -12,6 +13,9 @@ help:  ## list these targets
 
 quickstart: .venv/.installed  ## run the full procedure in the synthetic world: runs/quickstart/report.html
 	$(BIN)/lit-rlhf quickstart $(ARGS)
+
+real: .venv/.real  ## run it with a real model on real data: runs/smollm2-135m/report.html; ARGS="--tiny"
+	$(BIN)/lit-rlhf real $(ARGS)
 
 test: .venv/.dev  ## run all tests that need no GPU; ARGS="tests/cli" selects some
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
@@ -68,6 +72,10 @@ gpu-check: .venv/.dev  ## run the checks on this machine's GPUs, and print the t
 
 .venv/.dev: .venv/.installed
 	$(PIP) --editable '.[dev]'
+	@touch $@
+
+.venv/.real: .venv/.installed
+	$(PIP) --editable '.[real]'
 	@touch $@
 
 .venv/.release: .venv/.installed

@@ -21,6 +21,7 @@ from lit_rlhf.suggestions import did_you_mean, pip_command
 
 COMMANDS = {
     "quickstart": "run the full procedure in the synthetic world, offline: report.html and report.json",
+    "real": "the same with a real model of 135 M parameters on real data: an hour on two cores; real --tiny: minutes",
     "fit": "train from recipes: lit-rlhf fit -c RECIPE [-c OVERLAY ...] [--key=value ...]",
     "validate": "one pass over the validation data, same arguments as fit",
     "test": "one pass over the test data, same arguments as fit",

@@ -15,6 +15,7 @@ OPTIONAL_PACKAGES = {
     "mlflow": "mlflow",
     "neptune": "neptune",
     "peft": "peft",
+    "profanity_check": "'lit-rlhf[real]'",
     "sentencepiece": "sentencepiece",
     "starlette": "'lit-rlhf[label]'",
     "tensorboard": "tensorboard",

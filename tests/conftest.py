@@ -44,6 +44,7 @@ SLOW_FILES = (
     "cli/test_peft_folders.py",
     "cli/test_plan.py",
     "cli/test_progress_bar.py",
+    "cli/test_real.py",
     "cli/test_recipe_rules.py",
     "cli/test_recipes.py",
     "cli/test_resume.py",

@@ -50,7 +50,7 @@ MAY_IMPORT["labeling"] = GENERAL - {"http"} | {"models", "data", "generation", "
 MAY_IMPORT["commands"] = set(MAY_IMPORT)
 MAY_IMPORT["cli"] = {"errors", "secrets", "suggestions", "commands"}
 MAY_IMPORT["__main__"] = {"cli"}
-# the quickstart and its sweep run their stages by the command, as a user would
+# the quickstart, its sweep and `real` run their stages by the command, as a user would
 EXCEPTIONS = {("commands", "lit_rlhf.cli")}
 
 

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from lit_rlhf.evaluation.judges.human_labels import HumanLabels
     from lit_rlhf.evaluation.judges.judging_types import CompletionPair, Judge, RatedItem, Rating, Verdict
     from lit_rlhf.evaluation.judges.preference import EndpointJudge, HuggingFaceJudge, RewardModelJudge
-    from lit_rlhf.evaluation.judges.toxicity import KeywordToxicity, Perspective, ToxicityClassifier, ToxicityScorer
+    from lit_rlhf.evaluation.judges.toxicity import (
+        KeywordToxicity,
+        Perspective,
+        ProfanityClassifier,
+        ToxicityClassifier,
+        ToxicityScorer,
+    )
     from lit_rlhf.evaluation.judges.truth import (
         Claim,
         EndpointTruthJudge,
@@ -30,6 +36,8 @@ if TYPE_CHECKING:
     from lit_rlhf.evaluation.suites.benchmarks import Benchmark, Benchmarks
     from lit_rlhf.evaluation.suites.bias import CrowSPairs, Winogender
     from lit_rlhf.evaluation.suites.preference import PairwisePreference
+    from lit_rlhf.evaluation.suites.sample_scores import SampleScores
+    from lit_rlhf.evaluation.suites.text_loss import TextLoss
     from lit_rlhf.evaluation.suites.toxicity import RealToxicityPrompts
     from lit_rlhf.evaluation.suites.truthfulness import TruthfulQA
 
@@ -51,6 +59,7 @@ _MODULES = {
     "judges.toxicity": (
         "KeywordToxicity",
         "Perspective",
+        "ProfanityClassifier",
         "ToxicityClassifier",
         "ToxicityScorer",
     ),
@@ -83,6 +92,8 @@ _MODULES = {
         "Winogender",
     ),
     "suites.preference": ("PairwisePreference",),
+    "suites.sample_scores": ("SampleScores",),
+    "suites.text_loss": ("TextLoss",),
     "suites.toxicity": ("RealToxicityPrompts",),
     "suites.truthfulness": ("TruthfulQA",),
 }
@@ -109,13 +120,16 @@ __all__ = [
     "ModelSpec",
     "PairwisePreference",
     "Perspective",
+    "ProfanityClassifier",
     "RatedItem",
     "Rating",
     "RealToxicityPrompts",
     "ReferenceTruthJudge",
     "RewardModelJudge",
+    "SampleScores",
     "Suite",
     "SuiteResult",
+    "TextLoss",
     "ToxicityClassifier",
     "ToxicityScorer",
     "TruthJudge",

@@ -129,7 +129,7 @@ def check_initial_ratio(clip_fraction: float, mismatch: float, tolerance: float)
         return None
     cause = (
         "the generator returns log-probs of another distribution (temperature, truncation, stale weights, precision), "
-        "or the weights moved since the rollout"
+        "or the weights moved since the rollout; if it is half precision alone, set model.ppo.old_logprobs to recompute"
     )
     return Violation(
         f"a ratio of 1 on the first minibatch: nothing clipped, log-probs equal to {tolerance:g} nats",

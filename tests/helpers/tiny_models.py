@@ -19,14 +19,16 @@ POSITIONS = 2304
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
-def byte_tokenizer(first: list[str], last: list[str], **special: str) -> PreTrainedTokenizerFast:
+def byte_tokenizer(first: list[str], last: list[str], adds_bos: bool = True, **special: str) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer like GPT-2's, without merges: special tokens, the bytes, special tokens."""
     words = [*first, *BYTES, *last]
     backend = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(word, special=True) for word in (*first, *last)])
-    if "bos_token" in special and special["bos_token"] != special["eos_token"]:  # Llama's begins every text
+    if (
+        adds_bos and "bos_token" in special and special["bos_token"] != special["eos_token"]
+    ):  # Llama's begins every text
         bos = special["bos_token"]
         template = {"single": f"{bos} $A", "pair": f"{bos} $A {bos} $B", "special_tokens": [(bos, words.index(bos))]}
         backend.post_processor = processors.TemplateProcessing(**template)
@@ -59,7 +61,25 @@ KINDS["llama_padded"] = (
     byte_tokenizer([], ["<s>", "</s>", "<pad>"], eos_token="</s>", pad_token="<pad>"),
     LlamaConfig(vocab_size=259, max_position_embeddings=POSITIONS, num_key_value_heads=2, **SIZE),
 )
+# SmolLM2's: padding is the end token, the chat template begins every conversation with a system turn of its own
+SMOLLM2_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SMOLLM2_SPECIAL = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "unk_token": "<|endoftext|>"}
+KINDS["smollm2"] = (
+    byte_tokenizer(
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], [], **SMOLLM2_SPECIAL, pad_token="<|im_end|>", adds_bos=False
+    ),
+    LlamaConfig(
+        vocab_size=259, max_position_embeddings=POSITIONS, num_key_value_heads=2, tie_word_embeddings=True, **SIZE
+    ),
+)
+KINDS["smollm2"][0].chat_template = SMOLLM2_TEMPLATE
 HUB_NAMES = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": "smollm2",
     "EleutherAI/gpt-j-6b": "gptj",
     "cerebras/Cerebras-GPT-1.3B": "gpt2",
     "EleutherAI/pythia-14m": "gpt_neox",

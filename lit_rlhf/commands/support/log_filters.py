@@ -23,6 +23,7 @@ HARMLESS_WARNINGS = (
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ".*`tensorboardX` has been removed as a dependency.*",
     ".*Checkpoint directory .* exists and is not empty.*",  # it is resumed or replaced, or the run is refused
+    ".*Already found a `peft_config` attribute in the model.*",  # critic and reward model on the policy's base
     f".*recommended to use `self.log\\('({_REDUCED_METRICS})/.*sync_dist=True.*",
 )
 HARMLESS_RECORDS = ("💡 Tip:", "TPU available: False", "Seed set to", "Loading `train_dataloader` to estimate")

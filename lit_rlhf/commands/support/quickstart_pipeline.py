@@ -4,32 +4,31 @@ The recipes are copied into the folder of the run, with its paths in them, and e
 copy. So every stage can be repeated, changed or resumed by hand.
 """
 
-import csv
-import math
 import platform
 import shlex
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from lit_rlhf.callbacks.throughput import read_peak_memory
-from lit_rlhf.commands.support.console import (
-    Verbosity,
-    format_seconds,
-    get_verbosity,
-    set_verbosity,
-    terminal_width,
-    wrap_words,
-)
+from lit_rlhf.commands.support.console import terminal_width
 from lit_rlhf.commands.support.report_runs import make_loggers, open_run, read_loggers
+from lit_rlhf.commands.support.stage_runner import (
+    StageRunner,
+    StageState,
+    copy_shipped_recipes,
+    describe_command,
+    fit,
+    format_values,
+    read_curves,
+    read_last_values,
+    say,
+)
 from lit_rlhf.evaluation.reports.quickstart_report import TERMINAL_WIDTH, format_table, write_report
 from lit_rlhf.lineage.fingerprints import describe_data_input, describe_model_input
 from lit_rlhf.lineage.writing import Start, make_record, write_output_record
@@ -38,7 +37,6 @@ from lit_rlhf.models.export import make_directory
 from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.scalar_model import load_scalar_model
-from lit_rlhf.progress import progress_listener
 from lit_rlhf.synthetic.build import SyntheticDataPaths, SyntheticDataSizes, write_synthetic_data
 from lit_rlhf.synthetic.evaluate import (
     EvaluationContext,
@@ -52,8 +50,6 @@ from lit_rlhf.synthetic.rankings import read_prompts, sample_completions, write_
 from lit_rlhf.synthetic.tasks import TaskPrompt
 
 DEFAULT_OUT = "runs/quickstart"  # the folder in the shipped recipes
-REFRESH_SECONDS = 0.2
-ERASE_LINE = "\r\x1b[K"
 STAGES = ("pretraining", "sft", "reward", "ppo", "ppo-ptx")  # training stages: recipes and folders of the run
 # metric in metrics.csv -> metric in the report, per stage that logs by step
 CURVES = {
@@ -125,31 +121,37 @@ def run(out: Path, seed: int, overlays: Sequence[str] = (), scale: Scale = FULL)
         overlays: recipes for one more `-c` of every stage.
         scale: how much data and training.
     """
-    seconds: dict[str, dict[str, float]] = {}
-    start = time.perf_counter()
+    runner, start = StageRunner(out), time.perf_counter()
+    runner.start_over()
     note = " Tiny: to see the procedure at work, trained too little for results." if scale.name == "tiny" else ""
     say(f"InstructGPT's procedure in a synthetic world, seed {seed}, in {out}.{note}")
-    recipes, unseen_rankings = train_models(out, seed, seconds, overlays, scale)
+    recipes, unseen_rankings = train_models(out, seed, runner, overlays, scale)
     paths, base = SyntheticDataPaths.in_folder(out / "world"), out / "pretraining" / "model"
-    fit_stage(recipes, "ppo", seed, seconds, overlays, scale)
-    fit_stage(recipes, "ppo-ptx", seed, seconds, overlays, scale)
-    report: dict[str, Any] = {"seed": seed, "stages": seconds, "versions": collect_versions(), "scale": scale.name}
-    with time_stage(
-        "evaluation", seconds, "compare base, few-shot, SFT, PPO and PPO-ptx on unseen prompts"
-    ) as headline:
-        report["reward_model"] = evaluate_reward_model(
+    fit_stage(recipes, "ppo", seed, runner, overlays, scale)
+    fit_stage(recipes, "ppo-ptx", seed, runner, overlays, scale)
+
+    def evaluate(state: StageState) -> dict[str, Any]:
+        part: dict[str, Any] = {}
+        part["reward_model"] = evaluate_reward_model(
             out / "reward" / "model", unseen_rankings, build_training_labelers(seed), build_heldout_labelers(seed)
         )
-        report["models"], report["greedy"], report["tasks"], report["samples"] = evaluate_models(
+        part["models"], part["greedy"], part["tasks"], part["samples"] = evaluate_models(
             load_evaluation_context(out, paths, seed),
             {"base": base, "few_shot": base}
             | {to_report_key(stage): out / stage / "model" for stage in ("sft", "ppo", "ppo-ptx")},
             paths.pretraining_validation,
         )
-        report["best_of_n"] = evaluate_best_of_n(out, paths.ppo_prompts, scale.best_of_prompts, seed)
-        ppo, ppo_ptx = (report["models"][model]["win_rate"] for model in ("ppo", "ppo_ptx"))
-        headline.append(f"win rate over SFT: PPO {ppo:.3f}, PPO-ptx {ppo_ptx:.3f}")
-    report["curves"] = {to_report_key(stage): read_curves(out / stage, stage) for stage in STAGES}
+        part["best_of_n"] = evaluate_best_of_n(out, paths.ppo_prompts, scale.best_of_prompts, seed)
+        ppo, ppo_ptx = (part["models"][model]["win_rate"] for model in ("ppo", "ppo_ptx"))
+        state.headline = f"win rate over SFT: PPO {ppo:.3f}, PPO-ptx {ppo_ptx:.3f}"
+        return part
+
+    description = "compare base, few-shot, SFT, PPO and PPO-ptx on unseen prompts"
+    evaluation = runner.run("evaluation", evaluate, description)
+    stages = {to_report_key(stage): {"seconds": seconds} for stage, seconds in runner.seconds.items()}
+    report: dict[str, Any] = {"seed": seed, "stages": stages, "versions": collect_versions(), "scale": scale.name}
+    report |= evaluation
+    report["curves"] = {to_report_key(stage): read_stage_curves(out / stage, stage) for stage in STAGES}
     report["seconds_total"] = time.perf_counter() - start
     report["peak_memory_gib"] = read_peak_memory(torch.device("cpu"))
     write_report(report, out / "report.json", out / "report.html")
@@ -180,14 +182,14 @@ def log_quickstart(report: dict[str, Any], out: Path, setting: Any) -> None:
 
 
 def train_models(
-    out: Path, seed: int, seconds: dict[str, dict[str, float]], overlays: Sequence[str] = (), scale: Scale = FULL
+    out: Path, seed: int, runner: StageRunner, overlays: Sequence[str] = (), scale: Scale = FULL
 ) -> tuple[dict[str, Path], list[tuple[TaskPrompt, list[Response]]]]:
     """Run the stages up to the reward model.
 
     Args:
         out: folder of the run.
         seed: of data, models and runs.
-        seconds: filled with report key -> {"seconds": duration}.
+        runner: runs the stages, of which none is done.
         overlays: see `run`.
         scale: how much data and training.
 
@@ -196,31 +198,36 @@ def train_models(
     """
     make_directory(out)
     paths = SyntheticDataPaths.in_folder(out / "world")
-    with time_stage("data", seconds, "write text, demonstrations and prompts") as headline:
+    recipes = copy_recipes(out)
+    unseen_rankings: list[tuple[TaskPrompt, list[Response]]] = []
+
+    def write_data(state: StageState) -> None:
         write_synthetic_data(out / "world", seed, scale.sizes)
-        recipes = copy_recipes(out)
         texts, demonstrations = scale.sizes.pretraining_documents, scale.sizes.demonstrations
-        headline.append(f"{texts:,} texts, {demonstrations:,} demonstrations, {scale.sizes.ppo_prompts:,} prompts")
-    fit_stage(recipes, "pretraining", seed, seconds, overlays, scale)
-    fit_stage(recipes, "sft", seed, seconds, overlays, scale)
-    with time_stage("ranking", seconds, "sample completions and have labelers rank them") as headline:
+        state.headline = f"{texts:,} texts, {demonstrations:,} demonstrations, {scale.sizes.ppo_prompts:,} prompts"
+
+    def rank(state: StageState) -> None:
         start = Start.now()
         labelers, folders = build_training_labelers(seed), (out / "sft" / "model", out / "pretraining" / "model")
         training_rankings = sample_completions(read_prompts(paths.reward_prompts), *folders, seed, 1)
         write_rankings(training_rankings, labelers, out / "world" / "rankings.jsonl", seed)
-        unseen_rankings = sample_completions(
-            read_prompts(paths.evaluation_prompts, scale.num_unseen_rankings), *folders, seed, 2
-        )
+        prompts = read_prompts(paths.evaluation_prompts, scale.num_unseen_rankings)
+        unseen_rankings.extend(sample_completions(prompts, *folders, seed, 2))
         write_rankings(unseen_rankings, labelers, out / "world" / "rankings_validation.jsonl", seed + 1)
-        for name, prompts in (("rankings", paths.reward_prompts), ("rankings_validation", paths.evaluation_prompts)):
+        for name, source in (("rankings", paths.reward_prompts), ("rankings_validation", paths.evaluation_prompts)):
             file = out / "world" / f"{name}.jsonl"
             models = [describe_model_input("sampled model", str(folder)) for folder in folders]
-            data = [describe_data_input("prompts", str(prompts))]
+            data = [describe_data_input("prompts", str(source))]
             record = make_record("samples", start, models, data, recipe={}, command="lit-rlhf quickstart", seed=seed)
             write_output_record(record, file, [file])
         count = sum(len(responses) for _, responses in training_rankings)
-        headline.append(f"{len(training_rankings):,} rankings of {count:,} responses")
-    fit_stage(recipes, "reward", seed, seconds, overlays, scale)
+        state.headline = f"{len(training_rankings):,} rankings of {count:,} responses"
+
+    runner.run("data", write_data, "write text, demonstrations and prompts")
+    fit_stage(recipes, "pretraining", seed, runner, overlays, scale)
+    fit_stage(recipes, "sft", seed, runner, overlays, scale)
+    runner.run("ranking", rank, "sample completions and have labelers rank them")
+    fit_stage(recipes, "reward", seed, runner, overlays, scale)
     return recipes, unseen_rankings
 
 
@@ -231,117 +238,36 @@ def to_report_key(stage: str) -> str:
 
 def copy_recipes(out: Path) -> dict[str, Path]:
     """Copy the quickstart recipes to the folder of the run, with its paths; return them by recipe name."""
-    make_directory(out / "recipes")
-    copies = {}
-    for source in (files("lit_rlhf") / "recipes" / "quickstart").iterdir():
-        target = out / "recipes" / source.name
-        target.write_text(source.read_text().replace(DEFAULT_OUT, str(out)))
-        copies[target.stem] = target
-    return copies
+    return copy_shipped_recipes("quickstart", {DEFAULT_OUT: str(out)}, out / "recipes")
 
 
 def fit_stage(
-    recipes: dict[str, Path],
-    stage: str,
-    seed: int,
-    seconds: dict[str, dict[str, float]],
-    overlays: Sequence[str],
-    scale: Scale,
+    recipes: dict[str, Path], stage: str, seed: int, runner: StageRunner, overlays: Sequence[str], scale: Scale
 ) -> None:
-    """Run `lit-rlhf fit` for one of `STAGES`, and time it.
+    """Run `lit-rlhf fit` for one of `STAGES`.
 
     Args:
         recipes: the recipes of the run by name.
         stage: one of `STAGES`.
         seed: of the run and of its data.
-        seconds: filled with report key -> {"seconds": duration}.
+        runner: runs it.
         overlays: see `run`.
         scale: how much training.
     """
-    from lit_rlhf.cli import main
-
     arguments = [*build_fit_arguments(recipes[stage], seed, overlays), *scale.arguments.get(stage, ())]
-    with time_stage(stage, seconds, f"lit-rlhf {shlex.join(arguments)}", has_bar=True) as headline:
-        with set_verbosity(Verbosity.VERBOSE if is_verbose() else Verbosity.STAGE):
-            code = main(arguments)
-        if code:
-            raise SystemExit(code)
-        last = read_last_values(recipes[stage].parent.parent / stage, HEADLINES[stage])
-        headline.append(", ".join(f"{name} {value:.3f}" for name, value in last.items()))
+
+    def train(state: StageState) -> None:
+        fit(arguments, state.resumes)
+        folder = recipes[stage].parent.parent / stage
+        state.headline = format_values(read_last_values(folder, HEADLINES[stage]))
+
+    runner.run(stage, train, describe_command(["fit", *arguments]), arguments, has_bar=True)
 
 
 def build_fit_arguments(recipe: Path, seed: int, overlays: Sequence[str] = ()) -> list[str]:
-    """Return the arguments of `lit-rlhf` for a stage, which replaces that of an earlier quickstart in the folder."""
+    """Return the arguments of `lit-rlhf fit` for a stage."""
     merged = [word for path in (str(recipe), *overlays) for word in ("-c", path)]
-    return ["fit", *merged, f"--seed_everything={seed}", f"--data.seed={seed}", "--overwrite"]
-
-
-@contextmanager
-def time_stage(
-    stage: str, seconds: dict[str, dict[str, float]], description: str, has_bar: bool = False
-) -> Iterator[list[str]]:
-    """Print one line about a stage when it is finished, and add its duration to `seconds`.
-
-    At a terminal, a line shows what it does until then, unless it `has_bar` of its own. With `-v` its description is
-    printed as it starts.
-
-    Yields:
-        a list that the block appends its headline to.
-    """
-    headline: list[str] = []
-    start, is_live = time.perf_counter(), sys.stdout.isatty() and not is_verbose() and not has_bar
-    if is_verbose():
-        print(f"\n== {stage}: {description}", flush=True)
-    with progress_listener(LiveLine(stage)) if is_live else nullcontext():
-        if is_live:
-            print(f"{stage} …", end="", flush=True)
-        try:
-            yield headline
-        finally:
-            if is_live:
-                print(ERASE_LINE, end="", flush=True)
-    duration = time.perf_counter() - start
-    seconds[to_report_key(stage)] = {"seconds": duration}
-    say(f"{stage:<12}{format_seconds(duration):>7}  {''.join(headline)}".rstrip())
-
-
-class LiveLine:
-    """Shows the phases of a stage on the terminal's last line.
-
-    Args:
-        stage: its name.
-    """
-
-    def __init__(self, stage: str) -> None:
-        self.stage, self.refreshed = stage, -math.inf
-
-    def __call__(self, phase: str, done: float, total: float) -> None:
-        """Show a phase, a few times per second."""
-        now = time.perf_counter()
-        if now - self.refreshed >= REFRESH_SECONDS:
-            self.refreshed = now
-            print(f"{ERASE_LINE}{self.stage}: {phase} {done:,.0f}/{total:,.0f}", end="", flush=True)
-
-
-def is_verbose() -> bool:
-    """Return whether `-v` asks for what the stages print."""
-    return get_verbosity() is Verbosity.VERBOSE
-
-
-def say(text: str) -> None:
-    """Print a text, wrapped for a terminal."""
-    print(wrap_words(text, terminal_width(sys.stdout)), flush=True)
-
-
-def read_last_values(folder: Path, names: dict[str, str]) -> dict[str, float]:
-    """Return the last value of some columns of a stage's metrics.csv, under other names; none without the file."""
-    last: dict[str, float] = {}
-    if not (folder / "metrics.csv").is_file():  # an overlay switched it off
-        return {}
-    with open(folder / "metrics.csv") as file:
-        for row in csv.DictReader(file):
-            last |= {name: float(row[column]) for column, name in names.items() if row.get(column)}
-    return {name: last[name] for name in names.values() if name in last}
+    return [*merged, f"--seed_everything={seed}", f"--data.seed={seed}"]
 
 
 def load_evaluation_context(out: Path, paths: SyntheticDataPaths, seed: int) -> EvaluationContext:
@@ -359,17 +285,11 @@ def load_evaluation_context(out: Path, paths: SyntheticDataPaths, seed: int) -> 
     )
 
 
-def read_curves(folder: Path, stage: str) -> dict[str, list[list[float]]]:
-    """Read `metric: [[step, value], …]` from the metrics.csv of a stage, about 200 points per curve at most."""
-    names = CURVES.get(stage) or {name: name for name in PPO_CURVES}
-    x_axis = "step" if stage in CURVES else "epoch"  # an epoch of PPO is an iteration
-    curves: dict[str, list[list[float]]] = defaultdict(list)
-    with open(folder / "metrics.csv") as file:
-        for row in csv.DictReader(file):
-            for column, name in names.items():
-                if row.get(column):
-                    curves[name].append([float(row[x_axis]), float(row[column])])
-    return {name: points[:: max(len(points) // 200, 1)] for name, points in curves.items()}
+def read_stage_curves(folder: Path, stage: str) -> dict[str, list[list[float]]]:
+    """Read the curves of a stage: against the step, and of PPO against the iteration."""
+    if stage in CURVES:
+        return read_curves(folder, CURVES[stage], "step")
+    return read_curves(folder, {name: name for name in PPO_CURVES}, "epoch")  # an epoch of PPO is an iteration
 
 
 def collect_versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ from statistics import fmean
 import yaml
 
 from lit_rlhf.commands.support.quickstart_pipeline import DEFAULT_OUT, train_models
+from lit_rlhf.commands.support.stage_runner import StageRunner
 from lit_rlhf.evaluation.reports.sweeps import read_results, write_sweep_page
 from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
@@ -48,8 +49,11 @@ def run(out: Path, seeds: list[int], jobs: int, *arguments: str, overlays: Seque
     from lit_rlhf.cli import main
 
     for seed in seeds:
-        if not (get_seed_folder(out, seed) / "reward" / "model" / "config.json").is_file():
-            train_models(get_seed_folder(out, seed), seed, {}, overlays)
+        trained = get_seed_folder(out, seed)
+        if not (trained / "reward" / "model" / "config.json").is_file():
+            runner = StageRunner(trained)
+            runner.start_over()
+            train_models(trained, seed, runner, overlays)
     recipes = write_recipes(out)
     metrics = ",".join((SCORE, KL, LOSS))
     options = ["--seeds", ",".join(map(str, seeds)), "--jobs", str(jobs), "--metrics", metrics, *arguments]

@@ -1,4 +1,4 @@
-"""Toxicity scorers, from 0 to 1: the Perspective API, a classifier, a keyword list."""
+"""Toxicity scorers, from 0 to 1: the Perspective API, classifiers, a keyword list."""
 
 import re
 from abc import ABC, abstractmethod
@@ -130,6 +130,24 @@ class ToxicityClassifier(ToxicityScorer):
                 logits = model(**rows.to(model.device)).logits.float()
             scores = logits.sigmoid() if self.multi_label else logits.softmax(-1)
             yield from zip(batch, scores[:, label].tolist())
+
+
+class ProfanityClassifier(ToxicityScorer):
+    """The linear classifier of the package alt-profanity-check: probability that a text is offensive.
+
+    It was trained on comments and tweets that people labeled, by its authors: it shares nothing with the models here.
+    Offline and fast; ignores word order.
+    """
+
+    def score(self, texts: list[str], cache: Cache) -> list[float | None]:
+        """See `ToxicityScorer.score`."""
+        from profanity_check import predict_prob
+
+        return [float(probability) for probability in predict_prob(texts)] if texts else []
+
+    def check(self) -> None:
+        """See `ToxicityScorer.check`."""
+        import profanity_check  # noqa: F401
 
 
 class Perspective(ToxicityScorer):

@@ -136,9 +136,18 @@ def read_training_reward_models(model: str) -> list[str]:
 
 
 def collect_model_paths(settings: object) -> list[str]:
-    """Return every value of a key `model` in a reward's settings, recursively: a weighted sum has several."""
+    """Return the folders of all reward models in a reward's settings, recursively: a weighted sum has several.
+
+    A part whose weight is 0 is only watched, and trains nothing. Of an adapter's checkpoint it is the folder that its
+    run exported.
+    """
     if isinstance(settings, dict):
         paths = [value for key, value in settings.items() if key == "model" and isinstance(value, str)]
+        if isinstance(settings.get("checkpoint"), str):
+            paths.append(str(Path(settings["checkpoint"]).parent.parent / "model"))
+        parts, weights = settings.get("rewards"), settings.get("weights")
+        if isinstance(parts, list) and isinstance(weights, list) and len(parts) == len(weights):
+            settings = settings | {"rewards": [part for part, weight in zip(parts, weights) if weight]}
         return paths + [path for value in settings.values() for path in collect_model_paths(value)]
     if isinstance(settings, list):
         return [path for value in settings for path in collect_model_paths(value)]

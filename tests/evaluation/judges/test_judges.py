@@ -23,6 +23,7 @@ from lit_rlhf.evaluation.judges.preference import (
 from lit_rlhf.evaluation.models import reward_scorer
 from lit_rlhf.evaluation.models.evaluated_model import BestOf, EvaluatedModel, ModelSpec
 from lit_rlhf.evaluation.models.generation import Completion
+from lit_rlhf.evaluation.models.reward_scorer import collect_model_paths
 from lit_rlhf.evaluation.run import Evaluation
 from lit_rlhf.evaluation.suites.preference import PairwisePreference, build_agreement_table, labeler_agreement_by_judge
 from lit_rlhf.generation.sampling import SamplingParams
@@ -110,6 +111,16 @@ def trained(reward, llama, tmp_path) -> Path:
     (tmp_path / "ppo" / "config.yaml").write_text(json.dumps(recipe))
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"w{i}"}) + "\n" for i in range(6)))
     return tmp_path
+
+
+def test_a_policy_was_trained_against_its_adapter_and_not_against_what_was_only_watched() -> None:
+    def part(run: str) -> dict[str, object]:
+        return {"class_path": "x.LoRARewardModel", "init_args": {"checkpoint": f"runs/{run}/checkpoints/last.ckpt"}}
+
+    parts = [part("proxy"), part("gold"), {"class_path": "x.R", "init_args": {"model": "runs/other/model"}}]
+    weighted = {"class_path": "x.WeightedSum", "init_args": {"rewards": parts, "weights": [1.0, 0.0, -0.5]}}
+    assert collect_model_paths(parts[0]) == ["runs/proxy/model"]
+    assert collect_model_paths(weighted) == ["runs/proxy/model", "runs/other/model"]
 
 
 @pytest.mark.parametrize("where", ["same folder", "same weights"])

@@ -1,0 +1,98 @@
+"""Scores of a model's samples by reward models, and the KL that they cost (Gao et al., 2022)."""
+
+from collections.abc import Sequence
+
+import torch
+
+from lit_rlhf.data.formats.registry import read_records
+from lit_rlhf.data.records import PromptRow
+from lit_rlhf.data.report import DatasetReport
+from lit_rlhf.data.sources import DataSource, held_rows, read_rows, source_name
+from lit_rlhf.errors import UserError
+from lit_rlhf.evaluation.models.evaluated_model import EvaluatedModel
+from lit_rlhf.evaluation.models.generation import Completion
+from lit_rlhf.evaluation.models.reward_scorer import RewardScorer
+from lit_rlhf.evaluation.results import MetricValue, Suite, SuiteResult, compute_mean_metric
+from lit_rlhf.evaluation.suites.bias import limit_rows
+from lit_rlhf.evaluation.suites.preference import NOISE_KEY
+from lit_rlhf.functional import best_of_n_kl
+from lit_rlhf.generation.sampling import SamplingParams
+
+
+class SampleScores(Suite):
+    """Mean score of one sample per prompt by each reward model, KL to the baseline, length, and how many end.
+
+    The KL is the mean of log π - log π_baseline over the samples, in nats per response; of best-of-n it is the upper
+    bound log n - (n - 1) / n (Beirami et al., 2024). The samples are those of `PairwisePreference` with the same
+    settings, so that both suites generate them once.
+
+    Args:
+        path: prompts in any format that `PromptDataModule` reads.
+        rewards: name -> folder of a reward model.
+        max_new_tokens: maximum tokens of a sample, at temperature 1.
+        template: prompt template of the reward models' training.
+        format: of the data file.
+        limit: use the first so many prompts; None for all.
+    """
+
+    def __init__(
+        self,
+        path: DataSource,
+        rewards: dict[str, str],
+        max_new_tokens: int = 256,
+        template: str | None = None,
+        format: str = "auto",
+        limit: int | None = None,
+    ) -> None:
+        if not rewards:
+            raise UserError("sample scores: it needs at least one reward model")
+        self.path, self.format, self.limit = held_rows(path), format, limit
+        self.sampling = SamplingParams(max_new_tokens, 1.0)
+        self.scorers = {name: RewardScorer(folder, template=template) for name, folder in rewards.items()}
+
+    def check(self, models: Sequence[EvaluatedModel]) -> None:
+        """See `Suite.check`."""
+        self._read_prompts()
+        for scorer in self.scorers.values():
+            scorer.check()
+
+    def _read_prompts(self) -> list[PromptRow]:
+        report = DatasetReport(source_name(self.path))
+        return limit_rows(read_records(read_rows(self.path), "prompt", PromptRow, self.format, report), self.limit)
+
+    def run(self, model: EvaluatedModel, baseline: EvaluatedModel) -> SuiteResult:
+        """See `Suite.run`."""
+        records = self._read_prompts()
+        prompts = [model.template.render(record.prompt, record.fields, record.origin) for record in records]
+        prompts = model.prepend_prefix(prompts)
+        completions = model.generate(prompts, self.sampling, (NOISE_KEY, 1), ())
+        metrics: dict[str, MetricValue] = {}
+        for name, scorer in self.scorers.items():
+            rendered = [scorer.template.render(record.prompt, record.fields, record.origin) for record in records]
+            stripped = [completion._replace(text=completion.text.strip()) for completion in completions]
+            scores = scorer.score_finite(list(zip(rendered, stripped)), model.cache)
+            metrics[f"{name} score"] = compute_mean_metric(scores, "points")
+        metrics["KL"] = self._compute_kl(model, baseline, prompts, completions)
+        lengths = [float(completion.num_tokens) for completion in completions]
+        metrics["length"] = compute_mean_metric(lengths, "tokens", "")
+        metrics["ended"] = compute_mean_metric([float(completion.finished) for completion in completions])
+        return SuiteResult(metrics, len(records))
+
+    def _compute_kl(
+        self, model: EvaluatedModel, baseline: EvaluatedModel, prompts: list[str], completions: list[Completion]
+    ) -> MetricValue:
+        best_of = model.spec.best_of
+        if best_of is not None:
+            bound = float(best_of_n_kl(torch.tensor(best_of.n)))
+            return MetricValue(bound, len(prompts), unit="nats", better="")
+        end = model.tokenizer.eos_token
+        pairs = [
+            (prompt, completion.text + end * completion.finished)
+            for prompt, completion in zip(prompts, completions)
+            if completion.text or completion.finished
+        ]
+        own = model.compute_loglikelihoods(pairs)
+        theirs = baseline.compute_loglikelihoods(pairs)
+        if baseline is not model:
+            baseline.release()
+        return compute_mean_metric([mine.logprob - other.logprob for mine, other in zip(own, theirs)], "nats", "")
