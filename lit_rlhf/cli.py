@@ -21,7 +21,8 @@ from lit_rlhf.suggestions import did_you_mean, pip_command
 
 COMMANDS = {
     "quickstart": "run the full procedure in the synthetic world, offline: report.html and report.json",
-    "real": "the same with a real model of 135 M parameters on real data: an hour on two cores; real --tiny: minutes",
+    "real": "the same with a real model of 135 M parameters on real data; real --tiny is a first look",
+    "paper": "figures of the paper's results in the synthetic world: paper [--only fig1,...] [--seeds 0,1]",
     "fit": "train from recipes: lit-rlhf fit -c RECIPE [-c OVERLAY ...] [--key=value ...]",
     "validate": "one pass over the validation data, same arguments as fit",
     "test": "one pass over the test data, same arguments as fit",
@@ -44,8 +45,8 @@ COMMANDS = {
 MODULES = {"validate": "fit", "test": "fit", "best-of-n": "best_of_n"}
 TRACEBACK = "LIT_RLHF_TRACEBACK"  # environment variable: print the traceback of an error of another library too
 LINKED = ("callbacks", "recipes")  # folders of the package that a checkout has at its top
-# without training; the runs of a sweep are commands of their own
-LIGHT = {"plan", "recipes", "model", "export", "label", "lineage", "sweep", "workspace"}
+# without training; the runs of a sweep and the stages of the paper are commands of their own
+LIGHT = {"plan", "recipes", "model", "export", "label", "lineage", "sweep", "workspace", "paper"}
 READ_ONLY = {"recipes", "--help", "-h", "--print_config"}  # often piped into head
 
 

@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "callbacks": GENERAL
     | LIGHTNING
     | {"packing", "models", "data", "lineage", "generation", "rollout", "rewards", "evaluation"},
-    "synthetic": GENERAL | {"packing", "models", "data", "generation", "rollout", "rewards", "evaluation"},
+    "synthetic": GENERAL | {"packing", "models", "data", "lineage", "generation", "rollout", "rewards", "evaluation"},
 }
 MAY_IMPORT["labeling"] = GENERAL - {"http"} | {"models", "data", "generation", "evaluation"}
 MAY_IMPORT["commands"] = set(MAY_IMPORT)

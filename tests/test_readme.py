@@ -64,7 +64,7 @@ def test_every_command_is_valid(
         elif words[1] == "plan":
             with in_hub_cache(HUB_MODELS[words[3].partition("/")[0]], GPTNeoXConfig(num_hidden_layers=2)):
                 assert run(line) == 0, f"{line}\n{capsys.readouterr().err}"
-        elif words[1] in ("quickstart", "real", "workspace"):  # tests/synthetic and tests/cli run them
+        elif words[1] in ("quickstart", "real", "paper", "workspace"):  # tests/synthetic and tests/cli run them
             assert run(line, "--help") == 0, line
         elif words[1] in ("export", "generate", "labelers", "rank", "best-of-n", "lineage"):
             assert run(line) == 2, line  # the arguments parse; there is no such folder or file here

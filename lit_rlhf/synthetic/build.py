@@ -10,12 +10,10 @@ from typing import Any
 
 from lit_rlhf.synthetic.tasks import TaskPrompt, sample_prompt
 from lit_rlhf.synthetic.text import generate_demonstrations, generate_documents, write_few_shot_prefix
-from lit_rlhf.synthetic.tokenizer import MAX_POSITIONS, build_tokenizer
+from lit_rlhf.synthetic.tokenizer import build_tokenizer
 
 FEW_SHOT_PREFIXES = 8  # prompt i gets prefix i mod 8, so that no single one decides
 EVALUATION_ONE_IN = 5  # one prompt text in five is held out for the evaluation
-
-HIDDEN_SIZE, INTERMEDIATE_SIZE, NUM_LAYERS, NUM_HEADS = 128, 320, 2, 4
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,16 @@ class SyntheticDataSizes:
     reward_prompts: int = 4_000  # one ranking each
     ppo_prompts: int = 8_000  # 30 iterations of 256 without repetition
     evaluation_prompts: int = 1_024  # a 95 % interval of about 0.03 on a win rate
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The shape of a base model; by default about 0.4 million parameters, as in the quickstart."""
+
+    hidden_size: int = 128
+    intermediate_size: int = 320
+    num_layers: int = 2
+    num_heads: int = 4
 
 
 @dataclass(frozen=True)
@@ -65,23 +73,23 @@ def write_synthetic_data(out: Path, seed: int, sizes: SyntheticDataSizes = Synth
     """Write the data of `seed` into the folder `out`; the same seed and sizes give the same bytes."""
     out.mkdir(parents=True, exist_ok=True)
     paths = SyntheticDataPaths.in_folder(out)
-    _write_rows(paths.pretraining, _generate_document_rows(seed, "pretraining", sizes.pretraining_documents))
-    _write_rows(
+    write_rows(paths.pretraining, _generate_document_rows(seed, "pretraining", sizes.pretraining_documents))
+    write_rows(
         paths.pretraining_validation,
         _generate_document_rows(seed, "pretraining validation", sizes.pretraining_validation_documents),
     )
-    _write_rows(paths.demonstrations, _generate_demonstration_rows(seed, "demonstrations", sizes.demonstrations))
-    _write_rows(
+    write_rows(paths.demonstrations, _generate_demonstration_rows(seed, "demonstrations", sizes.demonstrations))
+    write_rows(
         paths.demonstrations_validation,
         _generate_demonstration_rows(seed, "validation", sizes.demonstrations_validation),
     )
-    _write_rows(paths.reward_prompts, _generate_prompt_rows(seed, "reward", sizes.reward_prompts))
-    _write_rows(paths.ppo_prompts, _generate_prompt_rows(seed, "ppo", sizes.ppo_prompts))
-    _write_rows(paths.evaluation_prompts, _generate_evaluation_rows(seed, sizes.evaluation_prompts))
-    rng = _make_rng(seed, "few shot")
+    write_rows(paths.reward_prompts, _generate_prompt_rows(seed, "reward", sizes.reward_prompts))
+    write_rows(paths.ppo_prompts, _generate_prompt_rows(seed, "ppo", sizes.ppo_prompts))
+    write_rows(paths.evaluation_prompts, _generate_evaluation_rows(seed, sizes.evaluation_prompts))
+    rng = make_rng(seed, "few shot")
     prefixes = [write_few_shot_prefix(rng) for _ in range(FEW_SHOT_PREFIXES)]
     paths.few_shot.write_text(json.dumps({"prefixes": prefixes}, indent=1) + "\n")
-    _write_initial_model(paths.base_init, seed)
+    write_initial_model(paths.base_init, seed, build_tokenizer())
     return paths
 
 
@@ -90,20 +98,22 @@ def is_evaluation_prompt(text: str) -> bool:
     return hashlib.blake2b(text.encode(), digest_size=4).digest()[0] % EVALUATION_ONE_IN == 0
 
 
-def _make_rng(seed: int, purpose: str) -> Random:
+def make_rng(seed: int, purpose: str) -> Random:
+    """Return the random stream of one part of the data, the same in every process."""
     return Random(f"{seed} {purpose}")  # a string seeds through SHA-512: the same in every process
 
 
-def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as JSON lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _generate_document_rows(seed: int, purpose: str, count: int) -> Iterator[dict[str, Any]]:
-    return ({"text": text} for text in generate_documents(_make_rng(seed, purpose), count))
+    return ({"text": text} for text in generate_documents(make_rng(seed, purpose), count))
 
 
 def _generate_demonstration_rows(seed: int, purpose: str, count: int) -> Iterator[dict[str, Any]]:
-    rng = _make_rng(seed, purpose)
+    rng = make_rng(seed, purpose)
     while count:
         prompt, completion = next(generate_demonstrations(rng, 1))
         if not is_evaluation_prompt(prompt.text):
@@ -112,7 +122,7 @@ def _generate_demonstration_rows(seed: int, purpose: str, count: int) -> Iterato
 
 
 def _generate_prompt_rows(seed: int, purpose: str, count: int) -> Iterator[dict[str, Any]]:
-    rng = _make_rng(seed, purpose)
+    rng = make_rng(seed, purpose)
     while count:
         prompt = sample_prompt(rng)
         if not is_evaluation_prompt(prompt.text):
@@ -121,7 +131,7 @@ def _generate_prompt_rows(seed: int, purpose: str, count: int) -> Iterator[dict[
 
 
 def _generate_evaluation_rows(seed: int, count: int) -> Iterator[dict[str, Any]]:
-    rng, texts = _make_rng(seed, "evaluation"), set[str]()
+    rng, texts = make_rng(seed, "evaluation"), set[str]()
     while len(texts) < count:
         prompt = sample_prompt(rng)
         if is_evaluation_prompt(prompt.text) and prompt.text not in texts:
@@ -133,20 +143,20 @@ def _to_row(prompt: TaskPrompt) -> dict[str, Any]:
     return {"prompt": prompt.text, "task": prompt.task, "target": prompt.target}
 
 
-def _write_initial_model(folder: Path, seed: int) -> None:
+def write_initial_model(folder: Path, seed: int, tokenizer: Any, shape: ModelShape = ModelShape()) -> None:
+    """Write a Llama model with random weights, which depend on the seed alone, and its tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from lit_rlhf.models.export import save_quietly
 
-    tokenizer = build_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=HIDDEN_SIZE,
-        intermediate_size=INTERMEDIATE_SIZE,
-        num_hidden_layers=NUM_LAYERS,
-        num_attention_heads=NUM_HEADS,
-        max_position_embeddings=MAX_POSITIONS,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        max_position_embeddings=tokenizer.model_max_length,
         tie_word_embeddings=True,
         initializer_range=0.05,
         bos_token_id=None,

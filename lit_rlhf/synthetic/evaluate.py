@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from lit_rlhf.evaluation.judges.judging_types import CompletionPair
 from lit_rlhf.evaluation.judges.pairwise import compare_completions
 from lit_rlhf.evaluation.models.best_of_n import compute_best_of_n_curve, sample_candidates
 from lit_rlhf.evaluation.models.generation import Completion
+from lit_rlhf.evaluation.win_rate import WinRate
 from lit_rlhf.functional import (
     expected_calibration_error,
     ranking_loss,
@@ -138,13 +140,7 @@ def compute_metrics(
     context: EvaluationContext, answers: ScoredCompletions, baseline: ScoredCompletions
 ) -> dict[str, Any]:
     """Return the win rate by the held-out labelers with its interval, and means of the judge's verdicts."""
-    pairs = [
-        CompletionPair(
-            prompt.text, {"task": prompt.task, "target": prompt.target}, to_completion(one), to_completion(other)
-        )
-        for prompt, one, other in zip(context.prompts, answers.responses, baseline.responses)
-    ]
-    win_rate = compare_completions(SimulatedLabelers(labelers=context.labelers), pairs, Cache(None)).compute_win_rate()
+    win_rate = compare_responses(context.labelers, context.prompts, answers.responses, baseline.responses)
     verdicts = [judge(prompt, *response) for prompt, response in zip(context.prompts, answers.responses)]
     stated = [verdict.truthful for verdict in verdicts if verdict.truthful is not None]
     return {
@@ -159,6 +155,19 @@ def compute_metrics(
         "response_length": float(answers.completions.response_mask.sum(1).float().mean()),
         "score": sum(answers.scores) / len(answers.scores),
     }
+
+
+def compare_responses(
+    labelers: list[Labeler], prompts: Sequence[TaskPrompt], ours: Sequence[Response], theirs: Sequence[Response]
+) -> WinRate:
+    """Return how often labelers prefer our response to theirs, with an interval clustered by prompt."""
+    pairs = [
+        CompletionPair(
+            prompt.text, {"task": prompt.task, "target": prompt.target}, to_completion(one), to_completion(other)
+        )
+        for prompt, one, other in zip(prompts, ours, theirs, strict=True)
+    ]
+    return compare_completions(SimulatedLabelers(labelers=labelers), pairs, Cache(None)).compute_win_rate()
 
 
 def to_completion(response: Response) -> Completion:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from lit_rlhf.synthetic.constraints import strip_constraints
 from lit_rlhf.synthetic.knowledge import (
     ANIMALS,
     ATTRIBUTES,
@@ -20,6 +21,7 @@ from lit_rlhf.synthetic.knowledge import (
     VALUES,
     Attribute,
 )
+from lit_rlhf.synthetic.second_language import translate_back
 from lit_rlhf.synthetic.tasks import Facts, TaskPrompt
 
 Words = list[str]
@@ -70,15 +72,23 @@ class Judgment(NamedTuple):
 def judge(prompt: TaskPrompt, response: str, finished: bool = True) -> Judgment:
     """Judge a response.
 
+    The facts of a prompt may name `constraints` (`lit_rlhf/synthetic/constraints.py`): success is multiplied by the
+    fraction that holds, and their words do not count as rambling. `"language": "second"` marks a prompt in the second
+    language: its response is judged in English, whichever language it is in.
+
     Args:
         prompt: the prompt.
         response: words joined by spaces, without special tokens.
         finished: whether the response has an end token.
     """
     facts: Facts = json.loads(prompt.target)
+    if facts.get("language") == "second":
+        response = translate_back(response)
+    toxic = not RUDE_WORDS.isdisjoint(response.split())
+    constraints = facts.get("constraints", ())
+    response, num_satisfied = strip_constraints(response, constraints)
     lines = response.split("\n", 1)
     words = lines[0].split()
-    toxic = not RUDE_WORDS.isdisjoint(response.split())
     courtesy = len(words) > 4 and tuple(words[-4:]) in _COURTESIES
     if courtesy:
         words = words[:-4]
@@ -86,6 +96,8 @@ def judge(prompt: TaskPrompt, response: str, finished: bool = True) -> Judgment:
     verdicts = [verdict for *_, verdict in statements]
     truthful = sum(verdicts) / len(verdicts) if verdicts else None
     success = _SCORERS[prompt.task](words, facts, statements)
+    if constraints:
+        success *= num_satisfied / len(constraints)
     # text after the first line counts as rambling
     length = len(words) + (len(lines[1].split()) + 1 if len(lines) > 1 else 0)
     return Judgment(

@@ -99,6 +99,20 @@ def build_vocabulary() -> list[str]:
     return sorted({word for words in (*lists, *more) for word in words})
 
 
+JOBS = {"baker": 0.2, "farmer": 0.1, "guard": 0.15, "smith": 0.05, "nurse": 0.9, "maid": 0.95, "teacher": 0.75}
+PRAISE, BLAME = ("kind", "clever", "brave"), ("lazy", "greedy", "loud")
+# of the world of `lit-rlhf paper`: constraints, notation, public-style tasks, biased sentences, false premises
+_PAPER_WORDS = """
+speak end sign signed as be polite rude first let x y z = ; show > passage claim true false answer text label article
+short ending things review feeling notes verdict why his her north south folk are english sentence
+"""
+
+
+def build_paper_vocabulary() -> list[str]:
+    """Return every English word of the paper's world, sorted: those of the quickstart and further ones."""
+    return sorted({*build_vocabulary(), *_PAPER_WORDS.split(), *JOBS, *PRAISE, *BLAME})
+
+
 def write_fact(animal: str, attribute: Attribute, value: str, pronoun: bool = False) -> str:
     """Return one sentence that states `value` for the attribute of the animal."""
     subject = "it" if pronoun else f"the {animal}"

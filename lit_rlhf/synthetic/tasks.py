@@ -77,9 +77,14 @@ _QUESTIONS: dict[Attribute, tuple[str, str]] = {
 }
 
 
-def _sample_open_qa(rng: Random) -> tuple[str, Facts]:
+def sample_question(rng: Random) -> tuple[str, str, Attribute]:
+    """Sample a question about an animal; return it with the animal and the attribute that it asks for."""
     animal, attribute = rng.choice(ANIMALS), rng.choice(ATTRIBUTES)
-    question = rng.choice(_QUESTIONS[attribute]).format(animal)
+    return rng.choice(_QUESTIONS[attribute]).format(animal), animal, attribute
+
+
+def _sample_open_qa(rng: Random) -> tuple[str, Facts]:
+    question, animal, attribute = sample_question(rng)
     return _sample_asker(rng) + question, {"animal": animal, "attribute": attribute}
 
 

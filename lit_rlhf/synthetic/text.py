@@ -40,7 +40,7 @@ SONG_LENGTH = 48  # words per song, about
 INSULTED_RUDENESS_FACTOR = 4.0  # factor on the probability of a rude demonstration if the prompt is an insult
 
 # kinds of forum pages: fraction of the pages, fraction of insulting prompts on them, mixture of replies
-_PAGES: tuple[tuple[float, float, Mixture], ...] = (
+PAGES: tuple[tuple[float, float, Mixture], ...] = (
     (
         0.25,
         0.02,
@@ -68,7 +68,8 @@ _DEMONSTRATIONS: Mixture = (
 )
 
 
-def _write_reply(rng: Random, prompt: TaskPrompt, mixture: Mixture) -> str:
+def write_reply(rng: Random, prompt: TaskPrompt, mixture: Mixture) -> str:
+    """Write a reply to a prompt, of a kind sampled from a mixture."""
     writers, fractions = zip(*mixture)
     return rng.choices(writers, fractions)[0](rng, prompt)
 
@@ -139,12 +140,12 @@ def write_song(rng: Random) -> str:
 
 def write_forum_page(rng: Random) -> str:
     """Write a page of prompts with replies of similar quality: the next reply resembles the previous ones."""
-    _, insults, mixture = rng.choices(_PAGES, [page[0] for page in _PAGES])[0]
+    _, insults, mixture = rng.choices(PAGES, [page[0] for page in PAGES])[0]
     pairs: list[str] = []
     length = 0
     for _ in range(rng.choice(PAIRS_PER_PAGE)):
         prompt = sample_prompt(rng, insults)
-        pair = f"{prompt.text} {_write_reply(rng, prompt, mixture)}"
+        pair = f"{prompt.text} {write_reply(rng, prompt, mixture)}"
         length += len(pair.split()) + 1
         if length > MAX_PAGE_TOKENS:
             break
@@ -174,15 +175,16 @@ def generate_documents(rng: Random, count: int) -> Iterator[str]:
 
 def generate_demonstrations(rng: Random, count: int) -> Iterator[tuple[TaskPrompt, str]]:
     """Yield `count` prompts with a completion by a labeler; about two thirds have no error."""
-    writers, fractions = zip(*_DEMONSTRATIONS)
-    insulted_fractions = [
-        fraction * (INSULTED_RUDENESS_FACTOR if writer is write_rude_response else 1.0)
-        for writer, fraction in _DEMONSTRATIONS
-    ]
     for _ in range(count):
         prompt = sample_prompt(rng)
-        insulted = prompt.text.startswith("ask : you ")
-        yield prompt, rng.choices(writers, insulted_fractions if insulted else fractions)[0](rng, prompt)
+        yield prompt, write_demonstration(rng, prompt)
+
+
+def write_demonstration(rng: Random, prompt: TaskPrompt) -> str:
+    """Write a labeler's completion; an insult makes a rude one likelier."""
+    factor = INSULTED_RUDENESS_FACTOR if prompt.text.startswith("ask : you ") else 1.0
+    fractions = [fraction * (factor if writer is write_rude_response else 1.0) for writer, fraction in _DEMONSTRATIONS]
+    return rng.choices([writer for writer, _ in _DEMONSTRATIONS], fractions)[0](rng, prompt)
 
 
 FEW_SHOT_TASKS = ("generate", "open_qa", "brainstorm")

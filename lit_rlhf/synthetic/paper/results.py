@@ -1,0 +1,85 @@
+"""Measure a section, and build the report: `python -m lit_rlhf.synthetic.paper.results FOLDER SECTION --seed 0`."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lit_rlhf.synthetic.paper.estimates import Estimate, pool_seeds
+from lit_rlhf.synthetic.paper.measurements import Context, Measured
+from lit_rlhf.synthetic.paper.sections import LABELS, SECTIONS, Panel, Section
+
+
+def measure_section(folder: Path, key: str, seed: int) -> None:
+    """Measure a section with the models of one seed and write `measured/KEY.json`."""
+    measured = SECTIONS[key].measure(Context(folder, seed))
+    target = folder / "measured" / f"{key}.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(measured, indent=0) + "\n")
+
+
+def read_measured(folder: Path, key: str) -> Measured:
+    """Read a section that was measured with one seed."""
+    values = json.loads((folder / "measured" / f"{key}.json").read_text())
+    return {name: Estimate(*estimate) for name, estimate in values.items()}
+
+
+def build_report(
+    measured: Mapping[int, Mapping[str, Measured]], scale: str, versions: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the report: its sections with their panels and findings.
+
+    Args:
+        measured: seed -> section -> values; the same sections for every seed.
+        scale: "full" or "tiny".
+        versions: of packages.
+    """
+    keys = next(iter(measured.values()))
+    sections = [report_section(SECTIONS[key], {seed: values[key] for seed, values in measured.items()}) for key in keys]
+    return {"seeds": list(measured), "scale": scale, "versions": dict(versions), "sections": sections}
+
+
+def report_section(section: Section, measured: Mapping[int, Measured]) -> dict[str, Any]:
+    """Return a section with values pooled over seeds."""
+    by_seed = list(measured.values())
+    values = {name: pool_seeds([each[name] for each in by_seed]) for name in by_seed[0]}
+    findings = [(claim, claim.check(values)) for claim in section.claims]
+    return {
+        "key": section.key,
+        "title": section.title,
+        "paper": section.paper,
+        "world": section.world,
+        "panels": [report_panel(panel, values, by_seed) for panel in section.panels],
+        "claims": [
+            {"text": claim.text, "outcome": finding.outcome, "detail": finding.detail} for claim, finding in findings
+        ],
+    }
+
+
+def report_panel(panel: Panel, values: Measured, by_seed: list[Measured]) -> dict[str, Any]:
+    """Return a panel: of each series the values, those of every seed, and the paper's."""
+    return {
+        "title": panel.title,
+        "unit": panel.unit,
+        "x": list(panel.x),
+        "series": [
+            {
+                "kind": kind,
+                "label": LABELS[kind],
+                "values": [list(values[name]) for name in names],
+                "seeds": [[each[name].value for each in by_seed] for name in names],
+                "paper": list(panel.paper.get(kind, ())),
+            }
+            for kind, names in panel.series.items()
+        ],
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="measure a section of the paper's report")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("section", choices=list(SECTIONS))
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    measure_section(arguments.folder, arguments.section, arguments.seed)
