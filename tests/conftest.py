@@ -173,6 +173,17 @@ def log_filters_of_this_test_alone() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def imports_of_this_test_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A user's file that a test imports is forgotten, with its folder: another test has one of the same name."""
+    path, names, folder = list(sys.path), set(sys.modules), str(tmp_path_factory.getbasetemp())
+    yield
+    sys.path[:] = path
+    for name in sys.modules.keys() - names:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(folder):
+            del sys.modules[name]
+
+
+@pytest.fixture(autouse=True)
 def no_process_group_left_behind() -> Iterator[None]:
     """A run that fails in this process takes its process group with it."""
     yield

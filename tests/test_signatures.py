@@ -65,8 +65,12 @@ TEXTS = {
     "RewardModelReport.thanks": "text",
     "RunState.command": "command line",
     "RunState.configs": "names of recipes",
+    "VLLMGenerator.dtype": "name at a service",
     "VLLMGenerator.folder": "output folder",
     "VLLMGenerator.model": "name at a service",
+    "VLLMLoRAGenerator.dtype": "name at a service",
+    "VLLMLoRAGenerator.folder": "output folder",
+    "VLLMLoRAGenerator.model": "name at a service",
     "VLLMRewardModel.model": "name at a service",
     "read_rows.split": "name of a split",
 }
@@ -122,7 +126,6 @@ def public_objects() -> dict[str, Any]:
     for path in sorted({match for file in files for match in CLASS_PATH.findall(file.read_text())}):
         module_name, _, name = path.rpartition(".")
         found[name] = getattr(import_module(module_name), name)
-    found["Evaluation"] = import_module("lit_rlhf.evaluation.run").Evaluation
     return {name: value for name, value in found.items() if inspect.isclass(value) or inspect.isfunction(value)}
 
 

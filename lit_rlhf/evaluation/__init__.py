@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from lit_rlhf.evaluation.models.generation import Completion
     from lit_rlhf.evaluation.models.prefixes import BestPrefix
     from lit_rlhf.evaluation.results import MetricValue, Suite, SuiteResult
+    from lit_rlhf.evaluation.run import Evaluation
     from lit_rlhf.evaluation.suites.benchmarks import Benchmark, Benchmarks
     from lit_rlhf.evaluation.suites.bias import CrowSPairs, Winogender
     from lit_rlhf.evaluation.suites.preference import PairwisePreference
@@ -83,6 +84,7 @@ _MODULES = {
         "Suite",
         "SuiteResult",
     ),
+    "run": ("Evaluation",),
     "suites.benchmarks": (
         "Benchmark",
         "Benchmarks",
@@ -111,6 +113,7 @@ __all__ = [
     "EndpointJudge",
     "EndpointTruthJudge",
     "EvaluatedModel",
+    "Evaluation",
     "HuggingFaceJudge",
     "HuggingFaceTruthJudge",
     "HumanLabels",

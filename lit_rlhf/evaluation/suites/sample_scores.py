@@ -1,6 +1,6 @@
 """Scores of a model's samples by reward models, and the KL that they cost (Gao et al., 2022)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -17,6 +17,9 @@ from lit_rlhf.evaluation.suites.bias import limit_rows
 from lit_rlhf.evaluation.suites.preference import NOISE_KEY
 from lit_rlhf.functional import best_of_n_kl
 from lit_rlhf.generation.sampling import SamplingParams
+from lit_rlhf.importing import Function
+from lit_rlhf.models.given import TokenizerSource
+from lit_rlhf.models.scalar_model import ScalarSource
 
 
 class SampleScores(Suite):
@@ -28,27 +31,31 @@ class SampleScores(Suite):
 
     Args:
         path: prompts in any format that `PromptDataModule` reads.
-        rewards: name -> folder of a reward model.
+        rewards: name -> folder or hub name of a reward model, or the model.
         max_new_tokens: maximum tokens of a sample, at temperature 1.
         template: prompt template of the reward models' training.
         format: of the data file.
         limit: use the first so many prompts; None for all.
+        tokenizer: of the reward models; by default that of each one's folder.
     """
 
     def __init__(
         self,
         path: DataSource,
-        rewards: dict[str, str],
+        rewards: Mapping[str, ScalarSource],
         max_new_tokens: int = 256,
         template: str | None = None,
-        format: str = "auto",
+        format: str | Function = "auto",
         limit: int | None = None,
+        tokenizer: TokenizerSource | None = None,
     ) -> None:
         if not rewards:
             raise UserError("sample scores: it needs at least one reward model")
         self.path, self.format, self.limit = held_rows(path), format, limit
         self.sampling = SamplingParams(max_new_tokens, 1.0)
-        self.scorers = {name: RewardScorer(folder, template=template) for name, folder in rewards.items()}
+        self.scorers = {
+            name: RewardScorer(model, template=template, tokenizer=tokenizer) for name, model in rewards.items()
+        }
 
     def check(self, models: Sequence[EvaluatedModel]) -> None:
         """See `Suite.check`."""
