@@ -1,6 +1,5 @@
 """The graph of `lit-rlhf paper`: data, models of three sizes by the quickstart's recipes, a measurement per section."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.resources import files
@@ -12,6 +11,7 @@ import lit_rlhf
 from lit_rlhf.commands.support.quickstart_pipeline import DEFAULT_OUT, collect_versions
 from lit_rlhf.commands.support.setting_paths import set_value
 from lit_rlhf.commands.support.stage_graph import Stage, StageGraph, select_stages
+from lit_rlhf.commands.support.stage_runner import replace_texts
 from lit_rlhf.evaluation.reports.paper_report import write_paper_report
 from lit_rlhf.models.export import make_directory
 from lit_rlhf.synthetic.paper.build import SHAPES
@@ -165,8 +165,7 @@ def replace_paths(text: str, paths: Mapping[str, str], folder: Path) -> str:
         paths: path below the quickstart's folder, or its beginning -> path below `folder`; the longest that fits holds.
         folder: of the seed.
     """
-    pattern = "|".join(re.escape(path) for path in sorted(paths, key=len, reverse=True))
-    return re.sub(f"{DEFAULT_OUT}/({pattern})", lambda match: f"{folder}/{paths[match[1]]}", text)
+    return replace_texts(text, {f"{DEFAULT_OUT}/{path}": f"{folder}/{new}" for path, new in paths.items()})
 
 
 def set_sweep_run(text: str, run: SweepRun, reference: Path, is_tiny: bool) -> str:

@@ -1,11 +1,12 @@
 """Matplotlib figures as inline SVG for a self-contained page: one style, text as outlines."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import StringIO
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 Points = Sequence[tuple[float, float]]  # [[step, value], ...]
@@ -30,6 +31,19 @@ STYLE = {
     "figure.constrained_layout.use": True,
 }
 WIDE, NARROW = (5.4, 3.4), (3.7, 2.8)  # inches: two and three panels per row
+
+
+def draw_plots(
+    drawers: Sequence[Callable[[dict[str, Any]], list[Figure]]], report: dict[str, Any]
+) -> dict[str, list[str]]:
+    """Draw every plot that the report has data for: name of its function -> SVG elements with unique ids."""
+    with rc_context(STYLE):
+        drawn = {draw.__name__: draw(report) for draw in drawers}
+        return {
+            key: [figure_to_svg(figure, f"{key}{i}") for i, figure in enumerate(panels)]
+            for key, panels in drawn.items()
+            if panels
+        }
 
 
 def figure_to_svg(figure: Figure, name: str) -> str:

@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
@@ -11,10 +10,9 @@ from lit_rlhf.evaluation.reports.plotting import (
     INK,
     MUTED,
     NARROW,
-    STYLE,
     WIDE,
     Points,
-    figure_to_svg,
+    draw_plots,
     make_panel,
     plot_curve,
 )
@@ -50,13 +48,7 @@ def draw_panels(report: Report) -> dict[str, list[str]]:
         data are absent. The same report gives the same bytes.
     """
     drawers = (losses, rewards, training_metrics, frontier, win_rates, alignment_tax, behavior, tasks, reliability)
-    with rc_context(STYLE):
-        drawn = {draw.__name__: draw(report) for draw in drawers}
-        return {
-            key: [figure_to_svg(figure, f"{key}{i}") for i, figure in enumerate(panels)]
-            for key, panels in drawn.items()
-            if panels
-        }
+    return draw_plots(drawers, report)
 
 
 def read_curve(report: Report, stage: str, metric: str) -> Points:

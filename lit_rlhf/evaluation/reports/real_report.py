@@ -5,16 +5,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from lit_rlhf.evaluation.reports.plotting import (
     MUTED,
     NARROW,
-    STYLE,
     WIDE,
     Points,
-    figure_to_svg,
+    draw_plots,
     make_panel,
     plot_curve,
 )
@@ -157,13 +155,7 @@ def compute_changes(report: Report) -> dict[str, dict[str, float]]:
 def draw_panels(report: Report) -> dict[str, list[str]]:
     """Draw the panels of every plot that the report has data for; the same report gives the same bytes."""
     drawers = (optimization, learning, reliability)
-    with rc_context(STYLE):
-        drawn = {draw.__name__: draw(report) for draw in drawers}
-        return {
-            key: [figure_to_svg(figure, f"{key}{i}") for i, figure in enumerate(panels)]
-            for key, panels in drawn.items()
-            if panels
-        }
+    return draw_plots(drawers, report)
 
 
 def optimization(report: Report) -> list[Figure]:

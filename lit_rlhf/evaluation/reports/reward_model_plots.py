@@ -8,7 +8,16 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lit_rlhf.evaluation.reports.plotting import INK, MUTED, NARROW, STYLE, WIDE, figure_to_svg, make_panel, plot_curve
+from lit_rlhf.evaluation.reports.plotting import (
+    INK,
+    MUTED,
+    NARROW,
+    STYLE,
+    WIDE,
+    draw_plots,
+    make_panel,
+    plot_curve,
+)
 from lit_rlhf.evaluation.reports.quickstart_plots import MODEL_STYLES
 
 Report = dict[str, Any]
@@ -33,13 +42,7 @@ def draw_panels(report: Report) -> dict[str, list[str]]:
         degenerate_answers,
         training,
     )
-    with rc_context(STYLE):
-        drawn = {draw.__name__: draw(report) for draw in drawers}
-        return {
-            key: [figure_to_svg(figure, f"{key}{i}") for i, figure in enumerate(panels)]
-            for key, panels in drawn.items()
-            if panels
-        }
+    return draw_plots(drawers, report)
 
 
 def reliability(report: Report) -> list[Figure]:
