@@ -26,6 +26,7 @@ from lit_rlhf.generation.stopping import StoppingCriteria, StopStringMatcher
 from lit_rlhf.packing.attention_masks import packing_unsupported_reason
 from lit_rlhf.progress import report_progress
 
+DECODE_BATCH_SIZE = 256  # responses at once, unless told otherwise
 _LOOK_INTERVAL = 16  # captured steps between two looks at which rows have finished
 _COMPACT_BELOW = 0.75  # share of unfinished rows at which a captured batch is made smaller
 
@@ -41,7 +42,7 @@ class CachedGenerator(Generator):
             decodes without, and one line says so.
     """
 
-    def __init__(self, batch_size: int = 256, compile: bool = False) -> None:
+    def __init__(self, batch_size: int = DECODE_BATCH_SIZE, compile: bool = False) -> None:
         self.batch_size, self.compile = batch_size, compile
         self.compiled: dict[type[Decoder], object] = {}
 

@@ -1,5 +1,7 @@
 """`lit-rlhf plan`: its estimates against what training really allocates."""
 
+import re
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -7,10 +9,11 @@ import bitsandbytes
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, GPTNeoXConfig, LlamaConfig
 
 from lit_rlhf.cli import main
 from lit_rlhf.commands.plan import parse_gpu_memory
+from lit_rlhf.commands.recipes import is_evaluation, is_overlay, shipped_recipes
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.lm_loss import causal_lm_loss
 from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
@@ -24,6 +27,7 @@ from lit_rlhf.models.memory_estimate import (
     parameter_memory,
 )
 from tests.helpers.hub_cache import in_hub_cache
+from tests.helpers.pages import ROOT
 from tests.helpers.peak_memory import measure_peak_memory, needs_proc
 from tests.helpers.small_runs import write_rows
 
@@ -216,6 +220,77 @@ LLAMA_8B = LlamaConfig(
     num_attention_heads=32,
     num_key_value_heads=8,
 )
+
+
+# the shapes on the hub of the models that the recipes start from
+HUB = {
+    "EleutherAI/pythia-14m": PYTHIA_14M,
+    "EleutherAI/pythia-410m": GPTNeoXConfig(
+        vocab_size=50304, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16
+    ),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+        max_position_embeddings=8192,
+    ),
+    "meta-llama/Llama-3.2-3B": LlamaConfig(
+        vocab_size=128256,
+        hidden_size=3072,
+        intermediate_size=8192,
+        num_hidden_layers=28,
+        num_attention_heads=24,
+        num_key_value_heads=8,
+        tie_word_embeddings=True,
+        max_position_embeddings=131072,
+    ),
+    "meta-llama/Llama-3.1-8B": LLAMA_8B,
+    "cerebras/Cerebras-GPT-1.3B": GPT2Config(
+        vocab_size=50257, n_embd=2048, n_inner=8192, n_layer=24, n_head=16, n_positions=2048
+    ),
+    "EleutherAI/gpt-j-6b": GPTJConfig(
+        vocab_size=50400, n_embd=4096, n_layer=28, n_head=16, rotary_dim=64, n_positions=2048
+    ),
+}
+
+
+def test_every_recipe_fits_the_gpu_that_its_head_names_and_the_page_has_its_plan(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    planned, missing = dict(re.findall(r"^\| `([\w./-]+)` \| ([\d.]+) \|$", page, re.MULTILINE)), []
+    with ExitStack() as hub:
+        for name, config in HUB.items():
+            hub.enter_context(in_hub_cache(name, config))
+        for name, path in shipped_recipes().items():
+            memory = re.search(r"^# Hardware: .*GPUs? of (\d+) GB", path.read_text(), re.MULTILINE)
+            if memory is None or is_overlay(name) or is_evaluation(name):
+                continue
+            assert main(["plan", "-c", name, "--gpu", f"{memory[1]}gb"]) == 0
+            out = capsys.readouterr().out
+            assert f"{memory[1]}gb: fits" in out, f"{name}\n{out}"
+            peak = float(re.search(r"peak: ([\d.]+) GB", out)[1])
+            if planned.pop(name, "") != f"{peak:.1f}":
+                missing.append(f"| `{name}` | {peak:.1f} |")
+    assert not missing and not planned, "\n".join(["docs/recipes.md, Memory:", *missing, *planned])
+
+
+def test_generation_has_the_rows_that_the_generator_decodes_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def read_cache(*more: str) -> float:
+        sizes = ("--model.sampling.max_new_tokens=1024", "--model.ppo.rollout_batch_size=4096")
+        assert main(["plan", "-c", "small/ppo", *sizes, *more]) == 0
+        (size,) = re.findall(r"KV cache +([\d.]+)", capsys.readouterr().out) or ["0"]
+        return float(size)
+
+    with in_hub_cache("EleutherAI/pythia-14m", PYTHIA_14M):
+        half = ("--model.generator=CachedGenerator", "--model.generator.batch_size=128")
+        assert read_cache() == pytest.approx(2 * read_cache(*half), abs=0.02) != 0
+        assert read_cache("-c", "generator/vllm") == 0
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,8 @@ def untrained(project: Path, stories: str, real_data: Path) -> Stage:
 @pytest.fixture(scope="session")
 def sft(project: Path, stories: str, real_data: Path) -> Stage:
     data = f"--data.path={real_data}/demonstrations/small_instructions.json"
-    return run_stage(project, "runs/small/sft", "fit", "-c", "small/sft", data, f"--model.model={stories}")
+    model = [f"--model.model={stories}", "--trainer.max_epochs=2"]
+    return run_stage(project, "runs/small/sft", "fit", "-c", "small/sft", data, *model)
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +54,8 @@ def kwise(project: Path, sft: Stage, real_data: Path) -> Stage:
 def ppo(project: Path, reward: Stage, real_data: Path) -> Stage:
     data = f"--data.path={real_data}/prompts/prompt_lottery_en_250_text.jsonl"
     template = ["--data.template=instruction"]
-    return run_stage(project, "runs/small/ppo", "fit", "-c", "small/ppo", data, *template)
+    half = ["--trainer.max_epochs=11", "--model.ppo.rollout_batch_size=64"]  # the recipe's 22 of 128 take two minutes
+    return run_stage(project, "runs/small/ppo", "fit", "-c", "small/ppo", data, *template, *half)
 
 
 def compute_logits(folder: str, texts: list[str]) -> Tensor:
