@@ -88,12 +88,12 @@ class PPOInvariantCheck(Callback):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Check the ratio after the first forward pass of the policy; `PretrainingMix` triggers this hook, too."""
         module: Any = pl_module
-        sums = module.epoch_means.sums
-        if not self.is_first_micro_batch or "policy/clip_fraction" not in sums:
+        sums = module.epoch_means.sums if self.is_first_micro_batch else {}
+        if "policy/clip_fraction" not in sums:
             return
         self.is_first_micro_batch = False
         clip_fraction, mismatch = (
-            float(total / count) for total, count in (sums["policy/clip_fraction"], sums["rollout/logprob_mismatch"])
+            total / count for total, count in (sums["policy/clip_fraction"], sums["rollout/logprob_mismatch"])
         )
         if module.ppo.old_logprobs == "recompute":  # the mismatch is then not part of the ratio
             mismatch = 0.0

@@ -119,18 +119,6 @@ def difference(rows: list[dict[str, str]], others: list[dict[str, str]]) -> floa
     return max(abs(own[key] - other[key]) / max(1.0, abs(other[key])) for key in own)
 
 
-def measure_speed() -> int:
-    """Profile an iteration of 0.8 B parameters, then time the GPU part of the benchmarks, once each."""
-    benchmarks = Path(__file__).parent / "benchmarks"
-    size = "--size=2048x16 --prompt=256 --response=256 --episodes=128 --micro-batch-size=32 --bias=3.1"
-    profile = [benchmarks / "profile_ppo.py", "--device=cuda", "--precision=bf16-mixed", *size.split()]
-    codes = [
-        subprocess.run([sys.executable, *command]).returncode
-        for command in (profile, [benchmarks, "gpu", "--rounds=1"])
-    ]
-    return max(codes)
-
-
 def main() -> int:
     """Run all checks, or list them; 1 where one failed."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -143,9 +131,15 @@ def main() -> int:
         nargs="?",
         choices=["overlays", "memory", "speed"],
         default="overlays",
-        help="memory: what `plan` says beside what was held; speed: an iteration's profile, then peers beside us",
+        help="memory: what `plan` says beside what was held; speed: an iteration's profile, rollouts, attention, peers",
     )
+    parser.add_argument("--tiny", action="store_true", help="with speed: whether it runs, on a CPU")
     parsed = parser.parse_args()
+    if parsed.what == "speed" and (parsed.tiny or torch.cuda.is_available()):
+        tiny = ["--tiny"] * parsed.tiny
+        return subprocess.run(
+            [sys.executable, str(Path(__file__).parent / "benchmarks/gpu_speed.py"), *tiny]
+        ).returncode
     gpus = torch.cuda.device_count()
     wanted = [check for check in checks(gpus or (2 if parsed.list else 0)) if parsed.only in " ".join(check[2])]
     if parsed.list:
@@ -157,8 +151,6 @@ def main() -> int:
     from tests.helpers.overlay_world import write_world
 
     print(f"{gpus} x {torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}")
-    if parsed.what == "speed":
-        return measure_speed()
     if parsed.what == "memory":
         from tests.helpers.gpu_memory import print_table
 

@@ -26,6 +26,7 @@ from lit_rlhf.models.peft_folder import find_adapter
 from lit_rlhf.models.pretrained import load_weights
 from lit_rlhf.packing.rankings import RankingInputs, last_hidden_state
 from lit_rlhf.packing.selective_logits import select_positions
+from lit_rlhf.packing.varlen_attention import PackedSequences
 
 # weights that a scalar model's file may hold: of the language model's head, and the bias of a trained one
 UNUSED_HEADS = ("lm_head.", "embed_out.", "output.", "score.bias")
@@ -83,6 +84,7 @@ class ScalarModel(nn.Module):
         attention_mask: Tensor,
         positions: Tensor | None = None,
         token_index: tuple[Tensor, Tensor] | None = None,
+        sequences: PackedSequences | None = None,
     ) -> Tensor:
         """Compute the scalar at every token, or at selected ones.
 
@@ -91,11 +93,12 @@ class ScalarModel(nn.Module):
             attention_mask: (B, T), 1 = real token; or the mask of a `PackedBatch`.
             positions: (B, T) int64, position ids; by default counted from each row's first real token.
             token_index: Rows and columns of the selected tokens, (n,) int64 each.
+            sequences: Of a `PackedBatch`.
 
         Returns:
             (B, T), or (n,) with `token_index`; float32, centered.
         """
-        hidden = self._hidden(input_ids, attention_mask, positions)
+        hidden = self._hidden(input_ids, attention_mask, positions, sequences)
         return self._apply_head(hidden if token_index is None else select_positions(hidden, token_index))
 
     def score(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -124,13 +127,20 @@ class ScalarModel(nn.Module):
         """
         return self._apply_head(last_hidden_state(self.model, rows, shared_prompt))
 
-    def _hidden(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor | None = None) -> Tensor:
+    def _hidden(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        positions: Tensor | None = None,
+        sequences: PackedSequences | None = None,
+    ) -> Tensor:
         """Return the last layer's output, (B, T, D)."""
         output = self.model.base_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids(attention_mask) if positions is None else positions,
             use_cache=False,
+            **({} if sequences is None else {"sequences": sequences}),
         )
         return cast(Tensor, output[0])
 

@@ -70,11 +70,5 @@ def hidden_states_with_adapter(model: PreTrainedModel, adapter: str | None, batc
     adapter_context = nullcontext() if adapter is None else active_adapter(model, adapter)
     with capture_last_hidden_state(model) as captured, adapter_context:
         # the full forward, at the cost of one logit per row: only it gathers sharded weights
-        model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids,
-            use_cache=False,
-            logits_to_keep=1,
-        )
+        model(**batch.model_inputs, use_cache=False, logits_to_keep=1)
     return captured[0]

@@ -26,6 +26,8 @@ rows, so a missing name costs time alone.
 """
 CONTINUES_A_CACHE = CHECKED_ARCHITECTURES | {"bloom"}
 """Architectures that compute the same from the keys and values of a prompt."""
+DROPS_SEQUENCES = {"nemotron"}
+"""Architectures whose layers do not pass their keyword arguments on to attention."""
 _COUNTS_BY_MASK = {"bloom", "cpmant", "falcon_mamba", "mamba", "mamba2", "mpt", "roformer"}
 """Architectures without position ids that compute the same with padding on the left."""
 _STATELESS_LAYERS = {"full_attention", "sliding_attention"}

@@ -55,8 +55,9 @@ def last_hidden_state(model: PreTrainedModel, rows: RankingInputs, shared_prompt
         if not _uses_gradient_checkpointing(model):
             return last_hidden_with_prefix_cache(model, rows)
         batch = pack_rankings(model, rows)
-        if _cost(batch.input_ids, model) < _cost(rows.input_ids, model):
-            hidden = _hidden(model, batch.input_ids, batch.attention_mask, batch.position_ids)
+        # variable-length attention costs the same in any row
+        if batch.sequences is not None or _cost(batch.input_ids, model) < _cost(rows.input_ids, model):
+            hidden = model.base_model(**batch.model_inputs, use_cache=False)[0]
             return select_positions(hidden, batch.last_token_index)
     return last_hidden_per_row(model, rows)
 
@@ -119,7 +120,7 @@ def pack_rankings(model: PreTrainedModel, rows: RankingInputs) -> PackedBatch:
     column = start + offset  # (N, P + C): left-padded prompt, right-padded completion
     real = (column >= 0) & (column < length)
     ids = rows.input_ids.gather(1, column.clamp(0, rows.input_ids.shape[1] - 1))
-    return pack_units(ids, real.long(), completion_width, model)
+    return pack_units(ids, real, completion_width, [model], ids.device)
 
 
 def _cost(input_ids: Tensor, model: PreTrainedModel) -> int:

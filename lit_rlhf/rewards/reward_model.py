@@ -81,7 +81,9 @@ class RewardModelScorer(Reward):
 
     def score_packed(self, batch: PackedBatch) -> Tensor:
         """Return the score at the last token of each episode, (b,) float32."""
-        return self.model(batch.input_ids, batch.attention_mask, batch.position_ids, batch.last_token_index)
+        return self.model(
+            batch.input_ids, batch.attention_mask, batch.position_ids, batch.last_token_index, batch.sequences
+        )
 
     def critic_init_path(self) -> ScalarSource:
         """See `Reward.critic_init_path`: the reward model itself."""

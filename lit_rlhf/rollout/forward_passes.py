@@ -44,7 +44,7 @@ def packed_logprobs(
     """Return the log-probs of response tokens of a packed batch, see `response_logprobs`."""
     stop_ids = stop_token_ids(policy, sampling) if stop_ids is None else stop_ids
     logits = response_logits(policy, batch)  # (n, V)
-    step = batch.response_mask.nonzero(as_tuple=True)[1]
+    step = batch.response_index[1]
     return batch.scatter_to_responses(sampled_token_logprobs(logits, batch.response_tokens, sampling, step, stop_ids))
 
 
@@ -56,7 +56,7 @@ def logprobs_and_entropy(
     The entropy is of the full distribution at the sampling temperature, whatever was filtered at sampling.
     """
     logits = response_logits(policy, batch)  # (n, V)
-    step = batch.response_mask.nonzero(as_tuple=True)[1]
+    step = batch.response_index[1]
     logprobs = sampled_token_logprobs(logits, batch.response_tokens, sampling, step, stop_token_ids(policy, sampling))
     entropy = token_entropy(logits[:, None], sampling.temperature or 1.0).squeeze(1)
     return batch.scatter_to_responses(logprobs), batch.scatter_to_responses(entropy)
@@ -64,7 +64,7 @@ def logprobs_and_entropy(
 
 def response_values(critic: ScalarModel, batch: PackedBatch) -> Tensor:
     """Return the value of the state before each response token, (B, R) float32; 0 on padding."""
-    values = critic(batch.input_ids, batch.attention_mask, batch.position_ids, batch.predictor_index)
+    values = critic(batch.input_ids, batch.attention_mask, batch.position_ids, batch.predictor_index, batch.sequences)
     return batch.scatter_to_responses(values)
 
 

@@ -20,7 +20,7 @@ import scaling
 import torch
 import workload
 
-HERE = Path(__file__).parent
+HERE = workload.HERE
 ROOT = HERE.parents[1]
 OUT = ROOT / "runs" / "benchmarks"
 PEERS = {"trl": "trl==1.16.0", "trl-1.12.0": "trl==1.12.0"}
@@ -41,9 +41,7 @@ class Case(NamedTuple):
 
 BIAS = f"--bias={workload.ENDS_AT_A_THIRD}"
 BF16 = "--precision=bf16-mixed"
-# on a GPU: 0.8 B parameters, prompts of 256 tokens, responses of at most 256, about a third of it on average
-GPU = ["--device=cuda", BF16, "--size=2048x16"]
-GPU_PPO = [*GPU, "--prompt=256", "--response=256", "--episodes=128", "--micro-batch-size=32", "--bias=3.1"]
+GPU, GPU_PPO = workload.GPU, workload.GPU_PPO
 CASES = {
     "reward_model": [
         Case("K = 9 rankings, 64 + 64 tokens", ["ours_reward.py"], ["trl_reward.py"], "trl", "rankings/s", 1, 10.0)
@@ -134,29 +132,14 @@ def install(peer: str) -> Path:
     return folder
 
 
-def measure(script: list[str], folder: Path, paths: list[Path]) -> dict[str, Any]:
-    """Run a worker in a separate process and return its report."""
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(map(str, paths)),
-        "TRL_EXPERIMENTAL_SILENCE": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    command = [sys.executable, str(HERE / script[0]), str(folder), *script[1:]]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{script} failed:\n{done.stderr[-3000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return result
-
-
 def compare(case: Case, folder: Path, rounds: int) -> dict[str, Any]:
     """Return medians and ratios of a case, and the FLOP/s of our side next to the machine's peak."""
     runs: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
     peer = install(case.environment)
     peak_rate = peak_flops(case.ours, folder)
     for _ in range(rounds):
-        runs["ours"].append(measure(case.ours, folder, [ROOT, HERE]))
-        runs["peer"].append(measure(case.peer, folder, [peer, HERE]))
+        runs["ours"].append(workload.run_worker(case.ours, folder, [ROOT, HERE]))
+        runs["peer"].append(workload.run_worker(case.peer, folder, [peer, HERE]))
     seconds = {
         who: statistics.median(cost for run in side for cost in seconds_per_unit(run)) for who, side in runs.items()
     }
@@ -185,7 +168,7 @@ def seconds_per_unit(run: dict[str, Any]) -> list[float]:
 def peak_flops(script: list[str], folder: Path) -> float:
     """Measure the FLOP/s of bare matrix products on the device and in the precision of a worker."""
     options = [option for option in script if option.startswith(("--device=", "--precision=", "--threads="))]
-    result = measure(["matrix_peak.py", *options], folder, [HERE])
+    result = workload.run_worker(["matrix_peak.py", *options], folder, [HERE])
     return float(result["flops"]) / statistics.median(result["seconds"])
 
 
@@ -217,7 +200,8 @@ def measure_scaling(folder: Path) -> dict[str, list[float]]:
     """Return the median seconds per step at each value of each axis, by the name of the axis."""
     return {
         axis.name: [
-            statistics.median(measure(axis.script(value), folder, [ROOT, HERE])["seconds"]) for value in axis.values
+            statistics.median(workload.run_worker(axis.script(value), folder, [ROOT, HERE])["seconds"])
+            for value in axis.values
         ]
         for axis in scaling.AXES
     }

@@ -9,6 +9,7 @@ import workload
 
 from lit_rlhf.data import PromptDataModule
 from lit_rlhf.generation.sampling import SamplingParams
+from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.modules import PPOConfig, PPOModule
 from lit_rlhf.rewards import RewardModelScorer
 from lit_rlhf.rollout.kl_controller import FixedKLController
@@ -61,6 +62,7 @@ def build_run(args: argparse.Namespace, *callbacks: L.Callback) -> tuple[PPOModu
             critic_learning_rate=3e-6,
         ),
         kl=FixedKLController(0.05),
+        loading=ModelLoadingConfig(compile=args.compile),
         optimizer=lambda groups: torch.optim.AdamW(groups, lr=3e-6, fused=True),  # as TRL's by default
     )
     module.bias = args.bias
@@ -84,7 +86,6 @@ def build_run(args: argparse.Namespace, *callbacks: L.Callback) -> tuple[PPOModu
 def main() -> None:
     """Time the steps and report."""
     parser = workload.build_ppo_parser()
-    parser.add_argument("--devices", type=int, default=1)
     args = parser.parse_args()
     clock = IterationClock(args.device)
     module, trainer, prompts = build_run(args, clock)

@@ -5,15 +5,17 @@ import workload
 from transformers import LlamaForCausalLM
 
 from lit_rlhf.data.batches import PromptBatch
-from lit_rlhf.generation import CachedGenerator
+from lit_rlhf.generation import CachedGenerator, cached, kv_cache
 from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
 
 
 def main() -> None:
     """Time the steps and report."""
     parser = workload.build_ppo_parser()
-    parser.add_argument("--compile", action="store_true", help="compile the decode step, in the warm-up")
+    parser.add_argument("--eager", action="store_true", help="capture no steps in CUDA graphs")
     args = parser.parse_args()
+    if args.eager:
+        cached.can_capture_steps = kv_cache.can_capture_steps = lambda _: False
     torch.set_num_threads(args.threads)
     model = LlamaForCausalLM.from_pretrained(args.folder / f"policy-{args.size}").eval()
     model.to(args.device, torch.bfloat16 if args.precision == "bf16-mixed" else torch.float32)

@@ -1,4 +1,4 @@
-"""Profile one PPO iteration, phase by phase: `make profile`, with ARGS of the PPO benchmark.
+"""Profile one PPO iteration, phase by phase: `make profile`, with ARGS of the PPO benchmark, or a folder before them.
 
 Seconds are of an iteration that nothing but a clock watches. The next one is counted: calls of the host into PyTorch,
 floating-point operations of matrix products and attention, and, under PyTorch's profiler, kernel launches and waits on
@@ -10,7 +10,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lit_rlhf.modules import PPOModule
 
+with suppress(ImportError):
+    import torch.nn.attention.varlen
+
 OUT = Path(__file__).parents[2] / "runs" / "profile"
 REST = "everything else"
+UPDATE = ("policy, forward", "backward, and the critic's passes", "optimizer")
 LAUNCHES = re.compile(r"(cuda|cu)(LaunchKernel|GraphLaunch)")
 WAITS = re.compile(r"cuda(Stream|Device|Event)Synchronize|cudaMemcpy$")
 
@@ -120,9 +124,7 @@ def watch(module: PPOModule, counter: PhaseCounter) -> None:
         ("reference log-probs", module, "ref_logprobs"),
         ("old values", module, "critic_values"),
         ("collect, rest", module, "collect_experience"),
-        ("policy, forward", module, "training_step"),
-        ("backward, and the critic's passes", module, "backward"),
-        ("optimizer", module, "optimizer_step"),
+        *((name, module, method) for name, method in zip(UPDATE, ("training_step", "backward", "optimizer_step"))),
     ]
     for name, owner, method in steps:
         setattr(owner, method, counter.wrap(name, getattr(owner, method)))
@@ -198,11 +200,16 @@ def format_table(counter: PhaseCounter, num_tokens: int, num_micro_batches: int,
             f"| {phase.calls / per:.0f} a {unit} | {phase.flops / 1e9:,.1f} | {rate:.0%} "
             f"| {phase.launches or '-'} | {phase.waits or '-'} |"
         )
-    flops = sum(phase.flops for phase in counter.phases.values())
-    lines.append(
-        f"| an iteration | {total:.3f} | | {sum(p.calls for p in counter.phases.values()):,} | | {flops / 1e9:,.1f} "
-        f"| {flops / total / peak:.0%} | | |"
-    )
+    for name, phases in (
+        ("the update", [counter.phases[each] for each in UPDATE]),
+        ("an iteration", [*counter.phases.values()]),
+    ):
+        seconds, flops = (sum(getattr(phase, what) for phase in phases) for what in ("seconds", "flops"))
+        lines.append(
+            f"| {name} | {seconds:.3f} | {seconds / total:.0%} | {sum(phase.calls for phase in phases):,} | "
+            f"| {flops / 1e9:,.1f} | {flops / seconds / peak:.0%} | {sum(phase.launches for phase in phases) or '-'} "
+            f"| {sum(phase.waits for phase in phases) or '-'} |"
+        )
     return "\n".join(lines)
 
 
@@ -223,19 +230,20 @@ def profile_iteration(args: Any, trace: Path) -> tuple[PhaseCounter, int]:
 def main() -> None:
     """Profile, and print the table."""
     parser = workload.build_ppo_parser()
-    parser.add_argument("--devices", type=int, default=1)
-    OUT.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        args = parser.parse_args([folder, *sys.argv[1:]])
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the trace")
+    given = [argument for argument in sys.argv[1:2] if not argument.startswith("-")]
+    with nullcontext(given[0]) if given else tempfile.TemporaryDirectory() as folder:
+        args = parser.parse_args([folder, *sys.argv[1 + len(given) :]])
         workload.write_models(args.folder, args.size)
         workload.write_prompts(workload.prompt_file(args), 4 * args.episodes, args.prompt)
-        counter, num_micro_batches = profile_iteration(args, OUT / "trace.json")
+        args.out.mkdir(parents=True, exist_ok=True)
+        counter, num_micro_batches = profile_iteration(args, args.out / "trace.json")
     peak = measure_peak(args.device, args.precision)
     name = torch.cuda.get_device_name() if args.device == "cuda" else f"{args.threads} CPU threads"
     print(f"PPO, {args.size}, {args.episodes} episodes of at most {args.response} tokens, {args.precision}, on {name}:")
     print(f"peak of bare matrix products {peak / 1e12:.3f} TFLOP/s\n")
     print(format_table(counter, args.response, num_micro_batches, peak))
-    print(f"\ntrace: {OUT / 'trace.json'}")
+    print(f"\ntrace: {args.out / 'trace.json'}")
     workload.report([sum(phase.seconds for phase in counter.phases.values())])
 
 

@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import os
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -13,11 +15,15 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
+HERE = Path(__file__).parent
 VOCABULARY = 2048
 SIZE = "256x4"  # hidden size x layers, by default
 SFT_LENGTH, SFT_PROMPT = 256, 16  # tokens of a packed row, and of a demonstration's prompt
 SFT_ROWS = 16  # packed rows per step
 PAD, EOS = 0, 1
+# on a GPU: 0.8 B parameters, prompts of 256 tokens, responses of at most 256, about a third of it on average
+GPU = ["--device=cuda", "--precision=bf16-mixed", "--size=2048x16"]
+GPU_PPO = [*GPU, "--prompt=256", "--response=256", "--episodes=128", "--micro-batch-size=32", "--bias=3.1"]
 NEVER_ENDS = -30.0  # added to the logit of the end token
 ENDS_AT_A_THIRD = 4.63  # gives a mean response of about 21 of 64 tokens with the weights of `write_models`
 
@@ -47,7 +53,9 @@ def num_matmul_parameters(size: str) -> int:
 
 
 def write_models(folder: Path, size: str) -> None:
-    """Write a policy (`policy-SIZE/`) and a reward model (`reward-SIZE/`) with weights of a fixed seed."""
+    """Write a policy (`policy-SIZE/`) and a reward model (`reward-SIZE/`) with weights of a fixed seed, once."""
+    if (folder / f"reward-{size}").is_dir():
+        return
     hidden, layers = map(int, size.split("x"))
     vocabulary = {"<pad>": PAD, "<eos>": EOS} | {f"w{i}": i for i in range(2, VOCABULARY)}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
@@ -103,6 +111,8 @@ def build_ppo_parser() -> argparse.ArgumentParser:
     parser.add_argument("--bias", type=float, default=NEVER_ENDS)
     parser.add_argument("--prompt", type=int, default=32, help="tokens per prompt")
     parser.add_argument("--samples", type=int, default=1, help="episodes per prompt")
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--compile", action="store_true", help="compile: in a rollout the step, in PPO the blocks")
     parser.add_argument("--micro-batch-size", type=int, default=16, help="episodes per backward pass, of 16 per step")
     return parser
 
@@ -119,6 +129,39 @@ def prompt_batches(args: argparse.Namespace) -> Iterator[torch.Tensor]:
     ids = torch.tensor([[int(word[1:]) for word in row] for row in rows])
     for update in range(args.updates + 1):
         yield ids.roll(-update * args.episodes, 0)[: args.episodes]
+
+
+def run_worker(
+    script: list[str], folder: Path, paths: list[Path], python: str = sys.executable, timeout: float | None = None
+) -> dict[str, Any]:
+    """Run a worker in a process of its own and return its report, with what it printed before as `text`.
+
+    Args:
+        script: the worker and its options.
+        folder: of the models and data.
+        paths: that it imports from.
+        python: that runs it.
+        timeout: seconds after which it is stopped.
+
+    Raises:
+        RuntimeError: it failed.
+        TimeoutError: it took longer.
+    """
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [python, str(HERE / script[0]), str(folder), *script[1:]]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(f"{script} was not done after {timeout:.0f} s") from None
+    if done.returncode:
+        raise RuntimeError(f"{script} failed:\n{done.stderr[-3000:]}")
+    *text, report = done.stdout.strip().splitlines()
+    result: dict[str, Any] = json.loads(report)
+    return result | {"text": "\n".join(text)}
 
 
 def clock(device: str = "cpu") -> float:

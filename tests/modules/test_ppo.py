@@ -17,6 +17,7 @@ from lit_rlhf.rollout.advantages import GRPOAdvantage, RLOOAdvantage
 from lit_rlhf.rollout.kl_controller import AdaptiveKLController, FixedKLController
 from tests.helpers.ppo_fakes import PromptData, WordShare
 from tests.helpers.ranks import on_ranks
+from tests.helpers.varlen_kernel import use_reference_kernel
 
 
 class RecordMetrics(L.Callback):
@@ -101,6 +102,22 @@ def test_filtered_sampling_starts_at_ratio_one_and_kl_zero(old_logprobs, llama, 
     assert metrics["response/length"] >= 3
     assert 0 <= metrics["rollout/logprob_mismatch"] < 1e-5
     assert metrics["rollout/logprob_mismatch"] <= metrics["rollout/logprob_mismatch_max"] < 1e-4
+
+
+@pytest.mark.parametrize("adapter", [None, LoRA(rank=2)], ids=["weights", "adapters"])
+def test_with_the_variable_length_kernel_an_iteration_is_the_same(adapter, llama, make_trainer, monkeypatch):
+    """Prompts of four responses each; a reference computes in place of the kernel of a GPU."""
+    metrics = []
+    for _ in range(2):
+        recorder = RecordMetrics()
+        critic = None if adapter is None else LoRACritic()
+        module = make_module(llama, adapter=adapter, critic=critic, ppo={"samples_per_prompt": 4})
+        make_trainer(max_epochs=1, callbacks=[recorder]).fit(module, datamodule=PromptData())
+        metrics.append({name: value for name, value in recorder.metrics[0].items() if not name.startswith("time/")})
+        use_reference_kernel(monkeypatch)
+    plain, kernel = metrics
+    assert plain.pop("update/padding_fraction") > kernel.pop("update/padding_fraction") == 0
+    assert kernel == pytest.approx(plain, rel=1e-3, abs=1e-5)
 
 
 class WrongLogprobs(CachedGenerator):

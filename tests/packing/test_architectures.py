@@ -22,11 +22,14 @@ from lit_rlhf.packing.architectures import (
     left_padding_unsupported_reason,
 )
 from lit_rlhf.packing.attention_masks import packed_model_inputs, packing_unsupported_reason
+from lit_rlhf.packing.packed_batch import pack_batch
 from lit_rlhf.packing.rankings import (
     RankingInputs,
     last_hidden_with_prefix_cache,
     prefix_sharing_unsupported_reason,
 )
+from lit_rlhf.packing.varlen_attention import varlen_unsupported_reason
+from tests.helpers.varlen_kernel import use_reference_kernel
 
 CONFIGS: dict[str, type[PretrainedConfig]] = {each.model_type: each for each in MODEL_FOR_CAUSAL_LM_MAPPING}
 BIDIRECTIONAL = {"use_bidirectional_attention": True}
@@ -103,6 +106,19 @@ def logits_alone(model: PreTrainedModel, ids: list[int]) -> Tensor:
     return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
 
 
+def varlen_error(model: PreTrainedModel) -> float:
+    """Return the largest relative error of a row of sequences: one, and a prompt with two responses."""
+    sequences = [OTHER, PROMPT + LONG, PROMPT + SHORT]
+    ids, mask = pad_right([[0] * (9 - prompt) + each for prompt, each in zip((1, 9, 9), sequences)], 0)
+    mask[0, :8] = 0
+    batch = pack_batch(ids, mask, 20, model)
+    assert batch.sequences is not None and batch.sequences.lengths == [12, 29, 5]
+    packed = model(**batch.model_inputs, use_cache=False).logits[0]
+    other, long, short = (logits_alone(model, each) for each in sequences)
+    expected = torch.cat([other, long, short[len(PROMPT) :]])
+    return float((packed - expected).abs().max() / expected.abs().max())
+
+
 def packed_error(model: PreTrainedModel) -> float:
     """Return the largest relative error of a row with a sequence, a prompt and two responses, and padding."""
     lengths = [len(OTHER), len(PROMPT), len(LONG), len(SHORT)]
@@ -137,12 +153,29 @@ def left_padded_error(model: PreTrainedModel) -> float:
 
 @pytest.mark.parametrize("name", sorted(CONTINUES_A_CACHE))
 @torch.no_grad()
-def test_checked_architectures_compute_packed_and_shared_rows_as_sequences_alone(name):
+def test_checked_architectures_compute_packed_and_shared_rows_as_sequences_alone(name, varlen_kernel):
     model = build(small_config(name))
     assert packing_unsupported_reason(model.config, len(PROMPT + LONG)) is None or name not in CHECKED_ARCHITECTURES
     if name in CHECKED_ARCHITECTURES:
         assert packed_error(model) < 1e-5
     assert shared_error(model) < 1e-5
+    if varlen_unsupported_reason(model.config, len(PROMPT + LONG)) is None:
+        assert varlen_error(model) < 1e-5
+
+
+def test_most_checked_architectures_take_sequences():
+    configs = [small_config(name) for name in CHECKED_ARCHITECTURES]
+    assert sum(varlen_unsupported_reason(config, 29, "sdpa") is None for config in configs) > 60
+
+
+@torch.no_grad()
+def test_layers_that_drop_the_sequences_are_refused(monkeypatch):
+    model = build(small_config("nemotron"))
+    assert "layers of nemotron do not tell" in varlen_unsupported_reason(model.config, 29)
+    monkeypatch.setattr("lit_rlhf.packing.varlen_attention.DROPS_SEQUENCES", set())
+    use_reference_kernel(monkeypatch)
+    with pytest.raises(RuntimeError, match="attn_mask dtype"):
+        varlen_error(model)
 
 
 def test_other_architectures_are_left_to_plain_rows_for_a_reason():

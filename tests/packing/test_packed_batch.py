@@ -16,6 +16,7 @@ from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.scalar_model import load_scalar_model
 from lit_rlhf.models.shared_backbone import ScalarHead
 from lit_rlhf.packing import PackedBatch, length_bucketed_chunks, pack_batch, response_logits
+from lit_rlhf.packing.packed_batch import pack_units
 from lit_rlhf.packing.selective_logits import select_positions
 
 P, R = 6, 7
@@ -51,10 +52,12 @@ def separate_logits(model: LlamaForCausalLM, ids: torch.Tensor, mask: torch.Tens
     return torch.cat(parts)
 
 
-@pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "varlen_kernel"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_logits_and_gradients_match_separate_rows(name, attn_implementation, model_folders, tokenizer):
-    loading = ModelLoadingConfig(attn_implementation=attn_implementation)
+def test_logits_and_gradients_match_separate_rows(name, attention, model_folders, tokenizer, request):
+    if attention == "varlen_kernel":
+        request.getfixturevalue(attention)
+    loading = ModelLoadingConfig(attn_implementation="eager" if attention == "eager" else "sdpa")
     model = load_causal_lm(model_folders[name], tokenizer, loading).double().eval()
     for ids, mask in (RAGGED, FULL):
         gradients = []
@@ -70,13 +73,16 @@ def test_logits_and_gradients_match_separate_rows(name, attn_implementation, mod
             torch.testing.assert_close(actual, gradient, atol=1e-5, rtol=1e-5)
 
 
-def test_scalars_match_separate_rows(model_folders, tokenizer):
+@pytest.mark.parametrize("kernel", [False, True])
+def test_scalars_match_separate_rows(kernel, model_folders, tokenizer, request):
+    if kernel:
+        request.getfixturevalue("varlen_kernel")
     model = load_scalar_model(model_folders["llama"], tokenizer, ModelLoadingConfig()).double().eval()
     ids, mask = RAGGED
     packed = pack_batch(ids, mask, R, model.model)
     inputs = packed.input_ids, packed.attention_mask, packed.position_ids
-    values = packed.scatter_to_responses(model(*inputs, packed.predictor_index))
-    scores = model(*inputs, packed.last_token_index)
+    values = packed.scatter_to_responses(model(*inputs, packed.predictor_index, packed.sequences))
+    scores = model(*inputs, packed.last_token_index, packed.sequences)
     for row, real in enumerate(mask.bool()):
         separate = model(ids[row][real][None], mask[row][real][None])[0]
         response = int(real[P:].sum())
@@ -149,6 +155,25 @@ def test_every_token_is_computed_once_and_a_shared_prompt_once_for_all(unit_size
     assert torch.equal(packed.input_ids[packed.predictor_index], before_each)
 
 
+@settings(max_examples=60, deadline=None)
+@given(sizes, st.integers(0, 20))
+def test_sequences_of_the_kernel_hold_every_token_once_without_padding(unit_sizes, seed):
+    ids, mask = padded_batch(unit_sizes, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lit_rlhf.packing.packed_batch.can_use_varlen_kernel", lambda *_: True)
+        packed = pack_units(ids, mask, R, [llama()], ids.device)
+    assert packed.num_padding == 0 and packed.input_ids.shape == (1, sum(packed.sequences.lengths))
+    queries, keys, *_ = packed.sequences.kernel_args
+    row = packed.input_ids[0]
+    of_keys = row if packed.sequences.key_index is None else row[packed.sequences.key_index]
+    sequences = [of_keys[start:end].tolist() for start, end in keys.unfold(0, 2, 1).tolist()]
+    assert sequences == [each[each > 0].tolist() for each in ids]
+    assert packed.input_ids[packed.last_token_index].tolist() == [each[-1] for each in sequences]
+    for (start, end), sequence in zip(queries.unfold(0, 2, 1).tolist(), sequences):
+        assert row[start:end].tolist() == sequence[start - end :]
+        assert packed.position_ids[0, start:end].tolist() == list(range(len(sequence)))[start - end :]
+
+
 def test_long_tailed_responses_leave_little_padding():
     """64 episodes, a mean response of a third of the limit: the normal range of `update/padding_fraction`."""
     generator = torch.Generator().manual_seed(0)
@@ -187,4 +212,4 @@ def test_chunks_hold_rows_of_similar_length_and_keep_the_samples_of_a_prompt_tog
     for rows, columns, width in chunks:
         packed: PackedBatch = pack_batch(ids[rows][:, columns], mask[rows][:, columns], width, llama())
         assert int(mask[rows].sum()) == int(mask[rows][:, columns].sum())
-        assert packed.response_mask.shape == (len(rows), width)
+        assert packed.response_shape == (len(rows), width)

@@ -10,6 +10,7 @@ from lit_rlhf.functional import pad_right, ranking_loss
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.scalar_model import ScalarModel, load_scalar_model
 from lit_rlhf.packing.rankings import RankingInputs, pack_rankings, prefix_sharing_unsupported_reason
+from tests.helpers.varlen_kernel import use_reference_kernel
 
 ARCHITECTURES = ["llama", "gpt2", "qwen2", "gpt_neox", "opt", "gemma"]
 token = st.integers(2, 31)
@@ -124,15 +125,18 @@ def test_a_sliding_window_is_refused_unless_it_covers_all_positions():
 LONG_PROMPTS = [(prompt * (30 // len(prompt)), completions) for prompt, completions in RAGGED]
 
 
-@pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "varlen_kernel"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_under_gradient_checkpointing_packed_rankings_match_full_rows(
-    name, attn_implementation, models, model_folders, tokenizer
+    name, attention, models, model_folders, tokenizer, request
 ):
+    if attention == "varlen_kernel":
+        request.getfixturevalue(attention)
+    implementation = "eager" if attention == "eager" else "sdpa"
     model = load_scalar_model(
         model_folders[name],
         tokenizer,
-        ModelLoadingConfig(gradient_checkpointing=True, attn_implementation=attn_implementation),
+        ModelLoadingConfig(gradient_checkpointing=True, attn_implementation=implementation),
     )
     assert prefix_sharing_unsupported_reason(model.model) is None
     rows = ranking_inputs(LONG_PROMPTS)
@@ -170,7 +174,7 @@ def num_rows_computed(model: ScalarModel, rows: RankingInputs) -> int:
     return passes[0]
 
 
-def test_under_gradient_checkpointing_the_cheaper_rows_are_computed(llama, tokenizer):
+def test_under_gradient_checkpointing_the_cheaper_rows_are_computed(llama, tokenizer, monkeypatch):
     model = load_scalar_model(llama, tokenizer, ModelLoadingConfig(gradient_checkpointing=True))
     assert num_rows_computed(model, ranking_inputs(LONG_PROMPTS)) == 2
     same_prompt = [(LONG_PROMPTS[0][0], completions) for _, completions in RAGGED]
@@ -180,3 +184,5 @@ def test_under_gradient_checkpointing_the_cheaper_rows_are_computed(llama, token
     assert computed_size(model.eval(), ranking_inputs(RAGGED), shared=True)[0] == 5, (
         "in evaluation keys and values are cached"
     )
+    use_reference_kernel(monkeypatch)
+    assert num_rows_computed(model.train(), ranking_inputs(long)) == 1, "each attends to its own 61"
