@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def expected_best_of_k(scores: Tensor) -> Tensor:
+def expected_best_of_k(scores: Tensor, values: Tensor | None = None) -> Tensor:
     """Estimate the expected score of the best of k responses from n >= k of them, without bias, for k = 1 .. n.
 
     With the scores of a prompt in ascending order, `s_(i)` is the best of `C(i - 1, k - 1)` of the `C(n, k)` subsets of
@@ -13,12 +13,15 @@ def expected_best_of_k(scores: Tensor) -> Tensor:
 
     Args:
         scores: (B, n), of n independent responses to each of B prompts.
+        values: (B, n), what to expect of the response with the highest score in place of the score itself, such as how
+            good it really is; of responses with equal scores, the last one counts as the best.
 
     Returns:
         (B, n) float64: column k - 1 is the estimate for k.
     """
     n = scores.shape[1]
-    ascending = scores.double().sort(1).values  # (B, n)
+    order = scores.double().sort(dim=1, stable=True)  # equal scores: the same order in every call
+    ascending = order.values if values is None else values.double().gather(1, order.indices)  # (B, n)
     i = torch.arange(1, n + 1, dtype=torch.float64, device=scores.device)  # ranks
     k = i[:, None]
     # log C(i - 1, k - 1) - log C(n, k); lgamma has a pole where i < k, and there the weight is 0

@@ -237,9 +237,7 @@ def evaluate_reward_model(
     """
     tokenizer = load_tokenizer(str(folder), ModelLoadingConfig())
     model = load_scalar_model(str(folder), tokenizer, ModelLoadingConfig()).eval()
-    rows = [(prompt.text, response) for prompt, responses in candidates for response in responses]
-    encoded = [[*tokenizer.encode(f"{text} {response.text}"), tokenizer.eos_token_id] for text, response in rows]
-    scores = score_rows(model, encoded, tokenizer.pad_token_id, SCORING_BATCH_SIZE)
+    scores = score_candidates(model, tokenizer, candidates)
     ranking = torch.tensor([n for n, (_, responses) in enumerate(candidates) for _ in responses])
     result: dict[str, Any] = {}
     for group, labelers in (("train", training), ("heldout", heldout)):
@@ -267,6 +265,15 @@ def evaluate_reward_model(
                 name: column[filled].tolist() for name, column in zip(("confidence", "accuracy", "count"), curve)
             }
     return result
+
+
+def score_candidates(
+    model: ScalarModel, tokenizer: Tokenizer, candidates: Sequence[tuple[TaskPrompt, list[Response]]]
+) -> Tensor:
+    """Return the score of every response by a reward model, in the order of prompts and responses, (N,)."""
+    texts = [f"{prompt.text} {response.text}" for prompt, responses in candidates for response in responses]
+    encoded = [[*tokenizer.encode(text), tokenizer.eos_token_id] for text in texts]
+    return score_rows(model, encoded, tokenizer.pad_token_id, SCORING_BATCH_SIZE)
 
 
 def evaluate_best_of_n(out: Path, prompts: Path, count: int, seed: int) -> dict[str, list[float]]:

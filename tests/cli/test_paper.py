@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -9,6 +10,9 @@ import yaml
 from lit_rlhf.cli import main
 from lit_rlhf.commands.support.paper_pipeline import build_stages, name_stage, replace_paths
 from lit_rlhf.commands.support.stage_graph import Stage, compute_fingerprints, select_stages
+from lit_rlhf.synthetic.paper.build import SHAPES
+from lit_rlhf.synthetic.paper.preferences import NAMED_ITERATIONS, POLICY_ITERATIONS
+from lit_rlhf.synthetic.paper.rank_groups import GROUPS
 from lit_rlhf.synthetic.paper.sections import SECTIONS
 from lit_rlhf.synthetic.paper.sweeps import SWEEPS, name_sweep_stage
 
@@ -17,16 +21,32 @@ RUNS = re.compile(r"runs/\S+")
 
 
 @pytest.fixture(scope="module")
-def stages(tmp_path_factory: pytest.TempPathFactory) -> list[Stage]:
-    return build_stages(tmp_path_factory.mktemp("paper"), 0, "full")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("paper")
+
+
+@pytest.fixture(scope="module")
+def stages(out: Path) -> list[Stage]:
+    return build_stages(out, 0, "full")
+
+
+@pytest.fixture(scope="module")
+def folder(out: Path, stages: list[Stage]) -> Path:
+    """The folder of the seed, with its recipes."""
+    return out / "seed-0"
 
 
 def test_every_stage_comes_after_what_it_needs(stages: list[Stage], tmp_path: Path) -> None:
     fingerprints = compute_fingerprints(stages, tmp_path)
-    assert len(set(fingerprints.values())) == len(stages) == 1 + 3 * 4 + 2 + 2 + len(SWEEP_RUNS) + len(SECTIONS)
+    models = 3 * 4 + 2 + len(SWEEP_RUNS) + (2 + 2 + 1) + 2 * (len(GROUPS) + 1)
+    assert (
+        len(set(fingerprints.values()))
+        == len(stages)
+        == models + len(("world", "rankings", "reward")) + len(("group-rankings", "labeler-folds", *SECTIONS))
+    )
 
 
-def test_a_recipe_names_models_of_its_own_seed_and_size_alone(stages: list[Stage], tmp_path: Path) -> None:
+def test_a_recipe_names_models_of_its_own_seed_and_size_alone(tmp_path: Path) -> None:
     build_stages(tmp_path, 3, "full")
     folder = tmp_path / "seed-3"
     for recipe in (folder / "recipes").iterdir():
@@ -34,11 +54,14 @@ def test_a_recipe_names_models_of_its_own_seed_and_size_alone(stages: list[Stage
         text = "\n".join(lines)
         assert not RUNS.search(text.replace(str(tmp_path), "")), f"{recipe.name} names a path of the quickstart"
         assert f"run_dir: {folder / recipe.stem}\n" in text
-        size = "medium" if recipe.stem == "reward" else recipe.stem.rsplit("-", 1)[-1]
-        if recipe.stem.startswith("sweep"):
-            size = "small"
-        models = {path.split("/")[1] for path in re.findall(rf"{folder}(/[a-z0-9-]+)/model", text)} - {"reward"}
-        assert all(model.endswith(f"-{size}") for model in models), (recipe.name, models)
+        last = recipe.stem.rsplit("-", 1)[-1]
+        size = last if last in SHAPES else "medium" if "PPOModule" not in text else "small"
+        models = {path.split("/")[1] for path in re.findall(rf"{folder}(/[a-z0-9-]+)/model", text)}
+        rewards = {model for model in models if model.startswith("reward")}
+        assert all(model.endswith(f"-{size}") for model in models - rewards), (recipe.name, models)
+        follows = recipe.stem.split("-")[1] if recipe.stem.startswith("ppo") else ""
+        own = f"reward-{follows}" if follows in (*GROUPS, "named") else "reward"
+        assert rewards == ({own} if "PPOModule" in text else set())
     assert "world/flan.jsonl" in (folder / "recipes" / "flan-large.yaml").read_text()
 
 
@@ -51,23 +74,49 @@ def test_the_longest_path_is_replaced_and_none_twice() -> None:
     )
 
 
+def test_reward_models_and_policies_of_labelers_differ_in_their_data_and_length_alone(
+    folder: Path,
+) -> None:
+    def read(name: str) -> Any:
+        text = (folder / "recipes" / f"{name}.yaml").read_text()
+        return yaml.safe_load(text.replace(f"{folder}/{name}\n", f"{folder}/reward\n"))
+
+    plain = read("reward")
+    data = {"reward-250": "250", "reward-1000": "1000", "reward-named": "named", "labeler-folds": "of_groups"}
+    for name, rankings in data.items() | {(f"reward-{group}", group) for group in GROUPS}:
+        recipe = read(name)
+        assert recipe["data"]["init_args"].pop("path") == f"{folder}/world/rankings_{rankings}.jsonl"
+        assert recipe == {**plain, "data": {**plain["data"], "init_args": recipe["data"]["init_args"]}}
+    for name, prompts, iterations in [
+        *((f"ppo-{group}-small", "ppo_prompts", POLICY_ITERATIONS) for group in GROUPS),
+        ("ppo-named-small", "ppo_prompts_named", NAMED_ITERATIONS),
+    ]:
+        recipe = read(name)
+        assert recipe["data"]["init_args"]["path"] == f"{folder}/world/{prompts}.jsonl"
+        assert recipe["trainer"]["max_epochs"] == iterations
+        assert recipe["model"]["init_args"]["kl"] == read("ppo-small")["model"]["init_args"]["kl"]
+    assert read("ppo-without-kl-small")["model"]["init_args"]["kl"]["init_args"] == {"coefficient": 0.0}
+
+
 @pytest.mark.parametrize("key", SECTIONS)
 def test_a_section_needs_the_stages_of_its_models(stages: list[Stage], key: str) -> None:
     names = {stage.name for stage in select_stages(stages, [name_stage(0, key)])}
     assert name_stage(0, "world") in names
     assert (name_stage(0, "flan-large") in names) == (key == "fig5")
-    assert (name_stage(0, "ppo-small") in names) == (key not in ("fig5", "sweeps"))
+    assert (name_stage(0, "ppo-small") in names) == (key not in ("fig5", "sweeps", "reward-model", "preferences"))
     assert (name_stage(0, "sweep-gamma-0_3") in names) == (key == "sweeps")
+    assert (name_stage(0, "sweep-episodes-768") in names) == (key in ("sweeps", "reward-model"))
+    assert (name_stage(0, "ppo-brief-small") in names) == (key == "preferences")
+    assert (name_stage(0, "labeler-folds") in names) == (key == "reward-model")
 
 
 @pytest.mark.parametrize(("sweep", "label"), SWEEP_RUNS)
-def test_a_run_of_a_sweep_differs_in_its_settings_alone(tmp_path: Path, sweep: str, label: str) -> None:
-    build_stages(tmp_path, 0, "full")
-    recipes = tmp_path / "seed-0" / "recipes"
+def test_a_run_of_a_sweep_differs_in_its_settings_alone(folder: Path, sweep: str, label: str) -> None:
+    recipes = folder / "recipes"
     recipe = yaml.safe_load((recipes / f"{name_sweep_stage(sweep, label)}.yaml").read_text())
     run, model, trainer = SWEEPS[sweep][label], recipe["model"]["init_args"], recipe["trainer"]
     assert model["kl"]["init_args"] == {"coefficient": run.beta}
-    assert model["reference"] == str(tmp_path / "seed-0" / f"{run.reference}-small" / "model")
+    assert model["reference"] == str(folder / f"{run.reference}-small" / "model")
     (mix,) = (each for each in trainer["callbacks"] if each["class_path"].endswith("PretrainingMix"))
     assert mix["init_args"]["coefficient"] == run.gamma and trainer["max_epochs"] == run.iterations
     plain = yaml.safe_load((recipes / "ppo-ptx-small.yaml").read_text())

@@ -18,6 +18,16 @@ def test_estimate_is_the_mean_over_all_subsets(scores):
     assert expected_best_of_k(torch.tensor([scores])).squeeze(0).tolist() == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
+@given(st.lists(st.tuples(st.integers(-3, 3), st.floats(-100, 100, width=32)), min_size=1, max_size=7))
+def test_of_another_value_it_is_that_of_the_response_with_the_highest_score(responses):
+    expected = [
+        fmean(max(enumerate(each), key=lambda item: (item[1][0], item[0]))[1][1] for each in combinations(responses, k))
+        for k in range(1, len(responses) + 1)
+    ]
+    scores, values = (torch.tensor([column]) for column in zip(*responses))
+    assert expected_best_of_k(scores, values).squeeze(0).tolist() == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
 def test_rows_are_prompts():
     scores = torch.tensor([[1.0, 3.0], [10.0, 0.0]])
     torch.testing.assert_close(expected_best_of_k(scores), torch.tensor([[2.0, 3.0], [5.0, 10.0]], dtype=torch.float64))

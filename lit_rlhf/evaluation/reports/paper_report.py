@@ -17,6 +17,19 @@ STYLES = {
     "flan": PlotStyle("FLAN-like", "#b58a1b", "P"),
     "t0": PlotStyle("T0-like", "#8c564b", "X"),
 }
+# labelers and their groups: colors and markers of models that are in no panel with them
+SAME_STYLES = {
+    "training_labelers": "sft",
+    "heldout_labelers": "ppo",
+    "best_of_n": "base",
+    "helpful": "sft",
+    "truthful": "ppo",
+    "harmless": "ppo_ptx",
+    "brief": "few_shot",
+    "balanced": "flan",
+    "named": "base",
+}
+STYLES |= {kind: STYLES[model] for kind, model in SAME_STYLES.items()}
 OUTCOMES = {"agrees": "agrees", "disagrees": "does not agree", "undecided": "undecided"}
 UNITS = {
     "share": "",
@@ -71,9 +84,9 @@ def draw_chart(panel: dict[str, Any], name: str) -> str:
 
 def draw_lines(axes: Any, panel: dict[str, Any]) -> None:
     """Draw one line per series."""
-    positions = range(len(panel["x"]))
+    labels = range(len(panel["x"]))
     for series in panel["series"]:
-        style, values = STYLES[series["kind"]], series["values"]
+        style, values, positions = STYLES[series["kind"]], series["values"], series["positions"] or labels
         spread = [[value - low for value, low, _ in values], [high - value for value, _, high in values]]
         middle = [value for value, *_ in values]
         axes.errorbar(
@@ -81,9 +94,12 @@ def draw_lines(axes: Any, panel: dict[str, Any]) -> None:
         )
         if series["paper"]:
             axes.plot(positions, series["paper"], color=style.color, linestyle=":", linewidth=1.2, alpha=0.7)
-    axes.set_xticks(positions, [label if len(label) < 12 else label.split()[0] for label in panel["x"]])
+    if panel["axis"]:
+        axes.set_xlabel(panel["axis"])
+    else:
+        axes.set_xticks(labels, [label if len(label) < 12 else label.split()[0] for label in panel["x"]])
     axes.margins(x=0.08)
-    axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2 if panel["axis"] else -0.1))
 
 
 def draw_bars(axes: Any, panel: dict[str, Any]) -> None:

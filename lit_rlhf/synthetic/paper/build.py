@@ -31,6 +31,7 @@ SHAPES = {  # about 0.1, 0.4 and 1.6 million parameters
     "medium": ModelShape(128, 320),
     "large": ModelShape(256, 640),
 }
+REWARD_SIZE = "medium"  # one reward model for all policies, of the middle size, as the paper's of 6B
 
 
 @dataclass(frozen=True)

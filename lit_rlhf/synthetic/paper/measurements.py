@@ -15,12 +15,19 @@ from lit_rlhf.evaluation.tasks.metrics import argmax, f1
 from lit_rlhf.lineage.records import PETAFLOP_DAY, read_record
 from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
+from lit_rlhf.models.scalar_model import ScalarModel, load_scalar_model
 from lit_rlhf.synthetic.build import SyntheticDataPaths, make_rng
 from lit_rlhf.synthetic.constraints import strip_constraints
 from lit_rlhf.synthetic.evaluate import compare_responses, read_few_shot_prefixes
 from lit_rlhf.synthetic.judge import judge
 from lit_rlhf.synthetic.knowledge import ANIMALS, LAZY_ANSWERS, NAMES, OBJECTS, PLACES, RUDE_WORDS
-from lit_rlhf.synthetic.labelers import Labeler, Response, build_heldout_labelers, build_training_labelers
+from lit_rlhf.synthetic.labelers import (
+    Labeler,
+    Response,
+    build_heldout_labelers,
+    build_training_labelers,
+    compute_preference,
+)
 from lit_rlhf.synthetic.paper.benchmarks import BENCHMARKS, Exercise, sample_fact_question, write_shots
 from lit_rlhf.synthetic.paper.bias import build_folk_pairs, build_gender_pairs
 from lit_rlhf.synthetic.paper.build import SHAPES
@@ -45,6 +52,7 @@ from lit_rlhf.synthetic.tasks import TaskPrompt, sample_question
 STAGES = {"base": "pretraining", "sft": "sft", "ppo": "ppo", "ppo_ptx": "ppo-ptx"}  # kind of model -> its stage
 KINDS = tuple(STAGES)
 PROMPTED_KINDS = ("base", "few_shot", "sft", "ppo", "ppo_ptx")
+PUBLIC_KINDS = (*PROMPTED_KINDS, "flan", "t0")  # of Figure 5
 SIZES = tuple(SHAPES)
 LARGEST = SIZES[-1]
 NUM_SHOTS = {"zero": 0, "few": 4}
@@ -120,6 +128,10 @@ class Context:
             texts = [self.prefixes[index % len(self.prefixes)] + text for index, text in enumerate(texts)]
         return self.complete(get_stage(kind, size), texts, stream=stream)
 
+    def get_reward_model(self, stage: str) -> ScalarModel:
+        """Return the reward model of a stage such as "reward"."""
+        return load_scalar_model(str(self.folder / stage / "model"), self.tokenizer, ModelLoadingConfig()).eval()
+
     @torch.no_grad()
     def compute_logprobs(self, stage: str, pairs: Sequence[TextPair], per_token: bool = False) -> list[float]:
         """Return the log-probability of each continuation given its context, in nats, or its mean per token."""
@@ -141,6 +153,14 @@ def compare(
     """Return the win rate of our responses over theirs by some labelers."""
     found = compare_responses(labelers, prompts, ours, theirs)
     return Estimate(found.rate, found.low, found.high)
+
+
+def rate_preference(
+    labelers: Sequence[Labeler], prompts: Sequence[TaskPrompt], ours: Sequence[Response], theirs: Sequence[Response]
+) -> list[float]:
+    """Return for each prompt the fraction of the labelers who prefer our response to theirs; a tie counts half."""
+    rows = zip(prompts, ours, theirs, strict=True)
+    return [compute_preference(labelers, prompt, one, other) for prompt, one, other in rows]
 
 
 def measure_win_rates(
@@ -321,7 +341,7 @@ def measure_public_tasks(context: Context) -> Measured:
     prompts, labelers = context.instructions, context.labelers["training"]
     best = context.follow("ppo_ptx", LARGEST, prompts, stream=0)
     measured = {}
-    for kind in (*PROMPTED_KINDS, "flan", "t0"):
+    for kind in PUBLIC_KINDS:
         responses = context.follow(kind, LARGEST, prompts)
         measured[f"likert/{kind}"] = estimate_mean(rate_likert(labelers, prompts, responses), "points")
         measured[f"preferred/{kind}"] = compare(labelers, prompts, best, responses)

@@ -2,13 +2,18 @@
 
 import argparse
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lit_rlhf.synthetic.paper.estimates import Estimate, pool_seeds
 from lit_rlhf.synthetic.paper.measurements import Context, Measured
-from lit_rlhf.synthetic.paper.sections import LABELS, SECTIONS, Panel, Section
+from lit_rlhf.synthetic.paper.section_types import Panel, Section
+from lit_rlhf.synthetic.paper.sections import LABELS, SECTIONS
+
+DIGITS = 5  # significant ones of a number in results.json
+MeasuredBySeed = Mapping[int, Mapping[str, Measured]]  # seed -> section -> values
 
 
 def measure_section(folder: Path, key: str, seed: int) -> None:
@@ -25,9 +30,41 @@ def read_measured(folder: Path, key: str) -> Measured:
     return {name: Estimate(*estimate) for name, estimate in values.items()}
 
 
-def build_report(
-    measured: Mapping[int, Mapping[str, Measured]], scale: str, versions: Mapping[str, str]
-) -> dict[str, Any]:
+def write_results(measured: MeasuredBySeed, scale: str, path: Path) -> None:
+    """Write all values of all seeds: `section: name: [[value, low, high] of each seed]`, one name per line.
+
+    Args:
+        measured: seed -> section -> values; the same sections for every seed.
+        scale: "full" or "tiny".
+        path: of the JSON file.
+    """
+    sections = []
+    for key, names in next(iter(measured.values())).items():
+        rows = []
+        for name in names:
+            estimates = [[float(f"{each:.{DIGITS}g}") for each in values[key][name]] for values in measured.values()]
+            rows.append(f"{json.dumps(name)}: {json.dumps(estimates)}")
+        sections.append(f"{json.dumps(key)}: {{\n" + ",\n".join(rows) + "\n}")
+    head = f'{{"scale": {json.dumps(scale)}, "seeds": {json.dumps(list(measured))}, "sections": {{\n'
+    part = path.with_suffix(".part")
+    part.write_text(head + ",\n".join(sections) + "\n}}\n")
+    os.replace(part, path)
+
+
+def read_results(path: Path) -> tuple[dict[int, dict[str, Measured]], str]:
+    """Return the values and the scale that `write_results` wrote."""
+    results = json.loads(path.read_text())
+    measured = {
+        seed: {
+            key: {name: Estimate(*estimates[index]) for name, estimates in names.items()}
+            for key, names in results["sections"].items()
+        }
+        for index, seed in enumerate(results["seeds"])
+    }
+    return measured, results["scale"]
+
+
+def build_report(measured: MeasuredBySeed, scale: str, versions: Mapping[str, str]) -> dict[str, Any]:
     """Return the report: its sections with their panels and findings.
 
     Args:
@@ -63,6 +100,7 @@ def report_panel(panel: Panel, values: Measured, by_seed: list[Measured]) -> dic
         "title": panel.title,
         "unit": panel.unit,
         "x": list(panel.x),
+        "axis": panel.axis,
         "series": [
             {
                 "kind": kind,
@@ -70,6 +108,7 @@ def report_panel(panel: Panel, values: Measured, by_seed: list[Measured]) -> dic
                 "values": [list(values[name]) for name in names],
                 "seeds": [[each[name].value for each in by_seed] for name in names],
                 "paper": list(panel.paper.get(kind, ())),
+                "positions": [values[name].value for name in panel.positions.get(kind, ())],
             }
             for kind, names in panel.series.items()
         ],

@@ -2,8 +2,6 @@
 
 from typing import NamedTuple
 
-from lit_rlhf.models.loading_config import ModelLoadingConfig
-from lit_rlhf.models.scalar_model import load_scalar_model
 from lit_rlhf.synthetic.evaluate import compute_scores
 from lit_rlhf.synthetic.paper.benchmarks import BENCHMARKS, write_shots
 from lit_rlhf.synthetic.paper.estimates import estimate_mean
@@ -44,8 +42,7 @@ def measure_sweeps(context: Context) -> Measured:
     stages = {
         f"{sweep}/{label}": name_sweep_stage(sweep, label) for sweep, runs in SWEEPS.items() for label in runs
     } | {"base": f"pretraining-{SWEEP_SIZE}", "sft": f"sft-{SWEEP_SIZE}"}
-    reward_folder = str(context.folder / "reward" / "model")
-    reward_model = load_scalar_model(reward_folder, context.tokenizer, ModelLoadingConfig()).eval()
+    reward_model = context.get_reward_model("reward")
     prompts, texts = context.instructions, [prompt.text for prompt in context.instructions]
     exercises = {}
     for task in SWEEP_BENCHMARKS:

@@ -9,21 +9,13 @@ from typing import Any
 import pytest
 
 from lit_rlhf.evaluation.reports.paper_report import OUTCOMES, STYLES, render_paper_page, write_paper_report
-from lit_rlhf.synthetic.paper.estimates import Estimate
 from lit_rlhf.synthetic.paper.results import build_report
 from lit_rlhf.synthetic.paper.sections import LABELS, SECTIONS
 from tests.helpers.browser import BROWSER, Chromium
 from tests.helpers.html_page import Page
+from tests.helpers.paper_values import make_values
 
-
-def make_values(key: str, shift: float) -> dict[str, Estimate]:
-    """Return a value for every name that a section's panels and claims use."""
-    section = SECTIONS[key]
-    names = [name for panel in section.panels for series in panel.series.values() for name in series]
-    names += [name for claim in section.claims for pair in claim.pairs for name in pair]
-    unique = list(dict.fromkeys(names))
-    values = [0.2 + 0.6 * (index * 7 % len(unique)) / len(unique) + shift for index in range(len(unique))]
-    return {name: Estimate(value, value - 0.03, value + 0.03) for name, value in zip(unique, values, strict=True)}
+SHOWN = ("fig1", "fig5", "reward-model", "compute")  # lines, bars, a numeric axis, other units
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +26,8 @@ def report() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def shown(report: dict[str, Any]) -> dict[str, Any]:
-    """A report of three sections: drawing all of them takes a quarter of a minute."""
-    return {**report, "sections": [each for each in report["sections"] if each["key"] in ("fig1", "fig5", "compute")]}
+    """A report of four sections: drawing all of them takes a quarter of a minute."""
+    return {**report, "sections": [each for each in report["sections"] if each["key"] in SHOWN]}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +41,7 @@ def test_every_section_is_there_once_with_its_claims_and_numbers(page: Path, sho
     parsed = Page(page.read_text())
     ids = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert [each for each in ids if each in SECTIONS] == ["fig1", "fig5", "compute"]
+    assert [each for each in ids if each in SECTIONS] == list(SHOWN)
     links = [a["href"] for tag, a in parsed.tags if tag == "a"]
     assert links and all((link or "")[1:] in ids for link in links)
     text = " ".join("".join(parsed.text).split())
@@ -65,9 +57,10 @@ def test_every_section_is_there_once_with_its_claims_and_numbers(page: Path, sho
 def test_values_are_means_over_seeds_and_both_seeds_are_kept(report: dict[str, Any]) -> None:
     for section in report["sections"]:
         for panel in section["panels"]:
-            assert len(panel["series"]) >= 3
+            assert len(panel["series"]) >= 2
             for series in panel["series"]:
                 assert len(series["values"]) == len(panel["x"]) and len(series["paper"]) in (0, len(panel["x"]))
+                assert len(series["positions"]) == (len(panel["x"]) if panel["axis"] else 0)
                 for (value, low, high), seeds in zip(series["values"], series["seeds"], strict=True):
                     assert value == pytest.approx(sum(seeds) / 2) and low < value < high and len(seeds) == 2
 
