@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from lit_rlhf.cli import main
-from lit_rlhf.commands.support.paper_pipeline import build_stages, name_stage, replace_paths
+from lit_rlhf.commands.support.paper_pipeline import build_stages, locate_paths, name_stage
+from lit_rlhf.commands.support.recipe_copies import replace_texts
 from lit_rlhf.commands.support.stage_graph import Stage, compute_fingerprints, select_stages
 from lit_rlhf.synthetic.paper.build import SHAPES
 from lit_rlhf.synthetic.paper.preferences import NAMED_ITERATIONS, POLICY_ITERATIONS
@@ -69,7 +70,7 @@ def test_the_longest_path_is_replaced_and_none_twice() -> None:
     paths = {"sft/model": "sft-small/model", "sft\n": "sft-small\n", "world": "world", "world/base_init": "world/b"}
     text = "run_dir: runs/quickstart/sft\nmodel: runs/quickstart/sft/model\np: runs/quickstart/world/base_init\n"
     folder = Path("runs/quickstart/sft/x")
-    assert replace_paths(text, paths, folder) == (
+    assert replace_texts(text, locate_paths(paths, folder)) == (
         f"run_dir: {folder}/sft-small\nmodel: {folder}/sft-small/model\np: {folder}/world/b\n"
     )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_rlhf.commands.support.stage_runner import StageRunner, StageState, read_curves, replace_texts
+from lit_rlhf.commands.support.stage_runner import StageRunner, StageState, read_curves
 
 
 class Work:
@@ -85,11 +85,6 @@ def test_the_time_left_scales_with_the_stages_so_far(tmp_path: Path, monkeypatch
         "about 1:40 left",
         "",
     ]
-
-
-def test_replaced_texts_are_not_searched_again_and_the_longest_counts() -> None:
-    texts = {"data/": "/x/data/", "data/a.csv": "/y/data/b.csv", "runs/one": "out"}
-    assert replace_texts("data/a.csv data/a runs/one/data", texts) == "/y/data/b.csv /x/data/a out/data"
 
 
 def test_curves_of_a_run_without_a_csv_logger_are_empty(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,9 @@ import yaml
 
 import lit_rlhf
 from lit_rlhf.commands.support.quickstart_pipeline import DEFAULT_OUT, collect_versions
+from lit_rlhf.commands.support.recipe_copies import read_shipped_recipe
 from lit_rlhf.commands.support.setting_paths import set_value
 from lit_rlhf.commands.support.stage_graph import Stage, StageGraph, select_stages
-from lit_rlhf.commands.support.stage_runner import replace_texts
 from lit_rlhf.evaluation.reports.paper_report import write_paper_report
 from lit_rlhf.models.export import make_directory
 from lit_rlhf.synthetic.paper.build import REWARD_SIZE, SHAPES, PaperDataSizes
@@ -164,8 +163,8 @@ class SeedStages:
     ) -> None:
         """Add `lit-rlhf COMMAND -c RECIPE …` with other paths in the recipe, and further changes of its text."""
         target = self.folder / "recipes" / f"{name}.yaml"
-        text = (files("lit_rlhf") / "recipes" / "quickstart" / f"{recipe}.yaml").read_text()
-        target.write_text(change(replace_paths(text, {"world": "world", **paths}, self.folder)))
+        texts = locate_paths({"world": "world", **paths}, self.folder)
+        target.write_text(change(read_shipped_recipe(f"quickstart/{recipe}", texts)))
         merged = [word for path in (str(target), *self.overlays) for word in ("-c", path)]
         settings = "\n".join(path.read_text() for path in (target, *map(Path, self.overlays)))
         self.stages.append(Stage(name, ("lit_rlhf", *command, *merged, *arguments), tuple(inputs), seconds, settings))
@@ -309,15 +308,14 @@ def fix_kl_coefficient(coefficient: float) -> dict[str, Any]:
     return {"class_path": "lit_rlhf.rollout.FixedKLController", "init_args": {"coefficient": coefficient}}
 
 
-def replace_paths(text: str, paths: Mapping[str, str], folder: Path) -> str:
-    """Return a shipped recipe with other paths in it.
+def locate_paths(paths: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """Return what replaces which text of a recipe of the quickstart.
 
     Args:
-        text: the recipe.
-        paths: path below the quickstart's folder, or its beginning -> path below `folder`; the longest that fits holds.
+        paths: path below the quickstart's folder, or its beginning -> path below `folder`.
         folder: of the seed.
     """
-    return replace_texts(text, {f"{DEFAULT_OUT}/{path}": f"{folder}/{new}" for path, new in paths.items()})
+    return {f"{DEFAULT_OUT}/{path}": f"{folder}/{new}" for path, new in paths.items()}
 
 
 def set_sweep_run(text: str, run: SweepRun, reference: Path, is_tiny: bool) -> str:

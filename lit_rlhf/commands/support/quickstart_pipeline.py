@@ -17,11 +17,11 @@ import torch
 
 from lit_rlhf.callbacks.throughput import read_peak_memory
 from lit_rlhf.commands.support.console import terminal_width
+from lit_rlhf.commands.support.recipe_copies import copy_shipped_recipes
 from lit_rlhf.commands.support.report_runs import make_loggers, open_run, read_loggers
 from lit_rlhf.commands.support.stage_runner import (
     StageRunner,
     StageState,
-    copy_shipped_recipes,
     describe_command,
     fit,
     format_values,

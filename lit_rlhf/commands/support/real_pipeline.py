@@ -32,17 +32,16 @@ from lit_rlhf.commands.support.real_data import (
     to_name,
     write_real_data,
 )
+from lit_rlhf.commands.support.recipe_copies import copy_shipped_recipes, read_shipped_recipe
 from lit_rlhf.commands.support.stage_runner import (
     StageRunner,
     StageState,
-    copy_shipped_recipes,
     describe_command,
     fit,
     format_values,
     is_verbose,
     read_curves,
     read_last_values,
-    replace_texts,
     run_command,
     say,
 )
@@ -319,7 +318,7 @@ class RealRun:
         texts |= {"data/": f"{self.out}/data/", HUB_NAME: str(self.base)}
         texts |= {GOLD_FOLDER: f"{self.out}/gold", RUN_FOLDER: str(self.out)}
         self.recipes = copy_shipped_recipes(RECIPES, texts, folder)
-        evaluation = replace_texts(find_recipe("evaluate/smollm2-135m").read_text(encoding="utf-8"), texts)
+        evaluation = read_shipped_recipe("evaluate/smollm2-135m", texts)
         self.recipes["evaluate"] = folder / "evaluate.yaml"
         settings = self.size_evaluation(yaml.safe_load(evaluation))
         self.recipes["evaluate"].write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")

@@ -6,8 +6,6 @@ kill, the stages that were running start again.
 """
 
 import fcntl
-import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from lit_rlhf.commands.support.console import format_seconds
+from lit_rlhf.commands.support.stage_records import StageRecords, compute_fingerprint
 from lit_rlhf.commands.support.sweep_runs import read_last_line
 from lit_rlhf.errors import UserError
 
@@ -68,8 +67,7 @@ def compute_fingerprints(stages: Sequence[Stage], root: Path) -> dict[str, str]:
     fingerprints: dict[str, str] = {}
     for stage in stages:
         own = [word.replace(str(root), "{root}") for word in (*stage.command, stage.settings)]
-        text = json.dumps([own, [fingerprints[name] for name in stage.inputs]])
-        fingerprints[stage.name] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        fingerprints[stage.name] = compute_fingerprint([own, [fingerprints[name] for name in stage.inputs]])
     return fingerprints
 
 
@@ -84,20 +82,15 @@ class StageGraph:
 
     def __init__(self, stages: Sequence[Stage], root: Path, processes: int) -> None:
         self.stages = {stage.name: stage for stage in stages}
-        self.root, self.state, self.processes = root, root / "stages", processes
+        self.records, self.processes = StageRecords(root), processes
+        self.state = self.records.folder
         self.fingerprints = compute_fingerprints(stages, root)
         self.priorities = compute_priorities(stages)
         self.seconds: dict[str, float] = {}  # of the stages that this call has run
 
     def is_done(self, name: str) -> bool:
         """Return whether an earlier call has finished a stage with the same fingerprint."""
-        return self.read_record(name).get("fingerprint") == self.fingerprints[name]
-
-    def read_record(self, name: str) -> dict[str, str | float]:
-        """Return fingerprint and seconds of a stage that was finished; empty if there is none."""
-        file = self.state / f"{name}.json"
-        record: dict[str, str | float] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        return record
+        return self.records.read(name).get("fingerprint") == self.fingerprints[name]
 
     def run(self) -> None:
         """Run every stage that is not done, and print a line about each.
@@ -127,7 +120,8 @@ class StageGraph:
                         failed.append(name)
                     else:
                         done.add(name)
-                        self._write_record(name, seconds)
+                        self.seconds[name] = seconds
+                        self.records.write(name, {"fingerprint": self.fingerprints[name], "seconds": round(seconds, 1)})
                     print(f"{name:<24}{'failed' if code else self._describe(name, [*pending, *running])}", flush=True)
         if failed:
             log = self.state / f"{failed[0]}.log"
@@ -143,15 +137,8 @@ class StageGraph:
         except BlockingIOError:
             lock.close()
             return None
-        (self.state / f"{name}.json").unlink(missing_ok=True)
+        self.records.remove(name)
         return StageProcess(self.stages[name].command, self.state / f"{name}.log", lock)
-
-    def _write_record(self, name: str, seconds: float) -> None:
-        self.seconds[name] = seconds
-        file = self.state / f"{name}.json"
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps({"fingerprint": self.fingerprints[name], "seconds": round(seconds, 1)}) + "\n")
-        os.replace(part, file)  # a call that is killed here leaves no half of a record
 
     def _describe(self, name: str, left: Sequence[str]) -> str:
         """Return the seconds of a finished stage, and an estimate for those that are left."""

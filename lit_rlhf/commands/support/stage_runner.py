@@ -5,11 +5,7 @@ not repeated; one that was killed goes on.
 """
 
 import csv
-import hashlib
-import json
 import math
-import os
-import re
 import shlex
 import shutil
 import sys
@@ -17,7 +13,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +24,7 @@ from lit_rlhf.commands.support.console import (
     terminal_width,
     wrap_words,
 )
+from lit_rlhf.commands.support.stage_records import StageRecords, compute_fingerprint
 from lit_rlhf.models.export import make_directory
 from lit_rlhf.progress import progress_listener
 
@@ -59,13 +55,13 @@ class StageRunner:
     """
 
     def __init__(self, folder: Path, expected: Mapping[str, float] | None = None) -> None:
-        self.folder, self.expected = folder, dict(expected or {})
+        self.records, self.expected = StageRecords(folder), dict(expected or {})
         self.seconds: dict[str, float] = {}  # of the stages so far, over all calls
         self._settings_so_far = ""
 
     def start_over(self) -> None:
         """Forget what earlier calls have done."""
-        shutil.rmtree(self.folder / "stages", ignore_errors=True)
+        shutil.rmtree(self.records.folder, ignore_errors=True)
 
     def run(
         self,
@@ -88,24 +84,24 @@ class StageRunner:
         Returns:
             What the work returned.
         """
-        text = json.dumps([self._settings_so_far, stage, settings], sort_keys=True)
-        self._settings_so_far = key = hashlib.sha256(text.encode()).hexdigest()[:16]
-        record = self._read(stage)
-        if record.get("key") != key:
+        self._settings_so_far = fingerprint = compute_fingerprint([self._settings_so_far, stage, settings])
+        record = self.records.read(stage)
+        if record.get("fingerprint") != fingerprint:
             record = {}
         if "result" in record:
             self.seconds[stage] = record["seconds"]
             say(f"{stage:<{NAME_WIDTH}}{'done':>7}  {record['headline']}".rstrip())
             return record["result"]
+        make_directory(self.records.folder)
         state, start = StageState(resumes=bool(record)), time.perf_counter()
-        record = {"key": key, "seconds": record.get("seconds", 0.0)}
-        self._write(stage, record)
+        record = {"fingerprint": fingerprint, "seconds": record.get("seconds", 0.0)}
+        self.records.write(stage, record)
         try:
             with show_stage(stage, description, has_bar):
                 record["result"] = work(state)
         finally:
             record["seconds"] += time.perf_counter() - start
-            self._write(stage, record | {"headline": state.headline})
+            self.records.write(stage, record | {"headline": state.headline})
         self.seconds[stage] = record["seconds"]
         line = f"{stage:<{NAME_WIDTH}}{format_seconds(record['seconds']):>7}  {state.headline}".rstrip()
         say(line + self._format_time_left())
@@ -118,20 +114,6 @@ class StageRunner:
             return ""
         taken = sum(seconds for stage, seconds in self.seconds.items() if stage in self.expected)
         return f"; about {format_seconds(left * taken / done)} left"
-
-    def _path(self, stage: str) -> Path:
-        return self.folder / "stages" / f"{stage}.json"
-
-    def _read(self, stage: str) -> dict[str, Any]:
-        path = self._path(stage)
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-    def _write(self, stage: str, record: dict[str, Any]) -> None:
-        path = self._path(stage)
-        make_directory(path.parent)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        os.replace(part, path)  # a call that is killed here leaves the old one
 
 
 def fit(arguments: Sequence[str], resumes: bool) -> None:
@@ -208,29 +190,6 @@ def is_verbose() -> bool:
 def say(text: str) -> None:
     """Print a text, wrapped for a terminal."""
     print(wrap_words(text, terminal_width(sys.stdout)), flush=True)
-
-
-def copy_shipped_recipes(folder: str, texts: Mapping[str, str], target: Path) -> dict[str, Path]:
-    """Copy a folder of shipped recipes, with other texts in them; return the copies by name.
-
-    Args:
-        folder: below `recipes/`.
-        texts: text -> what replaces it, such as the folder of the runs.
-        target: folder of the copies.
-    """
-    make_directory(target)
-    copies = {}
-    for source in (files("lit_rlhf") / "recipes" / folder).iterdir():
-        path = target / source.name
-        path.write_text(replace_texts(source.read_text(encoding="utf-8"), texts), encoding="utf-8")
-        copies[path.stem] = path
-    return copies
-
-
-def replace_texts(text: str, texts: Mapping[str, str]) -> str:
-    """Return a text with other parts; the longest that fits counts, and what replaces it is not itself searched."""
-    longest_first = sorted(texts, key=len, reverse=True)
-    return re.sub("|".join(map(re.escape, longest_first)), lambda match: texts[match[0]], text)
 
 
 def read_last_values(folder: Path, names: Mapping[str, str]) -> dict[str, float]:
