@@ -38,6 +38,7 @@ def candidates() -> PromptsWithResponses:
 def test_each_prompt_names_two_groups_whose_rankings_it_has(candidates: PromptsWithResponses) -> None:
     rows = rank_by_name(candidates, LABELERS, Random(1))
     assert Counter(row["labeler_group"] for row in rows) == dict.fromkeys(GROUPS, 2 * len(candidates) // len(GROUPS))
+    assert all(one["labeler_group"] != other["labeler_group"] for one, other in zip(rows[::2], rows[1::2], strict=True))
     tokenizer, members = build_paper_tokenizer(), {each.name: each for own in LABELERS.values() for each in own}
     for number, row in enumerate(rows):
         prompt, responses = candidates[number // 2]
