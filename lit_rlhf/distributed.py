@@ -7,7 +7,9 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 Value = TypeVar("Value")
 
@@ -62,3 +64,44 @@ def broadcast_object(value: Value) -> Value:
     values = [value]
     dist.broadcast_object_list(values)
     return values[0]
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the first of its group, or alone."""
+    return not is_distributed() or dist.get_rank() == 0
+
+
+def full_tensor(value: Tensor) -> Tensor:
+    """Gather a tensor that is sharded over ranks, which all of them must do; return another as it is."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def sum_over_shards(weights: list[Tensor], local_sums: Tensor) -> Tensor:
+    """Add up what the ranks computed of their shards; every rank must call it.
+
+    Args:
+        weights: n tensors, sharded or not.
+        local_sums: (n,), of this rank's shard of each.
+
+    Returns:
+        (n,), of each full tensor.
+    """
+    total = local_sums.clone()
+    kinds: dict[tuple[Any, Any], list[int]] = {}
+    for index, weight in enumerate(weights):
+        if isinstance(weight, DTensor):
+            kinds.setdefault((weight.device_mesh, weight.placements), []).append(index)
+    for (mesh, placements), indices in kinds.items():
+        part = total[indices]
+        for dimension, placement in enumerate(placements):
+            if not placement.is_replicate():
+                dist.all_reduce(part, group=mesh.get_group(dimension))
+        total[indices] = part
+    return total
+
+
+def reshard(model: nn.Module) -> None:
+    """Shard the units of FSDP2 that a forward pass has left unsharded: their parameters are temporary tensors."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

@@ -150,10 +150,12 @@ def test_a_run_logs_the_documented_names_and_no_other(project: Path) -> None:
     validated = ["--data.validation_path=data.jsonl", "-c", "mix.yaml"]
     assert main([*shrunk_command("my_kl.yaml"), *validated]) == 0
     page = (ROOT / "docs" / "metrics.md").read_text().split("## PPO: the rollout")[1]
-    # not on a CPU, and not without an entropy bonus
+    # not on a CPU, and not without an entropy bonus or importance weights
     documented = set(re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)) - {
         "throughput/mfu",
         "policy/entropy",
+        "rollout/importance_weight",
+        "rollout/importance_capped_fraction",
     }
     documented |= {"lr/policy", "lr/critic", "grad_norm/policy", "grad_norm/critic", "iteration", "episodes", "tokens"}
     assert set(read_metrics(project / "runs/small/ppo")[0]) - {"epoch", "step"} == documented

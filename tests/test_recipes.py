@@ -26,7 +26,10 @@ STAGES = ("quickstart/pretraining", "quickstart/sft", "quickstart/reward", "quic
 # refused on one CPU, or without a package or a server: tests/cli/test_overlays.py
 REFUSED = (
     "generator/vllm",
+    "generator/vllm-ipc",
     "generator/vllm-lora",
+    "generator/vllm-nccl",
+    "generator/vllm-overlap",
     "optimizer/adamw-8bit-sharded",
     "optimizer/paged-adamw-8bit",
     "precision/16-mixed",

@@ -57,6 +57,7 @@ TEXTS = {
     "LoRA.target_modules": "names of layers",
     "ModelLoadingConfig.pad_token": "token",
     "ModelSpec.prefixes": "file of texts, or the texts",
+    "NCCLTransfer.address": "address of this machine",
     "PairwisePreference.annotation_dir": "output folder",
     "Perspective.attribute": "name at a service",
     "Preprocessing.split_by": "column",

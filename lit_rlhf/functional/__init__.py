@@ -16,6 +16,7 @@ from lit_rlhf.functional.ensemble import (
     ensemble_min,
 )
 from lit_rlhf.functional.grouped import correlation, grouped_mean, quantile_bins
+from lit_rlhf.functional.importance_sampling import truncated_importance_weights
 from lit_rlhf.functional.kl import k1, k2, k3
 from lit_rlhf.functional.kl_rewards import kl_penalized_rewards
 from lit_rlhf.functional.logprobs import logit_chunks, scaled_logits, token_entropy, token_logprobs
@@ -80,5 +81,6 @@ __all__ = [
     "token_entropy",
     "token_logprobs",
     "top_k_top_p_threshold",
+    "truncated_importance_weights",
     "whiten",
 ]

@@ -32,6 +32,9 @@ class Generator(ABC):
     logits. `VLLMGenerator` samples other ones from the same distribution.
     """
 
+    #: whether each rank must hold the full weights while it generates (`strategies.unsharded_parameters`)
+    needs_full_weights: bool = True
+
     @abstractmethod
     def generate(
         self,
@@ -80,4 +83,47 @@ class Generator(ABC):
 
         Raises:
             UserError: names the service.
+        """
+
+
+class RemoteGenerator(Generator):
+    """An engine that computes elsewhere, so that the policy can be updated while it samples."""
+
+    @abstractmethod
+    def start(
+        self,
+        model: PreTrainedModel,
+        prompts: PromptBatch,
+        sampling: SamplingParams,
+        uniforms: Tensor,
+        matches_stop_string: StopStringMatcher | None = None,
+    ) -> None:
+        """Begin to sample from the policy as it is now, see `Generator.generate`; every rank must call it."""
+
+    @abstractmethod
+    def ready_output(self) -> GenerationOutput | None:
+        """Wait for the responses that were started, and keep them for `finish`; every rank must call it.
+
+        None if nothing was started, it failed, or the engine lost the weights.
+        """
+
+    @abstractmethod
+    def finish(self) -> GenerationOutput | None:
+        """Wait for the responses that were started, and return them; every rank must call it.
+
+        None if nothing was started, or the engine lost the weights.
+
+        Raises:
+            UserError: it failed.
+        """
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """Drop what was started."""
+
+    def check_overlap(self) -> None:
+        """Refuse settings with which responses cannot be sampled during the update.
+
+        Raises:
+            UserError: names the setting.
         """

@@ -3,8 +3,10 @@
 Nothing of vLLM is imported here. The routes, as a server of vLLM 0.32.0 answers them (`tests/contract`):
 
 - `/v1/models`, `/v1/completions`, `/health`: always.
-- `/server_info`, `/collective_rpc`, `/weight_info`, `/update_weight_version`, `/is_paused`: in development mode
-  (`VLLM_SERVER_DEV_MODE=1`).
+- `/server_info`, `/collective_rpc`, `/weight_info`, `/update_weight_version`, `/is_paused`, `/sleep`, `/wake_up`,
+  `/is_sleeping`: in development mode (`VLLM_SERVER_DEV_MODE=1`).
+- `/get_world_size`, `/init_weight_transfer_engine`, `/start_weight_update`, `/update_weights`,
+  `/finish_weight_update`: the same, for weights from GPU to GPU (`--weight-transfer-config`).
 - `/v1/load_lora_adapter`, `/v1/unload_lora_adapter`: with `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True`.
 """
 
@@ -14,7 +16,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.generation.vllm_responses import Payload, read_choices
@@ -43,6 +45,8 @@ class ServerSettings(NamedTuple):
     max_batched_tokens: int
     shape: dict[str, int]  # sizes of its model, by the keys of `SHAPE_PATTERNS`; not all models tell them
     max_lora_rank: int | None  # None without --enable-lora
+    can_sleep: bool  # --enable-sleep-mode
+    transfer_backend: str | None  # of --weight-transfer-config, such as "nccl"
 
 
 class VLLMServer:
@@ -126,7 +130,7 @@ class VLLMServer:
                 return ""
             return f"it has stopped ({health.reason}); restart it, and resume the run"
         paused = self._request("/is_paused", lambda answer: answer["is_paused"], timeout=HEALTH_TIMEOUT)
-        return "it is paused; resume it (POST /resume)" if paused is True else ""
+        return "it is paused; resume it (POST /resume, or POST /wake_up if it sleeps)" if paused is True else ""
 
     # ---------------------------------------------------------------------------------------------------- weights
 
@@ -156,6 +160,57 @@ class VLLMServer:
                 f"it did not read the policy's weights: {problem or describe(answer)}; it must see the folder "
                 f"{str(folder.parent)!r} and serve a model of the policy's shape. It may hold part of them now: "
                 "restart it, and resume the run"
+            )
+
+    def world_size(self) -> int:
+        """Return the number of its workers, each on a GPU of its own."""
+        size = self._request("/get_world_size", lambda answer: int(answer["world_size"]))
+        if isinstance(size, RequestFailed):
+            raise self.dev_mode_error(size)
+        return int(size)
+
+    def transfer_client(self, step: str) -> JSONClient:
+        """Return a client for `control_transfer`; another thread can break its request off."""
+        return self._client(f"/{step}", self.timeout)
+
+    def control_transfer(self, step: str, payload: Payload | None = None, client: JSONClient | None = None) -> None:
+        """Have it take a step of a transfer of weights from GPU to GPU; it is asked once.
+
+        Args:
+            step: the route, such as "start_weight_update".
+            payload: of the route.
+            client: of `transfer_client`; by default a new one.
+        """
+        client = client or self.transfer_client(step)
+        answer = client.request(payload or {}, lambda said, _: said["message"])
+        if isinstance(answer, RequestFailed):
+            raise self.error(
+                f"it did not take the policy's weights ({step}): {self.find_problem() or describe(answer)}; its log "
+                "says more. It may hold part of them now: restart it, and resume the run"
+            )
+
+    def is_sleeping(self) -> bool:
+        """Whether it is asleep, or a part of its memory is; also of one that is paused, which is a sleep of level 0."""
+        answer = self._request("/is_sleeping", lambda said: said["is_sleeping"])
+        if isinstance(answer, RequestFailed):
+            raise self.dev_mode_error(answer)
+        return bool(answer)
+
+    def sleep(self) -> None:
+        """Have it give its memory back, the weights included (level 2)."""
+        self._change_memory("/sleep?level=2")
+
+    def wake_up(self, part: Literal["weights", "kv_cache"]) -> None:
+        """Have it take memory for a part again; its weights must then be pushed."""
+        self._change_memory(f"/wake_up?tags={part}")
+
+    def _change_memory(self, path: str) -> None:
+        answer = self._request(path, lambda said: said["status"], {}, timeout=self.timeout)
+        if isinstance(answer, RequestFailed):
+            route = path.split("?")[0]
+            raise self.error(
+                f"it did not follow {route}: {describe(answer)}; its log says more, most often that the GPU's memory "
+                "is taken: start it with a smaller --gpu-memory-utilization"
             )
 
     def load_adapter(self, name: str, folder: Path) -> None:
@@ -194,15 +249,23 @@ class VLLMServer:
             raise self.completion_error(answer)
         return answer
 
-    def complete(self, payloads: Sequence[Payload]) -> Iterator[list[dict[str, Any]]]:
+    def completion_client(self) -> JSONClient:
+        """Return a client for `complete`; another thread can break its requests off."""
+        return self._client("/v1/completions", self.timeout, self.retries, parallel=self.parallel)
+
+    def complete(self, payloads: Sequence[Payload], client: JSONClient | None = None) -> Iterator[list[dict[str, Any]]]:
         """Yield the choices for each payload, in order.
 
         A server that stops, dies or is paused meanwhile ends it within seconds.
 
+        Args:
+            payloads: the requests.
+            client: of `completion_client`; by default a new one.
+
         Raises:
             UserError: a request got no usable response.
         """
-        client = self._client("/v1/completions", self.timeout, self.retries, parallel=self.parallel)
+        client = client or self.completion_client()
         done = threading.Event()
         watch = threading.Thread(target=self._watch, args=(client, done), daemon=True)
         watch.start()
@@ -289,6 +352,8 @@ def read_settings(answer: Any) -> ServerSettings:
         max_batched_tokens=scheduler["max_num_batched_tokens"],
         shape={},
         max_lora_rank=(config["lora_config"] or {}).get("max_lora_rank"),
+        can_sleep=bool(model.get("enable_sleep_mode")),
+        transfer_backend=(config.get("weight_transfer_config") or {}).get("backend"),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,11 +22,12 @@ from transformers import (
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.checkpoint_files import read_checkpoint
+from lit_rlhf.distributed import is_rank_zero
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.fingerprint import LINEAGE_FILE, model_fingerprint
 from lit_rlhf.models.loading import load_causal_lm, load_config, load_tokenizer
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
-from lit_rlhf.models.lora import add_lora, has_adapter, merged_state_dict, policy_state_dict
+from lit_rlhf.models.lora import add_lora, has_adapter, iter_merged_weights, merged_state_dict, policy_state_dict
 from lit_rlhf.models.peft_folder import ADAPTER_CONFIG, find_adapter, write_adapter
 from lit_rlhf.models.pretrained import check_weight_values, quiet_transformers
 from lit_rlhf.models.scalar_model import ScalarModel, load_scalar_model
@@ -255,10 +257,20 @@ def write_untied_model(model: PreTrainedModel, directory: Path) -> None:
     Tied weights are written under each of their names, and the configuration says that they are untied: a vLLM server
     that reads such a folder would otherwise leave its output layer as it was, where that is a copy of the embedding.
 
-    It reads the parameters and not the state dict, so it works within `strategies.unsharded_parameters`.
+    Of a model that is sharded over ranks, every rank must call it; rank zero gathers the weights in host memory, one at
+    a time, and writes them.
     """
+    sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    if not (sharded or is_rank_zero()):
+        return
+    weights: dict[str, Tensor] = {}
     with torch.autocast(model.device.type, enabled=False):  # adapters are merged at their own precision
-        weights = merged_state_dict(model)
+        for each in iter_merged_weights(model):
+            weight = each.compute()
+            if is_rank_zero():
+                weights[each.name] = weight.cpu() if sharded else weight
+    if not is_rank_zero():
+        return
     seen: set[int] = set()
     for name, weight in weights.items():
         if weight.data_ptr() in seen:

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from lit_rlhf.distributed import sum_over_shards
 from lit_rlhf.hashing import hash_file, hash_files
 from lit_rlhf.models.loading import load_config, load_stored_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
@@ -118,11 +120,13 @@ def live_model_fingerprint(model: nn.Module) -> str:
     """Compute a fingerprint of the weights of a live policy, cheap enough for every iteration.
 
     A hash of the sum of each tensor's bits as integers: it changes with any bit, unless changes cancel in every tensor.
-    Adapters of a critic or a reward model that share the policy's base are ignored.
+    Adapters of a critic or a reward model that share the policy's base are ignored. Of a model that is sharded over
+    ranks, every rank must call it, and gets the fingerprint of the whole.
     """
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    sums = [
-        weight.detach().contiguous().view(-1).view(integers[weight.element_size()]).sum(dtype=torch.int64)
-        for _, weight in sorted(policy_state_dict(dict(model.named_parameters())).items())
-    ]
-    return hashlib.sha256(str(torch.stack(sums).tolist()).encode()).hexdigest()[:16]
+    named = policy_state_dict(dict(model.named_parameters()))
+    weights = [named[name].detach() for name in sorted(named)]
+    shards = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights]
+    bits = [shard.contiguous().view(-1).view(integers[shard.element_size()]) for shard in shards]
+    sums = sum_over_shards(weights, torch.stack([each.sum(dtype=torch.int64) for each in bits]))
+    return hashlib.sha256(str(sums.tolist()).encode()).hexdigest()[:16]

@@ -5,13 +5,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import chain, count
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from lit_rlhf.distributed import full_tensor
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.loading_config import LoRA
 from lit_rlhf.suggestions import did_you_mean
@@ -210,8 +211,35 @@ def merged_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
 
     `model` does not change.
     """
+    return {each.name: each.compute() for each in iter_merged_weights(model)}
+
+
+class MergedWeight(NamedTuple):
+    """A weight of an equivalent model without adapters, before it is computed."""
+
+    name: str
+    module: nn.Module
+    value: Tensor  # of the module, which may be a shard of a rank, or quantized
+    adapted: Any  # the layer with an adapter that the module is the base of; None without one
+    is_weight: bool  # not a bias or a buffer
+
+    def plain(self) -> Tensor:
+        """Return the weight without adapter, in the shape and dtype of the merged one; a shard stays one."""
+        return dequantize(self.module, self.value) if self.is_weight else self.value.detach()
+
+    def compute(self) -> Tensor:
+        """Return the merged weight; of a sharded model, every rank must call it, and gets the full tensor."""
+        full = full_tensor(self.plain())
+        if self.adapted is None:
+            return full
+        # summed in float32: in half precision small updates of the adapter would be rounded away
+        delta = full_tensor(self.adapted.get_delta_weight(POLICY))
+        return (full.float() + (delta.T if _is_transposed(self.module) else delta).float()).to(full.dtype)
+
+
+def iter_merged_weights(model: PreTrainedModel) -> Iterator[MergedWeight]:
+    """Yield the weights of `merged_state_dict`, to be computed one at a time."""
     adapted = {name: layer for name, layer in model.named_modules() if _is_adapter_layer(layer)}
-    weights: dict[str, Tensor] = {}
     for name, module in model.named_modules():
         if "lora_" in name:
             continue
@@ -222,13 +250,9 @@ def merged_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
             if key not in module._non_persistent_buffers_set
         }
         for key, value in owned.items():
-            full = dequantize(module, value) if key == "weight" else value.detach()
-            if key == "weight" and name.endswith(".base_layer"):
-                # summed in float32: in half precision small updates of the adapter would be rounded away
-                delta = adapted[name.removesuffix(".base_layer")].get_delta_weight(POLICY)
-                full = (full.float() + (delta.T if _is_transposed(module) else delta).float()).to(full.dtype)
-            weights[f"{plain}.{key}" if plain else key] = full
-    return weights
+            is_weight = key == "weight"
+            layer = adapted[name.removesuffix(".base_layer")] if is_weight and name.endswith(".base_layer") else None
+            yield MergedWeight(f"{plain}.{key}" if plain else key, module, value, layer, is_weight)
 
 
 def dequantize(module: nn.Module, weight: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Responses of a policy to prompts, for `predict_step`."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ def answer_prompts(
     index = batch.index.cpu().clamp(min=0)  # a rank without a prompt left repeats another rank's with index -1
     uniforms = sampling_uniforms(int(index.max()) + 1, sampling.max_new_tokens, torch.initial_seed(), 0, 2)[index]
     model, matcher = module.exported_model, stop_string_matcher(module.tokenizer, sampling)
-    with unsharded_parameters(model):
+    with unsharded_parameters(model) if generator.needs_full_weights else nullcontext():
         output = generator.generate(model, batch, sampling, uniforms, matcher)
     episodes = make_episodes(batch, output, module.tokenizer, training=False)
     answered = zip(episodes.rows, episodes.responses, batch.index.tolist())

@@ -18,11 +18,14 @@ Shapes: `b` prompts and `B` episodes of this rank or of all ranks, `P` prompt, `
 """
 
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -37,8 +40,8 @@ from lit_rlhf.data.own_batches import OwnRows
 from lit_rlhf.data.prompts import PromptDataModule, PromptSource
 from lit_rlhf.distributed import all_gather_object, gather_rows
 from lit_rlhf.errors import UserError
-from lit_rlhf.functional import clipped_policy_loss, clipped_value_loss, k1, masked_sum
-from lit_rlhf.generation import CachedGenerator, Generator, SamplingParams
+from lit_rlhf.functional import clipped_policy_loss, clipped_value_loss, k1, masked_sum, truncated_importance_weights
+from lit_rlhf.generation import CachedGenerator, GenerationOutput, Generator, RemoteGenerator, SamplingParams
 from lit_rlhf.generation.sampling import sampling_uniforms
 from lit_rlhf.generation.stopping import stop_string_matcher
 from lit_rlhf.hyperparameters import save_settings
@@ -72,11 +75,13 @@ from lit_rlhf.rollout.experience_loader import (
 from lit_rlhf.rollout.forward_passes import logprobs_and_entropy, map_in_chunks, packed_logprobs
 from lit_rlhf.rollout.kl_controller import FixedKLController, KLController
 from lit_rlhf.rollout.metrics import (
+    compute_importance_metrics,
     compute_logprob_mismatch,
     compute_rollout_metrics,
     mean_scores_by_column,
     sum_scores_by_column,
 )
+from lit_rlhf.rollout.overlap import RolloutKey, gather_output, rollout_key, select_output
 from lit_rlhf.strategies import (
     broadcast_in_tensor_group,
     data_parallel_group,
@@ -91,6 +96,15 @@ class ForwardOutput(NamedTuple):
     logprobs: Tensor  # (B, R), of the policy
     values: Tensor | None  # (B, R); None if the critic has a pass of its own in `backward`, and without a critic
     entropy: Tensor | None  # (B, R), of the policy's full distribution; None if not used
+
+
+class DropNextRollout(Callback):
+    """Lets a run that fails end without waiting for responses: Lightning then calls no hook of the module."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Drop them."""
+        assert isinstance(pl_module, PPOModule)
+        pl_module.drop_next_rollout()
 
 
 class PPOModule(ActorCritic):
@@ -164,6 +178,15 @@ class PPOModule(ActorCritic):
         self.kl: KLController = kl or FixedKLController()
         self.generator: Generator = generator or CachedGenerator()
         self.generator.check(sampling, ppo.old_logprobs)
+        self.remote: RemoteGenerator | None = None  # which samples while the update runs
+        if ppo.overlap_rollouts:
+            if not isinstance(self.generator, RemoteGenerator):
+                raise UserError(
+                    f"ppo.overlap_rollouts: {type(self.generator).__name__} samples in this process, which computes "
+                    "the update; use -c generator/vllm-overlap, or set it to false"
+                )
+            self.remote = self.generator
+            self.remote.check_overlap()
         if ppo.critic_warmup_iterations and self.critic is None:
             raise UserError(
                 f"ppo.critic_warmup_iterations: {type(estimator).__name__} has no critic to warm up; leave it at 0"
@@ -173,14 +196,26 @@ class PPOModule(ActorCritic):
         self.prompts: PromptSource | None = None
         self.log_ratios: Tensor | None = None
         self.mid_iteration_state: dict[str, Any] = {}  # of a checkpoint, until there is a loader that resumes from it
+        self.next_rollout: RolloutKey | None = None  # what the generator samples while the update runs
+        self.stored_rollout: dict[str, Any] = {}  # of a checkpoint: responses that it had sampled by then
         self.pending_critic_batch: tuple[Experience, PackedBatch] | None = None  # its value loss is due in `backward`
         self.validation_score, self.validation_kl = MeanMetric(), MeanMetric()
         save_settings(self, locals())
 
     # ---------------------------------------------------------------------------------------------- collect experience
 
+    def call_generator(self, sample: Callable[..., Any], prompts: PromptBatch, uniforms: Tensor) -> Any:
+        """Return what a method of the generator returns; it samples from the policy as it is now."""
+        was_training = self.policy.training
+        self.policy.eval()  # in train mode gradient checkpointing switches the KV cache off
+        with unsharded_parameters(self.policy) if self.generator.needs_full_weights else nullcontext():
+            matcher = stop_string_matcher(self.tokenizer, self.sampling)
+            output = sample(self.policy, prompts, self.sampling, uniforms, matcher)
+        self.policy.train(was_training)
+        return output
+
     def generate_and_score(
-        self, prompts: PromptBatch, uniforms: Tensor, training: bool
+        self, prompts: PromptBatch, uniforms: Tensor, training: bool, output: GenerationOutput | None = None
     ) -> tuple[Trajectories, list[dict[str, Any]], dict[str, float]]:
         """Steps 1 to 3: generate, score, compute log-probs and values. Called without gradients.
 
@@ -188,6 +223,7 @@ class PPOModule(ActorCritic):
             prompts: b prompts.
             uniforms: (B, R), the sampling noise; B is a multiple of b, the samples of a prompt are consecutive rows.
             training: whether the episodes are trained on.
+            output: the responses, if they were sampled before.
 
         Returns:
             the episodes; rows of the first ones for sample tables; and the seconds that generation and scoring took.
@@ -196,12 +232,8 @@ class PPOModule(ActorCritic):
         prompts = prompts.to(self.device)
 
         # 1 generate: y ~ π(· | x)
-        was_training = self.policy.training
-        self.policy.eval()  # in train mode gradient checkpointing switches the KV cache off
-        with unsharded_parameters(self.policy):
-            matcher = stop_string_matcher(self.tokenizer, self.sampling)
-            output = self.generator.generate(self.policy, prompts, self.sampling, uniforms, matcher)
-        self.policy.train(was_training)
+        if output is None:
+            output = self.call_generator(self.generator.generate, prompts, uniforms)
         generated = time.perf_counter()
 
         # 2 score: r(x, y); a response without end token as `sampling.missing_eos` says
@@ -242,15 +274,13 @@ class PPOModule(ActorCritic):
 
     def rollout(self, prompts: PromptSource, iteration: int) -> tuple[Trajectories, dict[str, float]]:
         """Steps 1 to 3 on all ranks. Every rank computes its share of the episodes and receives all of them."""
-        (world_size, rank), sizes = get_dp_world_size_and_rank(self.trainer), self.sizes
-        gather = partial(gather_rows, group=data_parallel_group(self.trainer.strategy))
-        index = torch.arange(sizes.num_prompts)[rank::world_size]
-        rows = self.next_prompts(prompts)
-        batch = prompts.collate([rows[int(i)] for i in index], index)
-        # Drawn for all episodes on every rank: a response does not depend on the number of ranks.
-        uniforms = sampling_uniforms(sizes.rollout_batch_size, self.sampling.max_new_tokens, self.seed, iteration, 0)
-        uniforms = uniforms.view(sizes.num_prompts, sizes.samples_per_prompt, -1)[index].flatten(0, 1)
-        own, self.samples, seconds = self.generate_and_score(batch, uniforms, training=True)
+        gather, sizes = partial(gather_rows, group=data_parallel_group(self.trainer.strategy)), self.sizes
+        start = time.perf_counter()
+        batch, uniforms, key = self.rollout_inputs(prompts, iteration)
+        output = None if self.remote is None else self.finish_next_rollout(self.remote, key, batch.index)
+        waited = time.perf_counter() - start
+        own, self.samples, seconds = self.generate_and_score(batch, uniforms, training=True, output=output)
+        seconds["time/generate"] += waited
         reward_metrics = {name: float(gather(value).mean()) for name, value in self.reward.metrics().items()}
         sums = sum_scores_by_column(repeat_prompts(batch, sizes.samples_per_prompt).rows, own.scores.tolist())
         reward_metrics |= mean_scores_by_column(all_gather_object(sums, data_parallel_group(self.trainer.strategy)))
@@ -259,6 +289,36 @@ class PPOModule(ActorCritic):
             gather(value, name in left_padded, sizes.samples_per_prompt) for name, value in own._asdict().items()
         )
         return Trajectories(*columns), seconds | reward_metrics
+
+    def rollout_inputs(self, prompts: PromptSource, iteration: int) -> tuple[PromptBatch, Tensor, RolloutKey]:
+        """Return this rank's prompts and sampling noise of an iteration, and what identifies its rollout."""
+        (world_size, rank), sizes = get_dp_world_size_and_rank(self.trainer), self.sizes
+        index = torch.arange(sizes.num_prompts)[rank::world_size]
+        rows = self.next_prompts(prompts)
+        batch = prompts.collate([rows[int(i)] for i in index], index)
+        # Drawn for all episodes on every rank: a response does not depend on the number of ranks.
+        uniforms = sampling_uniforms(sizes.rollout_batch_size, self.sampling.max_new_tokens, self.seed, iteration, 0)
+        uniforms = uniforms.view(sizes.num_prompts, sizes.samples_per_prompt, -1)[index].flatten(0, 1)
+        key = rollout_key(iteration, rows, sizes.samples_per_prompt, self.sampling, self.seed)
+        return batch, uniforms, key
+
+    def start_next_rollout(self, remote: RemoteGenerator, prompts: PromptSource) -> None:
+        """Begin to sample the responses of the next iteration, from the policy before this one's update."""
+        batch, uniforms, self.next_rollout = self.rollout_inputs(prompts, self.num_iterations)
+        self.call_generator(remote.start, batch.to(self.device), uniforms)
+
+    def finish_next_rollout(self, remote: RemoteGenerator, key: RolloutKey, index: Tensor) -> GenerationOutput | None:
+        """Return the responses that were sampled during the last update; None if they are to be sampled now."""
+        stored, self.stored_rollout, self.next_rollout = self.stored_rollout, {}, None
+        if stored and stored["key"] == list(key):
+            return select_output(stored["output"], index, self.sizes.samples_per_prompt, self.device)
+        output = remote.finish()
+        if output is None and key.iteration:
+            rank_zero_info(
+                f"PPO: iteration {key.iteration} samples from the current policy: no responses were sampled during the "
+                "last update, or with other settings, or the server has lost the weights"
+            )
+        return output
 
     def next_prompts(self, prompts: PromptSource) -> list[TokenizedPrompt]:
         """Return the prompts after those of the iterations so far, which may have been of other sizes."""
@@ -288,14 +348,23 @@ class PPOModule(ActorCritic):
             rollout_metrics |= compute_logprob_mismatch(
                 trajectories.old_logprobs, trajectories.rollout_logprobs, trajectories.response_mask
             )
+        weights = None
+        if self.ppo.importance_sampling_cap is not None:
+            pair = trajectories.old_logprobs, trajectories.rollout_logprobs
+            cap = self.ppo.importance_sampling_cap
+            weights = truncated_importance_weights(*pair, trajectories.response_mask, cap)
+            rollout_metrics |= compute_importance_metrics(weights, trajectories.response_mask, cap)
         self.kl.update(float(rollout_metrics["reward/kl"]), self.ppo.rollout_batch_size)
         metrics["time/rollout"] = time.perf_counter() - start
         rollout_metrics |= {name: torch.tensor(value) for name, value in metrics.items()}
         self.num_iterations, self.num_prompts = iteration + 1, self.num_prompts + self.sizes.num_prompts
         self.num_episodes += self.sizes.rollout_batch_size
         self.num_tokens += int(trajectories.attention_mask.sum())
+        if self.remote is not None:
+            with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+                self.start_next_rollout(self.remote, prompts)
         order = EpisodeOrder(self.seed, self.sizes.order_block)
-        return PPOIteration(iteration, trajectories, rewards, advantages, returns, rollout_metrics, order)
+        return PPOIteration(iteration, trajectories, rewards, advantages, returns, rollout_metrics, order, weights)
 
     # ---------------------------------------------------------------------------------------------------------- update
 
@@ -463,6 +532,7 @@ class PPOModule(ActorCritic):
         self.seed = trainer.strategy.broadcast(torch.initial_seed())
         self.num_iterations = self.num_prompts = self.num_episodes = 0
         self.mid_iteration_state, self.pending_critic_batch = {}, None  # of an earlier fit that was interrupted
+        self.stored_rollout, self.next_rollout = {}, None
 
     def check_length(self, prompts: PromptSource) -> None:
         """Refuse prompts that leave no positions for a response."""
@@ -487,6 +557,19 @@ class PPOModule(ActorCritic):
             self.mid_iteration_state = {}
         return self.loader
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Return a callback that drops responses which no update waits for."""
+        return [] if self.remote is None else [DropNextRollout()]
+
+    def teardown(self, stage: str) -> None:
+        """Drop responses that no update waits for."""
+        self.drop_next_rollout()
+
+    def drop_next_rollout(self) -> None:
+        """Forget responses that are sampled during an update."""
+        if self.remote is not None:
+            self.remote.cancel()
+
     def on_fit_start(self) -> None:
         """Print the batch sizes, which models are offloaded, and why rows are not packed."""
         rank_zero_info("".join([f"PPO: {self.sizes}", *(f"; in host memory: {name}" for name in self.offloaded)]))
@@ -506,9 +589,21 @@ class PPOModule(ActorCritic):
             "prompts": self.num_prompts,
             "episodes": self.num_episodes,
         }
+        if self.stored_rollout:  # which no iteration has used yet
+            checkpoint["next_rollout"] = self.stored_rollout
+        elif self.remote is not None and self.next_rollout is not None:
+            self.save_next_rollout(self.remote, self.next_rollout, checkpoint)
         checkpoint["kl_controller"] = self.kl.state_dict()
         checkpoint[CHECKPOINT_KEY]["kl_controller"] = class_path(self.kl)
         checkpoint["reward"] = self.reward.state_dict()
+
+    def save_next_rollout(self, remote: RemoteGenerator, key: RolloutKey, checkpoint: dict[str, Any]) -> None:
+        """Wait for the responses of the next iteration, and save them: their policy is not in the checkpoint."""
+        output = remote.ready_output()
+        if output is not None:  # else the iteration samples again, or fails
+            group = data_parallel_group(self.trainer.strategy)
+            gather = partial(gather_rows, block_size=self.sizes.samples_per_prompt, group=group)
+            checkpoint["next_rollout"] = {"key": list(key), "output": gather_output(output, gather)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore them."""
@@ -523,6 +618,7 @@ class PPOModule(ActorCritic):
         collected = checkpoint["collected"]
         self.num_iterations, self.num_prompts = collected["iterations"], collected["prompts"]
         self.num_episodes = collected["episodes"]
+        self.stored_rollout = {} if self.remote is None else checkpoint.get("next_rollout", {})
         self.mid_iteration_state = state = checkpoint.get("iteration", {})
         if not state:
             return

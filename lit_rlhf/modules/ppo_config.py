@@ -30,6 +30,11 @@ class PPOConfig:
         old_logprobs: the log-probs that the ratio starts from. "rollout": as the generator sampled them, at no cost.
             "recompute": by the forward pass that the update uses, for an engine whose numbers differ (half precision,
             another process); one more pass. In both cases `rollout/logprob_mismatch` is the difference.
+        importance_sampling_cap: largest weight of a token in the policy loss, where each is weighted by the ratio of
+            its probabilities π_old / π_rollout, truncated; corrects for responses that another policy sampled than the
+            one that is updated. None: no weights. For `old_logprobs` "recompute".
+        overlap_rollouts: sample the responses of the next iteration while this one's update runs, so from a policy that
+            is one iteration older; needs a generator outside this process and `importance_sampling_cap`.
         offload_frozen: keep reference and reward model in host memory except while episodes (or validation batches)
             are scored. Saves their weights' memory during update and generation.
     """
@@ -46,6 +51,8 @@ class PPOConfig:
     critic_learning_rate: float = 9e-6
     forward_batch_size: int = 16
     old_logprobs: Literal["rollout", "recompute"] = "rollout"
+    importance_sampling_cap: float | None = None
+    overlap_rollouts: bool = False
     offload_frozen: bool = False
 
     def __post_init__(self) -> None:
@@ -70,3 +77,15 @@ class PPOConfig:
         for name in ("clip_range", "value_clip_range"):
             if getattr(self, name) <= 0:
                 raise UserError(f"ppo.{name} must be positive, got {getattr(self, name)}")
+        cap = self.importance_sampling_cap
+        if cap is not None and cap < 1:
+            raise UserError(f"ppo.importance_sampling_cap must be at least 1, or null, got {cap}")
+        if cap is not None and self.old_logprobs == "rollout":
+            raise UserError(
+                "ppo.importance_sampling_cap: with ppo.old_logprobs 'rollout' all weights are 1; set it to 'recompute'"
+            )
+        if self.overlap_rollouts and cap is None:
+            raise UserError(
+                "ppo.overlap_rollouts: responses are then of an older policy; set ppo.importance_sampling_cap, such as "
+                "2, as -c generator/vllm-overlap does"
+            )

@@ -107,6 +107,7 @@ class PPOIteration(NamedTuple):
     returns: Tensor | None  # (B, R) float32; None without a critic
     metrics: dict[str, Tensor]  # of the rollout
     order: EpisodeOrder | None = None  # fixed when collected; None: of the sizes and the seed of the update
+    importance_weights: Tensor | None = None  # (B, R) float32, of the terms of the policy loss; None: all 1
 
     def state_dict(self) -> dict[str, Any]:
         """Return the iteration as plain values and tensors on the CPU."""
@@ -118,6 +119,7 @@ class PPOIteration(NamedTuple):
             "returns": None if self.returns is None else self.returns.cpu(),
             "metrics": {name: value.cpu() for name, value in self.metrics.items()},
             "order": None if self.order is None else list(self.order),
+            "importance_weights": None if self.importance_weights is None else self.importance_weights.cpu(),
         }
 
     @classmethod
@@ -127,7 +129,8 @@ class PPOIteration(NamedTuple):
         rewards, advantages = state["rewards"].to(device), state["advantages"].to(device)
         returns = None if state["returns"] is None else state["returns"].to(device)
         order = None if state["order"] is None else EpisodeOrder(*state["order"])
-        return cls(state["number"], trajectories, rewards, advantages, returns, state["metrics"], order)
+        weights = None if state["importance_weights"] is None else state["importance_weights"].to(device)
+        return cls(state["number"], trajectories, rewards, advantages, returns, state["metrics"], order, weights)
 
 
 class ExperienceLoader:
@@ -224,7 +227,11 @@ def iter_micro_batches(iteration: PPOIteration, sizes: BatchSizes, rank: int, se
 
     Within a minibatch the rows are sorted by length, so that micro-batches contain little padding.
     """
-    number, trajectories, _, advantages, returns, rollout_metrics, fixed_order = iteration
+    number, trajectories, _, advantages, returns, rollout_metrics, fixed_order, weights = iteration
+    if (
+        weights is not None
+    ):  # A is in the policy loss alone, and a weight is positive: w max(-A r, ...) = max(-w A r, ...)
+        advantages = advantages * weights
     width = trajectories.response_mask.shape[1]
     seed, block = fixed_order or (seed, sizes.order_block)
     for epoch in range(sizes.ppo_epochs):

@@ -95,3 +95,11 @@ def compute_logprob_mismatch(logprobs: Tensor, rollout_logprobs: Tensor, mask: T
     """Return how far log-probs of a forward pass are from those at sampling, all (B, R), in nats per token."""
     mismatch = torch.where(mask, logprobs - rollout_logprobs, 0).abs()
     return {"rollout/logprob_mismatch": masked_mean(mismatch, mask), "rollout/logprob_mismatch_max": mismatch.max()}
+
+
+def compute_importance_metrics(weights: Tensor, mask: Tensor, cap: float) -> dict[str, Tensor]:
+    """Return mean and truncated fraction of the importance weights of actions, all (B, R)."""
+    return {
+        "rollout/importance_weight": masked_mean(weights, mask),
+        "rollout/importance_capped_fraction": masked_mean((weights >= cap).float(), mask),
+    }

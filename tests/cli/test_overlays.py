@@ -170,6 +170,8 @@ def test_the_vllm_overlay_runs_where_a_server_answers(fit, folder):
         setting = f"model: {{init_args: {{generator: {{init_args: {{url: '{service.url}', folder: shared}}}}}}}}\n"
         (folder / "server.yaml").write_text(setting)
         assert fit("ppo-ptx", "generator/vllm", "server.yaml") == "runs"
+        assert fit("ppo", "generator/vllm-overlap", "server.yaml") == "runs"
+        assert "NCCLTransfer needs vLLM beside lit-rlhf" in fit("ppo", "generator/vllm-nccl")
         assert server.weights_paths and all(Path(path).parent == folder / "shared" for path in server.weights_paths)
     assert "Connection refused" in fit("ppo", "generator/vllm")
 
@@ -207,7 +209,10 @@ def test_the_gpu_check_covers_every_overlay_and_its_commands_name_recipes():
     assert overlays == set(OVERLAYS) - {
         "optimizer/adamw",
         "generator/vllm",
+        "generator/vllm-ipc",
         "generator/vllm-lora",
+        "generator/vllm-nccl",
+        "generator/vllm-overlap",
         "reward-model/classifier",
     }
     assert {args[2] for args in listed} == {f"quickstart/{stage}" for stage in STAGES.values()}

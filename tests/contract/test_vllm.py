@@ -334,6 +334,36 @@ def survives(vllm: Any, policy: Any) -> bool:
     return True
 
 
+def test_a_server_that_sleeps_gets_the_weights_before_each_rollout(llama, policy, tmp_path, monkeypatch):
+    """On a CPU it keeps its memory, and no request is answered while it sleeps; --enable-sleep-mode needs a GPU."""
+    vllm = make_generator(llama, tmp_path, sleep=True)
+    monkeypatch.setattr(vllm, "check_options", lambda _: None)
+    try:
+        for _ in range(2):
+            assert_same(generate(vllm, policy, GREEDY), generate(CachedGenerator(), policy, GREEDY))
+            assert vllm.server.is_sleeping()
+            assert "POST /wake_up if it sleeps" in error_of(
+                lambda: generate(make_generator(llama, tmp_path), policy, GREEDY)
+            )
+            perturb_weights(policy)
+    finally:
+        vllm.server.wake_up("weights")
+        vllm.server.wake_up("kv_cache")
+    assert_same(generate(make_generator(llama, tmp_path), policy, GREEDY), generate(CachedGenerator(), policy, GREEDY))
+
+
+def test_responses_are_waited_for_in_another_thread(llama, policy, tmp_path):
+    """And are those of the weights at their start, whatever the policy has become since."""
+    vllm, sampling = make_generator(llama, tmp_path), SamplingParams(10)
+    expected = generate(vllm, policy, sampling, num_samples=2)
+    uniforms = sampling_uniforms(len(PROMPTS) * 2, 10, 3)
+    vllm.start(policy, PromptBatch.from_tokens(*pad_left(PROMPTS, 0)), sampling, uniforms)
+    perturb_weights(policy)
+    other = generate(vllm, policy, sampling, num_samples=2)
+    assert_same(vllm.finish(), expected)
+    assert not torch.equal(other.response_ids, expected.response_ids) and vllm.finish() is None
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_responses_follow_every_change_of_the_weights(name, folders, log, tokenizer, tmp_path):
     policy = load_causal_lm(folders[name], tokenizer, ModelLoadingConfig()).eval()

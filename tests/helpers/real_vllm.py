@@ -44,16 +44,24 @@ class RealVLLM:
         log: file that its output goes to.
         options: of the command line.
         port: where it listens; by default any.
+        variables: of its environment, in addition.
     """
 
-    def __init__(self, folder: str, log: Path, *options: str, port: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: str,
+        log: Path,
+        *options: str,
+        port: int | None = None,
+        variables: dict[str, str] | None = None,
+    ) -> None:
         self.folder, self.log, self.options, self.port = folder, log, options, port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--port", str(self.port)]
         with log.open("a") as output:
             self.process = subprocess.Popen(
                 [*map(str, command), *OPTIONS, *options],
-                env={**os.environ, **SETTINGS, "PYTHONPATH": ""},
+                env={**os.environ, **SETTINGS, "PYTHONPATH": "", **(variables or {})},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -88,9 +96,9 @@ class RealVLLM:
 
 
 @contextmanager
-def run_vllm(folder: str, log: Path, *options: str) -> Iterator[RealVLLM]:
+def run_vllm(folder: str, log: Path, *options: str, variables: dict[str, str] | None = None) -> Iterator[RealVLLM]:
     """Run a server."""
-    server = RealVLLM(folder, log, *options)
+    server = RealVLLM(folder, log, *options, variables=variables)
     try:
         server.wait()
         yield server

@@ -83,6 +83,15 @@ EXCHANGES: list[tuple[str, str, Any]] = [
     ("reload with the output layer", RPC, reload("untied")),
     ("log-probs of the new weights", COMPLETIONS, PROBE),
     ("greedy with another salt", COMPLETIONS, ALL | {"cache_salt": "second"}),
+    ("workers", "/get_world_size", None),
+    ("awake", "/is_sleeping", None),
+    ("a transfer that it was not started for", "/init_weight_transfer_engine", {"init_info": {}}),
+    ("sleep", "/sleep?level=2", {}),
+    ("asleep", "/is_sleeping", None),
+    ("paused while asleep", "/is_paused", None),
+    ("wake its weights", "/wake_up?tags=weights", {}),
+    ("wake its cache", "/wake_up?tags=kv_cache", {}),
+    ("awake again", "/is_sleeping", None),
     ("reload from nowhere", RPC, reload("nothing")),
     ("health after a failed reload", "/health", None),
     ("greedy after a failed reload", COMPLETIONS, ALL | {"cache_salt": "third"}),
@@ -175,7 +184,7 @@ def without_paths(value: Any, folders: dict[str, str]) -> Any:
 
 
 SETTINGS = {
-    "model_config": ("dtype", "max_model_len", "logprobs_mode"),
+    "model_config": ("dtype", "max_model_len", "logprobs_mode", "enable_sleep_mode"),
     "scheduler_config": ("enable_chunked_prefill", "max_num_batched_tokens"),
     "device_config": ("device",),
     "lora_config": ("max_lora_rank",),
@@ -192,7 +201,8 @@ def main() -> None:
         with run_vllm(folders["start"], Path(root) / "log", *OPTIONS) as server:
             answers = play(server.url, folders)
     config = answers["settings"].body["vllm_config"]
-    kept = {part: {name: config[part][name] for name in names} for part, names in SETTINGS.items()}
+    kept: dict[str, Any] = {part: {name: config[part][name] for name in names} for part, names in SETTINGS.items()}
+    kept["weight_transfer_config"] = config["weight_transfer_config"]
     answers["settings"] = Answer(200, {"vllm_config": kept})
     recorded = {name: without_paths(answer._asdict(), folders) for name, answer in answers.items()}
     RECORDING.write_text(json.dumps(recorded, indent=1) + "\n")

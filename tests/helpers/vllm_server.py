@@ -3,7 +3,8 @@
 It is held to recorded answers of a real server (`tests/generation/test_vllm_stand_in.py`), and has the properties that
 a careless client overlooks: a prefix cache that outlives new weights, a tied output layer that is a copy of the
 embedding, an end token that counts only where the request names it, stop strings that are not searched before
-`min_tokens`, responses that are cut silently, and a model that stays broken after a reload that failed.
+`min_tokens`, responses that are cut silently, weights that are gone after a sleep, and a model that stays broken after
+a reload that failed.
 """
 
 import copy
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import torch
 from safetensors.torch import load_file
@@ -22,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.helpers.services import Reply, Request, Service, serve
 
 MAX_STOP_STRINGS = 4
+MEMORY = {"weights", "kv_cache"}  # that a sleeping server has given back
 Choices = list[dict[str, Any]]
 
 
@@ -40,6 +42,7 @@ class FakeVLLM:
         self.folder, self.name, self.max_model_len, self.settings = folder, name, max_model_len, settings
         self.weights_paths: list[str] = []  # that weights were read from
         self.lock = threading.Lock()
+        self.query: dict[str, list[str]] = {}  # of the request
         self.restart()
 
     def restart(self) -> None:
@@ -49,14 +52,18 @@ class FakeVLLM:
         self.model.set_output_embeddings(head)
         self.adapters: dict[str, Any] = {}  # a model for each
         self.version, self.is_paused, self.is_broken = "default", False, False
+        self.asleep: set[str] = set()
+        self.transfer: list[str] = []  # the steps of a transfer of weights since it began
         self.cache: dict[Any, Tensor] = {}  # logits after a prompt, in place of the keys and values of prefix caching
 
     def answer(self, request: Request, before: int) -> Reply:
         """Answer one request."""
-        route = getattr(self, "answer_" + urlsplit(request.path).path.strip("/").replace("/", "_"), None)
+        parts = urlsplit(request.path)
+        route = getattr(self, "answer_" + parts.path.strip("/").replace("/", "_"), None)
         if route is None:
             return Reply({"detail": "Not Found"}, status=404)
         with self.lock, torch.no_grad():
+            self.query = parse_qs(parts.query)
             return route(request.payload)
 
     def answer_health(self, _: None) -> Reply:
@@ -75,15 +82,18 @@ class FakeVLLM:
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": 2048,
             "max_lora_rank": 8,
+            "enable_sleep_mode": False,
+            "backend": None,
             **self.settings,
         }
-        model = {name: settings[name] for name in ("dtype", "logprobs_mode")}
+        model = {name: settings[name] for name in ("dtype", "logprobs_mode", "enable_sleep_mode")}
         scheduler = {name: settings[name] for name in ("enable_chunked_prefill", "max_num_batched_tokens")}
         config = {
             "model_config": model | {"max_model_len": self.max_model_len},
             "scheduler_config": scheduler,
             "device_config": {"device": settings["device"]},
             "lora_config": {"max_lora_rank": settings["max_lora_rank"]},
+            "weight_transfer_config": settings["backend"] and {"backend": settings["backend"]},
         }
         return Reply({"vllm_config": config})
 
@@ -95,7 +105,55 @@ class FakeVLLM:
         return Reply({"success": True, "new_version": self.version})
 
     def answer_is_paused(self, _: None) -> Reply:
-        return Reply({"is_paused": self.is_paused})
+        return Reply({"is_paused": self.is_paused or bool(self.asleep)})
+
+    def answer_is_sleeping(self, _: None) -> Reply:
+        return Reply({"is_sleeping": self.is_paused or bool(self.asleep)})  # a pause is a sleep of level 0
+
+    def answer_sleep(self, _: Any) -> Reply:
+        self.asleep = set(MEMORY)
+        level = int(self.query["level"][0])
+        for weight in self.model.parameters() if level == 2 else ():
+            weight.zero_()
+        return Reply({"status": "sleeping", "level": level})
+
+    def answer_wake_up(self, _: Any) -> Reply:
+        self.asleep -= set(self.query["tags"])
+        return Reply({"status": "sleeping" if self.asleep else "awake", "tags": self.query["tags"]})
+
+    def answer_get_world_size(self, _: None) -> Reply:
+        return Reply({"world_size": 1})
+
+    def answer_init_weight_transfer_engine(self, payload: Any) -> Reply:
+        if self.settings.get("backend") is None:
+            return Reply(error_body("Weight transfer not configured.", 500), status=500)
+        self.transfer = ["init", *self.transfer[1:]]  # an update that was left stays under way
+        return Reply({"message": "Weight transfer initialized"})
+
+    def answer_start_weight_update(self, _: Any) -> Reply:
+        if not self.transfer or "start" in self.transfer:
+            return Reply(error_body("a weight update is already active, or not connected", 500), status=500)
+        self.transfer.append("start")
+        return Reply({"message": "Weight update started"})
+
+    def answer_update_weights(self, payload: Any) -> Reply:
+        """Read the weights that the stand-in for the package has sent, see `tests/helpers/vllm_transfer.py`."""
+        if "start" not in self.transfer or "weights" in self.asleep:
+            return Reply(error_body("start_weight_update must be called before update_weights.", 500), status=500)
+        info = payload["update_info"]
+        weights = load_file(info["file"])
+        assert list(weights) == sorted(info["names"])
+        assert all(list(weights[name].shape) == shape for name, shape in zip(info["names"], info["shapes"]))
+        self.model.load_state_dict(weights, strict=False)
+        if "lm_head.weight" not in weights:  # on a GPU a tied output layer is the embedding
+            self.model.get_output_embeddings().weight.copy_(self.model.get_input_embeddings().weight)
+        self.transfer.append("update")
+        return Reply({"message": "Weights updated"})
+
+    def answer_finish_weight_update(self, _: Any) -> Reply:
+        self.transfer = ["init"]
+        self.weights_paths.append("")
+        return Reply({"message": "Weight update finished"})
 
     def answer_collective_rpc(self, payload: Any) -> Reply:
         if payload["method"] == "get_model_inspection":
@@ -107,6 +165,8 @@ class FakeVLLM:
         """Read the weights in a folder, by their names."""
         files = list(path.glob("*.safetensors")) if path.is_absolute() else []
         try:
+            if "weights" in self.asleep:
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
             if not files:
                 raise RuntimeError(f"Cannot find any model weights with `{path}`")
             weights = {name: weight for file in files for name, weight in load_file(file).items()}
@@ -148,7 +208,7 @@ class FakeVLLM:
         name, prompt = payload["model"], payload["prompt"]
         if name != self.name and name not in self.adapters:
             return Reply(error_body(f"The model `{name}` does not exist.", 404), status=404)
-        if self.is_broken:
+        if self.is_broken or self.asleep:
             return Reply(error_body("EngineCore encountered an issue.", 500), status=500)
         problem = self.find_problem(payload)
         if problem:

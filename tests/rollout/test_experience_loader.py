@@ -58,6 +58,17 @@ def make_micro_batches(
     ]
 
 
+def test_the_policy_loss_alone_is_weighted():
+    sizes, trajectories = BatchSizes(12, 2, 1, 1, 1), make_trajectories(12)
+    values = trajectories.values
+    plain = PPOIteration(4, trajectories, values, values, -values, {})
+    weighted = plain._replace(importance_weights=torch.where(trajectories.response_mask, 3.0, 0.0))
+    for one, other in zip(*(list(iter_micro_batches(each, sizes, 0, 1)) for each in (plain, weighted)), strict=True):
+        assert torch.equal(other.advantages, one.advantages * 3 * one.response_mask)
+        for name in ("old_logprobs", "old_values", "returns", "normalizer"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
 def group_by_step(ranks: list[list[Experience]], sizes: BatchSizes) -> list[list[Experience]]:
     """Return the micro-batches of all ranks by optimizer step."""
     return [
@@ -173,7 +184,8 @@ def test_an_unfinished_iteration_resumes_from_its_state(position):
     sizes = BatchSizes(12, 2, 1, 1, 1)
     trajectories = make_trajectories(12)
     values = trajectories.values
-    iteration = PPOIteration(4, trajectories, values, values, -values, {"a": torch.tensor(1.0)})
+    metrics, weights = {"a": torch.tensor(1.0)}, 1 + values.abs()
+    iteration = PPOIteration(4, trajectories, values, values, -values, metrics, importance_weights=weights)
 
     def make_loader(collect):
         return ExperienceLoader(

@@ -232,11 +232,18 @@ def read_setup(settings: Any) -> Setup:
 
 def _check_connection(generator: Namespace) -> None:
     """Build a generator, which loads nothing, and let it check that its service can be reached."""
-    module, _, name = generator.class_path.rpartition(".")
-    arguments = generator.get("init_args") or Namespace()
-    engine = getattr(import_module(module), name)(**arguments.as_dict())
+    engine = _instantiate(generator)
     if isinstance(engine, Generator):
         engine.check_connection()
+
+
+def _instantiate(given: Any) -> Any:
+    """Return the object that a setting names by `class_path`; another value as it is."""
+    if not isinstance(given, Namespace) or "class_path" not in given:
+        return given.as_dict() if isinstance(given, Namespace) else given
+    module, _, name = given.class_path.rpartition(".")
+    arguments = vars(given.get("init_args") or Namespace())
+    return getattr(import_module(module), name)(**{key: _instantiate(value) for key, value in arguments.items()})
 
 
 def _is_limit(batches: int | float | None) -> bool:

@@ -40,6 +40,8 @@ LOGGED_BY: dict[str, tuple[str, ...]] = {
         "response/repeated_trigram_fraction",
         "rollout/logprob_mismatch",
         "rollout/logprob_mismatch_max",
+        "rollout/importance_weight",
+        "rollout/importance_capped_fraction",
         "policy/entropy_estimate",
         "policy/loss",
         "policy/clip_fraction",
