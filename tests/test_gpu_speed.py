@@ -61,8 +61,8 @@ def test_all_steps_run_and_give_a_figure(gpu_speed, monkeypatch, tmp_path, capsy
         == 4
     )
     assert re.search(r"^\| the update \| [\d.]+ \| \d+% ", text, re.M)
-    figures = dict(re.findall(r"^\| ([^|]+) \| ([\d.,e+-]+) (?:s|tokens/s) \|$", text, re.M))
-    assert list(figures) == [step.name for step in own[1:-1]] and "| packed attention | above |" in text
+    numbers = dict(re.findall(r"^\| ([^|]+) \| ([\d.,e+-]+) (?:s|tokens/s) \|$", text, re.M))
+    assert list(numbers) == [step.name for step in own[1:-1]] and "| packed attention | above |" in text
     assert (tmp_path / "trace.json").stat().st_size
 
 

@@ -228,9 +228,8 @@ def iter_micro_batches(iteration: PPOIteration, sizes: BatchSizes, rank: int, se
     Within a minibatch the rows are sorted by length, so that micro-batches contain little padding.
     """
     number, trajectories, _, advantages, returns, rollout_metrics, fixed_order, weights = iteration
-    if (
-        weights is not None
-    ):  # A is in the policy loss alone, and a weight is positive: w max(-A r, ...) = max(-w A r, ...)
+    if weights is not None:
+        # A is in the policy loss alone, and a weight is positive: w max(-A r, ...) = max(-w A r, ...)
         advantages = advantages * weights
     width = trajectories.response_mask.shape[1]
     seed, block = fixed_order or (seed, sizes.order_block)
