@@ -66,6 +66,15 @@ def test_a_recipe_names_models_of_its_own_seed_and_size_alone(tmp_path: Path) ->
     assert "world/flan.jsonl" in (folder / "recipes" / "flan-large.yaml").read_text()
 
 
+def test_the_rate_of_pretraining_falls_with_the_width(folder: Path) -> None:
+    rates: dict[str, list[float]] = {}
+    for recipe in ("pretraining", "sft", "ppo"):
+        for size in SHAPES:
+            settings = yaml.safe_load((folder / "recipes" / f"{recipe}-{size}.yaml").read_text())
+            rates.setdefault(recipe, []).append(settings["model"]["init_args"]["optimizer"]["init_args"]["lr"])
+    assert rates == {"pretraining": [3e-3, 1.5e-3, 7.5e-4], "sft": [1e-3] * 3, "ppo": [3e-4] * 3}
+
+
 def test_the_longest_path_is_replaced_and_none_twice() -> None:
     paths = {"sft/model": "sft-small/model", "sft\n": "sft-small\n", "world": "world", "world/base_init": "world/b"}
     text = "run_dir: runs/quickstart/sft\nmodel: runs/quickstart/sft/model\np: runs/quickstart/world/base_init\n"

@@ -173,7 +173,25 @@ class SeedStages:
         """Add a training stage of one size."""
         paths = {f"{stage}/model": f"{stage}-{size}/model" for stage in ("pretraining", "sft")}
         paths |= {"reward": "reward", "world/base_init": f"world/base_init_{size}", f"{recipe}\n": f"{recipe}-{size}\n"}
-        self.train(f"{recipe}-{size}", recipe, inputs, paths, SECONDS[recipe][size])
+        factor = SHAPES["small"].hidden_size / SHAPES[size].hidden_size if recipe == "pretraining" else 1.0
+        change = partial(scale_learning_rate, factor=factor)
+        self.train(f"{recipe}-{size}", recipe, inputs, paths, SECONDS[recipe][size], change)
+
+
+def scale_learning_rate(text: str, factor: float) -> str:
+    """Return a recipe with another learning rate.
+
+    With 3e-3 at all sizes, the loss of the large base model ended above that of the small one (0.874 and 0.867 nats).
+    Under Adam the best rate of a matrix falls with the width of its input (Yang et al., 2022), as GPT-3's does with its
+    size.
+
+    Args:
+        text: the recipe.
+        factor: of the rate.
+    """
+    recipe = yaml.safe_load(text)
+    recipe["model"]["init_args"]["optimizer"]["init_args"]["lr"] *= factor
+    return text if factor == 1 else str(yaml.safe_dump(recipe, sort_keys=False))
 
 
 def add_models(stages: SeedStages) -> None:

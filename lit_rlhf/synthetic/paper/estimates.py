@@ -68,8 +68,8 @@ class PaperClaim(NamedTuple):
         text: the claim.
         pairs: keys (a, b) of values.
         kind: "above": a is above b in every pair. "not below": a is above b, or below by at most `tolerance`. "within":
-            the two differ by at most `tolerance`. "mostly": a is above b in more than half of the pairs, by the values
-            themselves.
+            the two differ by at most `tolerance`. "mostly": a is above b in more than half of the pairs whose values
+            differ, as in a sign test.
         tolerance: of "not below" and "within".
     """
 
@@ -86,9 +86,10 @@ class PaperClaim(NamedTuple):
         """
         differences = {(a, b): subtract(values[a], values[b]) for a, b in self.pairs}
         if self.kind == "mostly":
-            count = sum(each.value > 0 for each in differences.values())
-            outcome: Outcome = "agrees" if 2 * count > len(differences) else "disagrees"
-            return Finding(outcome, f"{count} of {len(differences)}")
+            above, below = (sum(sign * each.value > 0 for each in differences.values()) for sign in (1, -1))
+            outcome: Outcome = "agrees" if above > below else "disagrees" if below else "undecided"
+            equal = len(differences) - above - below
+            return Finding(outcome, f"{above} of {above + below}" + (f", {equal} equal" if equal else ""))
         outcomes = {pair: self._judge_difference(each) for pair, each in differences.items()}
         for outcome in DECISIVE:
             pairs = [pair for pair, found in outcomes.items() if found == outcome]

@@ -53,6 +53,8 @@ VALUES = {"high": around(0.7, 0.02), "low": around(0.4, 0.02), "near": around(0.
         (PaperClaim("", [("low", "high")], "not below", 0.05), "disagrees"),
         (PaperClaim("", [("high", "low"), ("near", "low"), ("low", "high")], "mostly"), "agrees"),
         (PaperClaim("", [("high", "low"), ("low", "high")], "mostly"), "disagrees"),
+        (PaperClaim("", [("high", "low"), ("low", "low"), ("low", "low")], "mostly"), "agrees"),
+        (PaperClaim("", [("low", "low")], "mostly"), "undecided"),
     ],
 )
 def test_what_values_say_about_a_claim(claim: PaperClaim, outcome: str) -> None:

@@ -114,7 +114,7 @@ def judge(claim: PaperClaim, values: dict[str, Estimate]) -> str:
         )
         match claim.kind:
             case "mostly":
-                outcomes.append("agrees" if difference > 0 else "disagrees")
+                outcomes.append("agrees" if difference > 0 else "disagrees" if difference < 0 else "equal")
             case "within":
                 inside = max(abs(low), abs(high)) <= claim.tolerance
                 outside = low > claim.tolerance or high < -claim.tolerance
@@ -123,5 +123,7 @@ def judge(claim: PaperClaim, values: dict[str, Estimate]) -> str:
                 least = -claim.tolerance if claim.kind == "not below" else 0.0
                 outcomes.append("agrees" if low > least else "disagrees" if high < least else "undecided")
     if claim.kind == "mostly":
-        return "agrees" if outcomes.count("agrees") > len(outcomes) / 2 else "disagrees"
+        if set(outcomes) == {"equal"}:
+            return "undecided"
+        return "agrees" if outcomes.count("agrees") > outcomes.count("disagrees") else "disagrees"
     return next((each for each in ("disagrees", "undecided") if each in outcomes), "agrees")
