@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 Number = Tensor | float
+MAX_ADDED = 4096  # numbers that are kept as they are: an epoch may have any number of steps
 
 
 class EpochMeans:
@@ -23,6 +24,8 @@ class EpochMeans:
         """Add a sum and the number of its summands; a tensor () must not change afterwards."""
         # kept as they are: read now, they would synchronize an accelerator at every micro-batch
         self._added.append((name, _detach(total), _detach(count)))
+        if len(self._added) >= MAX_ADDED:
+            self._read_added()
 
     def add_values(self, values: Mapping[str, Number]) -> None:
         """Add values by name, each with count 1."""
@@ -32,12 +35,15 @@ class EpochMeans:
     @property
     def sums(self) -> dict[str, tuple[float, float]]:
         """Sum and count of every name on this rank; an accelerator has to finish what they are computed from."""
+        self._read_added()
+        return self._sums
+
+    def _read_added(self) -> None:
         numbers = iter(_to_floats([number for _, *pair in self._added for number in pair]))
         for name, *_ in self._added:  # in this order, in float64
             total, count = self._sums.get(name, (0.0, 0.0))
             self._sums[name] = total + next(numbers), count + next(numbers)
         self._added = []
-        return self._sums
 
     def reduced_sums(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """Return sum and count of every name over all ranks; every rank must call it, with the same names."""

@@ -276,8 +276,11 @@ class PPOModule(ActorCritic):
         """Steps 1 to 3 on all ranks. Every rank computes its share of the episodes and receives all of them."""
         gather, sizes = partial(gather_rows, group=data_parallel_group(self.trainer.strategy)), self.sizes
         start = time.perf_counter()
-        batch, uniforms, key = self.rollout_inputs(prompts, iteration)
-        output = None if self.remote is None else self.finish_next_rollout(self.remote, key, batch.index)
+        rows = self.next_prompts(prompts)
+        batch, uniforms = self.rollout_inputs(prompts, rows, iteration)
+        output = None
+        if self.remote is not None:
+            output = self.finish_next_rollout(self.remote, self.rollout_key(rows, iteration), batch.index)
         waited = time.perf_counter() - start
         own, self.samples, seconds = self.generate_and_score(batch, uniforms, training=True, output=output)
         seconds["time/generate"] += waited
@@ -290,21 +293,27 @@ class PPOModule(ActorCritic):
         )
         return Trajectories(*columns), seconds | reward_metrics
 
-    def rollout_inputs(self, prompts: PromptSource, iteration: int) -> tuple[PromptBatch, Tensor, RolloutKey]:
-        """Return this rank's prompts and sampling noise of an iteration, and what identifies its rollout."""
+    def rollout_inputs(
+        self, prompts: PromptSource, rows: list[TokenizedPrompt], iteration: int
+    ) -> tuple[PromptBatch, Tensor]:
+        """Return this rank's prompts and sampling noise of an iteration, whose prompts over all ranks are `rows`."""
         (world_size, rank), sizes = get_dp_world_size_and_rank(self.trainer), self.sizes
         index = torch.arange(sizes.num_prompts)[rank::world_size]
-        rows = self.next_prompts(prompts)
         batch = prompts.collate([rows[int(i)] for i in index], index)
         # Drawn for all episodes on every rank: a response does not depend on the number of ranks.
         uniforms = sampling_uniforms(sizes.rollout_batch_size, self.sampling.max_new_tokens, self.seed, iteration, 0)
         uniforms = uniforms.view(sizes.num_prompts, sizes.samples_per_prompt, -1)[index].flatten(0, 1)
-        key = rollout_key(iteration, rows, sizes.samples_per_prompt, self.sampling, self.seed)
-        return batch, uniforms, key
+        return batch, uniforms
+
+    def rollout_key(self, rows: list[TokenizedPrompt], iteration: int) -> RolloutKey:
+        """Return what identifies the rollout of an iteration, over all ranks."""
+        return rollout_key(iteration, rows, self.sizes.samples_per_prompt, self.sampling, self.seed)
 
     def start_next_rollout(self, remote: RemoteGenerator, prompts: PromptSource) -> None:
         """Begin to sample the responses of the next iteration, from the policy before this one's update."""
-        batch, uniforms, self.next_rollout = self.rollout_inputs(prompts, self.num_iterations)
+        rows, iteration = self.next_prompts(prompts), self.num_iterations
+        batch, uniforms = self.rollout_inputs(prompts, rows, iteration)
+        self.next_rollout = self.rollout_key(rows, iteration)
         self.call_generator(remote.start, batch.to(self.device), uniforms)
 
     def finish_next_rollout(self, remote: RemoteGenerator, key: RolloutKey, index: Tensor) -> GenerationOutput | None:

@@ -326,3 +326,11 @@ def serve_modified(folder: str, modify: Callable[[Choices], Any]) -> Iterator[Se
 
     with serve(answer) as service:
         yield service
+
+
+def order_of_requests(service: Service) -> str:
+    """Return the requests that a server got, in order: "w" for weights to read, "." for responses."""
+    payloads = [request.payload or {} for request in service.requests]
+    return "".join(
+        "w" if each.get("method") == "reload_weights" else "." if "seed" in each else "" for each in payloads
+    )

@@ -3,7 +3,7 @@
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_rlhf.modules.epoch_metrics import EpochMeans
+from lit_rlhf.modules.epoch_metrics import MAX_ADDED, EpochMeans
 
 
 def test_epoch_means_do_not_depend_on_how_the_sums_were_added():
@@ -32,6 +32,14 @@ def test_sums_are_those_of_float64_in_order_whatever_the_types():
         total, count = total + float(pair[0]), count + float(pair[1])
     assert late.sums == early.sums == {"a": (total, count)}
     assert early.compute(lambda sums: sums)["a"] == torch.tensor(total / count)
+
+
+def test_a_long_epoch_keeps_few_tensors():
+    means, count = EpochMeans(), 2 * MAX_ADDED + 5
+    for _ in range(count):
+        means.add("a", torch.tensor(0.5))
+    assert len(means._added) < MAX_ADDED
+    assert means.sums == {"a": (0.5 * count, count)}
 
 
 def test_adding_calls_no_operators():

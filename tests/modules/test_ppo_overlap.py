@@ -19,7 +19,7 @@ from lit_rlhf.strategies import FSDP2Strategy
 from tests.helpers.ranks import on_ranks
 from tests.helpers.services import Reply, Request, serve
 from tests.helpers.small_runs import assert_same_weights, demonstrations, quiet_trainer, write_rows
-from tests.helpers.vllm_server import FakeVLLM, serve_vllm
+from tests.helpers.vllm_server import FakeVLLM, order_of_requests, serve_vllm
 from tests.modules.test_ppo_with_vllm import NumWords, completion_requests, train
 
 CAP = 1.5
@@ -155,10 +155,7 @@ def test_validation_waits_for_the_responses_that_are_under_way(llama, tmp_path):
             tmp_path, max_epochs=2, accumulate_grad_batches=2, callbacks=[EMA(0.9)], num_sanity_val_steps=0
         )
         trainer.fit(module, datamodule=data)
-        payloads = [request.payload or {} for request in service.requests]
-    order = "".join(
-        "w" if each.get("method") == "reload_weights" else "." if "seed" in each else "" for each in payloads
-    )
+    order = order_of_requests(service)
     # iteration 0; the next under way; averaged weights; the weights of iteration 1
     assert order[:34] == "w" + "." * 16 + "w" + "." * 16
     assert order[34:] == "w" + "." * 8 + "w" + "." * 16

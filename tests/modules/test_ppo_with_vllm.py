@@ -30,7 +30,7 @@ from tests.helpers.small_runs import (
     quiet_trainer,
     write_rows,
 )
-from tests.helpers.vllm_server import serve_vllm
+from tests.helpers.vllm_server import order_of_requests, serve_vllm
 
 
 class NumWords(Reward):
@@ -168,11 +168,8 @@ def test_validation_syncs_the_weights_that_it_validates(llama, tmp_path):
             tmp_path, max_epochs=2, accumulate_grad_batches=2, callbacks=[EMA(0.9)], num_sanity_val_steps=0
         )
         trainer.fit(module, datamodule=data)
-        payloads = [request.payload or {} for request in service.requests]
         assert len(server.weights_paths) == 4 and len(set(server.weights_paths)) == 4  # two iterations, two validations
-    order = "".join(
-        "w" if each.get("method") == "reload_weights" else "." if "seed" in each else "" for each in payloads
-    )
+    order = order_of_requests(service)
     assert order == "w........" + "w" + "." * 16 + "w........" + "w" + "." * 16
 
 
