@@ -77,10 +77,15 @@ _QUESTIONS: dict[Attribute, tuple[str, str]] = {
 }
 
 
+def write_question(rng: Random, animal: str, attribute: Attribute) -> str:
+    """Write a question about an attribute of an animal."""
+    return rng.choice(_QUESTIONS[attribute]).format(animal)
+
+
 def sample_question(rng: Random) -> tuple[str, str, Attribute]:
     """Sample a question about an animal; return it with the animal and the attribute that it asks for."""
     animal, attribute = rng.choice(ANIMALS), rng.choice(ATTRIBUTES)
-    return rng.choice(_QUESTIONS[attribute]).format(animal), animal, attribute
+    return write_question(rng, animal, attribute), animal, attribute
 
 
 def _sample_open_qa(rng: Random) -> tuple[str, Facts]:

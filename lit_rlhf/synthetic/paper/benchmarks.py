@@ -12,19 +12,21 @@ from lit_rlhf.synthetic.knowledge import (
     ANIMALS,
     ATTRIBUTES,
     BAD_ADJECTIVES,
-    CATEGORIES,
     GOOD_ADJECTIVES,
+    HOMES,
     KNOWLEDGE,
     NAMES,
     OBJECTS,
     PLACES,
+    Attribute,
     write_fact,
 )
 from lit_rlhf.synthetic.second_language import translate
-from lit_rlhf.synthetic.tasks import WEATHER, sample_question
+from lit_rlhf.synthetic.tasks import sample_question, write_question
 
 # of the answers to questions about animals in pretraining text: TruthfulQA asks where most text repeats a falsehood
 MYTH_FRACTION = 0.6
+NEGATED_FRACTION = 0.25  # of the reviews
 # the words of the other template, which T0-like models learn too
 OTHER_TEMPLATE = {"text": "review", "label": "feeling", "passage": "notes", "claim": "sentence", "answer": "verdict"}
 
@@ -39,40 +41,48 @@ class Exercise(NamedTuple):
 
 def _sample_sentiment(rng: Random) -> Exercise:
     label, words = rng.choice((("good", GOOD_ADJECTIVES), ("bad", BAD_ADJECTIVES)))
-    return Exercise(f"text : the {rng.choice(OBJECTS)} was {rng.choice(words)} . label :", label, ("good", "bad"))
+    negation = ""
+    if rng.random() < NEGATED_FRACTION:
+        negation, label = "not ", "bad" if label == "good" else "good"
+    text = f"the {rng.choice(OBJECTS)} was {negation}{rng.choice(words)} ."
+    return Exercise(f"text : {text} label :", label, ("good", "bad"))
 
 
-def _sample_holders(rng: Random, count: int) -> tuple[str, list[str], list[str]]:
-    owners, things = rng.sample(NAMES, count), rng.sample(OBJECTS, count)
-    return " ".join(f"{owner} has the {thing} ." for owner, thing in zip(owners, things)), owners, things
+def _write_true_fact(animal: str, attribute: Attribute) -> str:
+    return write_fact(animal, attribute, KNOWLEDGE.get_truth(animal, attribute))
 
 
 def _sample_entailment(rng: Random) -> Exercise:
-    passage, owners, things = _sample_holders(rng, 2)
+    animal, attribute = rng.choice(ANIMALS), rng.choice(ATTRIBUTES)
+    truth, myth = KNOWLEDGE.get_truth(animal, attribute), KNOWLEDGE.get_myth(animal, attribute)
     label = rng.choice(("true", "false"))
-    claim = f"{owners[0]} has the {things[0 if label == 'true' else 1]} ."
+    passage, claim = (write_fact(animal, attribute, value) for value in (truth, truth if label == "true" else myth))
     return Exercise(f"passage : {passage} claim : {claim} answer :", label, ("true", "false"))
 
 
 def _sample_reading(rng: Random) -> Exercise:
-    passage, owners, things = _sample_holders(rng, 3)
-    asked = rng.randrange(3)
-    return Exercise(f"passage : {passage} question : who has the {things[asked]} ? answer :", owners[asked])
+    animals, attributes = rng.sample(ANIMALS, 2), rng.choices(ATTRIBUTES, k=2)
+    passage = " ".join(map(_write_true_fact, animals, attributes))
+    asked = rng.randrange(2)
+    question = write_question(rng, animals[asked], attributes[asked])
+    truth = KNOWLEDGE.get_truth(animals[asked], attributes[asked])
+    return Exercise(f"passage : {passage} question : {question} answer :", truth)
 
 
 def _sample_discrete(rng: Random) -> Exercise:
-    passage, owners, things = _sample_holders(rng, 2)
-    extra = rng.choice([thing for thing in OBJECTS if thing not in things])
-    asked = rng.randrange(2)
-    passage = f"{passage} {owners[asked]} has the {extra} ."
-    return Exercise(f"passage : {passage} question : things of {owners[asked]} ? answer :", f"{things[asked]} {extra}")
+    count = rng.randint(1, 3)
+    seen = [*rng.sample(ANIMALS, count), *rng.sample(OBJECTS, 3 - count)]
+    rng.shuffle(seen)
+    passage = f"{rng.choice(NAMES)} saw the {seen[0]} , the {seen[1]} and the {seen[2]} ."
+    return Exercise(f"passage : {passage} question : animals ? answer :", ("one", "two", "three")[count - 1])
 
 
 def _sample_ending(rng: Random) -> Exercise:
-    names = rng.sample(NAMES, 4)
-    feeling = rng.choice(("happy", "sad"))
-    story = f"one day {names[0]} met the {rng.choice(ANIMALS)} at the {rng.choice(PLACES)} ."
-    options = tuple(f"{name} was {feeling} ." for name in names)
+    animal = rng.choice(ANIMALS)
+    truth, myth = KNOWLEDGE.get_truth(animal, "home"), KNOWLEDGE.get_myth(animal, "home")
+    others = rng.sample([home for home in HOMES if home not in (truth, myth)], 2)
+    story = f"one day {rng.choice(NAMES)} met the {animal} at the {rng.choice(PLACES)} ."
+    options = [f"then it went home to the {home} ." for home in (truth, myth, *others)]
     return Exercise(f"story : {story} ending :", options[0], tuple(rng.sample(options, 4)))
 
 
@@ -83,10 +93,10 @@ def _sample_translation(rng: Random) -> Exercise:
 
 
 def _sample_summary(rng: Random) -> Exercise:
-    first, second = rng.sample(NAMES, 2)
-    main = f"{first} met {second} at the {rng.choice(PLACES)} ."
-    rest = f"it was a {rng.choice(WEATHER)} day . they played {rng.choice(CATEGORIES['games'])} ."
-    return Exercise(f"article : {main} {rest} short :", main)
+    animal = rng.choice(ANIMALS)
+    color, home = (KNOWLEDGE.get_truth(animal, attribute) for attribute in ("colour", "home"))
+    article = f"the {animal} is {color} . it lives in the {home} ."
+    return Exercise(f"article : {article} short :", f"the {color} {animal} lives in the {home} .")
 
 
 def sample_fact_question(rng: Random, myth_fraction: float = 0.0) -> Exercise:

@@ -15,7 +15,13 @@ from lit_rlhf.synthetic.build import SyntheticDataPaths, is_evaluation_prompt
 from lit_rlhf.synthetic.judge import judge
 from lit_rlhf.synthetic.knowledge import JOBS, RUDE_WORDS
 from lit_rlhf.synthetic.labelers import Response
-from lit_rlhf.synthetic.paper.benchmarks import BENCHMARKS, sample_flan_exercise, sample_t0_exercise, write_exercises
+from lit_rlhf.synthetic.paper.benchmarks import (
+    BENCHMARKS,
+    sample_flan_exercise,
+    sample_t0_exercise,
+    write_exercises,
+    write_shots,
+)
 from lit_rlhf.synthetic.paper.bias import build_folk_pairs, build_gender_pairs, write_biased_sentences
 from lit_rlhf.synthetic.paper.build import (
     MAX_POSITIONS,
@@ -25,6 +31,7 @@ from lit_rlhf.synthetic.paper.build import (
     to_row,
 )
 from lit_rlhf.synthetic.paper.measurements import (
+    NUM_SHOTS,
     TRUTH_INSTRUCTION,
     get_stage,
     is_hedge,
@@ -118,6 +125,8 @@ def test_every_exercise_has_its_answer_in_reach(seed: int) -> None:
         assert f1(exercise.answer, exercise.answer) == 1
         if exercise.options:
             assert exercise.options.count(exercise.answer) == 1 and len(set(exercise.options)) > 1
+        few_shot = write_shots(rng, sample, NUM_SHOTS["few"]) + exercise.context
+        assert len(few_shot.replace("\n", " nl ").split()) <= 128  # the block of pretraining: no longer text is learned
     assert all(line.count(" :") >= 2 for line in write_exercises(rng).split("\n"))
 
 
