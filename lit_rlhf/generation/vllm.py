@@ -25,7 +25,7 @@ from lit_rlhf.generation.vllm_server import ServerSettings, VLLMServer
 from lit_rlhf.generation.vllm_transfer import NativeTransfer
 from lit_rlhf.http import JSONClient
 from lit_rlhf.models.export import write_untied_model
-from lit_rlhf.models.fingerprint import live_model_fingerprint
+from lit_rlhf.models.fingerprint import live_model_fingerprint, live_weights_fingerprint
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.lora import policy_lora, policy_state_dict
 from lit_rlhf.models.peft_folder import write_adapter
@@ -337,7 +337,7 @@ class VLLMGenerator(RemoteGenerator):
     def ensure_weights(self, model: PreTrainedModel, prompts: list[list[int]]) -> str:
         """Push the weights unless the server holds them, check that it does, and return their label."""
         reshard(model)
-        version = live_model_fingerprint(model)
+        version = self.compute_fingerprint(model)
         is_known, label, self.settings = on_rank_zero(lambda: self.find_weights(model, version))
         if label and label == self.label:
             return label
@@ -349,6 +349,10 @@ class VLLMGenerator(RemoteGenerator):
         self.check_probe(model, label, prompts)
         on_rank_zero(lambda: self.finish_push(label))
         return label
+
+    def compute_fingerprint(self, model: PreTrainedModel) -> str:
+        """Return the fingerprint of what is handed over; every rank must call it."""
+        return live_model_fingerprint(model)
 
     def find_weights(self, model: PreTrainedModel, version: str) -> tuple[bool, str, ServerSettings]:
         """Return whether the server is the one of the last push, the label of its weights, and its settings.
@@ -507,6 +511,10 @@ class VLLMLoRAGenerator(VLLMGenerator):
                 "merges the adapter, or set them to null and false"
             )
 
+    def compute_fingerprint(self, model: PreTrainedModel) -> str:
+        """See `VLLMGenerator.compute_fingerprint`; the base is frozen, and the probe compares it with the server's."""
+        return live_weights_fingerprint(adapter_weights(model))
+
     def served_name(self, label: str) -> str:
         """See `VLLMGenerator.served_name`."""
         return f"{self.server.model}-{label}"
@@ -518,11 +526,10 @@ class VLLMLoRAGenerator(VLLMGenerator):
         return next((label for label in labels if label.startswith(version)), "")
 
     def check_server(self, model: PreTrainedModel, settings: ServerSettings) -> None:
-        """See `VLLMGenerator.check_server`; the policy must have an adapter of a rank that it takes."""
+        """See `VLLMGenerator.check_server`; the adapter must be of a rank that it takes."""
         super().check_server(model, settings)
         lora = policy_lora(model)
-        if lora is None:
-            raise UserError("model.generator: VLLMLoRAGenerator needs model.adapter; use -c generator/vllm without one")
+        assert lora is not None
         if settings.max_lora_rank is None or lora.rank > settings.max_lora_rank:
             raise self.server.error(
                 f"it takes no adapters of rank {lora.rank}; start it with --enable-lora --max-lora-rank {lora.rank}"
@@ -531,8 +538,8 @@ class VLLMLoRAGenerator(VLLMGenerator):
     def push_weights(self, model: PreTrainedModel, label: str) -> None:
         """Write the adapter and have the server load it; every rank must call it."""
         assert self.folder is not None
-        target, named = self.folder / label, policy_state_dict(dict(model.named_parameters()))
-        adapter = {name: full_tensor(weight) for name, weight in named.items() if ".lora_" in name}
+        target = self.folder / label
+        adapter = {name: full_tensor(weight) for name, weight in adapter_weights(model).items()}
 
         def load() -> None:
             lora = policy_lora(model)
@@ -568,6 +575,18 @@ def compute_dtype(model: PreTrainedModel) -> str:
     device = model.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
     return str(dtype).removeprefix("torch.")
+
+
+def adapter_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the weights of the policy's adapter by name; they may be sharded over ranks.
+
+    Raises:
+        UserError: it has none.
+    """
+    if policy_lora(model) is None:
+        raise UserError("model.generator: VLLMLoRAGenerator needs model.adapter; use -c generator/vllm without one")
+    named = policy_state_dict(dict(model.named_parameters()))
+    return {name: weight for name, weight in named.items() if ".lora_" in name}
 
 
 def make_request(

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -117,14 +117,23 @@ def _describe_object(model: nn.Module) -> list[Any]:
 
 
 def live_model_fingerprint(model: nn.Module) -> str:
-    """Compute a fingerprint of the weights of a live policy, cheap enough for every iteration.
+    """Compute the `live_weights_fingerprint` of a live policy.
+
+    Adapters of a critic or a reward model that share the policy's base are ignored.
+    """
+    return live_weights_fingerprint(policy_state_dict(dict(model.named_parameters())))
+
+
+def live_weights_fingerprint(named: Mapping[str, Tensor]) -> str:
+    """Compute a fingerprint of live weights, cheap enough for every iteration.
 
     A hash of the sum of each tensor's bits as integers: it changes with any bit, unless changes cancel in every tensor.
-    Adapters of a critic or a reward model that share the policy's base are ignored. Of a model that is sharded over
-    ranks, every rank must call it, and gets the fingerprint of the whole.
+    Of weights that are sharded over ranks, every rank must call it, and gets the fingerprint of the whole.
+
+    Args:
+        named: the weights; their order does not matter.
     """
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    named = policy_state_dict(dict(model.named_parameters()))
     weights = [named[name].detach() for name in sorted(named)]
     shards = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights]
     bits = [shard.contiguous().view(-1).view(integers[shard.element_size()]) for shard in shards]
