@@ -23,6 +23,7 @@ class FakeRun:
     """Has what the mirror calls of a `wandb.Run`."""
 
     disabled = False
+    not_found: type[Exception] = wandb.errors.CommError  # what `use_artifact` raises of a name that is not there
 
     def __init__(self, registry: Registry, run_id: str, group: str = "demo", offline: bool = False) -> None:
         self.registry, self.id, self.group, self.offline = registry, run_id, group, offline
@@ -35,7 +36,7 @@ class FakeRun:
             raise TypeError("Cannot use artifact when in offline mode.")
         if isinstance(artifact, str):
             if artifact not in self.registry.versions:
-                raise wandb.errors.CommError(f"artifact membership {artifact!r} not found")
+                raise self.not_found(f"artifact membership {artifact!r} not found")
             artifact = self.registry.versions[artifact]
         self.registry.used[self.id].append(artifact.name.split(":")[0])
         return artifact

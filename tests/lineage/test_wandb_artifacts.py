@@ -131,7 +131,11 @@ def test_offline_nothing_raises_and_after_a_sync_a_push_adds_the_edges(
     assert [name.split(":")[0] for name in names] == [f"demo-{role}" for role in STAGES], "parents first, each once"
 
 
-def test_a_parent_that_is_not_pushed_yet_is_said_and_stands_for_itself(tmp_path: Path, capsys: Any) -> None:
+@pytest.mark.parametrize("error", [wandb.errors.CommError, ValueError])
+def test_a_parent_that_is_not_pushed_yet_is_said_and_stands_for_itself(
+    error: type[Exception], tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeRun, "not_found", error)
     registry = Registry()
     made = make_stages(tmp_path, partial(start_fake, registry))
     record = read_record(made["reward"])
@@ -140,6 +144,16 @@ def test_a_parent_that_is_not_pushed_yet_is_said_and_stands_for_itself(tmp_path:
     mirror_output(FakeRun(other, "run"), record, made["reward"])
     assert "lit-rlhf lineage push" in capsys.readouterr().out
     assert [strip(name, tmp_path) for name in other.used["run"]] == ["sft", "reward.jsonl"]
+
+
+def test_a_model_of_several_roles_is_used_once(tmp_path: Path) -> None:
+    registry = Registry()
+    made = make_stages(tmp_path, partial(start_fake, registry))
+    record = read_record(made["reward"])
+    assert record is not None
+    reference = describe_model_input("reference", str(made["sft"]))
+    mirror_output(FakeRun(registry, "run"), replace(record, models=(*record.models, reference)), made["reward"])
+    assert [strip(name, tmp_path) for name in registry.used["run"]] == ["demo-sft", "reward.jsonl"]
 
 
 def test_a_server_that_refuses_costs_no_run(tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,6 +208,15 @@ def test_data_is_not_uploaded_and_a_change_is_a_new_version(tmp_path: Path) -> N
 def test_names_are_what_wandb_takes(text: str, name: str) -> None:
     assert make_name(text) == name
     wandb.Artifact(name, type="model")
+
+
+def test_an_alias_is_the_beginning_of_the_hash() -> None:
+    assert make_alias("sha256 0123456789abcdef0123") == "sha256-0123456789ab"
+
+
+def test_a_run_that_is_disabled_is_no_run(tmp_path: Path) -> None:
+    with wandb.init(mode="disabled", dir=tmp_path) as run:
+        assert describe_run(run, "sft", "quickstart") is None
 
 
 def test_the_group_of_the_run_or_of_the_folder_names_the_collection() -> None:
