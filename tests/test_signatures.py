@@ -35,7 +35,6 @@ NAMES = {
     "revision": "branch, tag or commit",
     "stop_strings": "texts",
     "template": "name of a template, or jinja text",
-    "token_variable": "name of an environment variable",
     "url": "address of a service",
 }
 #: class and argument -> what its text is

@@ -25,7 +25,6 @@ from lit_rlhf.functional.masked import (
     masked_sum,
     mean_and_variance,
     moments,
-    scale_to_unit_variance,
     whiten,
 )
 from lit_rlhf.functional.padding import last_token_index, mask_through_first_stop, pad_left, pad_right, position_ids
@@ -76,7 +75,6 @@ __all__ = [
     "ranking_pairs",
     "reliability_curve",
     "repeated_ngram_fraction",
-    "scale_to_unit_variance",
     "scaled_logits",
     "token_entropy",
     "token_logprobs",

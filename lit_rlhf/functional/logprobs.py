@@ -79,8 +79,8 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> 
 def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Compute the entropy `-sum_v p_v log p_v` of `softmax(logits / temperature)` at each position.
 
-    A logit of minus infinity counts as probability 0. Meant as a metric, under `torch.no_grad()`: with gradients,
-    autograd saves the probabilities of the full batch.
+    A logit of minus infinity counts as probability 0. Differentiable; then autograd saves the probabilities of the full
+    batch.
 
     Args:
         logits: (B, T, V), any floating dtype.

@@ -78,19 +78,3 @@ def whiten(x: Tensor, mask: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     """
     assert x.shape == mask.shape, f"shapes differ: {tuple(x.shape)} and mask {tuple(mask.shape)}"
     return torch.where(mask, (x - mean) * torch.rsqrt(variance + _EPSILON), 0)
-
-
-def scale_to_unit_variance(x: Tensor, mask: Tensor, variance: Tensor) -> Tensor:
-    """Scale to variance 1 without shifting: `x / sqrt(variance + 1e-8)`, and 0 outside the mask.
-
-    Rewards are scaled and never whitened: a shift would reward or penalize the policy for every token it generates.
-
-    Args:
-        x: Any shape.
-        mask: Bool, the shape of `x`.
-        variance: 0-d.
-
-    Returns:
-        The shape and dtype of `x`.
-    """
-    return whiten(x, mask, torch.zeros_like(variance), variance)

@@ -66,7 +66,7 @@ class Generator(ABC):
         """
 
     def check_model(self, config: PretrainedConfig) -> None:
-        """Refuse a model that would continue left-padded prompts in another way than prompts alone.
+        """Refuse an architecture whose outputs change with left padding.
 
         Args:
             config: of the model, before any weight is loaded.

@@ -27,8 +27,8 @@ from lit_rlhf.packing.attention_masks import packing_unsupported_reason
 from lit_rlhf.progress import report_progress
 
 DECODE_BATCH_SIZE = 256  # responses at once, unless told otherwise
-_LOOK_INTERVAL = 16  # captured steps between two looks at which rows have finished
-_COMPACT_BELOW = 0.75  # share of unfinished rows at which a captured batch is made smaller
+_FINISH_CHECK_INTERVAL = 16  # captured steps between two checks for finished rows
+_COMPACT_BELOW = 0.75  # fraction of unfinished rows at which a captured batch is made smaller
 
 
 class CachedGenerator(Generator):
@@ -100,12 +100,12 @@ class CachedGenerator(Generator):
 def _decode(batch: DecodeBatch, buffer: GenerationBuffer, rows: Tensor, end: int, captures_steps: bool) -> None:
     """Fill the rows (n,) of the buffer from the batch that decodes them; `end` responses are done after it.
 
-    Between two looks at which rows have finished the host waits for nothing. A look at every step costs a GPU more than
-    the rows that it saves, and a batch of another size costs a new graph; on a CPU, and where stop strings are searched
+    Between two checks for finished rows the host waits for nothing. A check at every step would cost a GPU more than
+    the finished rows do, and a batch of another size costs a new graph; on a CPU, and where stop strings are searched
     by the host, every finished row leaves at once.
     """
     sampling, count = buffer.sampling, len(buffer.lengths)
-    interval = _LOOK_INTERVAL if captures_steps and buffer.stopping.matches_stop_string is None else 1
+    interval = _FINISH_CHECK_INTERVAL if captures_steps and buffer.stopping.matches_stop_string is None else 1
     tokens = buffer.sample(rows, 0, batch.prefill())
     seen, step = 0, 1
     run: Callable[[int], None] | None = None

@@ -188,7 +188,7 @@ class StaticCacheBatch(DecodeBatch):
 
 
 class FixedShapeCacheBatch(StaticCacheBatch):
-    """The same, with a step that is the same launches every time: the position is a tensor, not a number.
+    """`StaticCacheBatch` with a step that is the same launches every time: the position is a tensor, not a number.
 
     So the step can be compiled once, and captured in a CUDA graph. Attention covers columns that are not yet filled;
     they are masked.
@@ -239,7 +239,7 @@ class FixedShapeCacheBatch(StaticCacheBatch):
 
 
 class CompiledCacheBatch(FixedShapeCacheBatch):
-    """The same, by one compiled step, for all columns: no shape but the batch size changes.
+    """`FixedShapeCacheBatch` with one compiled step, for all columns: no shape but the batch size changes.
 
     Args:
         compiled_step: of `StaticCacheDecoder.compile_step`.

@@ -99,7 +99,7 @@ class VLLMGenerator(RemoteGenerator):
         timeout: seconds that a response or the reading of the weights may take.
         retries: further attempts at a response after a failure that may pass, see `JSONClient`.
         pause: seconds before the second attempt.
-        token_variable: environment variable that holds the server's `--api-key`; if it is unset, none is sent.
+        api_key_env: environment variable that holds the server's `--api-key`; if it is unset, none is sent.
     """
 
     needs_full_weights = False
@@ -117,7 +117,7 @@ class VLLMGenerator(RemoteGenerator):
         timeout: float = 600.0,
         retries: int = 4,
         pause: float = 1.0,
-        token_variable: str = "VLLM_API_KEY",
+        api_key_env: str = "VLLM_API_KEY",
     ) -> None:
         if dtype is not None and dtype not in MAX_MISMATCH:
             raise UserError(f"model.generator.init_args.dtype is {dtype!r}; take one of {', '.join(MAX_MISMATCH)}")
@@ -125,7 +125,7 @@ class VLLMGenerator(RemoteGenerator):
             raise UserError("model.generator.init_args: set one of folder and transfer, and the other to null")
         self.folder = None if folder is None else Path(folder).expanduser().resolve()
         self.transfer, self.sleep, self.dtype, self.max_mismatch = transfer, sleep, dtype, max_mismatch
-        self.server = VLLMServer(url, model, parallel, timeout, retries, pause, token_variable)
+        self.server = VLLMServer(url, model, parallel, timeout, retries, pause, api_key_env)
         self.settings: ServerSettings | None = None  # of the server, once it was asked
         self.label = ""  # of the weights that the server was seen to hold
         self.pending: PendingRollout | None = None

@@ -59,20 +59,18 @@ class VLLMServer:
         timeout: seconds that a completion or the reading of weights may take.
         retries: further attempts at a completion after a failure that may pass, see `JSONClient`.
         pause: seconds before the second attempt.
-        token_variable: environment variable that holds the server's `--api-key`; if it is unset, none is sent.
+        api_key_env: environment variable that holds the server's `--api-key`; if it is unset, none is sent.
     """
 
     def __init__(
-        self, url: str, model: str, parallel: int, timeout: float, retries: int, pause: float, token_variable: str
+        self, url: str, model: str, parallel: int, timeout: float, retries: int, pause: float, api_key_env: str
     ) -> None:
-        token = os.environ.get(token_variable)
+        token = os.environ.get(api_key_env)
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.url, self.model, self.parallel = url.rstrip("/"), model, parallel
         self.timeout, self.retries, self.pause = timeout, retries, pause
         self.name = f"vLLM at {JSONClient.without_query(url)}"
-        self.key_hint = (
-            f"it comes from the environment variable {token_variable}, which is {'' if token else 'not '}set"
-        )
+        self.key_hint = f"it comes from the environment variable {api_key_env}, which is {'' if token else 'not '}set"
         self._client("/v1/models")  # refuses an address that is none
 
     # ------------------------------------------------------------------------------------------------- what it is

@@ -61,7 +61,7 @@ class Compute:
 
 @dataclass(frozen=True)
 class Environment:
-    """What ran it."""
+    """Commit, versions of packages and devices of a run."""
 
     commit: str = ""  # of the git repository of the working directory; "" without one
     dirty: bool = False  # whether tracked files differed from the commit

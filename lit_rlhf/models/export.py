@@ -35,7 +35,6 @@ from lit_rlhf.models.tokenizer_files import read_tokenizer_files, write_tokenize
 
 CHECKPOINT_KEY = "lit_rlhf"
 BASE_KEY = "base"  # in what a checkpoint holds under CHECKPOINT_KEY, see `describe_model`
-OLD_BASE_KEY = "four_bit_base"  # of checkpoints from when only a 4-bit base was left out
 AVERAGE_KEY = "average"  # of the trained weights, saved by `lit_rlhf.callbacks.EMA`
 Weights = Literal["average", "current"]
 Finish = Callable[[Path], None]  # is called with the complete temporary folder, before it takes its place
@@ -160,7 +159,7 @@ def read_base(about: dict[str, Any]) -> tuple[str, ModelLoadingConfig] | None:
     Args:
         about: What the checkpoint holds under `CHECKPOINT_KEY`.
     """
-    base = about.get(BASE_KEY) or about.get(OLD_BASE_KEY)
+    base = about.get(BASE_KEY)
     return None if base is None else (base[0], ModelLoadingConfig(**base[1]))
 
 

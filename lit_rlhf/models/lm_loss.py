@@ -20,7 +20,7 @@ def causal_lm_loss(
     The last term of InstructGPT's Eq. 2 with the sign of a loss, not normalized.
 
     Args:
-        model: A causal language model, or the strategy's wrapper of one.
+        model: A causal language model, sharded by FSDP2 or not.
         input_ids: (B, T) int64.
         loss_mask: (B, T) bool, True where the token itself is a target; never column 0, which nothing predicts.
         attention_mask: (B, T), 1 = real token.

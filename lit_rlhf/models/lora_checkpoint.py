@@ -36,7 +36,7 @@ class ScalarAdapter(NamedTuple):
 
     path: str  # what an object is called
     lora: LoRA
-    weights: dict[str, Tensor]  # by name in the transformers model: adapter, head, and in old checkpoints the base
+    weights: dict[str, Tensor]  # by name in the transformers model: adapter, head, and the base's if that was an object
     settings: dict[str, Any]  # of config.json
     tokenizer: dict[str, str]  # file contents by name; none of an object, whose base is compared weight by weight
     quantized: bool  # whether the base was in 4 bits
@@ -161,8 +161,7 @@ def _check_same_base(adapter: ScalarAdapter, model: PreTrainedModel, model_path:
     if adapter.base is not None:
         commit = getattr(model.config, "_commit_hash", None)
         loading = ModelLoadingConfig(revision=None if Path(model_path).is_dir() else commit)
-        same = adapter.base == model_path and adapter.base_fingerprint is None  # as checkpoints of QLoRA once were
-        if not same and model_fingerprint(model_path, loading) != adapter.base_fingerprint:
+        if model_fingerprint(model_path, loading) != adapter.base_fingerprint:
             raise UserError(f"{different}, on {adapter.base!r}; {TRAINING_HINT}")
     for name, weight in adapter.weights.items():
         plain = name.replace(".base_layer", "")

@@ -99,10 +99,10 @@ class ForwardOutput(NamedTuple):
 
 
 class DropNextRollout(Callback):
-    """Lets a run that fails end without waiting for responses: Lightning then calls no hook of the module."""
+    """Cancels the responses that are under way when a run fails: Lightning then calls no hook of the module."""
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Drop them."""
+        """See `DropNextRollout`."""
         assert isinstance(pl_module, PPOModule)
         pl_module.drop_next_rollout()
 
@@ -120,8 +120,8 @@ class PPOModule(ActorCritic):
         kl: controller of β.
         advantages: estimator of advantages; by default `GAE`.
         critic: computes values, or what a separate critic is initialized from (an object is copied); by default a
-            separate critic
-            from the reward model (App. C.4), or from `model` with a zero head if the reward is no model.
+            separate critic from the reward model (App. C.4), or from `model` with a zero head if the reward is no
+            model.
         reference: the model that the KL is measured to; by default `model`, of an object a frozen copy from before
             training. With an adapter, the policy's frozen base.
         generator: generation engine.
@@ -133,7 +133,7 @@ class PPOModule(ActorCritic):
         tokenizer: the policy's tokenizer, or the folder of one; by default that of the model's folder.
 
     Attributes:
-        samples: rows of the last rollout: prompt, response, score, kl.
+        samples: rows of the last rollout: prompt, response, score, kl, and reference where the data has an answer.
         log_ratios: (B, R), log π(y_t) - log π_old(y_t) of the last micro-batch of the update; NaN outside responses.
     """
 
@@ -615,7 +615,7 @@ class PPOModule(ActorCritic):
             checkpoint["next_rollout"] = {"key": list(key), "output": gather_output(output, gather)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore also the states of the KL controller and the reward."""
         super().on_load_checkpoint(checkpoint)
         if checkpoint[CHECKPOINT_KEY].get("kl_controller") == class_path(self.kl):  # else the recipe's new one begins
             self.kl.load_state_dict(checkpoint["kl_controller"])

@@ -26,7 +26,8 @@ class PPOConfig:
         critic_warmup_iterations: first iterations in which the critic is trained and the policy fixed, the pretraining
             mix included. The paper has none: its critic is initialized from the reward model.
         critic_learning_rate: of the critic's parameter group (paper: 9e-6).
-        forward_batch_size: episodes per forward pass when scoring.
+        forward_batch_size: episodes per forward pass of reference, critic and, with `old_logprobs` "recompute",
+            policy after sampling; a reward model has a batch size of its own.
         old_logprobs: the log-probs that the ratio starts from. "rollout": as the generator sampled them, at no cost.
             "recompute": by the forward pass that the update uses, for an engine whose numbers differ (half precision,
             another process); one more pass. In both cases `rollout/logprob_mismatch` is the difference.

@@ -223,7 +223,7 @@ def response_logits(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """Compute the logits of the response tokens alone, (n, V): the `lm_head` gets no other position.
 
     Args:
-        model: A causal language model, or the strategy's wrapper of one.
+        model: A causal language model, sharded by FSDP2 or not.
         batch: Of `pack_batch`.
     """
     return logits_at_positions(model, *batch.predictor_index, **batch.model_inputs)

@@ -30,7 +30,7 @@ def logits_at_positions(model: PreTrainedModel, row_index: Tensor, column_index:
     """Compute the logits of n positions of a batch, (n, V): the `lm_head` gets no other position.
 
     Args:
-        model: A causal language model, or the strategy's wrapper of one.
+        model: A causal language model, sharded by FSDP2 or not.
         row_index: (n,) int64, the row of each position.
         column_index: (n,) int64, its column.
         inputs: Inputs of the model.
@@ -44,7 +44,7 @@ def logits_at_positions(model: PreTrainedModel, row_index: Tensor, column_index:
 def _lm_head_at_positions(model: PreTrainedModel, row_index: Tensor, column_index: Tensor) -> Iterator[None]:
     """Within the context, pass the `lm_head` these positions as one row.
 
-    A hook, so that the model's own forward runs with all wrappers around it (DDP, FSDP2, compilation).
+    A hook, so that the model's own forward runs with all wrappers around it (FSDP2, compilation).
     """
     head: Any = model.get_output_embeddings()
     assert head is not None, f"{type(model).__name__} has no output embeddings"

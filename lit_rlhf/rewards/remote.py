@@ -31,12 +31,12 @@ class RemoteReward(Reward):
         url: of the server, without a user name or password.
         batch_size: episodes per request.
         parallel: concurrent requests per rank.
-        timeout: seconds to wait for a connection, and for the next part of a response.
+        timeout: seconds that an attempt may take, connecting and reading included.
         retries: further attempts after a failure that may pass: no connection, a timeout, status 408, 429 or 5xx, or a
             response that is not a list of finite numbers, one per episode.
         pause: seconds before the second attempt; each further pause is twice as long, up to 60 s. A longer
             `Retry-After` of the server is respected, up to ten minutes.
-        token_variable: environment variable that holds a bearer token; if it is unset, none is sent.
+        api_key_env: environment variable that holds a bearer token; if it is unset, none is sent.
         send_ids: send token ids as well, for a server that uses the policy's tokenizer.
     """
 
@@ -48,19 +48,17 @@ class RemoteReward(Reward):
         timeout: float = 60.0,
         retries: int = 5,
         pause: float = 1.0,
-        token_variable: str = "LIT_RLHF_REWARD_TOKEN",
+        api_key_env: str = "LIT_RLHF_REWARD_TOKEN",
         send_ids: bool = False,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"reward: RemoteReward.batch_size must be at least 1, got {batch_size}")
-        token = os.environ.get(token_variable)
+        token = os.environ.get(api_key_env)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.client = JSONClient(url, headers, timeout, retries, pause, parallel=parallel)
         self.batch_size, self.send_ids = batch_size, send_ids
         self.name = f"reward {self.client.without_query(url)}"
-        self.key_hint = (
-            f"it comes from the environment variable {token_variable}, which is {'' if token else 'not '}set"
-        )
+        self.key_hint = f"it comes from the environment variable {api_key_env}, which is {'' if token else 'not '}set"
 
     def prepare(self, tokenizer: Tokenizer, device: torch.device) -> None:
         """Send an empty batch."""

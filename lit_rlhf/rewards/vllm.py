@@ -33,10 +33,10 @@ class VLLMRewardModel(RemoteReward):
         max_length: tokens of the longest text; a longer one loses its beginning. By default the tokenizer's limit.
         batch_size: episodes per request.
         parallel: concurrent requests per rank.
-        timeout: seconds to wait for a connection, and for the next part of a response.
+        timeout: seconds that an attempt may take, connecting and reading included.
         retries: further attempts after a failure that may pass, as of `RemoteReward`.
         pause: seconds before the second attempt.
-        token_variable: environment variable that holds the server's `--api-key`; if it is unset, none is sent.
+        api_key_env: environment variable that holds the server's `--api-key`; if it is unset, none is sent.
     """
 
     def __init__(
@@ -52,9 +52,9 @@ class VLLMRewardModel(RemoteReward):
         timeout: float = 60.0,
         retries: int = 5,
         pause: float = 1.0,
-        token_variable: str = "VLLM_API_KEY",
+        api_key_env: str = "VLLM_API_KEY",
     ) -> None:
-        super().__init__(url, batch_size, parallel, timeout, retries, pause, token_variable)
+        super().__init__(url, batch_size, parallel, timeout, retries, pause, api_key_env)
         self.endpoint = urlsplit(url).path.rstrip("/").rpartition("/")[2]
         if self.endpoint not in ENDPOINTS:
             raise UserError(f"{self.name}: the address must end in one of /{', /'.join(ENDPOINTS)}")

@@ -28,7 +28,7 @@ def response_logprobs(
     """Return the log-probs of response tokens, (B, R) float32, as `sampled_token_logprobs` defines them; 0 on padding.
 
     Args:
-        policy: a causal language model, or the strategy's wrapper of one.
+        policy: a causal language model, sharded by FSDP2 or not.
         input_ids: (B, T) int64: left-padded prompt, then right-padded response.
         attention_mask: (B, T).
         response_width: R.

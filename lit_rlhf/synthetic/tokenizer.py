@@ -1,7 +1,6 @@
 """Word-level tokenizer over the closed vocabulary, loadable by plain `transformers`."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lit_rlhf.synthetic.knowledge import build_vocabulary
@@ -44,8 +43,3 @@ def build_tokenizer(vocabulary: Sequence[str] | None = None, max_positions: int 
         model_max_length=max_positions,
         padding_side="left",
     )
-
-
-def write_tokenizer(folder: Path) -> None:
-    """Save the tokenizer in `folder`, for `AutoTokenizer.from_pretrained`."""
-    build_tokenizer().save_pretrained(folder)

@@ -28,7 +28,6 @@ HARMLESS = {
     "key": "prompt_id",
     "keys": "a",
     "api_key_env": "OPENAI_API_KEY",
-    "token_variable": "VLLM_API_KEY",
     "max_new_tokens": 5,
     "password": None,
     "password_file": "/run/secrets/p1",

@@ -252,13 +252,13 @@ def test_requests_depend_on_the_row_index_alone(llama, policy, tmp_path):
 def test_the_key_comes_from_the_environment(llama, policy, tmp_path, monkeypatch):
     monkeypatch.setenv("MY_KEY", "s3cret")
     with serve_vllm(llama) as (service, _):
-        generate(make_generator(service, tmp_path, token_variable="MY_KEY"), policy, GREEDY)
+        generate(make_generator(service, tmp_path, api_key_env="MY_KEY"), policy, GREEDY)
         assert {request.headers["Authorization"] for request in service.requests} == {"Bearer s3cret"}
     with (
         serve(lambda *_: Reply(status=401)) as service,
         pytest.raises(UserError, match="MY_KEY, which is set") as error,
     ):
-        make_generator(service, tmp_path, token_variable="MY_KEY").check_connection()
+        make_generator(service, tmp_path, api_key_env="MY_KEY").check_connection()
     assert "s3cret" not in str(error.value)
 
 

@@ -86,7 +86,6 @@ def with_base(checkpoint: Path, module: Any, target: Path) -> Path:
     about = content["lit_rlhf"]
     del about["base"], about["fingerprints"]["base"]
     about["fingerprints"].pop("critic base", None)
-    about["four_bit_base"] = None
     content["state_dict"] = {**module.state_dict(), **content["state_dict"]}
     torch.save(content, target)
     return target

@@ -33,7 +33,8 @@ def untrained(project: Path, stories: str, real_data: Path) -> Stage:
 @pytest.fixture(scope="session")
 def sft(project: Path, stories: str, real_data: Path) -> Stage:
     data = f"--data.path={real_data}/demonstrations/small_instructions.json"
-    model = [f"--model.model={stories}", "--trainer.max_epochs=2"]
+    # the recipe's rate is for a larger model
+    model = [f"--model.model={stories}", "--model.optimizer.lr=3e-3", "--trainer.max_epochs=2"]
     return run_stage(project, "runs/small/sft", "fit", "-c", "small/sft", data, *model)
 
 

@@ -64,7 +64,7 @@ def test_rows_may_hold_values_that_json_has_no_type_for(tokenizer):
 def test_the_token_comes_from_the_environment(tokenizer, monkeypatch):
     monkeypatch.setenv("MY_TOKEN", TOKEN)
     with serve(score_by_words) as service:
-        make_reward(service, token_variable="MY_TOKEN").score(make_episodes(tokenizer))
+        make_reward(service, api_key_env="MY_TOKEN").score(make_episodes(tokenizer))
     assert service.requests[0].headers["Authorization"] == f"Bearer {TOKEN}"
 
 

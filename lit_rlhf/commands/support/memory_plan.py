@@ -153,7 +153,7 @@ def _plan_ppo(recipe: MemorySettings) -> MemoryPlan:
     # under mixed precision weights are gathered in bfloat16
     extra = {"policy gathered": policy.parameters * recipe.element_size} if recipe.shards > 1 else {}
     if recipe.setup.device == "cpu" and recipe.element_size == 4 and recipe.shards == 1 and recipe.adapter is None:
-        extra = {"prepacked weights": policy.parameters * 4}  # `lit_rlhf.generation.prepacked_linear`
+        extra = {"prepacked weights": policy.parameters * 4}  # `lit_rlhf.generation.llama_decoder`
     if recipe.setup.generator in IN_PROCESS_GENERATORS:
         decode_rows = min(max(int(ppo.rollout_batch_size) // recipe.world_size, 1), _decode_batch_size(model))
         extra |= {
