@@ -79,6 +79,7 @@ class MetricGuard(Callback):
         self.keep_every_n_epochs, self.max_rollbacks = keep_every_n_epochs, max_rollbacks
         self.num_violations: dict[str, int] = {}  # consecutive ones, by metric
         self.num_rollbacks = 0
+        self.candidate_epoch = 0  # of the candidate checkpoint
 
     @property
     def rolls_back(self) -> bool:
@@ -107,7 +108,7 @@ class MetricGuard(Callback):
                     if action == "rollback":
                         return  # once per iteration
         if self.rolls_back:
-            self.update_checkpoints(trainer, is_good=not violated)
+            self.update_checkpoints(trainer, pl_module, is_good=not violated)
 
     def is_violated(self, name: str, trainer: Trainer) -> bool:
         """Whether a metric has violated its limit `patience` times in a row.
@@ -138,17 +139,24 @@ class MetricGuard(Callback):
         else:
             self.rollback(message, trainer, pl_module)
 
-    def update_checkpoints(self, trainer: Trainer, is_good: bool) -> None:
-        """Promote or delete the candidate checkpoint, which sampled this iteration, and write the next candidate."""
-        folder = self.get_folder(trainer)
-        if trainer.is_global_zero and (folder / "candidate.ckpt").exists():
-            if is_good:
-                os.replace(folder / "candidate.ckpt", folder / "good.ckpt")
-            else:
-                (folder / "candidate.ckpt").unlink()
+    def update_checkpoints(self, trainer: Trainer, pl_module: LightningModule, is_good: bool) -> None:
+        """Promote the candidate checkpoint if it sampled this iteration, or delete it, and write the next candidate.
+
+        With overlapping rollouts the weights of the last iteration but one sampled this one.
+        """
+        module: Any = pl_module
+        candidate = self.get_folder(trainer) / "candidate.ckpt"
+        has_sampled = trainer.current_epoch - self.candidate_epoch > module.ppo.overlap_rollouts
+        if trainer.is_global_zero and candidate.exists():
+            if not is_good:
+                candidate.unlink()
+            elif has_sampled:
+                os.replace(candidate, candidate.with_name("good.ckpt"))
         trainer.strategy.barrier()
-        if is_good and trainer.current_epoch % self.keep_every_n_epochs == 0:
-            trainer.save_checkpoint(folder / "candidate.ckpt")
+        is_pending = trainer.strategy.broadcast(candidate.exists())
+        if is_good and not is_pending and trainer.current_epoch % self.keep_every_n_epochs == 0:
+            self.candidate_epoch = trainer.current_epoch
+            trainer.save_checkpoint(candidate)
 
     def rollback(self, message: str, trainer: Trainer, pl_module: LightningModule) -> None:
         """Load weights, optimizer state, KL controller and reward state.
@@ -179,12 +187,18 @@ class MetricGuard(Callback):
         module.load_optimizer_state(checkpoint)
         module.kl.load_state_dict(checkpoint["kl_controller"])
         module.reward.load_state_dict(checkpoint["reward"])
+        module.drop_next_rollout()  # of the weights that are given up
         rank_zero_warn(f"{message}; rolled back to the weights of step {checkpoint['global_step']} ({path})")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts."""
-        return {"num_violations": dict(self.num_violations), "num_rollbacks": self.num_rollbacks}
+        return {
+            "num_violations": dict(self.num_violations),
+            "num_rollbacks": self.num_rollbacks,
+            "candidate_epoch": self.candidate_epoch,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the counts."""
         self.num_violations, self.num_rollbacks = dict(state_dict["num_violations"]), state_dict["num_rollbacks"]
+        self.candidate_epoch = state_dict["candidate_epoch"]

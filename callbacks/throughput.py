@@ -45,9 +45,12 @@ class Throughput(Callback):
         )
         self.metrics = {
             "time/other": self.update_start - self.epoch_end - rollout,
-            "throughput/generate_tokens_per_sec": int(trajectories.response_mask.sum()) / generate,
             "throughput/score_tokens_per_sec": self.num_tokens / score,
         }
+        module: Any = pl_module
+        if not module.ppo.overlap_rollouts:  # else the time of generating is the time that the update did not cover
+            generated = int(trajectories.response_mask.sum())
+            self.metrics["throughput/generate_tokens_per_sec"] = generated / generate
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Add the metrics of the update and of the epoch, and log."""

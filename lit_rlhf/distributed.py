@@ -3,6 +3,8 @@
 Shapes: `b` rows per rank, `w` columns, `W` ranks.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -10,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+
+from lit_rlhf.errors import UserError
 
 Value = TypeVar("Value")
 
@@ -64,6 +68,28 @@ def broadcast_object(value: Value) -> Value:
     values = [value]
     dist.broadcast_object_list(values)
     return values[0]
+
+
+@contextmanager
+def raise_on_all_ranks() -> Iterator[None]:
+    """If the body fails on one rank, fail on all: the others would wait for it in the next collective call.
+
+    Every rank must enter it.
+
+    Raises:
+        UserError: the body failed on another rank only; with the message of the first such rank.
+    """
+    problem = None
+    try:
+        yield
+    except Exception as error:
+        problem = error
+    messages = all_gather_object(None if problem is None else str(problem) or type(problem).__name__)
+    if problem is not None:
+        raise problem
+    for rank, message in enumerate(messages):
+        if message is not None:
+            raise UserError(f"rank {rank}: {message}")
 
 
 def is_rank_zero() -> bool:

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_rlhf.distributed import gather_rows
+from lit_rlhf.distributed import gather_rows, raise_on_all_ranks
+from lit_rlhf.errors import UserError
 from tests.helpers.ranks import on_ranks
 
 IDS = torch.arange(1, 25).view(6, 4)
@@ -76,3 +77,21 @@ def test_three_ranks(pad_left, tmp_path):
 
     for gathered in on_ranks(gather, tmp_path, world_size=3):
         assert torch.equal(gathered, IDS)
+
+
+def test_a_failure_of_one_rank_ends_all(tmp_path):
+    def fail_on_rank_one() -> str:
+        import torch.distributed as dist
+
+        dist.init_process_group("gloo")
+        with raise_on_all_ranks():
+            pass
+        try:
+            with raise_on_all_ranks():
+                if dist.get_rank() == 1:
+                    raise ZeroDivisionError("no scores")
+        except (UserError, ZeroDivisionError) as error:
+            return f"{type(error).__name__}: {error}"
+        return "none"
+
+    assert on_ranks(fail_on_rank_one, tmp_path) == ["UserError: rank 1: no scores", "ZeroDivisionError: no scores"]

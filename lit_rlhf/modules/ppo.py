@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
@@ -38,7 +38,7 @@ from lit_rlhf.data.collation import TokenizedPrompt
 from lit_rlhf.data.loader import convert_batch_progress, get_dp_world_size_and_rank
 from lit_rlhf.data.own_batches import OwnRows
 from lit_rlhf.data.prompts import PromptDataModule, PromptSource
-from lit_rlhf.distributed import all_gather_object, gather_rows
+from lit_rlhf.distributed import all_gather_object, gather_rows, raise_on_all_ranks
 from lit_rlhf.errors import UserError
 from lit_rlhf.functional import clipped_policy_loss, clipped_value_loss, k1, masked_sum, truncated_importance_weights
 from lit_rlhf.generation import CachedGenerator, GenerationOutput, Generator, RemoteGenerator, SamplingParams
@@ -86,6 +86,7 @@ from lit_rlhf.strategies import (
     broadcast_in_tensor_group,
     data_parallel_group,
     requires_single_backward,
+    tensor_parallel_size,
     unsharded_parameters,
 )
 
@@ -247,7 +248,8 @@ class PPOModule(ActorCritic):
             batch_size=self.ppo.forward_batch_size,
         )
         with self.frozen_on_device():
-            scores = compute_finite_scores(self.reward, episodes, self.trainer.global_step)
+            with raise_on_all_ranks():
+                scores = compute_finite_scores(self.reward, episodes, self.trainer.global_step)
             scores = broadcast_in_tensor_group(scores, self.trainer.strategy)
             # 3 log π_ref(y_t | x, y_<t), log π(y_t | x, y_<t), V(x, y_<t)
             ref_logprobs = in_chunks(self.ref_logprobs)
@@ -313,8 +315,11 @@ class PPOModule(ActorCritic):
         """Begin to sample the responses of the next iteration, from the policy before this one's update."""
         rows, iteration = self.next_prompts(prompts), self.num_iterations
         batch, uniforms = self.rollout_inputs(prompts, rows, iteration)
-        self.next_rollout = self.rollout_key(rows, iteration)
-        self.call_generator(remote.start, batch.to(self.device), uniforms)
+        try:
+            self.call_generator(remote.start, batch.to(self.device), uniforms)
+            self.next_rollout = self.rollout_key(rows, iteration)
+        except UserError as error:  # on all ranks; this iteration is sampled and counted, so it is trained on
+            rank_zero_warn(f"PPO: the responses of iteration {iteration} are not sampled during this update: {error}")
 
     def finish_next_rollout(self, remote: RemoteGenerator, key: RolloutKey, index: Tensor) -> GenerationOutput | None:
         """Return the responses that were sampled during the last update; None if they are to be sampled now."""
@@ -539,9 +544,15 @@ class PPOModule(ActorCritic):
         if isinstance(data, PromptDataModule) and data.prompts is not None:
             self.check_length(data.prompts)
         self.seed = trainer.strategy.broadcast(torch.initial_seed())
-        self.num_iterations = self.num_prompts = self.num_episodes = 0
-        self.mid_iteration_state, self.pending_critic_batch = {}, None  # of an earlier fit that was interrupted
-        self.stored_rollout, self.next_rollout = {}, None
+        if isinstance(self.generator, RemoteGenerator) and tensor_parallel_size(trainer.strategy) > 1:
+            raise UserError(
+                "trainer.strategy.tensor_parallel_size: a generator outside this process may return different "
+                "responses to ranks that need the same; set it to 1, or leave out model.generator"
+            )
+        if stage == "fit":  # a validation after it leaves the position as it is
+            self.num_iterations = self.num_prompts = self.num_episodes = 0
+            self.mid_iteration_state, self.pending_critic_batch = {}, None  # of an earlier fit that was interrupted
+            self.stored_rollout, self.next_rollout = {}, None
 
     def check_length(self, prompts: PromptSource) -> None:
         """Refuse prompts that leave no positions for a response."""
@@ -578,6 +589,7 @@ class PPOModule(ActorCritic):
         """Forget responses that are sampled during an update."""
         if self.remote is not None:
             self.remote.cancel()
+        self.next_rollout, self.stored_rollout = None, {}
 
     def on_fit_start(self) -> None:
         """Print the batch sizes, which models are offloaded, and why rows are not packed."""

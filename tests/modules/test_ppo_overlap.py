@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lit_rlhf.callbacks import EMA, PPOInvariantCheck
+from lit_rlhf.callbacks import EMA, MetricGuard, MetricLimit, PPOInvariantCheck, Throughput
 from lit_rlhf.data import PromptDataModule
 from lit_rlhf.errors import UserError
 from lit_rlhf.generation import VLLMGenerator
@@ -203,6 +204,69 @@ def test_a_run_that_ends_does_not_wait_for_responses(llama, tmp_path):
             if "ThreadPoolExecutor" in thread.name:
                 thread.join(10)
         assert time.monotonic() - start < 15
+
+
+class Schedule(Callback):
+    """Violates a limit in one iteration, and keeps the weights after each."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration, self.weights = iteration, []
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        pl_module.log("scheduled", float(trainer.current_epoch == self.iteration))
+        self.weights.append(pl_module.policy.lm_head.weight.detach().clone())
+
+
+def test_a_rollback_takes_weights_whose_own_rollout_was_good(llama, tmp_path):
+    """Iteration 3 is sampled by the weights after 1: those after 0, which sampled 2, are the last good ones."""
+    schedule = Schedule(3)
+    limits = {"scheduled": MetricLimit(above=0.5, action="rollback")}
+    with serve_vllm(llama) as (service, _), pytest.warns(UserWarning, match="rolled back to the weights of step 4"):
+        module = make_module(llama, service.url, tmp_path / "shared")
+        guard = MetricGuard(limits, keep_every_n_epochs=1)
+        train(module, tmp_path, schedule, guard, max_epochs=4)
+        assert torch.equal(module.policy.lm_head.weight, schedule.weights[0])
+        assert not torch.equal(schedule.weights[0], schedule.weights[3])
+
+
+def test_after_a_rollback_the_restored_policy_samples(llama, tmp_path):
+    limits = {"scheduled": MetricLimit(above=0.5, action="rollback")}
+    with serve_vllm(llama) as (service, _), pytest.warns(UserWarning, match="rolled back"):
+        module = make_module(llama, service.url, tmp_path / "shared")
+        guard = MetricGuard(limits, keep_every_n_epochs=1)
+        _, rows = train(module, tmp_path, Schedule(3), guard, max_epochs=5)
+    assert rows[4]["rollout/logprob_mismatch"] < 1e-5 < 1e-3 < rows[3]["rollout/logprob_mismatch"]
+
+
+def test_a_server_that_fails_for_the_next_iteration_costs_no_iteration(llama, tmp_path):
+    with serve_vllm(llama) as (service, _), pytest.warns(UserWarning, match="iteration 1 are not sampled .* the disk"):
+        module = make_module(llama, service.url, tmp_path / "shared")
+        start, calls = module.generator.start, []  # type: ignore[attr-defined]
+
+        def fail_once(*args: Any) -> None:
+            calls.append(args)
+            if len(calls) == 1:
+                raise UserError("the disk is full")
+            start(*args)
+
+        module.generator.start = fail_once  # type: ignore[attr-defined]
+        _, rows = train(module, tmp_path, max_epochs=3)
+    assert [row["rollout/logprob_mismatch"] < 1e-5 for row in rows] == [True, True, False] and len(calls) == 3
+
+
+def test_the_speed_of_generating_is_not_told_by_the_time_that_was_waited(llama, tmp_path):
+    for overlap in (True, False):
+        with serve_vllm(llama) as (service, _):
+            module = make_module(llama, service.url, tmp_path / f"shared-{overlap}", overlap)
+            _, rows = train(module, tmp_path, Throughput())
+        assert ("throughput/generate_tokens_per_sec" in rows[1]) is not overlap
+        assert "throughput/update_tokens_per_sec" in rows[1]
+
+
+def test_split_tensors_are_refused(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr("lit_rlhf.modules.ppo.tensor_parallel_size", lambda strategy: 2)
+    with pytest.raises(UserError, match="tensor_parallel_size: a generator outside this process"):
+        train(make_module(llama, "http://127.0.0.1:9", tmp_path / "shared", overlap=False), tmp_path)
 
 
 def test_settings_that_do_not_go_together_are_refused(tmp_path):

@@ -57,3 +57,15 @@ def test_a_model_that_was_only_validated_can_be_saved(llama, tmp_path):
     trainer.validate(module, datamodule=PromptDataModule(path, validation_path=path), verbose=False)
     trainer.save_checkpoint(tmp_path / "validated.ckpt")
     assert "iteration" not in torch.load(tmp_path / "validated.ckpt", weights_only=True)
+
+
+def test_a_validation_after_training_keeps_the_position_of_the_run(llama, tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", demonstrations(4))
+    ppo = PPOConfig(rollout_batch_size=4, micro_batch_size=2)
+    module = PPOModule(llama, RecordingReward(), SamplingParams(4), ppo, critic=llama)
+    trainer, data = quiet_trainer(tmp_path, max_epochs=2), PromptDataModule(path, validation_path=path)
+    trainer.fit(module, data)
+    trainer.validate(module, data, verbose=False)
+    trainer.save_checkpoint(tmp_path / "after.ckpt")
+    saved = torch.load(tmp_path / "after.ckpt", weights_only=True)
+    assert saved["collected"] == {"iterations": 2, "prompts": 8, "episodes": 8}
