@@ -102,7 +102,9 @@ def test_a_readme_of_the_users_own_is_kept(tmp_path: Path) -> None:
 
 def write_report(path: Path, models: dict[str, dict[str, str]]) -> Path:
     cells = {name: {"value": number / 4, "low": None, "high": None, "count": 8} for number, name in enumerate(models)}
-    suites = {"truth": {"metrics": {"accuracy": {"unit": "share", "models": cells}}}}
+    unknown = {name: {**cell, "value": None} for name, cell in cells.items()}  # no verdict on any row
+    metrics = {"accuracy": {"unit": "share", "models": cells}, "verdicts": {"unit": "share", "models": unknown}}
+    suites = {"truth": {"metrics": metrics}}
     path.write_text(json.dumps({"models": models, "suites": suites}))
     return path
 

@@ -37,6 +37,9 @@ def test_a_file_is_read_once_until_it_changes(tmp_path: Path, read_files: list[P
     os.utime(file, ns=(1, 1))
     cached_hash_file(file)
     assert len(read_files) == 3
+    file.write_text("longer")
+    os.utime(file, ns=(1, 1))
+    assert cached_hash_file(file) == hash_file(file), "a copy may keep the time"
 
 
 def test_a_known_hash_spares_the_first_read(tmp_path: Path, read_files: list[Path]) -> None:
@@ -72,6 +75,8 @@ def test_the_record_of_data(tmp_path: Path) -> None:
     described = describe_data_input("prompts", str(file), report)
     assert (described.rows_read, described.rows_kept, described.fingerprint) == (3, 2, f"sha256 {hash_file(file)}")
     assert described.location == str(file.resolve())
+    unread = describe_data_input("prompts", str(file), DatasetReport(str(file)))
+    assert (unread.rows_read, unread.rows_kept) == (None, None), "not counted"
     hub = describe_data_input("prompts", "org/data:config@train")
     assert (hub.fingerprint, hub.location, hub.rows_kept) == ("", "", None)
 

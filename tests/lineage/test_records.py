@@ -83,6 +83,12 @@ def test_a_damaged_record_is_one_line(text: str, tmp_path: Path) -> None:
         read_record(tmp_path)
 
 
+def test_a_record_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    write_record(replace(RECORD, format=99), tmp_path / "lineage.json")
+    with pytest.raises(UserError, match="format 99, expected"):
+        read_record(tmp_path)
+
+
 def test_the_fingerprint_is_that_of_the_models(tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("config.json", "model.safetensors")]
     for path in files:

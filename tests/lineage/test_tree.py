@@ -1,5 +1,6 @@
 """The tree of small files: every kind of change is named, by whom the file was used."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from lit_rlhf.hashing import hash_file
 from lit_rlhf.lineage.fingerprints import describe_data_input, describe_model_input, hash_weight_files
 from lit_rlhf.lineage.page import place_boxes, render_page
 from lit_rlhf.lineage.records import Compute, Environment, LineageRecord, write_record
-from lit_rlhf.lineage.text import WIDTH, format_compute, format_seconds, format_tree, stages
+from lit_rlhf.lineage.text import WIDTH, describe_record, format_compute, format_seconds, format_tree, stages
 from lit_rlhf.lineage.tree import Node, build_tree
 
 STAGE_FLOPS = {"sft": 8.64e19, "reward": 2 * 8.64e19, "ppo": 3 * 8.64e19}
@@ -158,6 +159,23 @@ def test_a_tree_that_is_moved_as_one_still_matches(procedure: Path, monkeypatch:
     moved.rename(procedure)
 
 
+def test_a_model_that_was_copied_alone_finds_its_inputs_where_the_settings_name_them(procedure: Path) -> None:
+    shutil.copytree("runs/ppo/model", procedure / "far" / "from" / "here" / "model")
+    assert problems(build_tree(Path("far/from/here/model"))) == []
+
+
+def test_a_stage_that_is_named_by_two_paths_counts_once(procedure: Path) -> None:
+    models = {"starting policy": Path("runs/sft/model"), "reference policy": Path("runs/sft/model").resolve()}
+    export(Path("runs/ppo/model"), "ppo", models, {"prompts": Path("prompts.jsonl")}, 3)
+    tree = build_tree(Path("runs/ppo/model"))
+    assert [node.record.role for node in stages(tree) if node.record] == ["sft", "ppo"]
+
+
+def test_uncommitted_changes_are_said() -> None:
+    record = LineageRecord("sft", Compute("", ""), environment=Environment("0123456789", True))
+    assert describe_record(record) == ["sft", "0123456+changes"]
+
+
 def test_lines_keep_to_the_width(procedure: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deep = Path("runs") / ("a" * 60) / ("b" * 60) / "model"
     export(deep, "ppo", {"starting policy": Path("runs/sft/model")}, {"prompts": Path("prompts.jsonl")}, 6)
@@ -207,7 +225,7 @@ def test_what_has_no_lineage_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "seconds, text", [(None, ""), (0.5, "0.5 s"), (99, "99 s"), (100, "1.7 min"), (6000, "1.7 h"), (7200, "2.0 h")]
+    "seconds, text", [(None, ""), (0.5, "0.5 s"), (99, "99 s"), (100, "1.7 min"), (5970, "99.5 min"), (6000, "1.7 h")]
 )
 def test_durations(seconds: float | None, text: str) -> None:
     assert format_seconds(seconds) == text

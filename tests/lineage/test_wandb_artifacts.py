@@ -128,6 +128,13 @@ def test_offline_nothing_raises_and_after_a_sync_a_push_adds_the_edges(
         assert server.edges() == set() and {f"run-{role}" for role in STAGES} == server.runs.keys()
         names = push_lineage(made["evaluation"], set())
         check_graph(server, tmp_path)
+        record = read_record(made["sft"])
+        assert record is not None and record.wandb is not None
+        unknown = replace(record, wandb=replace(record.wandb, id="never-synced"))
+        write_record(unknown, lineage_path(made["sft"]))
+        with pytest.raises(wandb.Error):
+            push_lineage(made["sft"], set())
+        assert "never-synced" not in server.runs, "another run began"
     assert [name.split(":")[0] for name in names] == [f"demo-{role}" for role in STAGES], "parents first, each once"
 
 
@@ -174,7 +181,8 @@ def test_a_large_folder_is_logged_by_reference(tmp_path: Path) -> None:
     made = make_stages(tmp_path, partial(start_fake, registry))
     record = read_record(made["ppo"])
     assert record is not None
-    log_output(FakeRun(registry, "run"), record, made["ppo"], max_upload_gb=0.0)
+    (made["ppo"] / "model.safetensors").write_bytes(bytes(100_000))
+    log_output(FakeRun(registry, "run"), record, made["ppo"], max_upload_gb=0.5e-4)
     entries = registry.versions["entity/project/demo-ppo:latest"].manifest.entries
     assert {name: entry.ref is None for name, entry in entries.items()} == {
         "lineage.json": True,
