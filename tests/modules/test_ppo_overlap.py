@@ -120,8 +120,9 @@ def test_responses_of_a_checkpoint_are_used_for_the_same_sampling_only(llama, tm
     with serve_vllm(llama) as (service, _):
         module = make_module(llama, service.url, tmp_path / "shared")
         module.sampling = SamplingParams(4)
-        train(module, tmp_path, start=checkpoint, max_epochs=2)
+        _, rows = train(module, tmp_path, start=checkpoint, max_epochs=2)
         assert 8 <= len(completion_requests(service)) <= 16, "sampled again, and begun for the next"
+        assert rows[-1]["response/length"] <= 4
     with serve_vllm(llama) as (service, _):
         plain = make_module(llama, service.url, tmp_path / "plain", overlap=False)
         _, rows = train(plain, tmp_path, start=checkpoint, max_epochs=2)
@@ -149,7 +150,13 @@ def test_two_ranks_learn_as_one(strategy, llama, tmp_path, uninterrupted):
 def test_validation_waits_for_the_responses_that_are_under_way(llama, tmp_path):
     """It hands over other weights, and the responses are of those before."""
     path = write_rows(tmp_path / "rows.jsonl", demonstrations(16))
-    with serve_vllm(llama) as (service, _):
+    server = FakeVLLM(llama)
+
+    def answer(request: Request, before: int) -> Reply:
+        reply, number = server.answer(request, before), sum("seed" in (each.payload or {}) for each in service.requests)
+        return reply._replace(delay=1.0 if 8 < number <= 16 and "seed" in (request.payload or {}) else 0.0)
+
+    with serve(answer) as service:
         module = make_module(llama, service.url, tmp_path / "shared")
         data = PromptDataModule(path, validation_path=path, validation_batch_size=16)
         trainer = quiet_trainer(
