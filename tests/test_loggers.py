@@ -3,6 +3,8 @@
 from typing import Any
 
 import lightning as L
+import pytest
+import wandb
 from lightning.pytorch.loggers import Logger
 
 from lit_rlhf.callbacks import LogHistograms, LogSamples, Throughput
@@ -79,3 +81,14 @@ def test_the_other_loggers_are_passed_over(tmp_path):
     log_page([numbers], "p", tmp_path / "page.html")
     finish_runs([numbers])
     assert numbers.rows == []
+
+
+@pytest.mark.parametrize("succeeded", [True, False])
+def test_a_run_ends_as_the_command_does(succeeded, tmp_path, monkeypatch):
+    codes: list[int] = []
+    monkeypatch.setattr(wandb, "finish", lambda exit_code: codes.append(exit_code))
+    finish_runs([FakeWandbLogger()], succeeded)
+    assert codes == [], "no run is open"
+    monkeypatch.setattr(wandb, "run", object())
+    finish_runs([FakeWandbLogger()], succeeded)
+    assert codes == [0 if succeeded else 1]
