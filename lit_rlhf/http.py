@@ -54,7 +54,7 @@ class OpenConnections:
 
     def __init__(self) -> None:
         self._sockets: WeakSet[socket] = WeakSet()
-        self._lock = threading.Lock()
+        self._lock, self._ended = threading.Lock(), threading.Event()
         self.reason: str | None = None  # why they were broken off
         connections = self
 
@@ -88,10 +88,15 @@ class OpenConnections:
     def break_off(self, reason: str) -> None:
         """Shut down all connections, and every later one as soon as it is open."""
         self.reason = reason  # first: what a request then raises is not retried
+        self._ended.set()
         with self._lock:
             for each in list(self._sockets):
                 with suppress(OSError):
                     each.shutdown(SHUT_RDWR)
+
+    def pause(self, seconds: float) -> None:
+        """Wait, until `break_off` at most."""
+        self._ended.wait(seconds)
 
 
 class JSONClient:
@@ -175,8 +180,8 @@ class JSONClient:
                 reason = f"no response within {self.timeout:g} s" if isinstance(inner, TimeoutError) else f"{inner}"
             except MALFORMED as error:
                 reason = f"malformed response: {type(error).__name__}: {str(error)[:100]}"
-            if attempt < self.retries and self._connections.reason is None:
-                time.sleep(pause)
+            if attempt < self.retries:
+                self._connections.pause(pause)
         if self._connections.reason is not None:
             return RequestFailed(self._connections.reason)
         attempts = f" ({self.retries + 1} attempts)" if self.retries else ""
@@ -228,7 +233,7 @@ class JSONClient:
         with self._lock:
             start = max(time.monotonic(), self._next_start)
             self._next_start = start + 1.0 / self.rate
-        time.sleep(max(0.0, start - time.monotonic()))
+        self._connections.pause(max(0.0, start - time.monotonic()))
 
 
 def find_message(body: Any) -> str:

@@ -10,7 +10,7 @@ from urllib.error import HTTPError
 import pytest
 
 from lit_rlhf.errors import UserError
-from lit_rlhf.http import CredentialsRejected, JSONClient, RequestFailed
+from lit_rlhf.http import CredentialsRejected, JSONClient, OpenConnections, RequestFailed
 from tests.helpers.services import Reply, refused_url, serve
 
 FAST = {"pause": 0.01, "timeout": 1.0, "retries": 2}
@@ -99,7 +99,7 @@ def test_retry_after_is_respected() -> None:
 def pauses(monkeypatch) -> list[float]:
     """The pauses that were requested; none is waited for."""
     slept: list[float] = []
-    monkeypatch.setattr("lit_rlhf.http.time.sleep", slept.append)
+    monkeypatch.setattr(OpenConnections, "pause", lambda _, seconds: slept.append(seconds))
     return slept
 
 
@@ -206,6 +206,17 @@ def test_requests_under_way_and_later_ones_can_be_broken_off() -> None:
         assert time.monotonic() - start < 5 and len(service.requests) == 3
         assert answers == [RequestFailed("enough")] * 9
         assert JSONClient(service.url).request({}, value) == 1.0, "another client goes on"
+
+
+@pytest.mark.parametrize("settings", [{"pause": 30.0}, {"rate": 1 / 30, "pause": 0.01}], ids=lambda each: next(iter(each)))
+def test_a_pause_is_broken_off(settings) -> None:
+    """Before the next attempt, or for the rate limit."""
+    with serve(lambda request, before: Reply(status=503)) as service:
+        client = JSONClient(service.url, retries=1, **settings)
+        threading.Timer(0.3, client.break_off, ["enough"]).start()
+        start = time.monotonic()
+        assert client.request({}, value) == RequestFailed("enough")
+        assert 0.2 < time.monotonic() - start < 5 and len(service.requests) == 1
 
 
 def test_what_is_read_may_be_another_format_than_json() -> None:
