@@ -25,11 +25,8 @@ from lit_rlhf.http import CredentialsRejected, JSONClient, RequestFailed
 START = "start the server as docs/vllm.md says"
 SAFE_BATCHED_TOKENS = 65536  # with fewer, a CPU server dies of chunked prompts whose requests carry seeds
 # sizes in the text of a model
-SHAPE_PATTERNS = {
-    "vocab_size": r"org_vocab_size=(\d+)",
-    "embedding_dim": r"embedding_dim=(\d+)",
-    "layers": r"\(0-\d+\): (\d+) x ",
-}
+SHAPE_PATTERNS = {"vocab_size": r"org_vocab_size=(\d+)", "embedding_dim": r"embedding_dim=(\d+)"}
+LAYER_GROUP = re.compile(r"^ *\(\d[\d, -]*\): (?:(\d+) x )?", re.MULTILINE)  # "(0-1): 2 x ", or "(0): " of one layer
 HEALTH_INTERVAL, HEALTH_TIMEOUT = 2.0, 10.0  # seconds
 MAX_PROBLEMS = 3  # consecutive health checks that end a rollout
 
@@ -43,7 +40,7 @@ class ServerSettings(NamedTuple):
     device: str  # such as "cpu"
     chunks_prompts: bool
     max_batched_tokens: int
-    shape: dict[str, int]  # sizes of its model, by the keys of `SHAPE_PATTERNS`; not all models tell them
+    shape: dict[str, int]  # of its model: vocab_size, embedding_dim, layers; those that `read_shape` finds
     max_lora_rank: int | None  # None without --enable-lora
     can_sleep: bool  # --enable-sleep-mode
     transfer_backend: str | None  # of --weight-transfer-config, such as "nccl"
@@ -359,4 +356,8 @@ def read_shape(answer: Any) -> dict[str, int]:
     """Return the sizes of a model in the response to `get_model_inspection`, a text like that of a torch module."""
     text = answer["results"][0]
     found = {name: re.search(pattern, text) for name, pattern in SHAPE_PATTERNS.items()}
-    return {name: int(match[1]) for name, match in found.items() if match}
+    sizes = {name: int(match[1]) for name, match in found.items() if match}
+    groups = LAYER_GROUP.findall(text)
+    # equal layers are one group. With several, none is all layers: layers that differ, those that another worker of a
+    # pipeline holds (PPMissingLayer), or a second list
+    return sizes | ({"layers": int(groups[0] or 1)} if len(groups) == 1 else {})

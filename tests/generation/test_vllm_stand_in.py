@@ -77,3 +77,18 @@ def test_a_real_server_tells_the_sizes_of_its_model() -> None:
         "layers": config.num_hidden_layers,
     }
     assert read_shape(RECORDED["shape"].body) == sizes
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["(2-3): 2 x PPMissingLayer()", "(2): DifferentLayer()", "(2-3, 6): 3 x DifferentLayer()"],
+)
+def test_layers_of_several_groups_are_not_counted(other) -> None:
+    """A worker of a pipeline lists the others' layers as missing; a model may have layers of two kinds."""
+    text = RECORDED["shape"].body["results"][0]
+    end = "\n    )\n    (norm)"  # of the list of layers
+    assert text.count(end) == 1
+    assert "layers" in read_shape({"results": [text]})
+    found = read_shape({"results": [text.replace(end, f"\n      {other}{end}")]})
+    assert found.keys() == {"vocab_size", "embedding_dim"}
+    assert read_shape({"results": [text.replace("(0-1): 2 x ", "(0): ")]})["layers"] == 1
