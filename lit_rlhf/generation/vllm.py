@@ -1,5 +1,6 @@
 """Generation by a vLLM server over HTTP, which gets the policy's weights, or its adapter, after each change."""
 
+import hashlib
 import re
 import secrets
 import shutil
@@ -352,7 +353,7 @@ class VLLMGenerator(RemoteGenerator):
 
     def compute_fingerprint(self, model: PreTrainedModel) -> str:
         """Return the fingerprint of what is handed over; every rank must call it."""
-        return live_model_fingerprint(model)
+        return with_adapter_scale(live_model_fingerprint(model), model)
 
     def find_weights(self, model: PreTrainedModel, version: str) -> tuple[bool, str, ServerSettings]:
         """Return whether the server is the one of the last push, the label of its weights, and its settings.
@@ -513,7 +514,7 @@ class VLLMLoRAGenerator(VLLMGenerator):
 
     def compute_fingerprint(self, model: PreTrainedModel) -> str:
         """See `VLLMGenerator.compute_fingerprint`; the base is frozen, and the probe compares it with the server's."""
-        return live_weights_fingerprint(adapter_weights(model))
+        return with_adapter_scale(live_weights_fingerprint(adapter_weights(model)), model)
 
     def served_name(self, label: str) -> str:
         """See `VLLMGenerator.served_name`."""
@@ -587,6 +588,14 @@ def adapter_weights(model: PreTrainedModel) -> dict[str, Tensor]:
         raise UserError("model.generator: VLLMLoRAGenerator needs model.adapter; use -c generator/vllm without one")
     named = policy_state_dict(dict(model.named_parameters()))
     return {name: weight for name, weight in named.items() if ".lora_" in name}
+
+
+def with_adapter_scale(fingerprint: str, model: PreTrainedModel) -> str:
+    """Return a fingerprint that changes with rank and alpha too: the scale of an adapter is in none of its weights."""
+    lora = policy_lora(model)
+    if lora is None:
+        return fingerprint
+    return hashlib.sha256(f"{fingerprint} {lora.rank} {float(lora.alpha)}".encode()).hexdigest()[:16]
 
 
 def make_request(

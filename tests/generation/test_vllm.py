@@ -527,6 +527,22 @@ def test_every_version_of_an_adapter_is_loaded_and_earlier_ones_are_unloaded(lla
         assert not server.adapters
 
 
+@pytest.mark.parametrize("kind", [VLLMGenerator, VLLMLoRAGenerator])
+def test_the_same_adapter_of_another_scale_is_handed_over(kind, llama, tokenizer, tmp_path):
+    """A resumed run with another adapter.alpha: the weights are those that the server has."""
+    with serve_vllm(llama) as (service, server):
+        for alpha, pushes in ((8, 1), (8.0, 1), (16, 2)):
+            policy = load_causal_lm(llama, tokenizer, ModelLoadingConfig()).eval()
+            add_lora(policy, LoRA(rank=4, alpha=alpha))
+            generator = torch.Generator().manual_seed(0)
+            for name, weight in policy.named_parameters():
+                if ".lora_" in name:
+                    weight.data.normal_(0.0, 0.1, generator=generator)
+            vllm = make_generator(service, tmp_path, kind)
+            assert_same(generate(vllm, policy, GREEDY), generate(CachedGenerator(), policy, GREEDY))
+            assert len(server.weights_paths) == pushes, "the same scale is not handed over again"
+
+
 def test_adapters_that_the_server_does_not_take_are_refused(llama, policy, tmp_path):
     with serve_vllm(llama) as (service, _):
         vllm = make_generator(service, tmp_path, VLLMLoRAGenerator)
