@@ -101,10 +101,15 @@ class RemoteGenerator(Generator):
         """Begin to sample from the policy as it is now, see `Generator.generate`; every rank must call it."""
 
     @abstractmethod
-    def ready_output(self) -> GenerationOutput | None:
+    def ready_output(self, timeout: float | None = None) -> GenerationOutput | None:
         """Wait for the responses that were started, and keep them for `finish`; every rank must call it.
 
-        None if nothing was started, it failed, or the engine lost the weights.
+        Args:
+            timeout: seconds after which a rank no longer waits for its own; None waits for all.
+
+        Returns:
+            None on all ranks if nothing was started, it failed, the engine lost the weights, or the responses of any
+            rank were not there in time, which stay waited for.
         """
 
     @abstractmethod

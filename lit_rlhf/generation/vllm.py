@@ -210,10 +210,9 @@ class VLLMGenerator(RemoteGenerator):
         pending.thread, self.pending = threading.Thread(target=wait, daemon=True), pending
         pending.thread.start()
 
-    def ready_output(self) -> GenerationOutput | None:
+    def ready_output(self, timeout: float | None = None) -> GenerationOutput | None:
         """See `RemoteGenerator.ready_output`."""
-        self.settle()
-        return None if self.pending is None else self.pending.output
+        return self.pending.output if self.settle(timeout) and self.pending is not None else None
 
     def finish(self) -> GenerationOutput | None:
         """See `RemoteGenerator.finish`."""
@@ -229,17 +228,27 @@ class VLLMGenerator(RemoteGenerator):
             self.pending.client.break_off("the rollout was dropped")
             self.pending = None
 
-    def settle(self) -> None:
-        """Wait for the responses that were started, before the server gets other weights; every rank must call it."""
+    def settle(self, timeout: float | None = None) -> bool:
+        """Wait for the responses that were started, before the server gets other weights; every rank must call it.
+
+        Args:
+            timeout: seconds; None waits for all.
+
+        Returns:
+            Whether no responses are waited for any more; the same on all ranks.
+        """
         pending = self.pending
         if pending is None or pending.thread is None:
-            return
-        pending.thread.join()
+            return True
+        pending.thread.join(timeout)
+        if timeout is not None and any(all_gather_object(pending.thread.is_alive())):
+            return False
         pending.thread = None
         try:
             pending.output = self.conclude(pending.request, pending.payloads, pending.answers)
         except UserError as error:
             pending.error = error
+        return True
 
     def request_responses(
         self, payloads: list[Payload], request: RolloutRequest, client: JSONClient | None = None
@@ -273,9 +282,23 @@ class VLLMGenerator(RemoteGenerator):
         except UserError as error:
             problem = str(error)
         problems = [each for each in all_gather_object(problem) if each is not None]
-        if problems:
-            raise UserError(problems[0])
-        return output if on_rank_zero(lambda: self.find_label(self.label) == self.label) else None
+        if not problems:
+            return output if on_rank_zero(self.has_label) else None
+        # a server that was restarted knows the adapter of the requests no more: that is no failure
+        if on_rank_zero(self.has_lost_label):
+            return None
+        raise UserError(problems[0])
+
+    def has_label(self) -> bool:
+        """Whether the server holds the weights that it was seen to hold."""
+        return self.find_label(self.label) == self.label
+
+    def has_lost_label(self) -> bool:
+        """Whether the server answers, and holds other weights than those that it was seen to hold."""
+        try:
+            return not self.has_label()
+        except UserError:  # it does not answer: the problem that was found before says more
+            return False
 
     def read_responses(self, request: RolloutRequest, payloads: list[Payload], answers: list[Any]) -> GenerationOutput:
         """Return responses, each checked against its request."""

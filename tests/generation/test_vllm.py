@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from lit_rlhf.data.batches import PromptBatch
 from lit_rlhf.errors import UserError
@@ -18,11 +20,13 @@ from lit_rlhf.generation import CachedGenerator, GenerationOutput
 from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
 from lit_rlhf.generation.stopping import stop_string_matcher
 from lit_rlhf.generation.vllm import VLLMGenerator, VLLMLoRAGenerator
+from lit_rlhf.http import JSONClient
 from lit_rlhf.models.fingerprint import live_model_fingerprint
 from lit_rlhf.models.loading import load_causal_lm
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import add_lora
 from lit_rlhf.rollout.forward_passes import response_logprobs
+from tests.helpers.ranks import on_ranks
 from tests.helpers.services import Reply, Request, Service, serve
 from tests.helpers.vllm_server import Choices, FakeVLLM, serve_modified, serve_vllm
 
@@ -459,6 +463,38 @@ def test_a_restarted_server_gets_the_weights_again(llama, policy, tmp_path, monk
             generate(vllm, policy, GREEDY)
 
 
+def test_an_adapter_that_a_restarted_server_lost_during_a_rollout_is_handed_over_again(
+    llama, policy, tmp_path, monkeypatch
+):
+    """It answers 404: the model of the requests is the adapter."""
+    add_lora(policy, LoRA(rank=4, alpha=8))
+    with serve_vllm(llama) as (service, server):
+        vllm, answer = make_generator(service, tmp_path, VLLMLoRAGenerator), server.answer_v1_completions
+        restarts = []
+
+        def restart_once(payload: Any) -> Reply:
+            if "prompt_logprobs" not in payload and not restarts:
+                restarts.append(server.restart())
+            return answer(payload)
+
+        monkeypatch.setattr(server, "answer_v1_completions", restart_once)
+        assert_same(generate(vllm, policy, GREEDY), generate(CachedGenerator(), policy, GREEDY))
+        assert len(server.weights_paths) == 2
+
+        def refuse(_: Any) -> Reply:
+            return Reply({"error": {"message": "no such model"}}, status=404)
+
+        monkeypatch.setattr(server, "answer_v1_completions", refuse)
+        assert "no such model" in refusal_of(lambda: generate(vllm, policy, GREEDY)), "it holds the adapter"
+
+        def stop(payload: Any) -> Reply:
+            monkeypatch.setattr(server, "answer_v1_models", refuse)
+            return refuse(payload)
+
+        monkeypatch.setattr(server, "answer_v1_completions", stop)
+        assert "no such model; start it with --served-model-name" in refusal_of(lambda: generate(vllm, policy, GREEDY))
+
+
 @pytest.mark.parametrize(
     ("path", "reply", "message"),
     [
@@ -483,6 +519,62 @@ def test_a_server_that_answers_no_more_is_reported_in_time(path, reply, message,
         vllm = make_generator(service, tmp_path)
         assert message in refusal_of(lambda: generate(vllm, policy, GREEDY))
         assert time.monotonic() - start < 2
+
+
+def start_rollout(vllm: VLLMGenerator, policy: Any) -> None:
+    arguments = PromptBatch.from_tokens(*pad_left(PROMPTS, 0)), GREEDY, sampling_uniforms(len(PROMPTS), 10, 3)
+    vllm.start(policy, *arguments)
+
+
+def test_responses_that_are_not_there_in_time_stay_pending(llama, policy, tmp_path):
+    ours, server, may_answer = generate(CachedGenerator(), policy, GREEDY), FakeVLLM(llama), threading.Event()
+
+    def answer(request: Request, before: int) -> Reply:
+        found = server.answer(request, before)
+        if request.path == "/v1/completions" and "prompt_logprobs" not in request.payload:
+            may_answer.wait(20)
+        return found
+
+    with serve(answer) as service:
+        vllm = make_generator(service, tmp_path, timeout=60.0)
+        assert vllm.ready_output(0.1) is None, "nothing was started"
+        start_rollout(vllm, policy)
+        start = time.monotonic()
+        assert vllm.ready_output(timeout=0.2) is None
+        assert 0.1 < time.monotonic() - start < 10
+        may_answer.set()
+        found = vllm.ready_output(timeout=60.0)
+        assert_same(found, ours)
+        assert vllm.finish() is found and vllm.finish() is None
+        assert len(completions(service)) == len(PROMPTS), "they are requested once"
+
+
+def test_responses_of_all_ranks_are_in_time_or_of_none(llama, policy, tmp_path):
+    """Rank zero has its responses, and the second rank's come later."""
+    server, may_answer = FakeVLLM(llama), threading.Event()
+
+    def answer(request: Request, before: int) -> Reply:
+        if request.path == "/go":
+            may_answer.set()
+            return Reply()
+        found = server.answer(request, before)
+        if request.path == "/v1/completions" and request.payload["prompt"] == PROMPTS[1]:
+            may_answer.wait(20)
+        return found
+
+    with serve(answer) as service:
+
+        def rank() -> Any:
+            dist.init_process_group("gloo")
+            vllm, number = make_generator(service, tmp_path, timeout=60.0), dist.get_rank()
+            prompt = PromptBatch.from_tokens(*pad_left([PROMPTS[number]], 0))
+            vllm.start(policy, prompt, GREEDY, sampling_uniforms(1, 10, 3))
+            early, has_own = vllm.ready_output(timeout=(60.0, 0.2)[number]), not vllm.pending.thread.is_alive()
+            JSONClient(f"{service.url}/go").request({}, lambda *_: None)
+            late = vllm.ready_output()
+            return early is None, has_own, late.response_ids.shape == (1, 10)
+
+        assert on_ranks(rank, tmp_path) == [(True, True, True), (True, False, True)]
 
 
 def test_several_greedy_samples_are_one_request(llama, policy, tmp_path):
