@@ -208,7 +208,9 @@ def test_requests_under_way_and_later_ones_can_be_broken_off() -> None:
         assert JSONClient(service.url).request({}, value) == 1.0, "another client goes on"
 
 
-@pytest.mark.parametrize("settings", [{"pause": 30.0}, {"rate": 1 / 30, "pause": 0.01}], ids=lambda each: next(iter(each)))
+@pytest.mark.parametrize(
+    "settings", [{"pause": 30.0}, {"rate": 1 / 30, "pause": 0.01}], ids=lambda each: next(iter(each))
+)
 def test_a_pause_is_broken_off(settings) -> None:
     """Before the next attempt, or for the rate limit."""
     with serve(lambda request, before: Reply(status=503)) as service:
