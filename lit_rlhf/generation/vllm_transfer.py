@@ -9,7 +9,7 @@ import math
 import pickle
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, ClassVar, NamedTuple
@@ -24,6 +24,7 @@ from lit_rlhf.distributed import broadcast_object, is_distributed, is_rank_zero
 from lit_rlhf.errors import UserError
 from lit_rlhf.generation.vllm_responses import Payload
 from lit_rlhf.generation.vllm_server import ServerSettings, VLLMServer
+from lit_rlhf.http import JSONClient
 from lit_rlhf.models.lora import MergedWeight, iter_merged_weights
 
 PACKAGE = "vllm.distributed.weight_transfer"
@@ -51,11 +52,13 @@ class WeightStream:
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
         self.model, self.dtype = model, dtype
-        self.iterator = self._iterate()
+        self.restart()
 
     def restart(self) -> None:
         """Begin anew: the weights have changed."""
         self.iterator = self._iterate()
+        self.has_failed = False  # while a weight was gathered; how far it came is not known
+        self.problem: UserError | None = None  # set by another thread: raised in place of the next weight
 
     def metadata(self) -> list[WeightDescription]:
         """Return name, dtype and full shape of each weight; nothing is gathered."""
@@ -64,7 +67,10 @@ class WeightStream:
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """Yield name and tensor of each weight, once after `restart`."""
-        return self.iterator
+        for each in self.iterator:  # not `yield from`, with which nothing would be left to `finish`
+            yield each
+            if self.problem is not None:
+                raise self.problem
 
     def finish(self) -> None:
         """Gather what is left: other ranks wait for it in their gathers."""
@@ -72,11 +78,15 @@ class WeightStream:
             pass
 
     def _iterate(self) -> Iterator[tuple[str, Tensor]]:
-        for each in self._weights():
-            with torch.no_grad(), torch.autocast(self.model.device.type, enabled=False):
-                weight = each.compute()
-                weight = weight.to(self._sent_dtype(weight))
-            yield each.name, weight
+        try:
+            for each in self._weights():
+                with torch.no_grad(), torch.autocast(self.model.device.type, enabled=False):
+                    weight = each.compute()
+                    weight = weight.to(self._sent_dtype(weight))
+                yield each.name, weight
+        except Exception:
+            self.has_failed = True
+            raise
 
     def _weights(self) -> Iterator[MergedWeight]:
         """Yield each weight once: an output layer that is tied to the embedding is so on the server."""
@@ -95,19 +105,22 @@ class WeightSyncClient:
 
     Args:
         server: the server.
+        on_failure: called with the first error, from the thread of the request; may raise it. After it nothing more is
+            asked.
     """
 
-    def __init__(self, server: VLLMServer) -> None:
-        self.server = server
+    def __init__(self, server: VLLMServer, on_failure: Callable[[UserError], None]) -> None:
+        self.server, self.on_failure = server, on_failure
         self.update = server.transfer_client("update_weights")
+        self.error: UserError | None = None  # the first
 
     def init_weight_transfer_engine(self, init_info: Payload) -> None:
         """Have it connect."""
-        self.server.control_transfer("init_weight_transfer_engine", {"init_info": init_info})
+        self._control("init_weight_transfer_engine", {"init_info": init_info})
 
     def start_weight_update(self) -> None:
         """Have it prepare for weights."""
-        self.server.control_transfer("start_weight_update")
+        self._control("start_weight_update")
 
     def update_weights(self, update_info: Payload) -> None:
         """Have it receive weights; it answers when it has them."""
@@ -115,15 +128,26 @@ class WeightSyncClient:
         if handles is not None:  # which JSON cannot hold; the server must be told to read pickles
             update_info = {name: value for name, value in update_info.items() if name != "ipc_handles"}
             update_info["ipc_handles_pickled"] = base64.b64encode(pickle.dumps(handles)).decode()
-        self.server.control_transfer("update_weights", {"update_info": update_info}, self.update)
+        self._control("update_weights", {"update_info": update_info}, self.update)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         """Have it compute with them."""
-        self.server.control_transfer("finish_weight_update")
+        self._control("finish_weight_update")
 
-    def break_off(self) -> None:
-        """End a request to receive weights that were not sent; without it the process would not end."""
+    def break_off(self, error: UserError) -> None:
+        """End a request to receive weights that were not sent, for this reason; else the process would not end."""
+        self.error = self.error or error
         self.update.break_off("the weights were not sent")
+
+    def _control(self, step: str, payload: Payload | None = None, client: JSONClient | None = None) -> None:
+        if self.error is not None:
+            return
+        try:
+            self.server.control_transfer(step, payload, client)
+        except UserError as error:
+            if self.error is None:  # else it was broken off
+                self.error = error
+                self.on_failure(error)
 
 
 class NativeTransfer(ABC):
@@ -181,10 +205,12 @@ class NativeTransfer(ABC):
         stream = self.stream = self.stream or WeightStream(model, dtype)
         stream.model, stream.dtype = model, dtype
         stream.restart()
-        problem = None
+        if self.engine is None:
+            self.client = WeightSyncClient(server, self.handle_failure)
+        assert self.client is not None
         try:
             if self.engine is None:
-                self.engine = self.connect(server, stream)
+                self.engine = self.connect(server, stream, self.client)
             if model.device.type == "cuda":
                 torch.cuda.synchronize(model.device)  # the weights are read on streams of the package's own
             self.engine.send_weights()
@@ -192,25 +218,28 @@ class NativeTransfer(ABC):
             self.engine = None
             if not is_rank_zero():
                 raise
-            if self.client is not None:
-                self.client.break_off()
             text = f"the policy's weights were not sent by {self.backend}: {' '.join(str(error).split())}"
             problem = error if isinstance(error, UserError) else server.error(f"{text}; restart it, resume the run")
-            self.join_other_ranks(problem)
-        message = broadcast_object(None if problem is None else str(problem))
+            self.client.break_off(problem)
+            self.join_other_ranks(self.client.error or problem)
+        message = broadcast_object(None if self.client.error is None else str(self.client.error))
         if message is not None:
+            self.engine = None
             raise UserError(message)
 
-    def connect(self, server: VLLMServer, stream: WeightStream) -> Any:
+    def connect(self, server: VLLMServer, stream: WeightStream, client: WeightSyncClient) -> Any:
         """Return the package's trainer side; on rank zero it is connected to the server's workers."""
-        self.client = WeightSyncClient(server)
         rank = dist.get_rank() if is_distributed() else 0
         sizes = [math.prod(weight.shape) * weight.dtype.itemsize for weight in stream.metadata()]
         module, name = self.init_class
         settings = self.settings(server, max(BUFFER_BYTES, *sizes))
         init_info = getattr(import_module(f"{PACKAGE}.{module}"), name)(**settings, rank=rank)
         factory: Any = import_module(PACKAGE)
-        return factory.WeightTransferTrainerFactory.trainer_init(init_info, client=self.client, source=stream)
+        return factory.WeightTransferTrainerFactory.trainer_init(init_info, client=client, source=stream)
+
+    @abstractmethod
+    def handle_failure(self, error: UserError) -> None:
+        """A request to the server has failed, in any thread of rank zero; see `WeightSyncClient`."""
 
     @abstractmethod
     def join_other_ranks(self, error: UserError) -> None:
@@ -243,9 +272,20 @@ class NCCLTransfer(NativeTransfer):
             "packed_buffer_size_bytes": buffer_bytes,
         }
 
-    def join_other_ranks(self, error: UserError) -> None:
-        """Gather the weights that the other ranks are gathering."""
+    def handle_failure(self, error: UserError) -> None:
+        """End the broadcasts that nobody receives, which would wait for ever in CUDA, and raise the error."""
         assert self.stream is not None
+        self.stream.problem = error  # first: nothing may be broadcast while the group is destroyed
+        engine = self.engine  # None while it connects, and once `push` has dropped it in its own thread
+        if engine is not None:
+            engine.model_update_group.destroy()
+        raise error
+
+    def join_other_ranks(self, error: UserError) -> None:
+        """Gather the weights that the other ranks are gathering; if that is what has failed, raise the error."""
+        assert self.stream is not None
+        if self.stream.has_failed:
+            raise error
         self.stream.finish()
 
 
@@ -262,6 +302,9 @@ class IPCTransfer(NativeTransfer):
     def settings(self, server: VLLMServer, buffer_bytes: int) -> dict[str, Any]:
         """See `NativeTransfer.settings`; packed, for without it all weights would be copied at once."""
         return {"packed": True, "packed_buffer_size_bytes": buffer_bytes}
+
+    def handle_failure(self, error: UserError) -> None:
+        """Go on without the server: the other ranks wait for this one, within the package, at each buffer."""
 
     def join_other_ranks(self, error: UserError) -> None:
         """Raise the error: the other ranks wait within the package."""

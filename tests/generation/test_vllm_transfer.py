@@ -1,6 +1,8 @@
 """Weights from GPU to GPU, against stand-ins for the server and for vLLM's trainer side; and a server that sleeps."""
 
+import time
 import weakref
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,12 @@ from lit_rlhf.generation.vllm_transfer import NativeTransfer, WeightStream, own_
 from lit_rlhf.models.fingerprint import live_model_fingerprint
 from lit_rlhf.models.loading import load_causal_lm
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
-from lit_rlhf.models.lora import add_lora, merged_state_dict
+from lit_rlhf.models.lora import MergedWeight, add_lora, merged_state_dict
 from tests.generation.test_vllm import GREEDY, assert_same, completions, generate, perturb_weights, refusal_of
 from tests.helpers.ranks import on_ranks
-from tests.helpers.services import Service
-from tests.helpers.vllm_server import serve_vllm
-from tests.helpers.vllm_transfer import TrainerSide, install
+from tests.helpers.services import Reply, Service
+from tests.helpers.vllm_server import error_body, serve_vllm
+from tests.helpers.vllm_transfer import PATIENCE, TrainerSide, install
 
 NATIVE = {"nccl": NCCLTransfer, "ipc": IPCTransfer}
 
@@ -140,6 +142,7 @@ def test_a_server_that_cannot_receive_is_refused(llama, trained, side, tmp_path)
         with serve_vllm(llama, backend=backend) as (service, _):
             message = refusal_of(lambda: generate(make(service, NCCLTransfer()), trained, GREEDY))
         assert f'it takes weights {found}; start it with --weight-transfer-config \'{{"backend": "nccl"}}\'' in message
+    add_lora(trained, LoRA(rank=4, alpha=8))
     with serve_vllm(llama) as (service, _):
         vllm = VLLMLoRAGenerator(None, service.url, transfer=NCCLTransfer(), timeout=5.0)
         assert "takes neither transfer nor sleep" in refusal_of(lambda: generate(vllm, trained, GREEDY))
@@ -159,6 +162,104 @@ def test_a_transfer_that_fails_ends_the_run_and_the_next_one_connects_again(llam
         server.restart()
         assert_same(generate(vllm, trained, GREEDY), generate(CachedGenerator(), trained, GREEDY))
         assert len(side.created) == 3
+
+
+REFUSED = "CUDA out of memory on the server"
+
+
+def refuse(_: Any) -> Reply:
+    """Fail when the trainer's side is already waiting for the server."""
+    return Reply(error_body(REFUSED, 500), status=500, delay=0.5)
+
+
+@pytest.mark.parametrize("backend", NATIVE)
+@pytest.mark.parametrize("step", ["init_weight_transfer_engine", "start_weight_update", "update_weights"])
+def test_a_step_that_the_server_refuses_ends_the_run_with_its_words(step, backend, llama, trained, side, monkeypatch):
+    """By NCCL the trainer's side is in a broadcast at the time, or at the rendezvous."""
+    with serve_vllm(llama, backend=backend) as (service, server):
+        vllm, start = make(service, NATIVE[backend]()), time.monotonic()
+        with monkeypatch.context() as patch:
+            patch.setattr(server, f"answer_{step}", refuse)
+            message = refusal_of(lambda: generate(vllm, trained, GREEDY))
+        assert f"it did not take the policy's weights ({step}): status 500: {REFUSED}" in message
+        assert time.monotonic() - start < PATIENCE
+        asked = [each.path.strip("/") for each in service.requests]
+        assert step in asked and "finish_weight_update" not in asked, "after the failure nothing is asked"
+        if backend == "nccl" and step == "update_weights":
+            assert side.created[0].model_update_group.is_destroyed
+        server.restart()
+        assert_same(generate(vllm, trained, GREEDY), generate(CachedGenerator(), trained, GREEDY))
+        assert len(side.created) == 2
+
+
+def test_after_a_failure_in_another_thread_no_weight_is_yielded_and_the_rest_can_be_gathered(trained):
+    stream = WeightStream(trained, torch.float32)
+    names, sent = [each.name for each in stream.metadata()], iter(stream)
+    assert next(sent)[0] == names[0]
+    stream.problem = UserError("it failed")
+    with pytest.raises(UserError, match="it failed"):
+        next(sent)
+    assert [name for name, _ in stream.iterator] == names[1:] and not stream.has_failed
+    stream.restart()
+    assert list(dict(stream)) == names
+
+
+def test_nothing_is_broadcast_once_the_group_is_destroyed(llama, trained, side, monkeypatch):
+    compute = MergedWeight.compute
+
+    def compute_slowly(weight: MergedWeight) -> torch.Tensor:
+        time.sleep(0.1)
+        return compute(weight)
+
+    with serve_vllm(llama, backend="nccl") as (service, server):
+        monkeypatch.setattr(MergedWeight, "compute", compute_slowly)
+        monkeypatch.setattr(server, "answer_update_weights", lambda _: Reply(error_body(REFUSED, 500), status=500))
+        assert REFUSED in refusal_of(lambda: generate(make(service, NCCLTransfer()), trained, GREEDY))
+    group = side.created[0].model_update_group
+    assert group.is_destroyed and group.late <= 1, "that for which the weight was taken before"
+
+
+def push_on_ranks(transfer: NativeTransfer, service: Service, policy: Any, folder: Path) -> list[str]:
+    """Push a sharded policy from two ranks; return the error of each."""
+
+    def rank() -> str:
+        dist.init_process_group("gloo", timeout=timedelta(seconds=20))
+        for layer in policy.model.layers:
+            fully_shard(layer, mesh=init_device_mesh("cpu", (2,)))
+        try:
+            transfer.push(make(service, transfer).server, policy, torch.float32)
+        except (UserError, RuntimeError) as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    return on_ranks(rank, folder)
+
+
+@pytest.mark.parametrize("backend", NATIVE)
+def test_a_server_that_refuses_weights_ends_all_ranks_with_its_words(
+    backend, llama, trained, side, tmp_path, monkeypatch
+):
+    """No rank is left in a gather of the policy's weights, or in a barrier of the package."""
+    with serve_vllm(llama, backend=backend) as (service, server):
+        monkeypatch.setattr(server, "answer_update_weights", refuse)
+        messages = push_on_ranks(NATIVE[backend](), service, trained, tmp_path)
+    assert len(set(messages)) == 1 and messages[0].startswith("UserError: ") and REFUSED in messages[0]
+
+
+def test_a_gather_that_fails_on_rank_zero_ends_it_in_place_of_a_broadcast(llama, trained, side, tmp_path, monkeypatch):
+    """The other rank is still in the gather, so it would take part in no broadcast."""
+    compute = MergedWeight.compute
+
+    def fail(weight: MergedWeight) -> torch.Tensor:
+        if dist.get_rank() == 0 and weight.name == "model.layers.1.mlp.up_proj.weight":
+            raise torch.OutOfMemoryError("CUDA out of memory here")
+        return compute(weight)
+
+    monkeypatch.setattr(MergedWeight, "compute", fail)
+    with serve_vllm(llama, backend="nccl") as (service, _):
+        first, second = push_on_ranks(NCCLTransfer(), service, trained, tmp_path)
+    assert "UserError" in first and "were not sent by nccl: CUDA out of memory here" in first
+    assert second.startswith("RuntimeError"), "its gather ends with rank zero"
 
 
 def test_own_address_is_that_on_the_way_to_the_server():

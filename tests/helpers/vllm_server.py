@@ -9,6 +9,7 @@ a reload that failed.
 
 import copy
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.helpers.services import Reply, Request, Service, serve
 
 MAX_STOP_STRINGS = 4
+TRANSFER_PATIENCE = 2.0  # seconds that weights are waited for, in place of for ever
 MEMORY = {"weights", "kv_cache"}  # that a sleeping server has given back
 Choices = list[dict[str, Any]]
 
@@ -141,7 +143,13 @@ class FakeVLLM:
         if "start" not in self.transfer or "weights" in self.asleep:
             return Reply(error_body("start_weight_update must be called before update_weights.", 500), status=500)
         info = payload["update_info"]
-        weights = load_file(info["file"])
+        file, last = Path(info["file"]), time.monotonic() + TRANSFER_PATIENCE
+        while not file.exists():  # by NCCL they are sent once it waits for them
+            if time.monotonic() > last:
+                return Reply(error_body("the weights did not come", 500), status=500)
+            time.sleep(0.01)
+        weights = load_file(file)
+        file.unlink()
         assert list(weights) == sorted(info["names"])
         assert all(list(weights[name].shape) == shape for name, shape in zip(info["names"], info["shapes"]))
         self.model.load_state_dict(weights, strict=False)
