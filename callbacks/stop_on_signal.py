@@ -11,6 +11,8 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_rlhf.checkpoints import Stoppable
+
 CHECKPOINT_NAME = "stopped.ckpt"
 REQUEUE_SIGNAL = signal.SIGUSR1
 
@@ -88,6 +90,8 @@ class StopOnSignal(Callback):
             folders := [each.dirpath for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
         ):
             path = Path(folders[0] or trainer.default_root_dir) / CHECKPOINT_NAME
+            if isinstance(trainer.lightning_module, Stoppable):
+                trainer.lightning_module.prepare_stop()
             trainer.save_checkpoint(path, weights_only=False)
         raise StoppedBySignal(self.received_signal or signal.SIGTERM, path)
 

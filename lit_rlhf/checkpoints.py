@@ -17,6 +17,13 @@ RUN_KEY = "run"  # where `lit_rlhf.callbacks.RunState` stores its state
 PART = ".part"
 
 
+class Stoppable:
+    """Optional base of a LightningModule: what it does before the checkpoint of a run that was told to stop."""
+
+    def prepare_stop(self) -> None:
+        """Give up what the checkpoint would wait for; every rank calls it."""
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a temporary file in the target's folder, then renames it, so a file with its final name is complete.
 

@@ -134,7 +134,11 @@ class JSONClient:
             raise UserError(
                 f"{self.without_query(url)}: timeout and rate must be above 0, retries 0 or more, parallel 1 or more"
             )
-        self.url, self.headers = url, {"Content-Type": "application/json", **(headers or {})}
+        self.url, self.headers = url, {"Content-Type": "application/json"}
+        for name, value in (headers or {}).items():
+            self.headers[name] = value.strip()  # a key from a file may end in a newline
+            if not (value.strip().isascii() and value.strip().isprintable()):  # http.client would print it
+                raise UserError(f"{self.without_query(url)}: the header {name} cannot hold the key; is it damaged?")
         self.timeout, self.retries, self.pause, self.rate, self.parallel = timeout, retries, pause, rate, parallel
         self.decode = decode
         self._lock, self._next_start = threading.Lock(), 0.0
@@ -199,7 +203,11 @@ class JSONClient:
         If the key is rejected or the caller stops, the remaining payloads are not sent.
         """
         with ThreadPoolExecutor(self.parallel) as pool:
-            yield from pool.map(lambda payload: self.request(payload, parse), payloads)
+            try:
+                yield from pool.map(lambda payload: self.request(payload, parse), payloads)
+            except (KeyboardInterrupt, SystemExit):  # else the pool waits for all attempts and their pauses
+                self.break_off("the program was interrupted")
+                raise
 
     def _send(self, payload: Any) -> Any:
         body = None if payload is None else json.dumps(payload).encode()

@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "progress": set(),
     "functional": set(),
     "hashing": set(),
-    "distributed": set(),
+    "distributed": {"errors"},
     "importing": {"errors", "suggestions"},
     "http": {"errors"},
     "checkpoint_files": {"errors"},

@@ -1,5 +1,7 @@
 """The HTTP client against a fake service: which failures are retried, given up, or user errors."""
 
+import os
+import signal
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -224,3 +226,28 @@ def test_a_pause_is_broken_off(settings) -> None:
 def test_what_is_read_may_be_another_format_than_json() -> None:
     with serve(lambda request, before: Reply(b"added")) as service:
         assert JSONClient(service.url, decode=bytes.decode).request({}, lambda text, _: text) == "added"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", " "])
+def test_the_end_of_line_of_a_key_file_is_not_sent(end: str) -> None:
+    with serve(lambda request, before: Reply({"value": 7})) as service:
+        client = JSONClient(service.url, {"Authorization": f"Bearer secret-key{end}"}, **FAST)
+        assert client.request({}, value) == 7.0
+
+
+@pytest.mark.parametrize("key", ["secret\rkey", "secret\x00key", "secret\u20ackey"])
+def test_a_key_that_no_header_can_hold_is_not_printed(key: str) -> None:
+    with pytest.raises(UserError, match="the header Authorization cannot hold the key") as error:
+        JSONClient("http://127.0.0.1:9", {"Authorization": f"Bearer {key}"})
+    assert "secret" not in str(error.value)
+
+
+def test_an_interrupt_does_not_wait_for_the_pauses_of_others() -> None:
+    with serve(lambda request, before: Reply(status=503, headers={"Retry-After": "30"})) as service:
+        client, start = JSONClient(service.url, retries=3), time.monotonic()
+        answers = client.request_all([{}] * 4, value)
+        interrupt = threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT])
+        interrupt.start()
+        with pytest.raises(KeyboardInterrupt):
+            next(answers)
+        assert time.monotonic() - start < 10

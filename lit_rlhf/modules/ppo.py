@@ -33,6 +33,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
+from lit_rlhf.checkpoints import Stoppable
 from lit_rlhf.data.batches import PretrainingBatch, PromptBatch
 from lit_rlhf.data.collation import TokenizedPrompt
 from lit_rlhf.data.loader import convert_batch_progress, get_dp_world_size_and_rank
@@ -90,6 +91,8 @@ from lit_rlhf.strategies import (
     unsharded_parameters,
 )
 
+STOP_TIMEOUT = 5.0  # seconds that a run which was told to stop waits for the responses of its next iteration
+
 
 class ForwardOutput(NamedTuple):
     """What policy and critic compute of a micro-batch."""
@@ -108,7 +111,7 @@ class DropNextRollout(Callback):
         pl_module.drop_next_rollout()
 
 
-class PPOModule(ActorCritic):
+class PPOModule(ActorCritic, Stoppable):
     """Policy and critic, trained on rollouts of the policy.
 
     Args:
@@ -584,6 +587,11 @@ class PPOModule(ActorCritic):
     def teardown(self, stage: str) -> None:
         """Drop responses that no update waits for."""
         self.drop_next_rollout()
+
+    def prepare_stop(self) -> None:
+        """See `Stoppable`: responses that are not there soon are dropped, and sampled again after a resume."""
+        if self.remote is not None and self.next_rollout is not None and self.remote.ready_output(STOP_TIMEOUT) is None:
+            self.drop_next_rollout()
 
     def drop_next_rollout(self) -> None:
         """Forget responses that are sampled during an update."""

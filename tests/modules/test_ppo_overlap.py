@@ -1,5 +1,7 @@
 """PPO whose next responses are sampled during the update: off by one iteration, corrected, resumed exactly."""
 
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -10,7 +12,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lit_rlhf.callbacks import EMA, MetricGuard, MetricLimit, PPOInvariantCheck, Throughput
+from lit_rlhf.callbacks import EMA, MetricGuard, MetricLimit, PPOInvariantCheck, StopOnSignal, Throughput
+from lit_rlhf.callbacks.stop_on_signal import StoppedBySignal
 from lit_rlhf.data import PromptDataModule
 from lit_rlhf.errors import UserError
 from lit_rlhf.generation import VLLMGenerator
@@ -274,6 +277,31 @@ def test_split_tensors_are_refused(llama, tmp_path, monkeypatch):
     monkeypatch.setattr("lit_rlhf.modules.ppo.tensor_parallel_size", lambda strategy: 2)
     with pytest.raises(UserError, match="tensor_parallel_size: a generator outside this process"):
         train(make_module(llama, "http://127.0.0.1:9", tmp_path / "shared", overlap=False), tmp_path)
+
+
+def test_a_signal_does_not_wait_for_the_next_responses(llama, tmp_path, monkeypatch):
+    """The checkpoint is written without them, and a resumed run samples them again."""
+    monkeypatch.setattr("lit_rlhf.modules.ppo.STOP_TIMEOUT", 0.1)
+    server = FakeVLLM(llama)
+
+    def answer(request: Request, before: int) -> Reply:
+        reply = server.answer(request, before)
+        is_next = sum("seed" in (each.payload or {}) for each in service.requests) > 8
+        return reply._replace(delay=20.0 if is_next and "seed" in (request.payload or {}) else 0.0)
+
+    class Signal(Callback):
+        def on_before_optimizer_step(self, trainer: Trainer, *_: Any) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    checkpoints = ModelCheckpoint(tmp_path, every_n_train_steps=100)
+    with serve(answer) as service:
+        start = time.monotonic()
+        module = make_module(llama, service.url, tmp_path / "shared")
+        with pytest.raises(StoppedBySignal):
+            train(module, tmp_path, Signal(), StopOnSignal(), checkpoints, enable_checkpointing=True)
+        assert time.monotonic() - start < 15
+    saved = torch.load(tmp_path / "stopped.ckpt", weights_only=True)
+    assert "next_rollout" not in saved and saved["global_step"] == 1
 
 
 def test_settings_that_do_not_go_together_are_refused(tmp_path):
