@@ -205,7 +205,7 @@ def build_record(
     """Return the record of a run, without files."""
     run = find_run_state(trainer)
     role = pl_module.lineage_role if isinstance(pl_module, Traceable) else Traceable.lineage_role
-    if role == "sft" and isinstance(trainer.datamodule, PretrainingDataModule):  # type: ignore[attr-defined]
+    if isinstance(trainer.datamodule, PretrainingDataModule):  # type: ignore[attr-defined]
         role = "pretraining"
     seed = os.environ.get(SEED_VARIABLE)
     return LineageRecord(

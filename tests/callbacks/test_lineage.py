@@ -3,10 +3,13 @@
 import subprocess
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from lightning.pytorch import LightningDataModule
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
@@ -14,11 +17,14 @@ from lit_rlhf.callbacks import ExportModel, Lineage, RunState
 from lit_rlhf.callbacks import lineage as lineage_module
 from lit_rlhf.callbacks.lineage import add_compute
 from lit_rlhf.data import DemonstrationDataModule, PretrainingDataModule
+from lit_rlhf.generation import SamplingParams
 from lit_rlhf.lineage.environment import read_git_state
 from lit_rlhf.lineage.records import Compute, LineageRecord, read_record
-from lit_rlhf.modules import SFTModule
+from lit_rlhf.lineage.traceable import Traceable
+from lit_rlhf.modules import PPOConfig, PPOModule, SFTModule
 from tests.callbacks.fake_wandb_logger import FakeWandbLogger
 from tests.helpers.fake_wandb_run import FakeRun, Registry
+from tests.helpers.ppo_fakes import PromptData, WordShare
 from tests.helpers.small_runs import demonstrations, quiet_trainer, sgd, write_rows
 
 
@@ -126,6 +132,51 @@ def test_an_online_run_gets_inputs_and_output(tmp_path: Path, llama: str) -> Non
     assert registry.logged["run"] == ["demo-sft"] and len(registry.used["run"]) == 2
     assert "entity/project/demo-sft:step-1" in registry.versions
     assert registry.links == [("demo-sft", "wandb-registry-model/x")]
+
+
+class ExtraTokens(Callback, Traceable):
+    """Trains on further tokens, as the pretraining mix does."""
+
+    def extra_tokens_per_step(self) -> int:
+        return 100
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        pl_module.log("unknown", float("nan"))
+
+
+def test_a_resumed_run_has_the_operations_of_an_unbroken_one(tmp_path: Path, llama: str) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", demonstrations(8))
+
+    def train(folder: Path, steps: int, start: Path | None = None) -> LineageRecord:
+        callbacks = [Lineage(), ExtraTokens(), ModelCheckpoint(folder, save_last=True), ExportModel()]
+        trainer = quiet_trainer(folder, max_steps=steps, callbacks=callbacks, enable_checkpointing=True)
+        trainer.fit(SFTModule(llama, sgd(0.1)), DemonstrationDataModule(path, micro_batch_size=4), ckpt_path=start)
+        record = read_record(folder / "model")
+        assert record is not None and record.compute.flops
+        return record
+
+    unbroken, first = train(tmp_path / "unbroken", 2), train(tmp_path / "first", 1)
+    resumed = train(tmp_path / "resumed", 2, tmp_path / "first" / "last.ckpt")
+    assert first.compute.tokens != unbroken.compute.tokens == resumed.compute.tokens
+    assert resumed.compute.flops == pytest.approx(unbroken.compute.flops) and resumed.compute.sessions == 2
+    assert "train/loss" in unbroken.metrics and "unknown" not in unbroken.metrics
+
+
+def test_each_fit_of_a_trainer_counts_from_zero_and_a_rollout_once(tmp_path: Path, llama: str) -> None:
+    lineage, ppo = Lineage(), PPOConfig(rollout_batch_size=8, micro_batch_size=4, ppo_epochs=2)
+    for _ in range(2):
+        module = PPOModule(llama, WordShare(), SamplingParams(4), ppo)
+        trainer = quiet_trainer(tmp_path, max_epochs=2, callbacks=[lineage])
+        trainer.fit(module, datamodule=PromptData())
+        record = lineage.finish(trainer, module)
+        assert record is not None and record.compute.tokens == module.num_tokens > 0
+
+
+def test_the_devices_of_all_ranks_are_counted() -> None:
+    strategy = SimpleNamespace(root_device=torch.device("cpu"), reduce=lambda value, **_: value)
+    trainer: Any = SimpleNamespace(strategy=strategy, world_size=3, callbacks=[], global_step=0)
+    compute = Lineage().measure(trainer, object())
+    assert compute.wall_seconds and compute.device_seconds == pytest.approx(3 * compute.wall_seconds)
 
 
 def test_sessions_add_up_and_what_is_not_known_stays_so() -> None:
