@@ -162,7 +162,20 @@ def _stream_memory(data: Any) -> RowStream:
 
 def _memory_row(value: Any, number: int) -> Row:
     """Return a row of memory; its columns are a copy, so that the caller's stay as they are."""
-    return _as_row(dict(value) if isinstance(value, Mapping) else value, f"rows[{number}]")
+    return _as_row(_as_plain(value), f"rows[{number}]")
+
+
+def _as_plain(value: Any) -> Any:
+    """Return a value with dicts, lists and Python's numbers in place of mappings, NumPy's arrays and scalars.
+
+    A DataFrame read from Parquet holds arrays where the file holds lists. Names of columns become text.
+    """
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.ndarray | numpy.generic):
+        return _as_plain(value.tolist()) if isinstance(value, numpy.ndarray) else value.item()
+    if isinstance(value, Mapping):
+        return {str(name): _as_plain(each) for name, each in value.items()}
+    return [_as_plain(each) for each in value] if isinstance(value, list) else value
 
 
 def read_text(path: str) -> str:

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 import datasets
+import numpy
 import pandas
 import pytest
 import torch
@@ -20,6 +21,9 @@ from lit_rlhf.data import (
     PromptDataModule,
     load_text_blocks,
 )
+from lit_rlhf.data.formats.registry import read_records
+from lit_rlhf.data.records import Demonstration
+from lit_rlhf.data.report import DatasetReport
 from lit_rlhf.data.sources import read_rows, source_key, source_name, stream_rows
 from lit_rlhf.errors import UserError
 from tests.helpers.small_runs import demonstrations, write_rows
@@ -173,3 +177,26 @@ def test_names_and_keys(tmp_path: Path) -> None:
     assert source_key(ROWS) == source_key(tuple(ROWS)) != source_key(ROWS[:-1])
     assert stream_rows(datasets.Dataset.from_list(ROWS)).fingerprint is not None
     assert stream_rows(datasets.Dataset.from_list(ROWS).to_iterable_dataset()).fingerprint is None
+
+
+def test_arrays_and_numbers_of_numpy_are_lists_and_numbers(tmp_path: Path) -> None:
+    turn = {"role": "user", "content": "q"}
+    row = {"messages": [turn, {"role": "assistant", "content": "a"}], "labels": [1.5], "n": 3}
+    datasets.Dataset.from_list([row]).to_parquet(tmp_path / "rows.parquet")
+    frame = pandas.read_parquet(tmp_path / "rows.parquet")
+    assert not isinstance(frame["messages"][0], list)
+    given = [{"messages": row["messages"], "labels": numpy.array([1.5]), "n": numpy.int64(3)}]
+    for rows in (frame, given):
+        assert read_rows(rows)[0].fields == row
+        (record,), report = read_demonstrations(rows)
+        assert record.prompt == [turn] and report.flagged == {"column 'labels' is not read by the format": 1}
+
+
+def test_names_of_columns_that_are_numbers_are_text() -> None:
+    (record,), _ = read_demonstrations([{"prompt": "q", "completion": "a", 0: "b"}])
+    assert record.fields == {"prompt": "q", "completion": "a", "0": "b"}
+
+
+def read_demonstrations(rows: Any) -> tuple[list[Demonstration], DatasetReport]:
+    report = DatasetReport("rows")
+    return read_records(read_rows(rows), "demonstration", Demonstration, "auto", report), report

@@ -141,10 +141,13 @@ def _split_message_lists(row: Row) -> tuple[list[Message], list[Message], list[M
 
 
 def _build_prompt(row: Row, shared: list[Message], report: DatasetReport) -> Prompt:
-    """Concatenate the "prompt" column and the shared turns; a prompt as text is already one of the shared turns."""
+    """Concatenate the "prompt" column and the shared turns, of which those that repeat the column's are left out.
+
+    A prompt as text is already one of the shared turns.
+    """
     given = row.fields.get("prompt")
     if isinstance(given, list):
-        return get_messages(row, "prompt") + shared
+        return _join_turns(get_messages(row, "prompt"), shared, row, report)
     if is_missing(given) or shared:
         if not is_missing(given) and get_text(row, "prompt").strip() not in [
             turn["content"].strip() for turn in shared
@@ -152,3 +155,11 @@ def _build_prompt(row: Row, shared: list[Message], report: DatasetReport) -> Pro
             report.flag("column 'prompt' is not used: it is none of the turns of chosen and rejected", row.origin)
         return shared
     return get_text(row, "prompt")
+
+
+def _join_turns(given: list[Message], shared: list[Message], row: Row, report: DatasetReport) -> list[Message]:
+    """Concatenate two lists of turns; the second may begin with the last turns of the first, as full dialogues do."""
+    overlap = max((n for n in range(1, len(shared) + 1) if given[-n:] == shared[:n]), default=0)
+    if not overlap and any(turn in shared for turn in given):
+        report.flag("turns of column 'prompt' are among those of chosen and rejected: given twice", row.origin)
+    return given + shared[overlap:]

@@ -30,6 +30,11 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
+def is_blank(value: Any) -> bool:
+    """Return whether a value is missing, or text without content, as CSV stores a missing value."""
+    return is_missing(value) or (isinstance(value, str) and not value.strip())
+
+
 def is_rank(value: Any) -> bool:
     """Return whether a value is a rank: a finite number."""
     return type(value) is int or (type(value) is float and math.isfinite(value))

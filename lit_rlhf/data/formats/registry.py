@@ -51,6 +51,22 @@ def _never_detected(fields: Fields) -> bool:
     return False
 
 
+def _is_prompt(name: str) -> Callable[[Fields], bool]:
+    """Return a condition: no other column is the prompt, or demonstrations are read from this one, and no rankings.
+
+    So prompts are those that a model was fine-tuned on, also of rows that repeat theirs as text.
+    """
+
+    def matches(fields: Fields) -> bool:
+        if not any(column in fields for column in ("prompt", "instruction", "question")):
+            return True
+        demonstration, ranking = matching_format(fields, "demonstration"), matching_format(fields, "ranking")
+        trains_on_it = ranking is None and demonstration is not None and demonstration.name == name
+        return trains_on_it and isinstance(fields[name], list)
+
+    return matches
+
+
 _TREE = ("message_tree_id", "prompt")
 _PAIR = ("chosen", "rejected")
 
@@ -102,6 +118,15 @@ FORMATS: dict[Kind, tuple[Format, ...]] = {
     "prompt": (
         Format("conversation_tree", _TREE, oasst_trees.read_prompts, _columns_hold(dict, "prompt")),
         Format("chosen_rejected_messages", _PAIR, hh_dialogues.read_message_list_prompt, _columns_hold(list, *_PAIR)),
+        Format(
+            "messages", ("messages",), row_readers.make_conversation_prompt_reader("messages"), _is_prompt("messages")
+        ),
+        Format(
+            "conversations",
+            ("conversations",),
+            row_readers.make_conversation_prompt_reader("conversations"),
+            _is_prompt("conversations"),
+        ),
         Format("prompt", ("prompt",), row_readers.read_prompt),
         Format(
             "instruction_instances",
@@ -110,8 +135,6 @@ FORMATS: dict[Kind, tuple[Format, ...]] = {
         ),
         Format("instruction", ("instruction",), row_readers.read_prompt),
         Format("question", ("question",), row_readers.read_prompt),
-        Format("messages", ("messages",), row_readers.read_prompt),
-        Format("conversations", ("conversations",), row_readers.read_prompt),
         Format("context", ("context",), row_readers.read_prompt),
         Format("chosen_rejected", _PAIR, hh_dialogues.read_prompt),
         Format("chosen_rejected_chat", _PAIR, hh_dialogues.read_prompt_as_messages, _never_detected),

@@ -15,6 +15,7 @@ from lit_rlhf.data.formats.record_validation import (
     check_prompt,
     check_ranking,
     check_text,
+    is_blank,
     is_missing,
 )
 from lit_rlhf.data.records import (
@@ -109,6 +110,10 @@ def get_prompt(row: Row) -> Prompt:
     "prompt" is text used as it is (or a conversation, if it is a list); "instruction" (with "input", or Dolly's
     "context") and "question" (with "passages") are instructions; "messages" and "conversations" are conversations,
     without a final reply; "context" is a conversation that ends before the reply; "text" is used as it is.
+
+    Raises:
+        UserError: There is none, it has another form, or the row is a message of OpenAssistant, which is no prompt
+            without the messages before it.
     """
     if "prompt" in row.fields:
         return get_messages(row, "prompt") if isinstance(row.fields["prompt"], list) else get_text(row, "prompt")
@@ -120,11 +125,21 @@ def get_prompt(row: Row) -> Prompt:
         return Instruction(get_text(row, "question"), _join_passages(row))
     for name in ("messages", "conversations"):
         if name in row.fields:
-            messages = get_messages(row, name)
-            return messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
+            return get_messages_before_reply(row, name)
     if "context" in row.fields:
         return get_messages(row, "context")
+    if {"text", "role", "parent_id"} <= row.fields.keys():
+        raise UserError(
+            f"{row.origin}: each row is one message of a conversation ('role', 'parent_id'): use the file with trees, "
+            "which for OpenAssistant ends in .trees.jsonl.gz, or set format to your own function"
+        )
     return get_text(row, "text" if "text" in row.fields else "prompt")
+
+
+def get_messages_before_reply(row: Row, name: str) -> list[Message]:
+    """Return a column that holds a conversation, without its final reply."""
+    messages = get_messages(row, name)
+    return messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
 
 
 def _join_passages(row: Row) -> str:
@@ -185,7 +200,9 @@ def add_context(prompt: Prompt, row: Row, report: DatasetReport) -> Prompt:
         texts = list(_iter_texts(value))
         is_read = name in used or (name in _CONVERSATIONS and isinstance(value, list))
         is_read = is_read or (bool(texts) and all(text.strip() in prompt_text for text in texts))
-        if not is_read and _is_meaningful(name, value):
+        is_dialogue = name in ("messages", "conversations") and isinstance(value, list) and bool(value)
+        is_left_out = is_dialogue and isinstance(prompt, str | Instruction)
+        if is_left_out or (not is_read and _is_meaningful(name, value)):
             report.flag(f"column {name!r} is not read by the format", row.origin)
     turns_of_row = [row.fields[name] for name in _CONVERSATIONS if isinstance(row.fields.get(name), list)]
     keys = {
@@ -215,8 +232,8 @@ def _is_text(value: Any) -> bool:
 def _is_meaningful(name: str, value: Any) -> bool:
     plain = "".join(each for each in name.lower() if each.isalpha())
     is_default = value is True or value == 1 if plain in ("weight", "train", "trainonturn") else False
-    is_blank = is_missing(value) or value in ([], {}) or (isinstance(value, str) and not value.strip())
-    return plain in _MEANINGFUL and not (is_default or is_blank)
+    is_empty = is_blank(value) or (isinstance(value, list | dict) and not value)
+    return plain in _MEANINGFUL and not (is_default or is_empty)
 
 
 def _history_turns(value: Any) -> list[Message]:
@@ -322,6 +339,15 @@ def read_pair_labels(row: Row, report: DatasetReport) -> Ranking | None:
 def read_prompt(row: Row, report: DatasetReport) -> PromptRow | None:
     """Read a prompt, from the column that holds it (see `get_prompt`)."""
     return check_prompt(get_prompt(row), row, report)
+
+
+def make_conversation_prompt_reader(name: str) -> Reader:
+    """Build a reader of prompts from conversations, whatever other columns the row has."""
+
+    def read(row: Row, report: DatasetReport) -> PromptRow | None:
+        return check_prompt(get_messages_before_reply(row, name), row, report)
+
+    return read
 
 
 def read_text(row: Row, report: DatasetReport) -> TextRow | None:

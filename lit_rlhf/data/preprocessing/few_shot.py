@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
+from lit_rlhf.data.formats.record_validation import is_blank
 from lit_rlhf.data.preprocessing.keys import get_column, hash_content
 from lit_rlhf.data.records import Demonstration, Instruction, Message, Prompt, PromptInContext, to_messages
 from lit_rlhf.data.report import DatasetReport
@@ -17,7 +18,7 @@ def expand_few_shot(
 
     Text is joined with blank lines. Instructions and conversations become turns of one conversation, in which an
     instruction that is the same in all of them is given once. A task's only demonstration is kept as it is, and
-    counted.
+    counted; so is one without a task (null, NaN or blank).
 
     Args:
         records: The demonstrations.
@@ -28,7 +29,11 @@ def expand_few_shot(
     """
     tasks: dict[Any, list[int]] = defaultdict(list)
     for index, record in enumerate(records):
-        tasks[repr(get_column(record, task_column, "preprocessing.few_shot_by"))].append(index)
+        task = get_column(record, task_column, "preprocessing.few_shot_by")
+        if is_blank(task):
+            report.flag(f"few-shot: without a {task_column!r}, and so without context", record.origin)
+        else:
+            tasks[repr(task)].append(index)
     expanded = list(records)
     for indices in tasks.values():
         indices.sort(key=lambda index: (hash_content(records[index], seed), index))
@@ -44,7 +49,8 @@ def expand_few_shot(
                 expanded[index] = records[index]._replace(
                     prompt=prepend_examples(others, records[index].prompt), train_on_all_replies=False
                 )
-    report.add_line(f"few-shot: {len(records):,} pairs of {len(tasks):,} tasks by {task_column!r}")
+    num_pairs = sum(map(len, tasks.values()))
+    report.add_line(f"few-shot: {num_pairs:,} pairs of {len(tasks):,} tasks by {task_column!r}")
     return expanded
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
+from lit_rlhf.data.formats.record_validation import is_blank
 from lit_rlhf.data.preprocessing.keys import RecordT, get_column, hash_key, prompt_key
 from lit_rlhf.data.report import DatasetReport
 from lit_rlhf.errors import UserError
@@ -38,13 +39,19 @@ def split_by_column(
 ) -> tuple[list[RecordT], list[RecordT]]:
     """Split records by the values of a column, such as the user, the tree or the question.
 
-    A prompt that has values on both sides stays in the validation split only.
+    A row without a value (null, NaN or blank) is split by its prompt, and counted. A prompt that has values on both
+    sides stays in the validation split only.
 
     Raises:
         UserError: A row has no such column, or nothing would be left on one side.
     """
     setting = "preprocessing.split_by"
-    values = [repr(get_column(record, name, setting)) for record in records]
+    values: list[Hashable] = []
+    for record in records:
+        value = get_column(record, name, setting)
+        if is_blank(value):
+            report.flag(f"without a {name!r}, split by prompt", record.origin)
+        values.append(("prompt", prompt_key(record)) if is_blank(value) else repr(value))
     held_out = hold_out(values, fraction, seed)
     count = len(set(values))
     if not 0 < len(held_out) < count:

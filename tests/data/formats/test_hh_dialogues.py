@@ -91,3 +91,24 @@ def test_lists_of_messages_that_differ_or_say_nothing():
     assert len(records) == 1 and report.skipped == {"chosen and rejected differ before the last reply": 1}
     with pytest.raises(UserError, match=r"rows\.jsonl:2: 'chosen' and 'rejected' must each hold a message"):
         convert("ranking", good, {"chosen": [], "rejected": [user("u")]})
+
+
+SYSTEM = {"role": "system", "content": "s"}
+DOUBLED = "turns of column 'prompt' are among those of chosen and rejected: given twice"
+
+
+@pytest.mark.parametrize(
+    ("given", "shared", "prompt", "flagged"),
+    [
+        ([user("q")], [user("q")], [user("q")], {}),
+        ([user("q")], [user("q"), assistant("a"), user("r")], [user("q"), assistant("a"), user("r")], {}),
+        ([SYSTEM, user("q")], [user("q")], [SYSTEM, user("q")], {}),
+        ([SYSTEM], [user("q")], [SYSTEM, user("q")], {}),
+        ([user("q")], [SYSTEM, user("q")], [user("q"), SYSTEM, user("q")], {DOUBLED: 1}),
+    ],
+)
+def test_a_prompt_beside_full_dialogues_is_given_once(given, shared, prompt, flagged):
+    row = {"prompt": given, "chosen": [*shared, assistant("x")], "rejected": [*shared, assistant("y")]}
+    (record,), report = convert("ranking", row)
+    assert (record.prompt, record.completions, report.flagged) == (prompt, ["x", "y"], flagged)
+    assert convert("prompt", row)[0][0].prompt == prompt

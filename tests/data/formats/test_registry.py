@@ -324,3 +324,28 @@ def test_custom_function(custom_module):
 def test_custom_function_in_error(custom_module, kind, fields, format, message):
     with pytest.raises(UserError, match=message):
         convert(kind, fields, format=format)
+
+
+@pytest.mark.parametrize("name", ["messages", "conversations"])
+@pytest.mark.parametrize("text", ["prompt", "instruction", "question"])
+def test_prompts_of_a_conversation_are_those_that_demonstrations_train_on(name, text):
+    turns = [{"role": "system", "content": "s"}, user("p"), assistant("c")]
+    row = {text: "p", "prompt_id": "1", name: turns}
+    for kind in ("demonstration", "prompt"):
+        (record,), report = convert(kind, row)
+        assert record.prompt == turns[:-1] and not report.flagged
+
+
+def test_a_conversation_that_no_stage_reads_is_counted():
+    row = {"prompt": "p", "completion": "c", "messages": [user("p"), assistant("c")]}
+    for kind in ("demonstration", "prompt"):
+        (record,), report = convert(kind, row)
+        assert record.prompt == "p" and report.flagged == {"column 'messages' is not read by the format": 1}
+    (record,), _ = convert("prompt", row, format="messages")
+    assert record.prompt == [user("p")]
+
+
+def test_messages_of_openassistant_without_their_tree_are_refused():
+    row = {"message_id": "m", "parent_id": None, "text": "hi", "role": "prompter"}
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: each row is one message .*trees\.jsonl\.gz"):
+        convert("prompt", row)

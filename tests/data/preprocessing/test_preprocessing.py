@@ -330,3 +330,32 @@ def test_few_shot_demonstrations_reach_the_batch(attach, write, tokenizer):
 def test_settings_that_contradict_each_other(settings, message):
     with pytest.raises(UserError, match=message):
         DemonstrationDataModule("rows.jsonl", preprocessing=DemonstrationPreprocessing(**settings))
+
+
+BLANKS = [None, "", " ", float("nan")]
+
+
+def test_rows_without_a_user_are_no_user():
+    counts = report()
+    records = make_demonstrations([(str(n), "c", user, 0) for n, user in enumerate([*BLANKS, "x", "x"])])
+    kept = cap_prompts_per_user(records, "user", 1, 0, counts)
+    assert len(kept) == 5 and kept[:4] == records[:4]
+    assert counts.flagged == {"without a 'user', not limited": 4}
+
+
+def test_rows_without_a_value_are_split_by_their_prompt():
+    counts = report()
+    records = make_demonstrations([(str(n % 20), "c", BLANKS[n % 4], 0) for n in range(40)])
+    training, validation = split_by_column(records, "user", 0.1, 0, counts)
+    assert (len(training), len(validation)) == (36, 4)  # 2 of 20 prompts
+    assert not {each.prompt for each in training} & {each.prompt for each in validation}
+    assert counts.flagged == {"without a 'user', split by prompt": 40}
+
+
+def test_demonstrations_without_a_task_are_no_task():
+    counts = report()
+    records = make_demonstrations([(str(n), "c", user, 0) for n, user in enumerate([*BLANKS, "x", "x"])])
+    expanded = expand_few_shot(records, "user", None, 0, counts)
+    assert expanded[:4] == records[:4] and expanded[4].prompt == "5c\n\n4"
+    assert counts.flagged == {"few-shot: without a 'user', and so without context": 4}
+    assert counts.extra_lines == ["few-shot: 2 pairs of 1 tasks by 'user'"]
