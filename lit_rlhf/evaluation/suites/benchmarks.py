@@ -12,10 +12,19 @@ from typing import Any
 from lit_rlhf.data.sources import DataSource, held_rows
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.models.evaluated_model import EvaluatedModel
-from lit_rlhf.evaluation.results import MetricValue, Suite, SuiteResult, compute_mean_metric, format_count_note
+from lit_rlhf.evaluation.results import (
+    Better,
+    MetricValue,
+    Suite,
+    SuiteResult,
+    Unit,
+    compute_mean_metric,
+    format_count_note,
+)
 
 TASKS_DIR = Path(__file__).parents[1] / "tasks"
-METRIC_UNITS: dict[str, Any] = {"bleu": "points"}
+METRIC_UNITS: dict[str, Unit] = {"bleu": "points"}
+BETTER: dict[bool | None, Better] = {True: "higher", False: "lower", None: ""}
 MAX_SAMPLES = 25
 
 
@@ -81,30 +90,35 @@ class Benchmarks(Suite):
         num_rows = 0
         for benchmark in self.tasks:
             for number, shots in enumerate(benchmark.shots):
-                results, num_truncated = self._evaluate(model, benchmark, shots)
+                task, results, num_truncated = self._evaluate(model, benchmark, shots)
                 (name,) = results["results"]
-                rows = results["samples"][name]
                 label = f"{benchmark.task}, {shots}-shot" if shots else benchmark.task
-                metrics |= compute_task_metrics(label, rows, results["results"][name])
+                rows_by_filter = group_by_filter(results["samples"][name])
+                for filter_name, rows in rows_by_filter.items():
+                    own_label = label if len(rows_by_filter) == 1 else f"{label}, {filter_name}"
+                    aggregated = {key: results["results"][name][f"{key},{filter_name}"] for key in metric_names(rows)}
+                    metrics |= compute_task_metrics(own_label, rows, aggregated, task)
                 note = f"prompts ({label}) exceeded the context and were left-truncated"
                 notes += format_count_note(num_truncated, note)
                 if number == 0:
+                    rows = next(iter(rows_by_filter.values()))
                     num_rows += len(rows)
                     samples += [build_sample(benchmark.task, row) for row in rows[:MAX_SAMPLES]]
         return SuiteResult(metrics, num_rows, notes, samples)
 
-    def _evaluate(self, model: EvaluatedModel, benchmark: Benchmark, shots: int) -> tuple[dict[str, Any], int]:
-        """Return lm-eval's results, and the number of truncated prompts."""
+    def _evaluate(self, model: EvaluatedModel, benchmark: Benchmark, shots: int) -> tuple[Any, dict[str, Any], int]:
+        """Return lm-eval's task and results, and the number of truncated prompts."""
         from lit_rlhf.evaluation.suites.lm_eval_model import LMEvalAdapter
 
         with silence_lm_eval():
             from lm_eval.evaluator import evaluate
 
-            task = self._load_task(benchmark, shots)
+            loaded = self._load_task(benchmark, shots)
             adapter = LMEvalAdapter(model)
-            results = evaluate(adapter, task, limit=benchmark.limit, bootstrap_iters=0)
+            results = evaluate(adapter, loaded, limit=benchmark.limit, bootstrap_iters=0)
         assert results is not None
-        return dict(results), adapter.num_truncated
+        (task,) = loaded["tasks"].values()
+        return task, dict(results), adapter.num_truncated
 
     @property
     def _folders(self) -> list[str]:
@@ -129,6 +143,9 @@ class Benchmarks(Suite):
             known = ", ".join(sorted(names))
             raise UserError(f"tasks: no task {benchmark.task!r}; there are {known}, and lm-eval's own")
         loaded = manager.load([benchmark.task])
+        if loaded["groups"] or len(loaded["tasks"]) != 1:
+            members = ", ".join(sorted(loaded["tasks"]))
+            raise UserError(f"tasks: {benchmark.task!r} is a group; name its tasks, each a benchmark: {members:.300}")
         for task in loaded["tasks"].values():
             task.set_config("num_fewshot", shots)
             if benchmark.shots_path is not None:
@@ -140,14 +157,33 @@ class Benchmarks(Suite):
         return loaded
 
 
-def compute_task_metrics(label: str, rows: Sequence[dict[str, Any]], results: dict[str, Any]) -> dict[str, MetricValue]:
-    """Return the metrics of a task: means over rows with intervals, and lm-eval's value for corpus-level metrics.
+def group_by_filter(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return lm-eval's log of a task by filter: it holds each row once for each way to extract the answer."""
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[row["filter"]].append(row)
+    return dict(groups)
+
+
+def metric_names(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the names of the metrics that any row has."""
+    return list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+
+
+def compute_task_metrics(
+    label: str, rows: Sequence[dict[str, Any]], aggregated: dict[str, float], task: Any
+) -> dict[str, MetricValue]:
+    """Return the metrics of a task: means over rows with intervals, and lm-eval's value of all other metrics.
 
     Args:
         label: prefix of the names.
-        rows: lm-eval's log of the task.
-        results: lm-eval's aggregated metrics of the task.
+        rows: lm-eval's log of the task, of one filter.
+        aggregated: lm-eval's value of each metric, of that filter.
+        task: lm-eval's task, for how metrics are aggregated and which are better if lower.
     """
+    from lm_eval.api.metrics import mean
+
+    aggregations, directions = task.aggregation(), task.higher_is_better()
     values: dict[str, list[Any]] = defaultdict(list)
     groups: dict[str, list[float]] = defaultdict(list)
     for row in rows:
@@ -157,12 +193,20 @@ def compute_task_metrics(label: str, rows: Sequence[dict[str, Any]], results: di
                 groups[f"{label}: {name}, {row['doc']['group']}"].append(row[name])
     metrics = {}
     for name, column in values.items():
-        if all(isinstance(value, int | float) for value in column):
-            metrics[f"{label}: {name}"] = compute_mean_metric(column)
+        better: Better = BETTER[directions.get(name, True)]
+        # lm-eval takes the mean of a metric without an aggregation
+        if aggregations.get(name, mean) is mean and all(isinstance(value, int | float) for value in column):
+            metrics[f"{label}: {name}"] = compute_mean_metric(column, find_unit(name, column), better)
         else:
-            unit = METRIC_UNITS.get(name, "share")
-            metrics[f"{label}: {name}"] = MetricValue(float(results[f"{name},none"]), len(column), unit=unit)
+            value = float(aggregated[name])
+            unit = find_unit(name, [value])
+            metrics[f"{label}: {name}"] = MetricValue(value, len(column), unit=unit, better=better)
     return metrics | {name: compute_mean_metric(column) for name, column in groups.items()}
+
+
+def find_unit(name: str, values: Sequence[float]) -> Unit:
+    """Return the unit of a metric: values that are all from 0 to 1 are shares."""
+    return METRIC_UNITS.get(name) or ("share" if all(0 <= value <= 1 for value in values) else "points")
 
 
 def build_sample(task: str, row: dict[str, Any]) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def paragraphs(text: str, settings: Settings) -> bool:
 def nth_first_word(text: str, settings: Settings) -> bool:
     """Exactly `num_paragraphs` paragraphs, and the nth starts with `first_word`."""
     parts = [part.strip() for part in re.split(r"\n\n", text) if part.strip()]
-    nth = settings["nth_paragraph"]
+    nth = int(settings["nth_paragraph"])  # a table with missing cells stores 2 as 2.0
     if len(parts) != settings["num_paragraphs"] or not 1 <= nth <= len(parts):
         return False
     first = re.match(r"\W*(\w+)", parts[nth - 1])

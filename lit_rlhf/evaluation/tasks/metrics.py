@@ -76,9 +76,14 @@ def drop(doc: Doc, results: Sequence[str]) -> Scores:
 
 def wsc(doc: Doc, results: Sequence[str]) -> Scores:
     """Return 1 if the answer names the noun exactly when the pronoun refers to it (App. D.10)."""
-    answer, noun = (" ".join(normalize_words(text)) for text in (results[0], doc["noun"]))
-    names_noun = bool(answer) and (answer in noun or noun in answer)
+    answer, noun = (normalize_words(text) for text in (results[0], doc["noun"]))
+    names_noun = bool(answer) and (has_run(answer, noun) or has_run(noun, answer))
     return {"accuracy": float(names_noun == doc["same"])}
+
+
+def has_run(words: Sequence[str], run: Sequence[str]) -> bool:
+    """Return whether some words follow each other in others."""
+    return any(words[start : start + len(run)] == run for start in range(len(words) - len(run) + 1))
 
 
 def translation(doc: Doc, results: Sequence[str]) -> Scores:

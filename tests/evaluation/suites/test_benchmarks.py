@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import lm_eval
@@ -9,6 +10,7 @@ import pytest
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from lm_eval.api.registry import get_aggregation
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -18,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from lit_rlhf.data.sources import read_rows
 from lit_rlhf.errors import UserError
-from lit_rlhf.evaluation.suites.benchmarks import TASKS_DIR, Benchmark, Benchmarks
+from lit_rlhf.evaluation.suites.benchmarks import TASKS_DIR, Benchmark, Benchmarks, compute_task_metrics
 from lit_rlhf.evaluation.suites.bias import CrowSPairs, entropy_bits
 from lit_rlhf.evaluation.suites.lm_eval_model import LMEvalAdapter
 from lit_rlhf.evaluation.suites.truthfulness import TruthfulQA, read_question
@@ -253,7 +255,8 @@ def test_wsc_counts_a_named_noun_where_the_pronoun_means_it(tmp_path) -> None:
     (tmp_path / "wsc.jsonl").write_text(json.dumps(row) + "\n")
     (doc,) = readers.wsc(str(tmp_path / "wsc.jsonl"))["test"]
     assert doc["passage"] == "the old cat slept because it's **it** was tired"
-    for answer, named in ((" The cat", True), (" the old cat, of course", True), (" dog", False), ("", False)):
+    answers = {" The cat": True, " the old cat, of course": True, " dog": False, "": False, " ol": False, " c": False}
+    for answer, named in answers.items():
         assert metrics.wsc(doc, [answer])["accuracy"] == float(named)
         assert metrics.wsc({**doc, "same": False}, [answer])["accuracy"] == float(not named)
 
@@ -404,3 +407,53 @@ def test_every_setting_that_a_constraint_reads_is_checked() -> None:
         settings = Reads()
         check("W w. W", settings)
         assert set(settings) <= {*REQUIRED_SETTINGS.get(name, ()), "section_splitter"}, name
+
+
+OWN_TASK = """
+task: own
+custom_dataset: !function lit_rlhf.evaluation.tasks.readers.sentiment
+dataset_kwargs: {}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{text}}"
+doc_to_target: "{{text}}"
+generation_kwargs: {until: ["w1"], max_gen_toks: 3, do_sample: false}
+filter_list:
+  - {name: whole, filter: [{function: take_first}]}
+  - {name: nothing, filter: [{function: regex, regex_pattern: "(none)"}, {function: take_first}]}
+metric_list:
+  - {metric: exact_match, aggregation: mean, higher_is_better: true}
+  - {metric: bleu, aggregation: bleu, higher_is_better: true}
+"""
+
+
+def test_each_filter_of_a_task_has_its_own_metrics(tmp_path, tiny) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"text": "w{n} w3", "label": 0}}\n' for n in range(4)))
+    (tmp_path / "own.yaml").write_text(OWN_TASK)
+    result = Benchmarks([Benchmark("own", str(tmp_path / "rows.jsonl"))], include=str(tmp_path)).run(tiny, tiny)
+    assert {name: metric.count for name, metric in result.metrics.items()} == {
+        f"own, {name}: {metric}": 4 for name in ("whole", "nothing") for metric in ("exact_match", "bleu")
+    }
+    assert (result.num_rows, len(result.samples)) == (4, 4)
+
+
+def test_only_metrics_that_are_means_are_averaged_over_rows() -> None:
+    rows = [{"metrics": ["ppl", "error", "odd"], "doc": {}, "ppl": -3.0, "error": n, "odd": n} for n in (0, 1)]
+    task = SimpleNamespace(
+        aggregation=lambda: {"ppl": get_aggregation("perplexity"), "error": get_aggregation("mean")},
+        higher_is_better=lambda: {"ppl": False, "error": False},
+    )
+    found = compute_task_metrics("own", rows, {"ppl": 20.1, "error": 0.5, "odd": 0.5}, task)
+    assert (found["own: ppl"].value, found["own: ppl"].better, found["own: ppl"].unit) == (20.1, "lower", "points")
+    assert (found["own: error"].value, found["own: error"].better, found["own: error"].unit) == (0.5, "lower", "share")
+    assert (found["own: odd"].better, found["own: error"].low is None) == ("higher", False)
+
+
+def test_a_group_is_refused_before_any_model_is_loaded(tmp_path, tiny) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "w1", "label": 0}\n')
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.yaml").write_text(OWN_TASK.replace("task: own", f"task: {name}"))
+    (tmp_path / "both.yaml").write_text("group: both\ntask: [one, two]\n")
+    suite = Benchmarks([Benchmark("both", str(tmp_path / "rows.jsonl"))], include=str(tmp_path))
+    with pytest.raises(UserError, match="tasks: 'both' is a group; name its tasks, each a benchmark: one, two"):
+        suite.check([tiny])

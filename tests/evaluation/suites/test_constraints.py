@@ -6,7 +6,13 @@ import pytest
 
 from lit_rlhf.data.sources import read_rows
 from lit_rlhf.errors import UserError
-from lit_rlhf.evaluation.tasks.constraints import CONSTRAINTS, count_sentences, relaxed_variants, satisfies_constraint
+from lit_rlhf.evaluation.tasks.constraints import (
+    CONSTRAINTS,
+    check_constraint,
+    count_sentences,
+    relaxed_variants,
+    satisfies_constraint,
+)
 
 FRENCH = "Il fait très beau aujourd'hui et nous allons nous promener dans le parc avec les enfants."
 ENGLISH = "the weather is very nice today and we are going for a walk in the park with the children."
@@ -101,3 +107,9 @@ def test_sentence_count_and_relaxed_variants() -> None:
     assert "b" in relaxed_variants("a\nb\nc") and "bold" in relaxed_variants("*bold*")
     with pytest.raises(UserError, match="unknown constraint 'a:b'"):
         satisfies_constraint("a:b", {}, "text")
+
+
+def test_whole_numbers_of_a_table_with_missing_cells_are_read() -> None:
+    settings = {"num_paragraphs": 2.0, "nth_paragraph": 2.0, "first_word": "so"}
+    check_constraint("length_constraints:nth_paragraph_first_word", settings, "row 1")
+    assert satisfies_constraint("length_constraints:nth_paragraph_first_word", settings, "One.\n\nSo it is.")
