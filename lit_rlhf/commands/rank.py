@@ -5,11 +5,14 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lit_rlhf.commands.support.argument_parser import Parser
 from lit_rlhf.commands.support.log_filters import install_log_filters
 from lit_rlhf.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 COLUMNS = ("completions", "responses", "completion", "response")
 WIDTH = 72  # characters of a completion in the table
@@ -131,7 +134,7 @@ def rank_groups(groups: list[CompletionGroup], settings: Namespace) -> list[dict
     return rows
 
 
-def score_completions(path: str, groups: list[CompletionGroup], settings: Namespace) -> Any:
+def score_completions(path: str, groups: list[CompletionGroup], settings: Namespace) -> "Tensor":
     """Return one model's scores of all completions in order, (N,) float."""
     import torch
 
@@ -162,7 +165,19 @@ def score_completions(path: str, groups: list[CompletionGroup], settings: Namesp
                     f"positions of {path}; shorten them"
                 )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return score_rows(model.to(device), rows, tokenizer.pad_token_id, settings.batch_size)
+    scores = score_rows(model.to(device), rows, tokenizer.pad_token_id, settings.batch_size)
+    check_finite(scores, path, [group.origin for group in groups for _ in group.completions])
+    return scores
+
+
+def check_finite(scores: "Tensor", path: str, origins: Sequence[str]) -> None:
+    """Raise a UserError that names the first row with a score, (N,), that is not a finite number."""
+    lost = (~scores.isfinite()).nonzero().flatten().tolist()
+    if lost:
+        raise UserError(
+            f"--model: {len(lost):,} of {len(scores):,} scores of {path} are not finite, first in {origins[lost[0]]}; "
+            "nothing can be ranked by them"
+        )
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:

@@ -17,6 +17,9 @@ from tests.helpers.small_runs import write_rows
 FUNCTION = """
 def words(prompts, responses, rows):
     return [row["sign"] * len(response.split()) for response, row in zip(responses, rows)]
+
+def broken(prompts, responses, rows):
+    return [float("nan") if prompt == "w2 w4" else 0.0 for prompt in prompts]
 """
 
 
@@ -98,3 +101,9 @@ def test_an_invalid_argument_is_one_line(words, expected, project, llama, capsys
     assert main(["best-of-n", *given, *words]) == 2
     assert expected in capsys.readouterr().err
     assert not (project / "best.jsonl").exists()
+
+
+def test_scores_that_are_not_finite_are_refused(project, llama, capsys):
+    words = ["best-of-n", "--model", llama, "--prompts=prompts.jsonl", "--out=best.jsonl", "--max-new-tokens=2"]
+    assert main([*words, "--reward=best_rewards.broken", "--n=2"]) == 2
+    assert "2 of 12 scores are not finite, first for the prompt 'w2 w4'" in capsys.readouterr().err

@@ -156,3 +156,10 @@ def test_a_table_with_dates_is_written_and_what_is_not_read_is_said(models, tmp_
     captured = capsys.readouterr()
     assert json.loads(captured.out)["on"] == "2024-01-02"
     assert captured.err == "1 of 1 rows: column 'system' is not read by the format\n"
+
+
+def test_scores_that_are_not_finite_are_refused(models, capsys, monkeypatch):
+    monkeypatch.setattr("lit_rlhf.models.scoring.score_rows", lambda *_: torch.tensor([0.5, 1.0, 2.0, float("nan"), 0]))
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(json.dumps(row) + "\n" for row in ROWS)))
+    assert main(["rank", "--model", models[0]]) == 2
+    assert "1 of 5 scores of" in (err := capsys.readouterr().err) and "not finite, first in stdin:2" in err

@@ -76,6 +76,9 @@ def sample_candidates(
         n: responses per prompt.
         seed: of the sampling.
         batch_size: responses decoded in one batch; the n responses to a prompt share a batch.
+
+    Raises:
+        UserError: a score is not a finite number.
     """
     prompts_per_batch = max(batch_size // n, 1)
     for start in range(0, len(prompts), prompts_per_batch):
@@ -85,10 +88,22 @@ def sample_candidates(
         matcher = stop_string_matcher(tokenizer, sampling)
         rollout = CachedGenerator(batch_size).generate(policy, batch.to(policy.device), sampling, uniforms, matcher)
         episodes = make_episodes(repeat_prompts(batch, n), rollout, tokenizer, training=False)
-        scores = sampling.apply_missing_eos(reward.score(episodes).float(), rollout.finished)
+        scores = reward.score(episodes).float()
+        check_finite(scores, episodes.prompts)
+        scores = sampling.apply_missing_eos(scores, rollout.finished)
         for position, index in enumerate(indices):
             rows = slice(position * n, (position + 1) * n)
             yield ScoredCandidates(prompts[index].row, episodes.responses[rows], scores[rows].tolist())
+
+
+def check_finite(scores: Tensor, prompts: Sequence[str]) -> None:
+    """Raise a UserError that names the first prompt with a score, (B,), that is not a finite number."""
+    lost = (~torch.isfinite(scores)).nonzero().flatten().tolist()
+    if lost:
+        raise UserError(
+            f"reward: {len(lost):,} of {len(scores):,} scores are not finite, first for the prompt "
+            f"{prompts[lost[0]]!r:.200}; no best response can be chosen by them"
+        )
 
 
 def compute_best_of_n_curve(scores: Tensor) -> BestOfNCurve:
