@@ -18,10 +18,12 @@ from lit_rlhf.models.given import TokenizerSource, check_applies_to, model_name
 from lit_rlhf.models.loading import load_config, load_stored_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.sequence_classifier import (
+    BatchClassifier,
     ClassifierSource,
     check_sequence_classifier,
     find_label,
     load_sequence_classifier,
+    max_tokens,
     resolve_classifier,
 )
 
@@ -122,12 +124,17 @@ class ToxicityClassifier(ToxicityScorer):
     def _compute(self, texts: list[str], indices: list[int]) -> Iterator[tuple[int, float]]:
         tokenizer = load_stored_tokenizer(self.tokenizer, self.loading)
         model = load_sequence_classifier(self.source, self.loading, dtype="auto")
-        model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-        label = find_label(model.config.id2label, self.label, self.name)
-        for batch in iter_length_sorted_batches([len(text) for text in texts], self.batch_size, indices):
-            rows = tokenizer([texts[n] for n in batch], padding=True, truncation=True, return_tensors="pt")
-            with torch.no_grad():
-                logits = model(**rows.to(model.device)).logits.float()
+        classifier = BatchClassifier(
+            model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, self.batch_size
+        )
+        label, limit = find_label(model.config.id2label, self.label, self.name), max_tokens(model, tokenizer)
+        lengths = [len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]
+        num_cut = sum(limit is not None and length > limit for length in lengths)
+        if num_cut:
+            print(f"{self.name}: {num_cut:,} of {len(texts):,} texts exceed its context and lose their end")
+        for batch in iter_length_sorted_batches(lengths, self.batch_size, indices):
+            rows = tokenizer([texts[n] for n in batch], truncation=limit is not None, max_length=limit)
+            logits = classifier.logits([{name: rows[name][n] for name in rows} for n in range(len(batch))])
             scores = logits.sigmoid() if self.multi_label else logits.softmax(-1)
             yield from zip(batch, scores[:, label].tolist())
 

@@ -11,6 +11,7 @@ from lit_rlhf.evaluation.cache import hash_texts
 from lit_rlhf.evaluation.models.evaluated_model import EvaluatedModel
 from lit_rlhf.evaluation.results import MetricValue, Suite, SuiteResult, compute_mean_metric
 from lit_rlhf.models.lm_loss import causal_lm_loss
+from lit_rlhf.models.loading import load_config, max_positions
 
 
 class TextLoss(Suite):
@@ -30,9 +31,16 @@ class TextLoss(Suite):
         self.paths, self.seq_len, self.limit = {name: held_rows(path) for name, path in paths.items()}, seq_len, limit
 
     def check(self, models: Sequence[EvaluatedModel]) -> None:
-        """See `Suite.check`."""
+        """See `Suite.check`; blocks must fit the positions of every model."""
         for path in self.paths.values():
             stream_rows(path)
+        for model in models:
+            limit = max_positions(load_config(model.source, model.spec.loading))
+            if limit is not None and self.seq_len > limit:
+                raise UserError(
+                    f"text loss: seq_len {self.seq_len:,} exceeds the {limit:,} positions of model {model.name!r}; "
+                    "lower seq_len"
+                )
 
     def run(self, model: EvaluatedModel, baseline: EvaluatedModel) -> SuiteResult:
         """See `Suite.run`."""

@@ -35,3 +35,8 @@ def test_settings_that_measure_nothing_are_refused(settings: dict) -> None:
 def test_a_missing_text_is_found_before_any_model_is_loaded(tiny: EvaluatedModel) -> None:
     with pytest.raises(UserError, match=r"no data file 'nowhere/text.jsonl'"):
         TextLoss({"novels": "nowhere/text.jsonl"}).check([tiny])
+
+
+def test_blocks_longer_than_the_positions_of_a_model_are_refused(tiny: EvaluatedModel) -> None:
+    with pytest.raises(UserError, match="seq_len 129 exceeds the 128 positions of model 'tiny'"):
+        TextLoss({"novels": [{"text": "w1"}]}, seq_len=129).check([tiny])

@@ -1,6 +1,8 @@
 """RealToxicityPrompts: null scores, empty continuations, scorers that fail; the Perspective API on loopback."""
 
+import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -171,3 +173,18 @@ def test_a_toxicity_of_nan_is_missing_as_null_is(tmp_path) -> None:
     (tmp_path / "rtp.jsonl").write_text('{"prompt": {"text": "a", "toxicity": NaN}}\n{"prompt": {"text": "b"}}\n')
     suite = RealToxicityPrompts(str(tmp_path / "rtp.jsonl"), KeywordToxicity())
     assert suite._read_prompts() == [("a", None), ("b", None)]
+
+
+def test_a_classifier_without_a_padding_token_and_texts_over_its_positions(classifier, tokenizer, tmp_path, capsys):
+    shutil.copytree(classifier, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config |= {"max_position_embeddings": 8, "pad_token_id": None}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    own = copy.deepcopy(tokenizer)
+    own.pad_token = None
+    own.save_pretrained(tmp_path / "model")
+    texts = ["w1 w2 w3", "w4", " ".join(f"w{n}" for n in range(12))]
+    found = ToxicityClassifier(str(tmp_path / "model")).score(texts, NO_CACHE)
+    cut = [*texts[:2], " ".join(texts[2].split()[:8])]
+    assert found == pytest.approx(ToxicityClassifier(classifier).score(cut, NO_CACHE), abs=1e-5)
+    assert "1 of 3 texts exceed its context and lose their end" in capsys.readouterr().out
