@@ -93,6 +93,11 @@ class DatasetReport:
         counts = [f"{n:,} {reason}" for reason, n in self.skipped.items() if n]
         return " · ".join([f"rows read {self.num_read:,}", f"kept {self.num_kept:,}", *counts])
 
+    def format_notes(self) -> list[str]:
+        """Return the counts of skipped and of flagged rows, a line each."""
+        skipped = [f"{n:,} rows skipped: {reason}" for reason, n in self.skipped.items() if n]
+        return skipped + [f"{n:,} rows: {reason}" for reason, n in self.flagged.items() if n]
+
     def raise_if_empty(self, kind: str) -> None:
         """Refuse data of which no row is left.
 

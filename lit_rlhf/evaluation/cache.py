@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from lit_rlhf.errors import UserError
 from lit_rlhf.hashing import hash_file
 
-CACHE_FORMAT = 1  # increase it when the meaning of stored rows changes
+CACHE_FORMAT = 2  # increase it when the meaning of stored rows changes
 FLUSH_SECONDS = 2.0
 
 ComputeRows = Callable[[list[int]], Iterator[tuple[int, Any]]]
@@ -50,7 +50,7 @@ class Cache:
                 it is not stored, and is computed again the next time.
 
         Returns:
-            The rows in order, after a JSON round trip: tuples become lists.
+            The rows in order, after a JSON round trip: tuples become lists, half of a surrogate pair becomes "?".
         """
         path = Path(os.devnull) if self.folder is None else self.folder / f"{hash_json(key)}.jsonl"
         rows = read_cached_rows(path)
@@ -70,7 +70,8 @@ class Cache:
                     bar.update()
                     if row is None or index in rows:  # a batch may contain rows that are cached already
                         continue
-                    line = json.dumps([index, row], ensure_ascii=False)
+                    # half of a surrogate pair, which a service's JSON may hold, is no character of a file or page
+                    line = json.dumps([index, row], ensure_ascii=False).encode(errors="replace").decode()
                     rows[index] = json.loads(line)[1]
                     file.write(line + "\n")
                     if time.monotonic() - flushed > FLUSH_SECONDS:

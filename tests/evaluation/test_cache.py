@@ -103,3 +103,9 @@ def test_batches_do_not_depend_on_what_is_needed_and_unneeded_ones_are_skipped()
     assert list(iter_length_sorted_batches(lengths, 2, [4])) == [[5, 4]]
     assert list(iter_length_sorted_batches(lengths, 2, [0, 1])) == [[1, 3], [2, 0]]
     assert list(iter_length_sorted_batches(lengths, 2, [])) == []
+
+
+def test_half_of_a_surrogate_pair_is_stored_as_a_question_mark(cache) -> None:
+    rows = [(0, ["cut \ud83d", "😀"])]
+    for _ in range(2):
+        assert cache.get_or_compute_rows("", "work", 1, lambda _: iter(rows)) == [["cut ?", "😀"]]

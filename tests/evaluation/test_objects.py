@@ -30,7 +30,7 @@ from lit_rlhf.evaluation.cache import Cache
 from lit_rlhf.evaluation.judges.judging_types import CompletionPair
 from lit_rlhf.evaluation.models.evaluated_model import EvaluatedModel, compute_log_odds
 from lit_rlhf.evaluation.models.generation import Completion
-from lit_rlhf.evaluation.models.reward_scorer import RewardScorer
+from lit_rlhf.evaluation.models.reward_scorer import RewardScorer, ScoredText
 from lit_rlhf.evaluation.run import Evaluation
 from lit_rlhf.evaluation.tasks import readers
 from lit_rlhf.generation import SamplingParams
@@ -163,7 +163,7 @@ def test_judges_in_memory(llama, reward, tokenizer, tmp_path) -> None:
 def test_a_score_is_of_the_weights_that_a_model_has_now(reward, tokenizer, tmp_path) -> None:
     given, cache = reward_object(reward), Cache(tmp_path / "cache", progress=False)
     scorer = RewardScorer(given, tokenizer=tokenizer)
-    texts = [("w1 ", Completion("w2", True, 2))]
+    texts = [ScoredText("w1 ", Completion("w2", True, 2))]
     before = scorer.score(texts, cache)
     assert scorer.score(texts, cache) == before
     assert RewardScorer(reward).score(texts, NO_CACHE) == pytest.approx(before, abs=1e-6)

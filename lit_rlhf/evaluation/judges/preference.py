@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from lit_rlhf.data.records import PromptRow
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache
 from lit_rlhf.evaluation.judges.chat_completions import ChatCompletions, parse_json_object
@@ -17,7 +18,7 @@ from lit_rlhf.evaluation.judges.judging_types import (
     preference_from_scores,
 )
 from lit_rlhf.evaluation.models.evaluated_model import ModelSpec, check_spec, compute_log_odds
-from lit_rlhf.evaluation.models.reward_scorer import RewardScorer
+from lit_rlhf.evaluation.models.reward_scorer import RewardScorer, render_scored_texts
 from lit_rlhf.http import RequestFailed
 from lit_rlhf.models.given import ModelSource, TokenizerSource, model_name, resolve_model
 from lit_rlhf.models.loading_config import ModelLoadingConfig
@@ -55,11 +56,9 @@ class RewardModelJudge(Judge):
 
     def compare(self, pairs: list[CompletionPair], cache: Cache) -> list[list[Verdict]]:
         """See `Judge.compare`."""
-        prompts = [self._scorer.template.render(pair.raw_prompt or pair.prompt, pair.row) for pair in pairs]
-        texts = [
-            (prompt, completion) for prompt, pair in zip(prompts, pairs) for completion in (pair.first, pair.second)
-        ]
-        scores = self._scorer.score(texts, cache)
+        records = [PromptRow(pair.raw_prompt or pair.prompt, pair.row) for pair in pairs for _ in range(2)]
+        completions = [completion for pair in pairs for completion in (pair.first, pair.second)]
+        scores = self._scorer.score(render_scored_texts(self._scorer.template, records, completions), cache)
         verdicts = []
         for first, second in zip(scores[::2], scores[1::2]):
             preference = preference_from_scores(first - second, self.tie_margin)

@@ -18,7 +18,12 @@ from lit_rlhf.evaluation.cache import Cache, hash_texts, iter_length_sorted_batc
 from lit_rlhf.evaluation.models.generation import NEWLINE, Completion, generate_completions
 from lit_rlhf.evaluation.models.likelihood import Boundary, LogLikelihood, TextPair, encode_pairs, iter_loglikelihoods
 from lit_rlhf.evaluation.models.prefixes import BestPrefix, ScoredPrefix, read_prefixes, select_best_prefix
-from lit_rlhf.evaluation.models.reward_scorer import RewardScorer, read_training_reward_models
+from lit_rlhf.evaluation.models.reward_scorer import (
+    RewardScorer,
+    ScoredText,
+    read_training_reward_models,
+    render_scored_texts,
+)
 from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
 from lit_rlhf.models.fingerprint import loaded_model_fingerprint
 from lit_rlhf.models.given import (
@@ -176,19 +181,17 @@ class EvaluatedModel:
         best = self.spec.best_prefix
         if best is None:
             return []
-        records = best.read_prompts()
+        records, _ = best.read_prompts()
         reward_model = best.make_scorer()
-        policy_prompts, reward_prompts = (
-            [template.render(record.prompt, record.fields, record.origin) for record in records]
-            for template in (self.template, reward_model.template)
-        )
+        policy_prompts = [self.template.render(record.prompt, record.fields, record.origin) for record in records]
         sampling = SamplingParams(best.max_new_tokens, best.temperature)
         scored = []
         for prefix in self._prefixes:
             prompts = [prefix + prompt for prompt in policy_prompts]
             completions = self.generate(prompts, sampling, PREFIX_NOISE_KEY, best.stop_strings)
             stripped = [completion._replace(text=completion.text.strip()) for completion in completions]
-            scores = reward_model.score_finite(list(zip(reward_prompts, stripped)), self.cache)
+            scored_texts = render_scored_texts(reward_model.template, records, stripped)
+            scores = reward_model.score_finite(scored_texts, self.cache)
             scored.append(ScoredPrefix(prefix, fsum(scores) / len(scores), len(scores)))
         return scored
 
@@ -241,7 +244,13 @@ class EvaluatedModel:
             self._generate(prompts, best_of_sampling, (*noise_key, 7000 + number), stop_strings)
             for number in range(best_of.n)
         ]
-        texts = [(prompt, completion) for completions in samples for prompt, completion in zip(prompts, completions)]
+        # as in PPO, the reward model reads the end of turn that was sampled; it puts the end token itself
+        end = self.tokenizer.eos_token
+        texts = [
+            ScoredText(prompt, each._replace(text=each.text + each.end.removesuffix(end)))
+            for completions in samples
+            for prompt, each in zip(prompts, completions)
+        ]
         scores = scorer.score_finite(texts, self.cache)
         best = []
         for index in range(len(prompts)):

@@ -1,6 +1,8 @@
 """Completions of prompts by the generator of PPO's rollouts, truncated at stop strings as in the paper (App. D)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import takewhile
 from typing import NamedTuple
 
 from torch import Tensor
@@ -23,8 +25,9 @@ class Completion(NamedTuple):
 
     text: str
     finished: bool  # by the end token or a stop string, not by the length limit
-    num_tokens: int  # generated, the end token included
+    num_tokens: int  # generated, the end token or stop string included
     num_truncated: int = 0  # prompt tokens removed on the left
+    end: str = ""  # the special tokens at its end, as text, such as "<|im_end|></s>"; not in `text`
 
 
 def generate_completions(
@@ -55,6 +58,8 @@ def generate_completions(
             f"answers of {sampling.max_new_tokens} tokens leave no positions for a prompt: the model has {limit}"
         )
     truncated = [prompt if max_prompt_tokens is None else prompt[-max_prompt_tokens:] for prompt in prompts]
+    stops = [*sampling.stop_strings, *filter(None, stop_strings)]
+    sampling = replace(sampling, stop_strings=stops)
     batch = PromptBatch.from_tokens(*pad_left(truncated, tokenizer.pad_token_id)).to(model.device)
     rollout = CachedGenerator(len(prompts)).generate(
         model, batch, sampling, uniforms, stop_string_matcher(tokenizer, sampling)
@@ -63,10 +68,18 @@ def generate_completions(
     rows = [row[:length] for row, length in zip(rollout.response_ids.tolist(), lengths)]
     texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
     completions = []
-    for text, finished, length, prompt, kept in zip(texts, rollout.finished.tolist(), lengths, prompts, truncated):
+    for text, finished, row, prompt, kept in zip(texts, rollout.finished.tolist(), rows, prompts, truncated):
         stopped = truncate_at_stop(text, stop_strings)
-        completions.append(Completion(stopped, finished or stopped != text, length, len(prompt) - len(kept)))
+        finished, end = finished or stopped != text, decode_end(tokenizer, row)
+        completions.append(Completion(stopped, finished, len(row), len(prompt) - len(kept), end))
     return completions
+
+
+def decode_end(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """Return the special tokens at the end of a response as text."""
+    special = set(tokenizer.all_special_ids)
+    end = list(takewhile(special.__contains__, reversed(ids)))
+    return tokenizer.decode(end[::-1]) if end else ""
 
 
 def truncate_at_stop(text: str, stop_strings: Sequence[str]) -> str:

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_rlhf.data.formats.registry import read_records
 from lit_rlhf.data.records import PromptRow
-from lit_rlhf.data.report import DatasetReport
-from lit_rlhf.data.sources import DataSource, held_rows, read_rows, source_name
+from lit_rlhf.data.sources import DataSource, held_rows
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.models.reward_scorer import RewardScorer
+from lit_rlhf.evaluation.prompts import read_prompt_rows
 from lit_rlhf.models.given import TokenizerSource
 from lit_rlhf.models.scalar_model import ScalarSource
 
@@ -54,10 +53,10 @@ class BestPrefix:
         """Return what scores the completions."""
         return RewardScorer(self.reward_model, template=self.template, tokenizer=self.tokenizer)
 
-    def read_prompts(self) -> list[PromptRow]:
-        """Return the prompts for the selection."""
-        report = DatasetReport(source_name(self.path))
-        return read_records(read_rows(self.path), "prompt", PromptRow, "auto", report)[: self.limit]
+    def read_prompts(self) -> tuple[list[PromptRow], list[str]]:
+        """Return the prompts for the selection, and notes on the rows."""
+        records, notes = read_prompt_rows(self.path, "auto")
+        return records[: self.limit], notes
 
 
 class ScoredPrefix(NamedTuple):

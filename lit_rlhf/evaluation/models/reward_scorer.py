@@ -4,11 +4,13 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from math import isfinite
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import yaml
 
 from lit_rlhf.data.prompt_template import PromptTemplate, encode_texts
+from lit_rlhf.data.records import PromptRow
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache, hash_texts, iter_length_sorted_batches
 from lit_rlhf.evaluation.models.generation import Completion
@@ -19,7 +21,25 @@ from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.scalar_model import ScalarModel, ScalarSource, load_scalar_model, resolve_scalar_model
 from lit_rlhf.models.scoring import score_rows
 
-ScoredText = tuple[str, Completion]  # the prompt, rendered for the reward model, and a completion
+
+class ScoredText(NamedTuple):
+    """A text for the reward model to score."""
+
+    prompt: str  # rendered for the reward model
+    completion: Completion
+    is_chat: bool = False  # whether a chat template rendered the prompt: its end of turn then ends a finished reply
+
+
+def render_scored_texts(
+    template: PromptTemplate, records: Sequence[PromptRow], completions: Sequence[Completion]
+) -> list[ScoredText]:
+    """Return one completion of each prompt with the prompt as a reward model's template renders it."""
+    return [
+        ScoredText(
+            template.render(record.prompt, record.fields, record.origin), completion, template.is_chat(record.prompt)
+        )
+        for record, completion in zip(records, completions)
+    ]
 
 
 class RewardScorer:
@@ -69,12 +89,14 @@ class RewardScorer:
         self._loaded = None
 
     def score(self, texts: Sequence[ScoredText], cache: Cache) -> list[float]:
-        """Return a score per text: prompt, completion and, if it is finished, the end token, as in training.
+        """Return a score per text: prompt, completion and, if it is finished, what ends it in training.
+
+        That is the end token, and before it a chat template's end of turn.
 
         Each distinct text is scored once, so that equal texts have bitwise equal scores. A score that overflows in half
         precision is not finite.
         """
-        keys = [(prompt, completion.text, completion.finished) for prompt, completion in texts]
+        keys = [(prompt, completion.text, completion.finished, is_chat) for prompt, completion, is_chat in texts]
         unique = list(dict.fromkeys(keys))
         source = self.source if isinstance(self.source, str) else self._model  # loading changes the object's config
         fingerprint = loaded_model_fingerprint(source, self.loading, cache.hash_file, self._tokenizer)
@@ -100,15 +122,19 @@ class RewardScorer:
             )
         return scores
 
-    def _compute(self, texts: Sequence[tuple[str, str, bool]], indices: list[int]) -> Iterator[tuple[int, float]]:
+    def _compute(self, texts: Sequence[tuple[str, str, bool, bool]], indices: list[int]) -> Iterator[tuple[int, float]]:
         tokenizer = self.template.tokenizer
         eos_id, limit = tokenizer.eos_token_id, max_positions(self._model.model.config) or 10**9
-        prompts = self.template.encode([prompt for prompt, _, _ in texts])
-        completions = encode_texts(tokenizer, [completion for _, completion, _ in texts])
-        rows = [
-            [*prompt, *completion, *([eos_id] if finished else [])] or [eos_id]
-            for prompt, completion, (_, _, finished) in zip(prompts, completions, texts)
-        ]
+        prompts = self.template.encode([prompt for prompt, *_ in texts])
+        # the text holds the end of turn where the tokenizer has no special token for it
+        turns = [self.template.end_of_turn if finished and is_chat else "" for *_, finished, is_chat in texts]
+        replies = [completion.removesuffix(turn) for (_, completion, *_), turn in zip(texts, turns)]
+        rows = []
+        for prompt, reply, turn, (_, _, finished, _) in zip(
+            prompts, encode_texts(tokenizer, replies), encode_texts(tokenizer, turns), texts
+        ):
+            end = [*turn, eos_id] if turn[-1:] != [eos_id] else turn  # the end token once
+            rows.append([*prompt, *reply, *(end if finished else [])] or [eos_id])
         num_truncated = sum(len(row) > limit for row in rows)
         if num_truncated:
             print(f"{self.name}: {num_truncated:,} of {len(rows):,} texts exceed its context and are left-truncated")

@@ -6,10 +6,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_rlhf.data.formats.registry import read_records
 from lit_rlhf.data.records import PromptRow, to_plain_text
-from lit_rlhf.data.report import DatasetReport
-from lit_rlhf.data.sources import DataSource, held_rows, read_rows, source_name
+from lit_rlhf.data.sources import DataSource, held_rows
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.agreement import compute_agreement, compute_mean_agreement
 from lit_rlhf.evaluation.judges.human_labels import write_comparisons
@@ -20,6 +18,7 @@ from lit_rlhf.evaluation.models.evaluated_model import EvaluatedModel
 from lit_rlhf.evaluation.models.generation import Completion
 from lit_rlhf.evaluation.models.prefixes import ScoredPrefix, select_best_prefix
 from lit_rlhf.evaluation.models.reward_scorer import check_judge_is_independent
+from lit_rlhf.evaluation.prompts import read_prompt_rows
 from lit_rlhf.evaluation.results import Better, MetricValue, Suite, SuiteResult, compute_mean_metric, format_count_note
 from lit_rlhf.evaluation.suites.bias import limit_rows
 from lit_rlhf.evaluation.win_rate import win_rate
@@ -115,14 +114,13 @@ class PairwisePreference(Suite):
         if model.scored_prefixes:
             tables["prefixes"] = build_prefix_table(model.scored_prefixes)
             notes.append(format_prefix_note(tables["prefixes"]))
+            assert model.spec.best_prefix is not None
+            notes += [f"prompts of the few-shot prefixes: {note}" for note in model.spec.best_prefix.read_prompts()[1]]
         return SuiteResult(metrics, len(records), notes, samples, tables)
 
     def _read_prompts(self) -> tuple[list[PromptRow], list[str]]:
-        """Return the prompts, and notes on skipped rows."""
-        report = DatasetReport(source_name(self.path))
-        records = read_records(read_rows(self.path), "prompt", PromptRow, self.format, report)
-        skipped = report.skipped.items()
-        notes = [note for reason, count in skipped for note in format_count_note(count, f"rows skipped: {reason}")]
+        """Return the prompts, and notes on the rows."""
+        records, notes = read_prompt_rows(self.path, self.format)
         return limit_rows(records, self.limit), notes
 
     def _decode_pairs(

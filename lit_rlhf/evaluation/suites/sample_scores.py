@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from lit_rlhf.data.formats.registry import read_records
 from lit_rlhf.data.records import PromptRow
-from lit_rlhf.data.report import DatasetReport
-from lit_rlhf.data.sources import DataSource, held_rows, read_rows, source_name
+from lit_rlhf.data.sources import DataSource, held_rows
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.models.evaluated_model import EvaluatedModel
 from lit_rlhf.evaluation.models.generation import Completion
-from lit_rlhf.evaluation.models.reward_scorer import RewardScorer
+from lit_rlhf.evaluation.models.reward_scorer import RewardScorer, render_scored_texts
+from lit_rlhf.evaluation.prompts import read_prompt_rows
 from lit_rlhf.evaluation.results import MetricValue, Suite, SuiteResult, compute_mean_metric
 from lit_rlhf.evaluation.suites.bias import limit_rows
 from lit_rlhf.evaluation.suites.preference import NOISE_KEY
@@ -63,27 +62,27 @@ class SampleScores(Suite):
         for scorer in self.scorers.values():
             scorer.check()
 
-    def _read_prompts(self) -> list[PromptRow]:
-        report = DatasetReport(source_name(self.path))
-        return limit_rows(read_records(read_rows(self.path), "prompt", PromptRow, self.format, report), self.limit)
+    def _read_prompts(self) -> tuple[list[PromptRow], list[str]]:
+        """Return the prompts, and notes on the rows."""
+        records, notes = read_prompt_rows(self.path, self.format)
+        return limit_rows(records, self.limit), notes
 
     def run(self, model: EvaluatedModel, baseline: EvaluatedModel) -> SuiteResult:
         """See `Suite.run`."""
-        records = self._read_prompts()
+        records, notes = self._read_prompts()
         prompts = [model.template.render(record.prompt, record.fields, record.origin) for record in records]
         prompts = model.prepend_prefix(prompts)
         completions = model.generate(prompts, self.sampling, (NOISE_KEY, 1), ())
         metrics: dict[str, MetricValue] = {}
         for name, scorer in self.scorers.items():
-            rendered = [scorer.template.render(record.prompt, record.fields, record.origin) for record in records]
             stripped = [completion._replace(text=completion.text.strip()) for completion in completions]
-            scores = scorer.score_finite(list(zip(rendered, stripped)), model.cache)
+            scores = scorer.score_finite(render_scored_texts(scorer.template, records, stripped), model.cache)
             metrics[f"{name} score"] = compute_mean_metric(scores, "points")
         metrics["KL"] = self._compute_kl(model, baseline, prompts, completions)
         lengths = [float(completion.num_tokens) for completion in completions]
         metrics["length"] = compute_mean_metric(lengths, "tokens", "")
         metrics["ended"] = compute_mean_metric([float(completion.finished) for completion in completions])
-        return SuiteResult(metrics, len(records))
+        return SuiteResult(metrics, len(records), notes)
 
     def _compute_kl(
         self, model: EvaluatedModel, baseline: EvaluatedModel, prompts: list[str], completions: list[Completion]
@@ -92,12 +91,8 @@ class SampleScores(Suite):
         if best_of is not None:
             bound = float(best_of_n_kl(torch.tensor(best_of.n)))
             return MetricValue(bound, len(prompts), unit="nats", better="")
-        end = model.tokenizer.eos_token
-        pairs = [
-            (prompt, completion.text + end * completion.finished)
-            for prompt, completion in zip(prompts, completions)
-            if completion.text or completion.finished
-        ]
+        replies = [completion.text + completion.end for completion in completions]
+        pairs = [(prompt, reply) for prompt, reply in zip(prompts, replies) if reply]
         own = model.compute_loglikelihoods(pairs)
         theirs = baseline.compute_loglikelihoods(pairs)
         if baseline is not model:

@@ -1,5 +1,6 @@
 """Judges: reward models and their independence, endpoints that fail, local models, humans; the preference suite."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -7,10 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from lit_rlhf.data.comparisons import tokenize_rankings
+from lit_rlhf.data.records import PromptRow, Ranking
+from lit_rlhf.data.report import DatasetReport
+from lit_rlhf.data.sources import Row
+from lit_rlhf.data.truncation import TruncationPolicy
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache
 from lit_rlhf.evaluation.judges.chat_completions import ChatCompletions
-from lit_rlhf.evaluation.judges.human_labels import HumanLabels
+from lit_rlhf.evaluation.judges.human_labels import HumanLabels, read_rating
 from lit_rlhf.evaluation.judges.judging_types import METADATA_FIELDS, CompletionPair, RatedItem, Verdict
 from lit_rlhf.evaluation.judges.pairwise import ComparisonResult, PairVerdict, compare_completions
 from lit_rlhf.evaluation.judges.preference import (
@@ -23,7 +29,7 @@ from lit_rlhf.evaluation.judges.preference import (
 from lit_rlhf.evaluation.models import reward_scorer
 from lit_rlhf.evaluation.models.evaluated_model import BestOf, EvaluatedModel, ModelSpec
 from lit_rlhf.evaluation.models.generation import Completion
-from lit_rlhf.evaluation.models.reward_scorer import collect_model_paths
+from lit_rlhf.evaluation.models.reward_scorer import RewardScorer, collect_model_paths, render_scored_texts
 from lit_rlhf.evaluation.run import Evaluation
 from lit_rlhf.evaluation.suites.preference import PairwisePreference, build_agreement_table, labeler_agreement_by_judge
 from lit_rlhf.generation.sampling import SamplingParams
@@ -86,7 +92,7 @@ def test_a_reward_model_gets_prompts_in_its_own_template(reward) -> None:
 
     def render(template: str | None, pair: CompletionPair) -> str:
         judge = RewardModelJudge(reward, template=template)
-        judge._scorer.score = lambda texts, cache: calls.append([prompt for prompt, _ in texts]) or [1.0, 0.0]
+        judge._scorer.score = lambda texts, cache: calls.append([each.prompt for each in texts]) or [1.0, 0.0]
         judge.compare([pair], NO_CACHE)
         assert calls[-1][0] == calls[-1][1]
         return calls[-1][0]
@@ -309,3 +315,53 @@ def test_rows_without_a_prompt_are_counted(llama, tmp_path) -> None:
         PairwisePreference(str(tmp_path / "prompts.jsonl"), {"local": HuggingFaceJudge(llama)}, limit=0).check(
             [evaluated_model]
         )
+
+
+def test_labels_that_cannot_be_read_are_an_error_each_time() -> None:
+    rows = [{"prompt": "w1 w2", "first": "w3", "second": "w4 w5", "preference": each} for each in ("first", "A")]
+    humans = HumanLabels(rows)
+    for _ in range(2):
+        with pytest.raises(UserError, match="preference is 'A'"):
+            humans.compare(PAIRS, NO_CACHE)
+    rows[1]["preference"] = "tie"
+    assert HumanLabels(rows).compare(PAIRS, NO_CACHE)[0] == [Verdict("human", 1.0), Verdict("human", 0.5)]
+
+
+def test_numbers_of_a_table_with_missing_cells_are_ratings() -> None:
+    row = {"prompt": "p", "answer": "a", "overall": 5.0, "hallucination": 1.0, "harmful_advice": 0.0}
+    rating = read_rating(Row({**row, "sexual_content": float("nan")}, "row 1"), "ann")
+    assert (rating.overall, rating.flags) == (5, {"hallucination": True, "harmful_advice": False})
+    with pytest.raises(UserError, match="overall must be a whole number"):
+        read_rating(Row({**row, "overall": 5.5}, "row 1"), "ann")
+
+
+CHATML = "{% for m in messages %}{{ m.content }} w27 {% endfor %}{% if add_generation_prompt %}w26{% endif %}"
+
+
+def test_a_finished_reply_to_a_conversation_is_scored_with_the_end_of_turn_of_training(
+    reward, tokenizer, tmp_path, monkeypatch
+) -> None:
+    """The end of turn, w27, is not the end token."""
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = CHATML
+    shutil.copytree(reward, tmp_path / "chat")
+    own.save_pretrained(tmp_path / "chat")
+    scored: list[list[int]] = []
+
+    def score_rows(model: object, rows: list[list[int]], *_: object) -> torch.Tensor:
+        scored.extend(rows)
+        return torch.zeros(len(rows))
+
+    monkeypatch.setattr(reward_scorer, "score_rows", score_rows)
+    scorer = RewardScorer(str(tmp_path / "chat"))
+    question, replies = [{"role": "user", "content": "w1"}], ["w3", "w4 w5"]
+    report, lengths = DatasetReport("rows"), TruncationPolicy(99, 99)
+    (ranking,) = tokenize_rankings([Ranking(question, replies, [0, 1])], scorer.template, lengths, report)
+    completions = [completion("w3"), completion("w4 w5"), completion("w4 w5 w27"), completion("w3", finished=False)]
+    records = [PromptRow(question)] * 4
+    scorer.score(render_scored_texts(scorer.template, records, completions), NO_CACHE)
+    expected = [[*ranking.prompt, *each] for each in ranking.completions]
+    assert scored == sorted([expected[0], expected[1], expected[1], expected[0][:-2]], key=len)
+    scored.clear()
+    scorer.score(render_scored_texts(scorer.template, [PromptRow("w1")], completions), NO_CACHE)
+    assert scored == [own.encode("w1 w3 <eos>")]

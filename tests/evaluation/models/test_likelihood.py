@@ -134,3 +134,13 @@ def test_the_cache_knows_model_and_text(llama, model_folders, tmp_path, monkeypa
     for folder, requested in ((model_folders["gpt2"], pairs), (llama, pairs[:1])):
         with pytest.raises(BaseException, match="the model was loaded"):
             EvaluatedModel("one", ModelSpec(folder), cache).compute_loglikelihoods(requested)
+
+
+def test_tokens_after_a_stop_string_are_not_counted(tiny) -> None:
+    sampling = SamplingParams(12, 0.0)
+    (whole,) = tiny.generate(["w4 w5"], sampling, stop_strings=())
+    words = whole.text.split()
+    stop = words[2]
+    (stopped,) = tiny.generate(["w4 w5"], sampling, stop_strings=("", stop))
+    assert stopped.text.split() == words[: words.index(stop)] and stopped.finished
+    assert stopped.num_tokens == words.index(stop) + 1 < whole.num_tokens

@@ -140,3 +140,13 @@ def test_the_selection_is_checked_before_a_model_is_loaded(settings, message, fe
 def test_invalid_settings_are_refused(settings) -> None:
     with pytest.raises(UserError, match="best_prefix: max_new_tokens and limit must be 1 or more"):
         best(**settings)
+
+
+def test_prompts_that_are_skipped_or_doubtful_are_noted(few, llama) -> None:
+    (few / "prompts.jsonl").write_text('{"prompt": "w5"}\n{"prompt": " "}\n{"prompt": "w6", "weight": 2}\n')
+    spec = ModelSpec(llama, prefixes="few.json", best_prefix=best())
+    model = EvaluatedModel("few", spec, NO_CACHE)
+    suite = PairwisePreference("prompts.jsonl", {"judge": HuggingFaceJudge(llama)}, LENGTH)
+    notes = ["1 rows skipped: empty prompt", "1 rows: column 'weight' is not read by the format"]
+    found = suite.run(model, model).notes
+    assert found[:2] == notes and found[-2:] == [f"prompts of the few-shot prefixes: {note}" for note in notes]
