@@ -14,7 +14,9 @@ import yaml
 
 from lit_rlhf.checkpoints import read_metadata
 from lit_rlhf.cli import main
+from lit_rlhf.commands.support.locks import locked_folder
 from lit_rlhf.commands.support.log_filters import restored_log_filters
+from lit_rlhf.commands.support.preflight import written_whole
 from lit_rlhf.commands.support.run_folder import RUN_FILES
 from tests.helpers.small_runs import write_rows
 from tests.helpers.stages import STAGES, contents, write_stages
@@ -364,3 +366,22 @@ def test_samples_of_rollouts_and_of_validations_are_apart(stages: Path, command:
     assert len(rollouts) == 16 and all(row["prompt"] != "w9 w9 w9" for row in rollouts)
     assert validations and all(row["prompt"] == "w9 w9 w9" for row in validations)
     assert torch.tensor([row["step"] for row in rollouts]).unique().tolist() == [2, 4]
+
+
+def test_a_folder_that_another_run_writes_to_is_refused(project: Path, command: Callable[..., Any]) -> None:
+    with locked_folder(project / "run", "run_dir"):
+        for words in ((), ("--overwrite",), ("--ckpt_path=last",)):
+            code, _, err = command("fit", "-c", "recipe.yaml", "--run_dir=run", *words)
+            assert code == 2 and "run_dir: another run is writing to run; wait for its end" in err
+        assert not any((project / "run").iterdir())
+    assert not (project / "run").exists(), "nothing was written"
+    assert command("fit", "-c", "recipe.yaml", "--run_dir=run")[0] == 0
+    assert command("fit", "-c", "recipe.yaml", "--run_dir=run", "--overwrite")[0] == 0, "the lock is free again"
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("before")
+    with pytest.raises(KeyboardInterrupt), written_whole(tmp_path / "config.yaml") as part:
+        part.write_text("half")
+        raise KeyboardInterrupt
+    assert contents(tmp_path) == {"config.yaml": b"before"}

@@ -123,3 +123,25 @@ def test_a_record_has_fingerprint_and_seconds(root: Path) -> None:
     graph.run()
     record = json.loads((root / "stages" / "a.json").read_text())
     assert record["fingerprint"] == graph.fingerprints["a"] and record["seconds"] >= 0
+
+
+def test_a_stage_that_another_call_has_done_meanwhile_is_not_repeated(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = [step(root, "a"), step(root, "b", "a")]
+    graph, other = StageGraph(stages, root, 1), StageGraph(stages, root, 1)
+    looked: list[str] = []
+    ask = graph.is_done
+
+    def is_done(name: str) -> bool:
+        looked.append(name)
+        if len(looked) == 2:  # all were looked at once: now the other call does them
+            answer = ask(name)
+            other.run()
+            return answer
+        return ask(name)
+
+    graph.is_done = is_done  # type: ignore[method-assign]
+    graph.run()
+    assert read_calls(root) == ["a starts", "a ends", "b starts", "b ends"]
+    assert capsys.readouterr().out.count("done by another call") == 2

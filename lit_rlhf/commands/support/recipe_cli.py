@@ -8,7 +8,7 @@ import tempfile
 import time
 from argparse import ArgumentError
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from lit_rlhf.commands.support.command_line import format_command, name_configs
 from lit_rlhf.commands.support.compatibility import check_compatibility
 from lit_rlhf.commands.support.config_locations import ConfigLocations, RefusedYAML
 from lit_rlhf.commands.support.console import Verbosity, get_verbosity
+from lit_rlhf.commands.support.locks import locked_folder
 from lit_rlhf.commands.support.monitors import check_monitors
 from lit_rlhf.commands.support.parse_errors import explain_parse_error
 from lit_rlhf.commands.support.preflight import check_checkpoint, first_mismatch
@@ -91,6 +92,7 @@ class RecipeCLI(LightningCLI):
         self.locations = locations
         self.exit_code = 0
         self.dry_folder: tempfile.TemporaryDirectory[str] | None = None
+        self.lock = ExitStack()  # of the run's folder, to the end of the run
         register_python_only_types()
         strict = {"exit_on_error": False, "allow_abbrev": False}  # abbreviations are ambiguous
         super().__init__(
@@ -303,6 +305,7 @@ class RecipeCLI(LightningCLI):
             ) from None
         finally:
             finish_runs(self.trainer.loggers, succeeded=sys.exc_info()[0] is None and not self.exit_code)
+            self.lock.close()
             if self.dry_folder is not None:
                 self.dry_folder.cleanup()
 
@@ -349,6 +352,8 @@ class RecipeCLI(LightningCLI):
         self.opener.hold_loggers(self.trainer)
         if self.command != "fit" or "://" in self.run_dir:
             return
+        if self.trainer.is_global_zero:  # which launches the other ranks, or ends them
+            self.lock.enter_context(locked_folder(folder, "run_dir"))
         checkpoint = settings.get("ckpt_path") or self.trainer._checkpoint_connector._hpc_resume_path
         content = read_metadata(Path(checkpoint)) if checkpoint and Path(checkpoint).exists() else None
         if content is not None:

@@ -22,6 +22,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_rlhf.commands.support.monitors import check_validation, check_whole_minibatches
+from lit_rlhf.commands.support.preflight import written_whole
 from lit_rlhf.commands.support.setting_paths import get_class_name
 from lit_rlhf.commands.support.wandb_runs import nest_config
 from lit_rlhf.errors import UserError
@@ -293,7 +294,8 @@ class OpenRun(SaveConfigCallback):
         if self.unwritten is not None:
             target, text = self.unwritten
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text, encoding="utf-8")
+            with written_whole(target) as part:
+                part.write_text(text, encoding="utf-8")
             self.unwritten = None
 
 

@@ -5,7 +5,6 @@ same: its command, the files that it reads from outside the graph, and the finge
 kill, the stages that were running start again.
 """
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from lit_rlhf.commands.support.console import format_seconds
+from lit_rlhf.commands.support.locks import try_lock
 from lit_rlhf.commands.support.stage_records import StageRecords, compute_fingerprint
 from lit_rlhf.commands.support.sweep_runs import read_last_line
 from lit_rlhf.errors import UserError
@@ -108,20 +108,29 @@ class StageGraph:
             while pending or running:
                 ready = [name for name in pending if done.issuperset(self.stages[name].inputs)]
                 for name in sorted(ready, key=lambda name: -self.priorities[name]):
-                    if len(running) < self.processes and (process := self._start(name)) is not None:
+                    if len(running) >= self.processes:
+                        break
+                    process = self._start(name)
+                    if process is not None:
                         running[name] = process
                         pending.remove(name)
+                    elif self.is_done(name):
+                        done.add(name)
+                        pending.remove(name)
+                        print(f"{name:<24}done by another call", flush=True)
                 if not running and not ready:
                     break
                 time.sleep(POLL_SECONDS)
                 for name in [name for name, process in running.items() if process.poll() is not None]:
-                    seconds, code = running.pop(name).close()
+                    process = running.pop(name)
+                    seconds, code = process.wait()
                     if code:
                         failed.append(name)
                     else:
                         done.add(name)
                         self.seconds[name] = seconds
                         self.records.write(name, {"fingerprint": self.fingerprints[name], "seconds": round(seconds, 1)})
+                    process.release()  # after the record: another call that waits for the lock finds it
                     print(f"{name:<24}{'failed' if code else self._describe(name, [*pending, *running])}", flush=True)
         if failed:
             log = self.state / f"{failed[0]}.log"
@@ -130,11 +139,9 @@ class StageGraph:
             )
 
     def _start(self, name: str) -> "StageProcess | None":
-        """Start a stage; None while a process that an earlier, killed call has started is still at it."""
+        """Start a stage; None while a process of another call, even a killed one, is at it, or if that has done it."""
         lock = open(self.state / f"{name}.lock", "w")  # noqa: SIM115
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(lock.fileno()) or self.is_done(name):
             lock.close()
             return None
         self.records.remove(name)
@@ -174,16 +181,20 @@ class StageProcess:
         """Return the exit code; None while it runs."""
         return self._process.poll()
 
-    def close(self) -> tuple[float, int]:
+    def wait(self) -> tuple[float, int]:
         """Wait for the process; return its seconds and its exit code."""
         code = self._process.wait()
-        self._lock.close()
         return time.perf_counter() - self.started, code
+
+    def release(self) -> None:
+        """Free the lock."""
+        self._lock.close()
 
     def stop(self) -> None:
         """End the process."""
         self._process.terminate()
-        self.close()
+        self.wait()
+        self.release()
 
 
 @contextmanager

@@ -5,10 +5,11 @@ A record has the `fingerprint` of what the stage depends on and the `seconds` it
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from lit_rlhf.commands.support.preflight import written_whole
 
 
 class StageRecords:
@@ -29,9 +30,8 @@ class StageRecords:
 
     def write(self, stage: str, record: Mapping[str, Any]) -> None:
         """Write the record of a stage; a call that is killed here leaves the old one."""
-        part = self.folder / f"{stage}.part"
-        part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        os.replace(part, part.with_suffix(".json"))
+        with written_whole(self.folder / f"{stage}.json") as part:
+            part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
     def remove(self, stage: str) -> None:
         """Remove the record of a stage, if there is one."""
