@@ -9,19 +9,27 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lit_rlhf.commands.support.argument_parser import Parser
+from lit_rlhf.commands.support.locks import locked_folder
 from lit_rlhf.commands.support.log_filters import install_log_filters
 from lit_rlhf.commands.support.seeds import check_seed
 from lit_rlhf.commands.support.setting_paths import set_value
 from lit_rlhf.commands.support.sweep_recipes import (
     check_recipe,
     compose_config,
-    make_run_name,
+    make_run_names,
     name_wandb_runs,
     parse_values,
     set_output_folder,
     set_seed,
 )
-from lit_rlhf.commands.support.sweep_runs import Run, check_folder, prepare_run, run_all
+from lit_rlhf.commands.support.sweep_runs import (
+    Run,
+    check_folder,
+    is_complete,
+    is_unchanged,
+    prepare_run,
+    run_all,
+)
 from lit_rlhf.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,8 +50,27 @@ def run(command: str, args: list[str]) -> int:
     for each in runs:
         check_folder(each, settings.overwrite)
     for each in runs:
-        if not prepare_run(each) and each.seed == seeds[0]:
-            check_recipe(each.recipe, each.name)
+        if each.seed == seeds[0] and not (is_complete(each) and is_unchanged(each)):
+            check_recipe(each.text, each.name)
+    with locked_folder(settings.out, "--out"):
+        return run_and_report(
+            runs, over, config["trainer"]["logger"], settings, shlex.join(["lit-rlhf", "sweep", *args])
+        )
+
+
+def run_and_report(runs: list[Run], over: dict[str, list[Any]], logger: Any, settings: Namespace, command: str) -> int:
+    """Execute the runs that are not complete, and write what came out; return the exit code.
+
+    Args:
+        runs: all of them, checked.
+        over: the values of every setting that varies.
+        logger: the recipe's `trainer.logger`.
+        settings: of the command.
+        command: as it was typed.
+
+    Raises:
+        UserError: no run was completed.
+    """
     from lit_rlhf.evaluation.reports.sweeps import (
         Sweep,
         format_sweep,
@@ -52,13 +79,15 @@ def run(command: str, args: list[str]) -> int:
         write_sweep_page,
     )
 
+    for each in runs:
+        prepare_run(each)
     outcomes, codes = run_all(runs, settings.jobs, settings.last)
     metrics = settings.metrics.split(",") if settings.metrics else select_default_metrics(outcomes)
     title = settings.title or "Sweep over " + " and ".join(key.split(".")[-1] for key in over)
-    sweep = Sweep(title, over, outcomes, metrics, note=shlex.join(["lit-rlhf", "sweep", *args]))
+    sweep = Sweep(title, over, outcomes, metrics, note=command)
     write_results(sweep, settings.out)
     write_sweep_page([sweep], title, settings.out / "sweep.html")
-    log_sweep(sweep, config["trainer"]["logger"], settings.out)
+    log_sweep(sweep, logger, settings.out)
     print(f"\n{format_sweep(sweep)}\n\nfigure: {settings.out / 'sweep.html'}; also results.csv and results.json")
     if any(code not in (0, 2) for code in codes):
         return 1
@@ -151,15 +180,13 @@ def parse_seeds(text: str) -> list[int]:
 
 def plan_runs(config: dict[str, Any], over: dict[str, list[Any]], seeds: list[int], out: Path) -> list[Run]:
     """Return every run with its recipe, ordered by values and then by seed."""
+    chosen = [(dict(zip(over, values)), seed) for values in product(*over.values()) for seed in seeds]
     runs = []
-    for values in product(*over.values()):
-        for seed in seeds:
-            chosen = dict(zip(over, values))
-            recipe = config
-            for key, value in chosen.items():
-                recipe = set_value(recipe, key, value)
-            name = make_run_name(chosen, seed)
-            folder = out / "runs" / name
-            recipe = name_wandb_runs(set_output_folder(set_seed(recipe, seed), folder), out.absolute().name, name)
-            runs.append(Run(name, chosen, seed, folder, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)))
+    for (values, seed), name in zip(chosen, make_run_names(chosen)):
+        recipe = config
+        for key, value in values.items():
+            recipe = set_value(recipe, key, value)
+        folder = out / "runs" / name
+        recipe = name_wandb_runs(set_output_folder(set_seed(recipe, seed), folder), out.absolute().name, name)
+        runs.append(Run(name, values, seed, folder, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)))
     return runs

@@ -14,10 +14,18 @@ import yaml
 
 from lit_rlhf.cli import main
 from lit_rlhf.commands.support import sweep_runs
+from lit_rlhf.commands.support.locks import locked_folder
 from lit_rlhf.commands.support.setting_paths import set_value
-from lit_rlhf.commands.support.sweep_recipes import make_run_name, parse_values, set_output_folder, set_seed
-from lit_rlhf.commands.support.sweep_runs import Run, read_last_line
+from lit_rlhf.commands.support.sweep_recipes import (
+    make_run_name,
+    make_run_names,
+    parse_values,
+    set_output_folder,
+    set_seed,
+)
+from lit_rlhf.commands.support.sweep_runs import Run, is_complete, read_last_line
 from lit_rlhf.errors import UserError
+from tests.helpers.stages import contents
 
 SWEEP = ("sweep", "-c", "recipe.yaml", "--out", "swept")
 OVER = "--over=model.optimizer.lr=0.1,1e-3"
@@ -200,3 +208,45 @@ def test_seed_and_folder_are_set() -> None:
 def test_values_are_read_as_yaml() -> None:
     assert parse_values("a.b=0,1e-3,true,[0.9,0.95],nan,null") == ("a.b", [0, 1e-3, True, [0.9, 0.95], "nan", None])
     assert make_run_name({"a.b": "x/y z", "c": [1, 2]}, 3) == "b=x_y_z,c=_1,_2_,seed=3"
+    assert parse_values("a=1,1.0,true") == ("a", [1, 1.0, True])
+    with pytest.raises(UserError, match=r"--over a: 0\.1 stands twice"):
+        parse_values("a=0.1,2,0.1")
+
+
+def test_values_that_make_one_name_have_folders_of_their_own() -> None:
+    runs = [({"data.template": text}, seed) for text in ("Q: {prompt}?", "Q: {prompt}!", "plain") for seed in (0, 1)]
+    names = make_run_names(runs)
+    assert len(set(names)) == 6 and names == make_run_names(runs)
+    assert names[0].startswith("template=Q___prompt__,seed=0,") and names[4] == "template=plain,seed=0"
+
+
+def test_a_recipe_that_is_refused_removes_no_complete_run(
+    in_process, project: Path, command: Callable[..., Any]
+) -> None:
+    done = project / "swept" / "runs" / "lr=0.1,seed=0"
+    done.mkdir(parents=True)
+    (done / "recipe.yaml").write_text("# another one\n")
+    (done / "result.json").write_text('{"code": 0}')
+    before = contents(project)
+    code, _, err = command(*SWEEP, "--over=model.optimizer.lr=0.1,fast", "--overwrite")
+    assert code == 2 and err == "error: run lr=fast,seed=0: model.optimizer.lr: expected float, got 'fast'\n"
+    assert contents(project) == before and not in_process
+
+
+def test_a_result_that_was_cut_off_is_of_a_run_that_is_not_complete(tmp_path: Path) -> None:
+    run = Run("one", {}, 0, tmp_path, "")
+    for text, complete in (
+        ("", False),
+        ('{"code": ', False),
+        ("[]", False),
+        ('{"code": 1}', False),
+        ('{"code": 0}', True),
+    ):
+        (tmp_path / "result.json").write_text(text)
+        assert is_complete(run) == complete, text
+
+
+def test_a_second_sweep_in_a_folder_is_refused(in_process, project: Path, command: Callable[..., Any]) -> None:
+    with locked_folder(project / "swept", "--out"):
+        code, _, err = command(*SWEEP, "--over=model.hidden=2")
+    assert code == 2 and "--out: another run is writing to swept" in err and not in_process

@@ -2,9 +2,11 @@
 
 import copy
 import re
+from collections import Counter
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -12,6 +14,7 @@ import yaml
 from lit_rlhf.commands.fit import run as run_fit
 from lit_rlhf.commands.support.config_locations import RefusedYAML, apply_rules, check_arguments
 from lit_rlhf.commands.support.setting_paths import find_mapping, get_class_name
+from lit_rlhf.commands.support.stage_records import compute_fingerprint
 from lit_rlhf.errors import UserError
 
 CSV_LOGGER = "lightning.pytorch.loggers.CSVLogger"
@@ -49,7 +52,11 @@ def parse_values(text: str) -> tuple[str, list[Any]]:
     if not values:
         raise UserError(f"--over {text}: expected KEY=V1,V2,..., such as model.kl.coefficient=0,0.02,0.2")
     check_arguments([f"--{key}={rest}"])
-    return key, [parse_number(value) for value in values]
+    numbers = [parse_number(value) for value in values]
+    repeated = [value for value, count in Counter(map(repr, numbers)).items() if count > 1]
+    if repeated:
+        raise UserError(f"--over {key}: {repeated[0]} stands twice; name every value once")
+    return key, numbers
 
 
 def parse_number(value: Any) -> Any:
@@ -106,19 +113,40 @@ def name_wandb_runs(config: dict[str, Any], group: str, name: str) -> dict[str, 
     return changed
 
 
+def make_run_names(runs: list[tuple[dict[str, Any], int]]) -> list[str]:
+    """Return the names of runs by their values and seeds, which are also their folders' names.
+
+    Texts that differ only in characters that a name cannot have get a hash of the values behind their name.
+    """
+    names = [make_run_name(values, seed) for values, seed in runs]
+    count = Counter(names)
+    return [
+        name if count[name] == 1 else f"{name},{compute_fingerprint(repr(values))[:8]}"
+        for name, (values, _) in zip(names, runs)
+    ]
+
+
 def make_run_name(values: dict[str, Any], seed: int) -> str:
     """Return a run's name, which is also its folder's name."""
     words = [f"{key.split('.')[-1]}={value}" for key, value in values.items()]
     return re.sub(r"[^\w=.,+-]", "_", ",".join([*words, f"seed={seed}"]))
 
 
-def check_recipe(recipe: Path, name: str) -> None:
-    """Refuse a recipe that `fit` would refuse.
+def check_recipe(text: str, name: str) -> None:
+    """Refuse a recipe that `fit` would refuse; nothing is kept of it.
+
+    Args:
+        text: of the recipe.
+        name: of its run.
 
     Raises:
         UserError: names the run, and repeats the error of `fit`.
     """
-    try:
-        compose_config(["-c", str(recipe)])
-    except UserError as problem:
-        raise UserError(f"run {name}: {problem}") from None
+    with TemporaryDirectory() as folder:
+        recipe = Path(folder) / "recipe.yaml"
+        recipe.write_text(text, encoding="utf-8")
+        try:
+            compose_config(["-c", str(recipe)])
+        except UserError as problem:
+            message = re.sub(rf" \[{re.escape(str(recipe))}:\d+\]", "", str(problem))  # of a file that is removed
+            raise UserError(f"run {name}: {message}") from None

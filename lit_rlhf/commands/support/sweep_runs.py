@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lit_rlhf.commands.support.preflight import written_whole
 from lit_rlhf.errors import UserError
 
 RECIPE, RESULT, LOG = "recipe.yaml", "result.json", "log.txt"
@@ -73,8 +74,16 @@ def prepare_run(run: Run) -> bool:
 
 def is_complete(run: Run) -> bool:
     """Return whether a run has succeeded."""
-    result = run.folder / RESULT
-    return result.is_file() and json.loads(result.read_text(encoding="utf-8"))["code"] == 0
+    return read_result(run).get("code") == 0
+
+
+def read_result(run: Run) -> dict[str, Any]:
+    """Return code, seconds and error of a run; empty if it has not ended, or its file is damaged."""
+    try:
+        result = json.loads((run.folder / RESULT).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return result if isinstance(result, dict) else {}
 
 
 def run_all(runs: Sequence[Run], jobs: int, last: int) -> tuple[list[Any], list[int]]:
@@ -105,16 +114,15 @@ def run_all(runs: Sequence[Run], jobs: int, last: int) -> tuple[list[Any], list[
 
 def execute_run(run: Run, jobs: int) -> dict[str, Any]:
     """Execute one run unless it is complete; return code, seconds and error."""
-    file = run.folder / RESULT
     if is_complete(run):
         print(f"{run.name}: complete already", flush=True)
-        done: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return done
+        return read_result(run)
     start = time.perf_counter()
     code = start_process(run, jobs)
     error = "" if code == 0 else read_last_line(run.folder / LOG) or f"exit code {code}"
     result = {"code": code, "seconds": round(time.perf_counter() - start, 1), "error": error}
-    file.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    with written_whole(run.folder / RESULT) as part:
+        part.write_text(json.dumps(result) + "\n", encoding="utf-8")
     print(f"{run.name}: {error or 'done'}, {result['seconds']:.0f} s", flush=True)
     return result
 
