@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lit_rlhf.commands.support.argument_parser import Parser
 from lit_rlhf.commands.support.log_filters import install_log_filters
+from lit_rlhf.commands.support.preflight import written_whole
 from lit_rlhf.errors import UserError
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def sample_and_write(settings: Namespace) -> "BestOfNCurve":
     sampled = sample_candidates(
         policy, tokenizer, prompts, reward, sampling, settings.n, settings.seed, settings.batch_size
     )
-    with settings.out.open("w", encoding="utf-8") as file:
+    with written_whole(settings.out) as part, part.open("w", encoding="utf-8") as file:
         for candidates in sampled:
             best = candidates.best_index
             row = {**candidates.row, "completion": candidates.responses[best], "score": candidates.scores[best]}

@@ -107,3 +107,15 @@ def test_scores_that_are_not_finite_are_refused(project, llama, capsys):
     words = ["best-of-n", "--model", llama, "--prompts=prompts.jsonl", "--out=best.jsonl", "--max-new-tokens=2"]
     assert main([*words, "--reward=best_rewards.broken", "--n=2"]) == 2
     assert "2 of 12 scores are not finite, first for the prompt 'w2 w4'" in capsys.readouterr().err
+
+
+def test_an_interrupt_leaves_no_file_that_refuses_the_same_command(project, llama, monkeypatch):
+    def stop(*_: Any) -> Any:
+        assert not (project / "best.jsonl").exists() and (project / "best.jsonl.part").exists()
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr("lit_rlhf.evaluation.models.best_of_n.sample_candidates", stop)
+    words = ["best-of-n", "--model", llama, "--prompts", "prompts.jsonl", "--out", "best.jsonl", "--n=2", "--limit=1"]
+    assert main([*words, "--max-new-tokens=2", "--reward=best_rewards.words"]) == 130
+    assert sorted(path.name for path in project.iterdir() if path.is_file()) == ["best_rewards.py", "prompts.jsonl"]

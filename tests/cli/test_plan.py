@@ -337,6 +337,9 @@ def test_the_shape_may_be_that_of_a_config_or_of_a_run_that_has_begun(llama, tmp
     assert [line for line in begun if "does not exist yet" not in line] == named != begun
     assert main(["plan", "-c", "small/sft", "--model.model=runs/other/model"]) == 2
     assert "there is no folder 'runs/other/model'" in capsys.readouterr().err
+    (tmp_path / "runs/mine/config.yaml").write_text("")  # cut off
+    assert main(["plan", "-c", "small/sft", "--model.model=runs/mine/model"]) == 2
+    assert "there is no folder 'runs/mine/model'" in capsys.readouterr().err
 
 
 def test_frozen_models_in_host_memory_count_in_scoring_alone(llama, tmp_path, monkeypatch, capsys):

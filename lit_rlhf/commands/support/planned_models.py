@@ -71,6 +71,6 @@ def find_stage(model: str) -> tuple[str, str] | None:
 
 def _read_stage(name: str, file: Path) -> tuple[str, str] | None:
     """Return a recipe's name and the model that it starts from; None for a module that names no model."""
-    recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
+    recipe = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     start = ((recipe.get("model") or {}).get("init_args") or {}).get("model")
     return (name, start) if isinstance(start, str) else None
