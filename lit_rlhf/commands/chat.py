@@ -35,12 +35,16 @@ def run(command: str, args: list[str]) -> int:
     from lit_rlhf.labeling.playground import create_chat_app
     from lit_rlhf.labeling.responders import load_responder
     from lit_rlhf.labeling.serving import address_of, allowed_hosts, bind, serve
+    from lit_rlhf.models.loading import load_config
+    from lit_rlhf.models.loading_config import ModelLoadingConfig
 
     host = "127.0.0.1"
     with closing(bind(host, settings.port)) as listener:
+        names = dict.fromkeys(settings.model)
+        for name in names:  # before the database: a wrong --model leaves no file
+            load_config(name, ModelLoadingConfig())
         database = Database(settings.db)
         labeler = database.add_labeler(settings.name)
-        names = dict.fromkeys(settings.model)
         responders = {name: load_responder(name, settings.max_new_tokens, settings.temperature) for name in names}
         models = [(name, responders[name]) for name in settings.model]
         torch.manual_seed(settings.seed)

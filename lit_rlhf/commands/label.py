@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 from argparse import Namespace
 from contextlib import closing
 from pathlib import Path
@@ -118,7 +119,7 @@ def start_server(settings: Namespace) -> None:
     own_instructions = read_own_instructions(settings)
     tasks = read_tasks(settings.tasks, settings.kind, settings.format) if settings.tasks else None
     gold = read_tasks(settings.gold, settings.kind, settings.format, gold=True) if settings.gold else None
-    if not (tasks or gold or settings.model or Path(settings.db).expanduser().exists()):
+    if not (tasks or gold or settings.model or Path(os.path.expanduser(settings.db)).exists()):
         raise UserError(f"no database {settings.db} yet: name a file TASKS, or --model DIR --prompts FILE")
     with closing(bind(settings.host, settings.port)) as listener:  # before outputs are sampled, which takes long
         database = Database(settings.db)
@@ -202,14 +203,33 @@ def fill_database(
                 f"{settings.db} from it (such as {missing[0]!r}): start without the file to go on with those, or name "
                 "another file by --db for the new ones"
             )
-        added = database.add_tasks(kind, tasks.tasks, spread_labels(tasks, settings))
         known[source] = {**earlier, kind: [task.key for task in tasks.tasks]}
-        database.write_setting("sources", json.dumps(known))
-        print_notes(tasks, f"{len(tasks.tasks):,} tasks to {kind}, {added:,} of them new in {settings.db}")
-    if gold is not None:
-        added = database.add_tasks(kind, gold.tasks, [0] * len(gold.tasks))
-        print_notes(gold, f"{len(gold.tasks):,} tasks with known answers, {added:,} of them new")
+    if tasks is not None and gold is not None:
+        check_apart(tasks, gold)
+    stored = set(database.task_keys(kind))
+    wanted = [*(spread_labels(tasks, settings) if tasks else ()), *([0] * len(gold.tasks) if gold else ())]
+    both = [task for file in (tasks, gold) if file is not None for task in file.tasks]
+    database.add_tasks(kind, both, wanted, {"sources": json.dumps(known)})
+    for file, what in ((tasks, f"tasks to {kind}"), (gold, "tasks with known answers")):
+        if file is not None:
+            added = sum(task.key not in stored for task in file.tasks)
+            print_notes(file, f"{len(file.tasks):,} {what}, {added:,} of them new in {settings.db}")
     return kind
+
+
+def check_apart(tasks: "TaskFile", gold: "TaskFile") -> None:
+    """Refuse a task that is asked about, and whose answer is known.
+
+    Raises:
+        UserError: Names both rows.
+    """
+    asked = {task.key: task.origin for task in tasks.tasks}
+    shared = [task for task in gold.tasks if task.key in asked]
+    if shared:
+        raise UserError(
+            f"{shared[0].origin}: the task {shared[0].key!r} has a known answer, and is also that at "
+            f"{asked[shared[0].key]}; leave one of them out ({len(shared):,} such)"
+        )
 
 
 def choose_kind(database: "Database", settings: Namespace, gold: "TaskFile | None") -> "Kind":
@@ -245,9 +265,9 @@ def describe_source(settings: Namespace) -> str:
     if not settings.tasks and not settings.model:
         return ""
     if settings.tasks:
-        path = Path(settings.tasks).expanduser()
+        path = Path(os.path.expanduser(settings.tasks))
         return str(path.resolve()) if path.exists() else str(settings.tasks)
-    prompts = Path(settings.prompts).expanduser()
+    prompts = Path(os.path.expanduser(settings.prompts))
     content = hashlib.sha256(prompts.read_bytes()).hexdigest() if prompts.is_file() else settings.prompts
     names = ("model", "samples", "max_new_tokens", "temperature", "template", "seed")
     return json.dumps([content, *(getattr(settings, name) for name in names)])

@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -171,7 +171,7 @@ class Database:
     """
 
     def __init__(self, path: str | Path, create: bool = True) -> None:
-        self.path = Path(path).expanduser()
+        self.path = Path(os.path.expanduser(path))
         self._turn = Lock()  # threads of this process queue here: SQLite would sleep between its attempts
         if self.path.is_dir():
             raise UserError(f"database {self.path} is a folder: name a file, such as {self.path / 'labels.db'}")
@@ -310,14 +310,28 @@ class Database:
 
     # tasks
 
-    def add_tasks(self, kind: Kind, tasks: Sequence[NewTask], labels_wanted: Sequence[int]) -> int:
+    def add_tasks(
+        self,
+        kind: Kind,
+        tasks: Sequence[NewTask],
+        labels_wanted: Sequence[int],
+        settings: Mapping[str, str] | None = None,
+    ) -> int:
         """Add the tasks that the file does not hold yet, all or none; return their number.
 
+        Args:
+            kind: Of all of them.
+            tasks: With known answers or without.
+            labels_wanted: Of each; 0: by every labeler.
+            settings: To store with them.
+
         Raises:
-            UserError: A task has the id of one in the file, and other content.
+            UserError: A task has the id of one in the file, and other content or another known answer.
         """
         with self.write() as connection:
-            return _add_tasks(connection, self.path, kind, tasks, labels_wanted)
+            added = _add_tasks(connection, self.path, kind, tasks, labels_wanted)
+            connection.executemany("INSERT OR REPLACE INTO settings VALUES (?, ?)", (settings or {}).items())
+            return added
 
     def task_keys(self, kind: Kind) -> list[str]:
         """Return the keys of all tasks of a kind, in order."""
@@ -506,9 +520,9 @@ class Database:
         """
         added, now = 0, time()
         with self.write() as connection:
-            _add_tasks(
-                connection, self.path, kind, tasks, [0 if task.gold else len(own) for task, own in zip(tasks, answers)]
-            )
+            # 0 would be "by every labeler", also of a task that nobody has answered
+            wanted = [0 if task.gold else max(len(own), 1) for task, own in zip(tasks, answers)]
+            _add_tasks(connection, self.path, kind, tasks, wanted)
             for task, own in zip(tasks, answers):
                 row = connection.execute("SELECT id FROM tasks WHERE kind = ? AND key = ?", (kind, task.key)).fetchone()
                 for each in own:
@@ -610,13 +624,20 @@ def _add_tasks(
     (start,) = connection.execute(query).fetchone()
     new: list[tuple[NewTask, int]] = []
     for task, wanted in zip(tasks, labels_wanted, strict=True):
-        row = connection.execute("SELECT content FROM tasks WHERE kind = ? AND key = ?", (kind, task.key)).fetchone()
+        query = "SELECT content, gold FROM tasks WHERE kind = ? AND key = ?"
+        row = connection.execute(query, (kind, task.key)).fetchone()
         if row is None:
             new.append((task, wanted))
         elif row[0] != _dumps(task.content):
             raise UserError(
                 f"{task.origin}: the task {task.key!r} has other content than in {path}, where it may have been "
                 "answered: give the changed row another id, or name another file by --db"
+            )
+        elif task.gold is not None and row[1] != _dumps(task.gold):
+            stored = "no known answer" if row[1] is None else "another known answer"
+            raise UserError(
+                f"{task.origin}: the task {task.key!r} has {stored} in {path}, where it may have been answered: leave "
+                "the row out, or name another file by --db"
             )
     others = [each for each in new if each[0].gold is None]
     known = [each for each in new if each[0].gold is not None]

@@ -83,14 +83,9 @@ def read_own_rows(rows: Sequence[Row], origin: str) -> Imported:
         if task.key == hash_content(task.content):  # type: ignore[arg-type]
             task.content["fields"].pop("id", None)  # the export wrote it
         seconds = read_seconds(fields.get("seconds"), "seconds", record.origin)
-        for name in _EXTRAS:
-            task.content["fields"].pop(name, None)
         content = _read_answer(kind, row) | read_extras(fields, record.origin)
         builder.add(task, ImportedAnswer(labeler, "answer", content, seconds, fields.get("shown")))
     return builder.build(origin)
-
-
-_EXTRAS = ("shown", "none_acceptable", "both_bad", "prompt_flags", "note")
 
 
 def _guess_kind(fields: dict[str, Any]) -> Kind | None:

@@ -29,7 +29,10 @@ COMPLETIONS: dict[Kind, tuple[int, int]] = {
 _LISTS = ("completions", "responses")
 _PAIRS = (("first", "second"), ("chosen", "rejected"))
 _SINGLE = ("answer", "completion", "response", "output")
-_ANSWERS = ("ranks", "preference", "both_bad", "overall", *METADATA_FIELDS, "labeler", "seconds")
+_ANSWERS = (
+    *("ranks", "preference", "both_bad", "none_acceptable", "overall", *METADATA_FIELDS),
+    *("prompt_flags", "note", "labeler", "seconds", "shown"),
+)
 _PROMPTS = ("prompt", "instruction", "question")
 _OTHER_PROMPTS = ("messages", "conversations", "context", "text", "message_tree_id")
 

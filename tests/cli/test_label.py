@@ -95,12 +95,12 @@ def test_many_people_have_a_link_each(folder: Path, command: Command):
     assert code == 0 and out.count("/login/") == 41
 
 
-def test_nobody_takes_the_account_of_the_overview(folder: Path, command: Command):
+def test_nobody_takes_the_account_of_the_overview(folder: Path, command: Command, llama: str):
     write_rows(folder / "theirs.jsonl", [{**RANK[0], "ranks": [0, 1, 1], "labeler": "owner"}])
     for args in (["import", "theirs.jsonl", "--db", "l.db"], ["tasks.jsonl", "--db", "l.db", "--labelers", "owner"]):
         code, _, error = command("label", *args)
         assert code == 2 and "may be named 'owner'" in error
-    code, _, error = command("chat", "--model", "m", "--name", "owner", "--db", "l.db")
+    code, _, error = command("chat", "--model", llama, "--name", "owner", "--db", "l.db")
     assert code == 2 and "may be named 'owner'" in error and Database(folder / "l.db").list_labelers() == []
 
 
@@ -192,6 +192,7 @@ def test_import_and_export_by_the_command(folder: Path, command: Command):
 def test_a_wrong_chat_is_one_line(folder: Path, command: Command, args: list[str], message: str):
     code, _, error = command("chat", *args)
     assert code == 2 and message in error and error.count("\n") == 1
+    assert not (folder / "runs").exists(), "no database is made"
 
 
 def test_chat_starts_with_two_models(folder: Path, command: Command, llama: str, model_folders: dict[str, str]):
@@ -211,3 +212,26 @@ def test_an_export_is_for_named_people(folder: Path, command: Command):
     assert "2 rankings" in command("label", "export", "l.db", "--labelers", "ann, bo", "--to", "mine.jsonl")[1]
     code, _, error = command("label", "export", "l.db", "--to", "mine.jsonl/in-a-file.jsonl")
     assert code == 2 and "--to: cannot write" in error and error.count("\n") == 1
+
+
+def test_known_answers_are_apart_from_the_tasks_and_added_with_them_or_not_at_all(folder: Path, command: Command):
+    gold = write_rows(folder / "gold.jsonl", [{**RANK[2], "ranks": [0, 1, 1]}])
+    code, _, error = command("label", "tasks.jsonl", "--gold", str(gold), "--db", "l.db")
+    assert code == 2 and "gold.jsonl:1: " in error and "tasks.jsonl:3; leave one of them out" in error
+    assert Database(folder / "l.db").kinds() == [], "nothing is added"
+    assert command("label", "tasks.jsonl", "--db", "l.db")[0] == 0
+    code, _, error = command("label", "--gold", str(gold), "--db", "l.db")
+    assert code == 2 and "has no known answer in l.db" in error
+    ids = [{**row, "id": number} for number, row in enumerate(RANK)]
+    write_rows(folder / "tasks.jsonl", ids[:2])
+    assert command("label", "tasks.jsonl", "--db", "m.db")[0] == 0
+    write_rows(folder / "gold.jsonl", [{**ids[3], "id": 0, "ranks": [0, 1, 1]}])
+    write_rows(folder / "more.jsonl", ids[2:])
+    code, _, error = command("label", "more.jsonl", "--gold", str(gold), "--db", "m.db")
+    assert code == 2 and "the task '0' has other content" in error
+    assert len(Database(folder / "m.db").task_keys("rank")) == 2, "the tasks are not added either"
+
+
+def test_a_home_folder_of_nobody_is_a_name_like_others(folder: Path, command: Command):
+    assert command("label", "tasks.jsonl", "--db", "~no-such-user.db")[0] == 0
+    assert (folder / "~no-such-user.db").is_file()

@@ -346,3 +346,24 @@ def test_a_read_only_database_is_named(fill: Fill, monkeypatch: pytest.MonkeyPat
 
 def test_only_the_owner_may_read_the_file(database: Database):
     assert database.path.stat().st_mode & 0o077 == 0
+
+
+def test_a_known_answer_that_would_be_ignored_is_refused(database: Database):
+    known = {"ranks": [1, 2, 3, 4]}
+    database.add_tasks("rank", [make_task(0), make_task(1, gold=known)], [1, 0])
+    assert database.add_tasks("rank", [make_task(1, gold=known)], [0]) == 0
+    for number, gold, stored in ((0, known, "no known answer"), (1, {"ranks": [4, 3, 2, 1]}, "another known answer")):
+        with pytest.raises(UserError, match=f"the task 'task-{number}' has {stored}"):
+            database.add_tasks("rank", [make_task(number, gold=gold)], [0])
+    assert database.add_tasks("rank", [make_task(1)], [1]) == 0, "answers to it can be imported"
+
+
+def test_an_imported_task_without_an_answer_wants_one(database: Database):
+    database.import_answers("rank", [make_task(0)], [[]])
+    assert database.progress("rank").labels_wanted == 1
+    for name, gets_it in (("ann", True), ("bo", False)):
+        labeler = database.add_labeler(name)
+        lease = database.claim("rank", labeler)
+        assert (lease is not None) == gets_it
+        if lease is not None:
+            database.submit(lease.token, labeler, "answer", {"ranks": [1, 2, 3, 4]})

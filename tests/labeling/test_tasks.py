@@ -239,3 +239,10 @@ def test_content_is_json(tmp_path: Path):
     task = read(tmp_path, [row]).tasks[0]
     assert json.loads(json.dumps(task.content)) == task.content
     assert task.content["sensitive"] == "sensitive content" and task.content["fields"]["n"] == 1.5
+
+
+def test_what_an_earlier_labeler_said_is_no_part_of_the_task(tmp_path: Path):
+    said = {"none_acceptable": True, "prompt_flags": ["unclear"], "note": "hm", "shown": [1, 0, 3, 2], "seconds": 2.0}
+    file = read(tmp_path, [{"prompt": "p", "completions": FOUR, "ranks": [0, 1, 2, 3], "labeler": "ann", **said}])
+    assert file.tasks[0].content["fields"] == {"prompt": "p"}
+    assert all(f"the column {name!r} is not shown and not exported" in file.notes for name in said)
