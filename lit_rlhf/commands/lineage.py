@@ -47,6 +47,6 @@ def push(args: list[str]) -> int:
     install_log_filters()
     from lit_rlhf.lineage.wandb_artifacts import push_lineage
 
-    for name in push_lineage(parsed.output, set()):
+    for name in push_lineage(parsed.output):
         print(f"pushed: {name}")
     return 0

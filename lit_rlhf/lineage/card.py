@@ -68,23 +68,33 @@ def read_report(report: Path, folder: Path, published: Path) -> list[dict[str, A
     """
     try:
         content = json.loads(report.read_text(encoding="utf-8"))
-        models, suites = content["models"], content["suites"]
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+        suites = content["suites"]
+        models = {name: (model["fingerprint"], Path(model["path"])) for name, model in content["models"].items()}
+        rows = {name: list(iter_rows(suites, name)) for name in models}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as problem:
         raise UserError(f"report: {report} is not a report.json of lit-rlhf evaluate ({problem!r})") from None
     fingerprint = loaded_model_fingerprint(str(folder), ModelLoadingConfig())
-    found = [name for name, model in models.items() if model["fingerprint"] == fingerprint]
-    found = found or [name for name, model in models.items() if Path(model["path"]).resolve() == published.resolve()]
+    found = [name for name, (own, _) in models.items() if own == fingerprint]
+    found = found or [name for name, (_, path) in models.items() if path.resolve() == published.resolve()]
     if not found:
-        evaluated = ", ".join(f"{name} ({model['path']})" for name, model in models.items())
+        evaluated = ", ".join(f"{name} ({path})" for name, (_, path) in models.items())
         raise UserError(f"report: {report} is not of this model; it evaluates {evaluated}")
-    rows = []
+    return rows[found[0]]
+
+
+def iter_rows(suites: dict[str, Any], model: str) -> Iterator[dict[str, Any]]:
+    """Yield the metrics of one model that have a value.
+
+    Args:
+        suites: of a report.
+        model: its name there.
+    """
     for suite, part in suites.items():
         for metric, row in part["metrics"].items():
-            cell = row["models"].get(found[0])
+            cell = row["models"].get(model)
             if cell is not None and cell["value"] is not None:
                 kept = {key: cell[key] for key in ("value", "low", "high", "count")}
-                rows.append({"suite": suite, "metric": metric, "unit": row["unit"], **kept})
-    return rows
+                yield {"suite": suite, "metric": metric, "unit": row["unit"], **kept}
 
 
 def render_card(record: LineageRecord, folder: Path, name: str, results: list[dict[str, Any]]) -> str:

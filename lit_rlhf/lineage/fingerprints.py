@@ -76,7 +76,7 @@ def describe_model_input(
         loading: how it is loaded.
         hash_file: returns the SHA-256 of a file.
     """
-    local = Path(path).expanduser()
+    local = Path(os.path.expanduser(path))
     if local.is_dir():
         files = hash_weight_files(local, hash_file)
         return ModelInput(role, path, combine_hashes(files), str(local.resolve()), files, hash_lineage(local))
@@ -99,7 +99,7 @@ def describe_data_input(
         hash_file: returns the SHA-256 of a file.
     """
     read, kept = (report.num_read, report.num_kept) if report is not None and report.num_read else (None, None)
-    local = Path(path).expanduser()
+    local = Path(os.path.expanduser(path))
     if not local.is_file():
         return DataInput(role, path, "", read, kept)
     fingerprint = f"sha256 {hash_file(local)}"

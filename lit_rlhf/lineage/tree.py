@@ -111,7 +111,7 @@ def resolve_input(each: ModelInput | DataInput, folder: Path) -> Path | None:
     """
     if not each.location:
         return None
-    places = (Path(os.path.normpath(folder.resolve() / each.location)), Path(each.path).expanduser())
+    places = (Path(os.path.normpath(folder.resolve() / each.location)), Path(os.path.expanduser(each.path)))
     return next((path for path in places if path.exists()), None)
 
 

@@ -149,15 +149,14 @@ def log_output(run: Any, record: LineageRecord, output: Path, max_upload_gb: flo
         run.link_artifact(logged, record.wandb.registry)
 
 
-def push_lineage(output: Path, pushed: set[Path]) -> list[str]:
+def push_lineage(output: Path) -> list[str]:
     """Record in W&B what a run could not, parents first; return the names of the versions.
 
     Args:
         output: folder or file with a record.
-        pushed: outputs that are done; changed in place.
 
     Raises:
-        UserError: the record is missing, or no run of W&B recorded it.
+        UserError: the record is missing, no run of W&B recorded it, or W&B is offline.
     """
     import wandb
 
@@ -166,21 +165,31 @@ def push_lineage(output: Path, pushed: set[Path]) -> list[str]:
     record = read_record(output)
     if record is None:
         raise UserError(f"lineage push: {output} has no {LINEAGE_FILE}")
-    names = []
-    for each in record.inputs:
-        parent = read_parent(each, output if output.is_dir() else output.parent)
-        if parent is not None and parent[1].wandb is not None and parent[0].resolve() not in pushed:
-            names += push_lineage(parent[0], pushed)
-    pushed.add(output.resolve())
     if record.wandb is None:
         raise UserError(
             f"lineage push: {output} was made without Weights & Biases: its lineage.json names no run; add "
             "-c logger/wandb to the run"
         )
-    reference = record.wandb
-    entity = reference.entity or None
-    with wandb.init(entity=entity, project=reference.project, id=reference.id, resume="must") as run:
-        folder = output if output.is_dir() else output.parent
-        use_inputs(run, record, folder)
-        log_output(run, record, output)
-    return [*names, f"{record.wandb.collection}:{make_alias(record.fingerprint)}"]
+    mode = wandb.setup().settings.mode
+    if mode not in ("online", "shared"):
+        raise UserError(f"lineage push needs a login and a network, and W&B is {mode}: unset WANDB_MODE, wandb online")
+    names = []
+    for own, source in order_pushes(record, output).items():
+        assert source.wandb is not None
+        reference = source.wandb
+        entity = reference.entity or None
+        with wandb.init(entity=entity, project=reference.project, id=reference.id, resume="must") as run:
+            use_inputs(run, source, own if own.is_dir() else own.parent)
+            log_output(run, source, own)
+        names.append(f"{reference.collection}:{make_alias(source.fingerprint)}")
+    return names
+
+
+def order_pushes(record: LineageRecord, output: Path) -> dict[Path, LineageRecord]:
+    """Return an output and those that it was made from which a run of W&B recorded, each once and parents first."""
+    ordered: dict[Path, LineageRecord] = {}
+    for each in record.inputs:
+        parent = read_parent(each, output if output.is_dir() else output.parent)
+        if parent is not None and parent[1].wandb is not None:
+            ordered |= {path: own for path, own in order_pushes(parent[1], parent[0]).items() if path not in ordered}
+    return ordered | {output.resolve(): record}

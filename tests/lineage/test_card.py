@@ -126,7 +126,9 @@ def test_the_model_is_found_in_a_report_by_content_or_folder(llama: str, tmp_pat
         write_card(SFT, part, tmp_path / "model", write_report(tmp_path / "report.json", others))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"models": {}}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"models": {}}', '{"models": [], "suites": {}}', '{"models": {"m": {}}, "suites": {}}']
+)
 def test_a_file_that_is_no_report_is_one_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(text)
     with pytest.raises(UserError, match=r"is not a report\.json of lit-rlhf evaluate"):

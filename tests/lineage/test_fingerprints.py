@@ -14,6 +14,9 @@ from lit_rlhf.lineage.fingerprints import (
     describe_model_input,
     remember_hashes,
 )
+from lit_rlhf.lineage.records import DataInput
+from lit_rlhf.lineage.settings import find_files
+from lit_rlhf.lineage.tree import resolve_input
 from lit_rlhf.models.fingerprint import loaded_model_fingerprint, model_fingerprint
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 
@@ -97,3 +100,9 @@ def test_a_lineage_does_not_change_what_a_model_computes(tmp_path: Path, llama: 
         loaded_model_fingerprint(str(copy), ModelLoadingConfig()),
         model_fingerprint(str(copy), ModelLoadingConfig()),
     )
+
+
+def test_a_name_like_the_home_of_nobody_is_a_name(tmp_path: Path) -> None:
+    assert find_files({"path": "~no-such-user"}) == []
+    assert describe_data_input("rows", "~no-such-user").location == ""
+    assert resolve_input(DataInput("rows", "~no-such-user", "", location="gone"), tmp_path) is None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -126,14 +127,14 @@ def test_offline_nothing_raises_and_after_a_sync_a_push_adds_the_edges(
         runs = sorted(tmp_path.glob("wandb/offline-run-*"))
         subprocess.run([sys.executable, "-m", "wandb", "sync", *runs], check=True, capture_output=True)
         assert server.edges() == set() and {f"run-{role}" for role in STAGES} == server.runs.keys()
-        names = push_lineage(made["evaluation"], set())
+        names = push_lineage(made["evaluation"])
         check_graph(server, tmp_path)
         record = read_record(made["sft"])
         assert record is not None and record.wandb is not None
         unknown = replace(record, wandb=replace(record.wandb, id="never-synced"))
         write_record(unknown, lineage_path(made["sft"]))
         with pytest.raises(wandb.Error):
-            push_lineage(made["sft"], set())
+            push_lineage(made["sft"])
         assert "never-synced" not in server.runs, "another run began"
     assert [name.split(":")[0] for name in names] == [f"demo-{role}" for role in STAGES], "parents first, each once"
 
@@ -237,9 +238,26 @@ def test_the_group_of_the_run_or_of_the_folder_names_the_collection() -> None:
 
 def test_what_no_run_recorded_cannot_be_pushed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no lineage\.json"):
-        push_lineage(tmp_path, set())
+        push_lineage(tmp_path)
     (tmp_path / "model.safetensors").write_text("x")
     record = LineageRecord("sft", Compute("", ""), hash_weight_files(tmp_path, hash_file))
     write_record(record, tmp_path / "lineage.json")
     with pytest.raises(UserError, match="was made without Weights & Biases"):
-        push_lineage(tmp_path, set())
+        push_lineage(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["offline", "disabled", "dryrun"])
+def test_a_push_without_a_server_is_refused_before_a_run_begins(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_stages(tmp_path, partial(start_fake, Registry()))
+    settings = SimpleNamespace(settings=wandb.Settings(mode=mode))
+    monkeypatch.setattr(wandb, "setup", lambda: settings)
+    monkeypatch.setattr(wandb, "init", lambda **_: pytest.fail("a run began"))
+    with pytest.raises(UserError, match=f"lineage push needs a login and a network, and W&B is {mode}"):
+        push_lineage(made["evaluation"])
+    record = read_record(made["evaluation"])
+    assert record is not None
+    write_record(replace(record, wandb=None), lineage_path(made["evaluation"]))
+    with pytest.raises(UserError, match="was made without Weights & Biases"):  # and no parent is pushed
+        push_lineage(made["evaluation"])
