@@ -36,12 +36,18 @@ WRONG = {
     "-c=nested.yaml": f"{KL} 'horizn' (did you mean 'horizon'?) [nested.yaml:4]",
     "--data.pth=x": "data: PromptDataModule has no setting 'pth' (did you mean 'path'?) [command line]",
     "-c=section.yaml": "no setting 'trainr.max_steps' (did you mean 'trainer.max_steps'?) [section.yaml:2]",
+    "-c=merged.yaml": "no setting 'trainer.max_step' (did you mean 'trainer.max_steps'?) [merged.yaml:1]",
     "-c=dotted.yaml": "no setting 'trainer.max_step' (did you mean 'trainer.max_steps'?) [dotted.yaml:1]",
     "-c=class.yaml": "model: PPOModule has no setting 'samplin' (did you mean 'sampling'?) [class.yaml:3]",
     "-c=init_args.yaml": "model: PPOModule has no setting 'init_arg' (did you mean 'init_args'?) [init_args.yaml:2]",
 }
 OVERLAYS = {
+    "empty": "model: {init_args: {ppo: {}}}\ndata: {}\n",
+    "merge": "model: &m {init_args: {model: m}}\ndata: {<<: [{init_args: {path: p}}]}\ntrainer: {<<: {max_steps: 3}}\n",
+    "empty_section": "trianer: {}\n",
+    "empty_setting": "trainer: {max_epoch: {}}\n",
     "section": "# an overlay\ntrainr:\n  max_steps: 3\n",
+    "merged": "trainer: {<<: {max_step: 3}}\n",
     "dotted": "trainer.max_step: 3\n",
     "class": "model:\n  init_args:\n    samplin: {temperature: 0.5}\n",
     "init_args": "model:\n  init_arg: {seed: 3}\n",
@@ -76,6 +82,12 @@ def test_the_line_is_that_of_the_parse(
     assert command("fit", "-c", "ppo.yaml", word) == expected
     monkeypatch.setattr(fit, "check_names", lambda *_: None)
     assert command("fit", "-c", "ppo.yaml", word) == expected
+
+
+@pytest.mark.parametrize("name, wrong", [("empty_section", "trianer"), ("empty_setting", "trainer.max_epoch")])
+def test_an_empty_mapping_has_a_name_too(name: str, wrong: str, folder: Path, command: Callable[..., Any]) -> None:
+    code, _, err = command("fit", "-c", "ppo.yaml", "-c", f"{name}.yaml")  # the parse takes it
+    assert code == 2 and f"no setting {wrong!r} (did you mean" in err and f"[{name}.yaml:1]" in err
 
 
 def test_an_option_of_evaluate(command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,6 +155,8 @@ def test_every_option_of_the_parser_is_known(name: str, command: Callable[..., A
         ["--model.ppo=ppo.yaml", "--model.ppo.of_a_class_in_that_file=1"],
         ["--model.help=PPOModule", "--model.kll=3"],
         ["--print_config=skip_null"],
+        ["-c=empty.yaml"],
+        ["-c=merge.yaml"],
     ],
 )
 def test_what_may_be_right_is_left_to_the_parse(words: list[str], folder: Path) -> None:

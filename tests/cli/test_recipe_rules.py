@@ -1,6 +1,7 @@
 """A setting stands once, a seed is in range, and `~/` is the home folder: alike in every recipe and argument."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from lit_rlhf.cli import main
 from lit_rlhf.commands.support import sweep_runs
-from lit_rlhf.commands.support.config_locations import parse_yaml
+from lit_rlhf.commands.support.config_locations import check_arguments, parse_yaml
 from lit_rlhf.commands.support.home_folders import expand_arguments
 from lit_rlhf.errors import UserError
 from tests.cli.test_errors import error_lines
@@ -63,7 +64,7 @@ def test_a_key_that_stands_twice_in_a_file_that_a_recipe_names_is_refused(projec
 def test_a_key_that_stands_twice_in_an_argument_is_refused(project: Path, command, args: list[str]) -> None:
     value = "{class_path: toys.ToyModule, init_args: {hidden: 1, hidden: 2}}"
     code, _, stderr = command(*args, "-c", "recipe.yaml", f"--model={value}")
-    assert (code, error_lines(stderr)) == (2, ["error: 'hidden' stands twice (first in line 1) [command line]"])
+    assert (code, error_lines(stderr)) == (2, ["error: model: 'hidden' stands twice (first in line 1) [command line]"])
 
 
 def test_a_setting_that_varies_twice_is_refused(project: Path, command) -> None:
@@ -193,3 +194,39 @@ def test_an_unknown_user_is_refused(project: Path, command) -> None:
 @pytest.mark.parametrize("text", ["~", "a~/b", "~5 / 7", "x=~/y", "~ /z", "~~/"])
 def test_other_tildes_are_left_alone(text: str) -> None:
     assert expand_arguments([text]) == [text]
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("trainer:", "own.yaml:1: trainer is a mapping of settings"),
+        ("# none\ntrainer: 5", "own.yaml:2: trainer is a mapping of settings"),
+        ("trainer: [1]", "own.yaml:1: trainer is a mapping of settings"),
+        ("trainer:\n  callbacks+:", "own.yaml:2: 'trainer.callbacks+' has no value"),
+        ("model: &m\n  init_args: {loading: *m}", "own.yaml:2: 'model.init_args.loading' is an alias of what it"),
+        ("trainer: &t {<<: *t}", "own.yaml:1: 'trainer.<<' is an alias of what it stands in"),
+        ("trainer: {callbacks: &c [*c]}", "own.yaml:1: 'trainer.callbacks.[0]' is an alias of what it stands in"),
+    ],
+)
+def test_what_would_drop_settings_or_never_end_is_refused(text: str, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=re.escape(expected)):
+        parse_yaml(path)
+
+
+@pytest.mark.parametrize(
+    "arg, expected",
+    [
+        ("--trainer.callbacks+=null", "trainer.callbacks+ has no value"),
+        ("--trainer={callbacks: &c [*c]}", "trainer: 'callbacks.[0]' is an alias of what it stands in"),
+    ],
+)
+def test_the_same_in_an_argument(arg: str, expected: str) -> None:
+    with pytest.raises(UserError, match=re.escape(expected)):
+        check_arguments([arg])
+
+
+def test_a_trainer_may_stand_in_a_file_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("trainer: trainer.yaml")
+    assert len(parse_yaml(tmp_path / "own.yaml").value) == 1

@@ -90,7 +90,7 @@ def parse_yaml(path: Path) -> yaml.MappingNode:
     """Return the YAML nodes of a file, which know their lines.
 
     Raises:
-        UserError: it cannot be read, is not YAML, is no mapping, or breaks a rule of this module.
+        UserError: it cannot be read, is not YAML, it or its trainer is no mapping, or it breaks a rule of this module.
     """
     try:
         tree: yaml.Node | None = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
@@ -104,6 +104,11 @@ def parse_yaml(path: Path) -> yaml.MappingNode:
     check_rules(tree, path)
     if not isinstance(tree, yaml.MappingNode):  # None of an empty file
         raise UserError(f"{path}: a recipe is a mapping with keys such as trainer, model and data")
+    for key, value in tree.value:
+        is_file = isinstance(value, yaml.ScalarNode) and value.value.endswith((".yaml", ".yml"))
+        if key.value == "trainer" and not isinstance(value, yaml.MappingNode) and not is_file:
+            line = key.start_mark.line + 1
+            raise UserError(f"{path}:{line}: trainer is a mapping of settings, such as trainer: {{max_steps: 100}}")
     return tree
 
 
@@ -148,7 +153,7 @@ def apply_rules(load: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def check_arguments(args: list[str]) -> None:
-    """Refuse a credential in the arguments of a command.
+    """Refuse a credential in the arguments of a command, and a value that breaks a rule of this module.
 
     Raises:
         UserError: names the setting, and not its value.
@@ -159,23 +164,32 @@ def check_arguments(args: list[str]) -> None:
             name, text = "", arg
         elif not equals:
             text = "" if following.startswith("-") else following
+        setting = name.lstrip("-")
+        if setting.endswith("+") and text in ("null", "~"):
+            raise UserError(f"{setting} has no value; name what to append, or remove it [command line]")
         try:
-            value = yaml.safe_load(text) if text[:1] in ("{", "[") else text
+            value: Any = text
+            if text[:1] in ("{", "["):
+                check_tree(yaml.compose(text, Loader=yaml.SafeLoader))
+                value = yaml.safe_load(text)
         except yaml.YAMLError:
             value = text
-        setting = name.lstrip("-")
+        except RefusedYAML as refused:
+            raise UserError(f"{setting or 'an argument'}: {refused} [command line]") from None
         if without_secrets(value, setting.split(".")) != value:
             raise UserError(f"{setting or 'an argument'} holds a credential, and {FIX} [command line]")
 
 
 def check_tree(root: yaml.Node | None) -> None:
-    """Refuse a setting that stands twice, also as `a: {b: ...}` and `a.b: ...`.
+    """Refuse a setting that stands twice, also as `a: {b: ...}` and `a.b: ...`, an endless value, and an empty `name+`.
 
     Raises:
         RefusedYAML: names the setting and both lines.
     """
     first: dict[tuple[str, ...], int] = {}  # full name of a plain setting -> line
-    for path, _, line in iter_leaves(root):
+    for path, node, line in iter_leaves(root):
+        if path and path[-1].endswith("+") and node.tag.endswith(":null"):  # the parse would drop what is in the list
+            raise RefusedYAML(line, f"{'.'.join(path)!r} has no value; name what to append, or remove it")
         if path in first:
             raise RefusedYAML(line, f"{'.'.join(path)!r} stands twice (first in line {first[path]})")
         first[path] = line
@@ -195,13 +209,15 @@ def check_credentials(root: yaml.Node | None) -> None:
 
 
 def iter_leaves(
-    node: yaml.Node | None, path: tuple[str, ...] = (), line: int = 1
+    node: yaml.Node | None, path: tuple[str, ...] = (), line: int = 1, within: tuple[yaml.Node, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], yaml.Node, int]]:
     """Yield the full name, the node and the line of every list and plain value; an entry of a list is named "[0]".
 
     Raises:
-        RefusedYAML: a mapping has a key twice.
+        RefusedYAML: a mapping has a key twice, or a node holds itself.
     """
+    if any(node is outer for outer in within):
+        raise RefusedYAML(line, f"{'.'.join(path)!r} is an alias of what it stands in; write the value in full")
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for key, value in node.value:
@@ -209,11 +225,11 @@ def iter_leaves(
             if name in seen:
                 raise RefusedYAML(line, f"{name!r} stands twice (first in line {seen[name]})")
             seen[name] = line
-            yield from iter_leaves(value, (*path, *name.split(".")), line)
+            yield from iter_leaves(value, (*path, *name.split(".")), line, (*within, node))
     elif node is not None:
         yield path, node, line
         for index, entry in enumerate(node.value if isinstance(node, yaml.SequenceNode) else ()):
-            yield from iter_leaves(entry, (*path, f"[{index}]"), entry.start_mark.line + 1)
+            yield from iter_leaves(entry, (*path, f"[{index}]"), entry.start_mark.line + 1, (*within, node))
 
 
 def iter_settings(node: yaml.Node | None) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]]:

@@ -27,6 +27,7 @@ NAMED_PACKAGES = (
     "lit_rlhf.rewards",
     "lit_rlhf.rollout",
 )
+EMPTY, MERGE = "{}", "tag:yaml.org,2002:merge"
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 
 
@@ -35,7 +36,7 @@ class Setting(NamedTuple):
 
     Attributes:
         path: its name, without `init_args`.
-        value: its text; None for a mapping or a list.
+        value: its text, that of an empty mapping too; None for a list.
     """
 
     path: tuple[str, ...]
@@ -104,7 +105,7 @@ def check_class(path: tuple[str, ...], settings: list[Setting], locations: Confi
     """
     depth = len(path)
     below = [each.path[depth:] for each in settings if len(each.path) > depth and each.path[:depth] == path]
-    named = {s.value for s in settings if s.path in (path, (*path, "class_path")) and s.value is not None}
+    named = {s.value for s in settings if s.path in (path, (*path, "class_path")) and s.value not in (None, EMPTY)}
     info = find_named_class(path, named) if named else find_class(default)
     if info is None or info.settings is None or not (named or info.is_dataclass):
         return
@@ -177,11 +178,17 @@ def iter_settings(locations: ConfigLocations) -> Iterator[Setting]:
 
 
 def iter_node(node: yaml.Node, path: tuple[str, ...]) -> Iterator[Setting]:
-    """Yield the settings of a YAML mapping, down to the lists."""
+    """Yield the settings of a YAML mapping, down to the lists and to empty mappings."""
     if not isinstance(node, yaml.MappingNode):
         yield Setting(path, node.value if isinstance(node, yaml.ScalarNode) else None)
         return
+    if not node.value and path:
+        yield Setting(path, EMPTY)
     for key, value in node.value:
+        if key.tag == MERGE:  # of a mapping, or of several
+            for merged in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                yield from iter_node(merged, path)
+            continue
         name = str(key.value).rstrip("+")
         inner = (*path, *(part for part in name.split(".") if part != "init_args"))
         yield from iter_node(value, inner)
