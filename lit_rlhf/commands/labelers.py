@@ -3,11 +3,14 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_rlhf.commands.support.argument_parser import Parser, read_action
 from lit_rlhf.commands.support.log_filters import install_log_filters
 from lit_rlhf.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
 
 ACTIONS = {
     "agreement": "agreement with 95% intervals and Krippendorff's alpha, of rankings with a column 'labeler'",
@@ -35,12 +38,14 @@ def run_agreement(args: list[str]) -> int:
     )
     settings = parser.parse(args)
     install_log_filters()
+    from lit_rlhf.commands.support.report_runs import make_loggers, read_loggers
     from lit_rlhf.data.formats.registry import read_records
     from lit_rlhf.data.records import Ranking
     from lit_rlhf.data.report import DatasetReport
     from lit_rlhf.data.sources import read_rows
     from lit_rlhf.evaluation.labelers.agreement import build_agreement_report
 
+    loggers = make_loggers(read_loggers(settings.config), Path.cwd())  # refused before anything is written
     dataset = DatasetReport(settings.path)
     report = build_agreement_report(
         read_records(read_rows(settings.path), "ranking", Ranking, settings.format, dataset)
@@ -49,19 +54,18 @@ def run_agreement(args: list[str]) -> int:
     print(f"\n{format_agreement(report)}")
     if settings.out is not None:
         write_json(report, settings.out)
-    log_agreement(report, settings.config)
+    log_agreement(report, loggers)
     return 0
 
 
-def log_agreement(report: dict[str, Any], overlays: list[str]) -> None:
-    """Log the agreement of each labeler and of all pairs, where the overlays of `-c` log."""
-    from lit_rlhf.commands.support.report_runs import make_loggers, open_run, read_loggers
+def log_agreement(report: dict[str, Any], loggers: "list[Logger]") -> None:
+    """Log the agreement of each labeler and of all pairs."""
+    from lit_rlhf.commands.support.report_runs import open_run
     from lit_rlhf.loggers import log_table
 
     parts = {**report["labelers"], "all pairs": {"rankings": report["rankings"], **report["all"]}}
     columns = ("rankings", "share", "low", "high", "comparisons", "ties", "prompts")
     rows = [{"labeler": name, **{column: part[column] for column in columns}} for name, part in parts.items()]
-    loggers = make_loggers(read_loggers(overlays), Path.cwd())
     with open_run(loggers, Path.cwd(), "labelers", [], [], {"alpha": report["alpha"]}):
         log_table(loggers, "labelers/agreement", rows)
 

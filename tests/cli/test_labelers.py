@@ -121,3 +121,13 @@ def test_what_is_refused(args, words, recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["labelers", *(str(recipe) if word == "RECIPE" else word for word in args)]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_wrong_overlay_is_refused_before_the_table_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": "p", "completions": ["x", "y"], "ranks": [0, 1], "labeler": name} for name in ("ann", "bob")]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    (tmp_path / "typo.yaml").write_text("trainer: {logger: {class_path: lightning.pytorch.loggers.WandbLoger}}")
+    for overlay in ("logger/wandbb", "typo.yaml"):
+        assert main(["labelers", "agreement", path, "--out", "agreement.json", "-c", overlay]) == 2
+        assert "did you mean" in capsys.readouterr().err and not (tmp_path / "agreement.json").exists()

@@ -14,6 +14,7 @@ import yaml
 from lit_rlhf.cli import main
 from lit_rlhf.commands.support import real_pipeline, stage_runner
 from lit_rlhf.commands.support.real_data import RealDataSizes
+from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.reports.real_report import COLUMNS, get_cell
 from lit_rlhf.modules.ppo import PPOModule
 from tests.helpers.html_page import Page
@@ -146,3 +147,13 @@ def test_the_precision_is_the_faster_one_unless_it_is_given(model: str, tmp_path
     assert run.choose_precision(state)["precision"] == "32-true"
     monkeypatch.undo()
     assert all(speed > 0 for speed in real_pipeline.time_training_steps(Path(model), True, repeats=1).values())
+
+
+def test_an_overlay_with_a_typo_is_refused_before_the_first_stage(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "typo.yaml").write_text("model: {init_args: {optimiser: torch.optim.SGD}}")
+    run = real_pipeline.RealRun(tmp_path / "run", source, SMALL, overlays=[str(tmp_path / "typo.yaml")])
+    with pytest.raises(UserError, match="SFTModule has no setting 'optimiser'"):
+        run.run()
+    assert not (tmp_path / "run" / "stages").exists()

@@ -12,6 +12,8 @@ import pytest
 from lit_rlhf.cli import main
 from lit_rlhf.commands.recipes import find_recipe
 from lit_rlhf.commands.support.quickstart_pipeline import STAGES, Scale, run
+from lit_rlhf.commands.support.quickstart_sweep import run as run_sweeps
+from lit_rlhf.errors import UserError
 from lit_rlhf.synthetic import rankings
 from lit_rlhf.synthetic.build import SyntheticDataSizes
 from tests.helpers.user_project import column, read_metrics
@@ -209,3 +211,18 @@ def test_the_comparison_is_a_run_of_the_group(quickstart):
     rates = {line["model"]: line["win_rate"] for line in each.table(row["quickstart/models"])}
     assert rates == {name: values["win_rate"] for name, values in report["models"].items()}
     assert any("quickstart/report" in row for row in each.rows)
+
+
+def test_an_overlay_with_a_typo_is_refused_before_an_earlier_run_is_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "typo.yaml").write_text("model: {init_args: {optimiser: torch.optim.SGD}}")
+    (tmp_path / "out" / "stages").mkdir(parents=True)
+    for start in (
+        lambda: run(tmp_path / "out", 0, ["typo.yaml"], SMALL),
+        lambda: run_sweeps(tmp_path / "out", [0], 1, overlays=["typo.yaml"]),
+    ):
+        with pytest.raises(UserError, match="SFTModule has no setting 'optimiser'"):
+            start()
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["stages"]

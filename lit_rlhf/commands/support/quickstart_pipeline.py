@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lit_rlhf.callbacks.throughput import read_peak_memory
+from lit_rlhf.commands.recipes import find_recipe
 from lit_rlhf.commands.support.console import terminal_width
 from lit_rlhf.commands.support.recipe_copies import copy_shipped_recipes
 from lit_rlhf.commands.support.report_runs import make_loggers, open_run, read_loggers
@@ -29,6 +30,7 @@ from lit_rlhf.commands.support.stage_runner import (
     read_last_values,
     say,
 )
+from lit_rlhf.commands.support.sweep_recipes import compose_config
 from lit_rlhf.evaluation.reports.quickstart_report import TERMINAL_WIDTH, format_table, write_report
 from lit_rlhf.lineage.fingerprints import describe_data_input, describe_model_input
 from lit_rlhf.lineage.writing import Start, make_record, write_output_record
@@ -120,7 +122,11 @@ def run(out: Path, seed: int, overlays: Sequence[str] = (), scale: Scale = FULL)
         seed: of data, models and runs.
         overlays: recipes for one more `-c` of every stage.
         scale: how much data and training.
+
+    Raises:
+        UserError: see `check_overlays`.
     """
+    check_overlays(seed, overlays, scale)
     runner, start = StageRunner(out), time.perf_counter()
     runner.start_over()
     note = " Tiny: to see the procedure at work, trained too little for results." if scale.name == "tiny" else ""
@@ -268,6 +274,22 @@ def build_fit_arguments(recipe: Path, seed: int, overlays: Sequence[str] = ()) -
     """Return the arguments of `lit-rlhf fit` for a stage."""
     merged = [word for path in (str(recipe), *overlays) for word in ("-c", path)]
     return [*merged, f"--seed_everything={seed}", f"--data.seed={seed}"]
+
+
+def check_overlays(seed: int, overlays: Sequence[str], scale: Scale = FULL) -> None:
+    """Refuse overlays that a training stage would refuse, before anything of an earlier run is removed.
+
+    Args:
+        seed: of the run.
+        overlays: see `run`.
+        scale: how much training.
+
+    Raises:
+        UserError: raised by `fit`.
+    """
+    for stage in STAGES if overlays else ():
+        arguments = build_fit_arguments(find_recipe(f"quickstart/{stage}"), seed, overlays)
+        compose_config([*arguments, *scale.arguments.get(stage, ())])
 
 
 def load_evaluation_context(out: Path, paths: SyntheticDataPaths, seed: int) -> EvaluationContext:

@@ -7,7 +7,7 @@ from statistics import fmean
 
 import yaml
 
-from lit_rlhf.commands.support.quickstart_pipeline import DEFAULT_OUT, train_models
+from lit_rlhf.commands.support.quickstart_pipeline import DEFAULT_OUT, check_overlays, train_models
 from lit_rlhf.commands.support.stage_runner import StageRunner
 from lit_rlhf.evaluation.reports.sweeps import read_results, write_sweep_page
 from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
@@ -45,9 +45,13 @@ def run(out: Path, seeds: list[int], jobs: int, *arguments: str, overlays: Seque
         jobs: number of concurrent runs.
         overlays: recipes for one more `-c` of every run.
         arguments: further arguments of every run, as of `lit-rlhf fit`.
+
+    Raises:
+        UserError: see `check_overlays`.
     """
     from lit_rlhf.cli import main
 
+    check_overlays(seeds[0], overlays)
     for seed in seeds:
         trained = get_seed_folder(out, seed)
         if not (trained / "reward" / "model" / "config.json").is_file():

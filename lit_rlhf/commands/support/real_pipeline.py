@@ -45,6 +45,7 @@ from lit_rlhf.commands.support.stage_runner import (
     run_command,
     say,
 )
+from lit_rlhf.commands.support.sweep_recipes import compose_config
 from lit_rlhf.data.comparisons import tokenize_rankings
 from lit_rlhf.data.formats.registry import read_records
 from lit_rlhf.data.prompt_template import PromptTemplate
@@ -237,6 +238,7 @@ class RealRun:
         """Run every stage that is not done, write `report.json` and `report.html`, print the table; return 0."""
         check_data(self.data)
         check_packages()
+        self.check_overlays()
         say(f"InstructGPT's procedure, a real model, real data, seed {self.seed}, in {self.out}: {self.scale.about}.")
         base = self.runner.run("model", self.get_model, "a model folder", str(self.model or MODEL))
         counts = self.runner.run(
@@ -258,6 +260,17 @@ class RealRun:
         print(f"\n{format_real_table(report, terminal_width(sys.stdout) or TERMINAL_WIDTH)}")
         print(f"\nreport: {self.out / 'report.html'}\nnext: lit-rlhf chat --model {self.out / 'ppo-ptx' / 'model'}")
         return 0
+
+    def check_overlays(self) -> None:
+        """Refuse overlays that a training stage would refuse, before the first stage.
+
+        Raises:
+            UserError: raised by `fit`.
+        """
+        if self.overlays:
+            self.write_recipes("32-true")  # and again when the precision is chosen
+            for stage in TRAINING_STAGES:
+                compose_config(self.build_fit_arguments(stage))
 
     def collect_report(
         self, base: str, counts: dict[str, int], chosen: dict[str, Any], reward_models: dict[str, Any]

@@ -1,20 +1,23 @@
 """Log the result of a command that is no training run, such as a sweep, where a recipe logs."""
 
 import os
+from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 from lightning.pytorch.loggers import Logger
 
 from lit_rlhf.commands.recipes import find_recipe
-from lit_rlhf.commands.support.config_locations import parse_yaml
+from lit_rlhf.commands.support.config_locations import ConfigLocations, parse_yaml
+from lit_rlhf.commands.support.parse_errors import explain_parse_error
 from lit_rlhf.commands.support.run_folder import move_loggers
 from lit_rlhf.commands.support.wandb_login import prepare_loggers
 from lit_rlhf.commands.support.wandb_runs import apply_run, describe_run, nest_config
+from lit_rlhf.errors import UserError
 from lit_rlhf.loggers import finish_runs, media_loggers
 from lit_rlhf.secrets import without_secrets
 
@@ -72,11 +75,17 @@ def make_loggers(setting: Any, folder: Path) -> list[Logger]:
     Args:
         setting: value of the recipe's `trainer.logger`.
         folder: what the command writes to.
+
+    Raises:
+        UserError: a wrong setting.
     """
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--logger", type=bool | Logger | list[Logger] | None)
-    parsed = parser.parse_object({"logger": setting})
-    move_loggers(Namespace(logger=parsed.logger), str(folder))
-    prepare_loggers(parsed.logger, "trainer.logger", os.environ)
-    made = parser.instantiate(parsed).logger
+    parser.add_argument("--trainer.logger", type=bool | Logger | list[Logger] | None)
+    try:
+        parsed = parser.parse_object({"trainer": {"logger": setting}})
+    except ArgumentError as problem:
+        raise UserError(explain_parse_error(str(problem), ["trainer.logger"], ConfigLocations([], []))) from None
+    move_loggers(parsed.trainer, str(folder))
+    prepare_loggers(parsed.trainer.logger, "trainer.logger", os.environ)
+    made = parser.instantiate(parsed).trainer.logger
     return list(media_loggers(made if isinstance(made, list) else [made]))
