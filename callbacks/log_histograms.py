@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
+from lit_rlhf.errors import UserError
 from lit_rlhf.loggers import Histogram, log_histograms, media_loggers
 from lit_rlhf.rollout.experience import Experience
 from lit_rlhf.rollout.experience_loader import ExperienceLoader
@@ -24,9 +25,14 @@ class LogHistograms(Callback):
     Args:
         every_n_epochs: iterations between two of each histogram.
         max_ratio: upper edge of the last bin of the ratios.
+
+    Raises:
+        UserError: `every_n_epochs` is below 1.
     """
 
     def __init__(self, every_n_epochs: int = 1, max_ratio: float = 2.0) -> None:
+        if every_n_epochs < 1:
+            raise UserError(f"LogHistograms: every_n_epochs must be 1 or more, got {every_n_epochs}")
         self.every_n_epochs, self.max_ratio = every_n_epochs, max_ratio
         self.ratio_counts = torch.zeros(NUM_BINS)
 

@@ -27,12 +27,14 @@ class LogSamples(Callback):
         rows: prompts, at most 16.
 
     Raises:
-        UserError: there are too many rows.
+        UserError: there are too many rows, or `every_n_epochs` is below 1.
     """
 
     def __init__(self, every_n_epochs: int = 20, rows: int = 8) -> None:
         if not 1 <= rows <= MAX_ROWS:
             raise UserError(f"LogSamples: rows must lie between 1 and {MAX_ROWS}, got {rows}")
+        if every_n_epochs < 1:
+            raise UserError(f"LogSamples: every_n_epochs must be 1 or more, got {every_n_epochs}")
         self.every_n_epochs, self.rows = every_n_epochs, rows
         self.table = GrowingTable("samples", COLUMNS)
 

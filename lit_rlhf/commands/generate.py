@@ -1,5 +1,6 @@
 """`lit-rlhf generate`: one response of a model, or a chat at the terminal."""
 
+import math
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ def run(command: str, args: list[str]) -> int:
     settings = parser.parse(args)
     if settings.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens must be 1 or more, got {settings.max_new_tokens}")
-    if settings.temperature < 0:
+    if not 0 <= settings.temperature < math.inf:
         raise UserError(f"--temperature must be 0 or more, got {settings.temperature}")
     from lit_rlhf.data.prompt_template import PromptTemplate
     from lit_rlhf.data.sources import check_value

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from lit_rlhf.callbacks import ExportModel, LogSamples, PretrainingMix, TerminateOnNaN
+from lit_rlhf.callbacks import ExportModel, LogHistograms, LogSamples, PretrainingMix, TerminateOnNaN
 from lit_rlhf.data import ComparisonDataModule, DemonstrationDataModule
 from lit_rlhf.errors import UserError
 from lit_rlhf.generation.sampling import SamplingParams
@@ -199,3 +199,9 @@ def test_a_module_without_samples_writes_no_file(llama, rows, tmp_path):
     trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[LogSamples(1)])
     trainer.fit(SFTModule(llama), datamodule=DemonstrationDataModule(rows, micro_batch_size=4))
     assert not list(tmp_path.rglob("samples.jsonl"))
+
+
+@pytest.mark.parametrize("kind", [LogSamples, LogHistograms])
+def test_an_interval_below_one_is_refused(kind: type) -> None:
+    with pytest.raises(UserError, match=f"{kind.__name__}: every_n_epochs must be 1 or more, got 0"):
+        kind(every_n_epochs=0)

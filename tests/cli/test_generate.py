@@ -131,7 +131,12 @@ def test_what_cannot_answer_is_refused(folder: Path, tmp_path: Path, command) ->
     assert (code, len(stderr.splitlines())) == (2, 1)
     code, _, stderr = command("generate", "--model", str(folder), "--prompt", "red " * 24)
     assert (code, stderr) == (2, "error: the prompt has 24 tokens and the model's context holds 24: shorten it\n")
-    for wrong in (("--temperature", "-1"), ("--max-new-tokens", "0")):
+    for wrong in (
+        ("--temperature", "-1"),
+        ("--temperature", "nan"),
+        ("--temperature", "inf"),
+        ("--max-new-tokens", "0"),
+    ):
         assert command("generate", "--model", str(folder), "--prompt", "red", *wrong)[0] == 2
 
 
