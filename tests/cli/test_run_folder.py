@@ -18,6 +18,7 @@ from lit_rlhf.commands.support.locks import locked_folder
 from lit_rlhf.commands.support.log_filters import restored_log_filters
 from lit_rlhf.commands.support.preflight import written_whole
 from lit_rlhf.commands.support.run_folder import RUN_FILES
+from lit_rlhf.errors import UserError
 from tests.helpers.small_runs import write_rows
 from tests.helpers.stages import STAGES, contents, write_stages
 
@@ -385,3 +386,12 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         part.write_text("half")
         raise KeyboardInterrupt
     assert contents(tmp_path) == {"config.yaml": b"before"}
+
+
+def test_a_file_is_no_folder_to_lock(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with (
+        pytest.raises(UserError, match="--out: .*run is a file; name a folder"),
+        locked_folder(tmp_path / "run", "--out"),
+    ):
+        pass

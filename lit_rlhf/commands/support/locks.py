@@ -31,10 +31,13 @@ def locked_folder(folder: Path, setting: str) -> Iterator[None]:
         setting: that names it, for the message.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, or it is a file.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"{setting}: {folder} is a file; name a folder") from None
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         if not _try_lock_folder(descriptor, f"{setting}: {folder}"):
