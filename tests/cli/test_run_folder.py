@@ -391,7 +391,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_a_file_is_no_folder_to_lock(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     with (
-        pytest.raises(UserError, match="--out: .*run is a file; name a folder"),
+        pytest.raises(UserError, match=r"--out: .*run is a file; name a folder"),
         locked_folder(tmp_path / "run", "--out"),
     ):
         pass
