@@ -6,6 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from lit_rlhf.callbacks.ema import averaged_weights
 from lit_rlhf.data.demonstrations import tokenize_demonstrations
 from lit_rlhf.data.formats.registry import read_records
 from lit_rlhf.data.prompt_template import PromptTemplate
@@ -23,7 +24,8 @@ class CenterScores(Callback, DataReader):
 
     The loss depends on score differences only, so the shift does not change training; it gives the KL coefficient of
     PPO a fixed meaning and the critic a good start. It is part of exports, and of checkpoints that are written after a
-    validation or an epoch. Loggers get `centering/shift` and `centering/scale`.
+    validation or an epoch. With `EMA` it is that of the average, which is exported. Loggers get `centering/shift` and
+    `centering/scale`.
 
     Args:
         path: demonstrations: any source of `DemonstrationDataModule`.
@@ -112,5 +114,5 @@ class CenterScores(Callback, DataReader):
     def compute_scores(self, trainer: Trainer, pl_module: Any) -> Tensor:
         """Return the scores of the rows, (n,) float64."""
         assert self.rows is not None
-        with trainer.precision_plugin.forward_context():
+        with trainer.precision_plugin.forward_context(), averaged_weights(trainer, pl_module):
             return score_rows(pl_module.model, self.rows, pl_module.tokenizer.pad_token_id, self.batch_size).double()

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lit_rlhf.callbacks.ema import load_averages
 from lit_rlhf.errors import UserError
 
 
@@ -63,7 +64,7 @@ class MetricGuard(Callback):
 
     With a limit whose action is "rollback", checkpoints are kept in `metric_guard/` in the folder of the run. Weights
     are good, and their checkpoint is renamed to `good.ckpt`, once the rollout that they sampled, that of the next
-    iteration, violates no limit.
+    iteration, violates no limit. A run that is not resumed first deletes those of an earlier run.
 
     Args:
         limits: limits by metric, any name in docs/metrics.md; None: `default_limits`.
@@ -93,6 +94,17 @@ class MetricGuard(Callback):
                 f"MetricGuard: action rollback takes weights from one file, {type(trainer.strategy).__name__} keeps "
                 "them in parts; use action: stop, and resume with --ckpt_path"
             )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin anew, unless the run is resumed: delete the checkpoints of another run in the folder."""
+        module: Any = pl_module
+        if module.resumed is not None:
+            return
+        self.num_violations, self.num_rollbacks, self.candidate_epoch = {}, 0, 0
+        if trainer.is_global_zero and self.rolls_back:
+            for name in ("candidate.ckpt", "good.ckpt"):
+                (self.get_folder(trainer) / name).unlink(missing_ok=True)
+        trainer.strategy.barrier()
 
     def get_folder(self, trainer: Trainer) -> Path:
         """Return the folder of the checkpoints."""
@@ -159,7 +171,7 @@ class MetricGuard(Callback):
             trainer.save_checkpoint(candidate)
 
     def rollback(self, message: str, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Load weights, optimizer state, KL controller and reward state.
+        """Load weights, their average, optimizer state, KL controller and reward state.
 
         Step, learning rate, prompts and sampling noise go on.
 
@@ -184,6 +196,7 @@ class MetricGuard(Callback):
         self.num_violations.clear()
         checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)
         trainer.strategy.load_model_state_dict(checkpoint, strict=module.strict_loading)
+        load_averages(trainer, checkpoint)
         module.load_optimizer_state(checkpoint)
         module.kl.load_state_dict(checkpoint["kl_controller"])
         module.reward.load_state_dict(checkpoint["reward"])

@@ -231,7 +231,8 @@ def select_weights(content: dict[str, Any], which: Weights | None, checkpoint: P
     if which == "average" and average is None:
         raise UserError(f"--weights=average: {str(checkpoint)!r} holds none; train with -c averaging/ema")
     averaged = average["weights"] if average is not None and which != "current" else {}
-    return {name: averaged.get(name, value) for name, value in content["state_dict"].items()}
+    state = content["state_dict"]
+    return {name: averaged[name].to(value) if name in averaged else value for name, value in state.items()}
 
 
 def export_weights(

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lit_rlhf.checkpoint_files import read_checkpoint
 from lit_rlhf.errors import UserError
-from lit_rlhf.models.export import CHECKPOINT_KEY, read_base
+from lit_rlhf.models.export import CHECKPOINT_KEY, read_base, select_weights
 from lit_rlhf.models.fingerprint import model_fingerprint
 from lit_rlhf.models.given import model_name
 from lit_rlhf.models.loading import check_same_token_ids, load_tokenizer
@@ -85,7 +85,8 @@ def read_scalar_adapter(source: AdapterSource) -> ScalarAdapter:
     if about["adapter"] is None:
         raise UserError(f"{path!r} is of a reward model without an adapter, which shares no base; {TRAINING_HINT}")
     prefix, base = about["prefix"], read_base(about)
-    weights = {name[len(prefix) :]: w for name, w in content["state_dict"].items() if name.startswith(prefix)}
+    state = select_weights(content, None, Path(path))  # the average if there is one, as an export has
+    weights = {name[len(prefix) :]: weight for name, weight in state.items() if name.startswith(prefix)}
     lora, settings = LoRA(**about["adapter"]), json.loads(about["config"])
     fingerprint = about.get("fingerprints", {}).get("base")
     quantized = base is not None and base[1].quantization is not None

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from transformers import AutoModelForSequenceClassification
 
-from lit_rlhf.callbacks import CenterScores, ExportModel
+from lit_rlhf.callbacks import EMA, CenterScores, ExportModel
 from lit_rlhf.cli import main
 from lit_rlhf.data import ComparisonDataModule
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
@@ -114,3 +114,14 @@ def test_centering_does_not_change_training(llama, tmp_path):
     quiet_trainer(tmp_path, max_epochs=2).fit(plain, datamodule=data)
     for actual, expected in zip(centered.parameters(), plain.parameters()):
         torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("validation", [True, False], ids=["validation", "no_validation"])
+@pytest.mark.parametrize("order", [1, -1], ids=["average first", "average last"])
+def test_the_average_is_centered_not_the_current_weights(order, validation, llama, tokenizer, tmp_path):
+    rows = rankings(8)
+    data = ComparisonDataModule(rows, validation_path=rows[:1] if validation else None, micro_batch_size=4)
+    module = RewardModule(llama, sgd(0.2))
+    callbacks = [EMA(0.9), CenterScores(ROWS)][::order]
+    quiet_trainer(tmp_path, max_epochs=2, callbacks=callbacks).fit(module, datamodule=data)
+    assert compute_mean_score(module.model, tokenizer) == pytest.approx(0, abs=1e-4)

@@ -3,12 +3,14 @@
 import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 
 from lit_rlhf.callbacks import EMA, ExportModel
@@ -16,6 +18,7 @@ from lit_rlhf.cli import main
 from lit_rlhf.data import ComparisonDataModule, DemonstrationDataModule
 from lit_rlhf.errors import UserError
 from lit_rlhf.generation.sampling import SamplingParams
+from lit_rlhf.models.export import export_checkpoint
 from lit_rlhf.models.loading_config import LoRA
 from lit_rlhf.modules import PPOConfig, PPOModule, RewardModule, SFTModule
 from lit_rlhf.rewards.base import Reward
@@ -203,3 +206,59 @@ def test_invalid_settings_are_refused(llama, tmp_path):
     trainer.fit(module, datamodule=data)
     trainer.save_checkpoint(tmp_path / "plain.ckpt")
     assert main(["export", str(tmp_path / "plain.ckpt"), str(tmp_path / "model"), "--weights=average"]) == 2
+
+
+def test_a_tied_weight_is_exported_as_its_average(model_folders, tmp_path):
+    """A state dict has the embedding a second time, as the output layer."""
+    kept = ModelCheckpoint(tmp_path, filename="last")
+    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[EMA(0.7), kept], enable_checkpointing=True)
+    data = DemonstrationDataModule(demonstrations(12), micro_batch_size=4)
+    trainer.fit(SFTModule(model_folders["gpt2"], sgd(0.3)), datamodule=data)
+    content, name = torch.load(tmp_path / "last.ckpt", weights_only=True), "model.transformer.wte.weight"
+    average = content["average"]["weights"][name]
+    assert not torch.equal(average, content["state_dict"][name])
+    export_checkpoint(tmp_path / "last.ckpt", tmp_path / "average", "average")
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "average")
+    assert torch.equal(exported.get_input_embeddings().weight, average)
+    assert torch.equal(exported.get_output_embeddings().weight, average)
+
+
+def test_the_average_of_half_precision_weights_moves_by_less_than_they_can(tmp_path):
+    """From 1 to 1.25 at a decay of 0.992: in bfloat16, steps of 0.002 at 1 are rounded away."""
+    trainer, module = SimpleNamespace(global_step=0), torch.nn.Linear(2, 2, bias=False).bfloat16()
+    torch.nn.init.ones_(module.weight)
+    callback: Any = EMA(0.992)
+    callback.on_train_start(trainer, module)
+    for trainer.global_step in range(1, 102):
+        callback.on_train_batch_end(trainer, module, None, None, 0)
+        torch.nn.init.constant_(module.weight, 1.25)
+    average = callback.get_average()["weight"].detach().clone()
+    torch.testing.assert_close(average, torch.full((2, 2), 1.25 - 0.25 * 0.992**100))
+    callback.on_validation_start(trainer, module)
+    assert torch.equal(module.weight, average.bfloat16())
+    callback.on_validation_end(trainer, module)
+    assert bool((module.weight == 1.25).all()) and torch.equal(callback.get_average()["weight"], average)
+
+
+def test_a_callback_that_averaged_before_begins_anew(llama, tmp_path):
+    def data() -> DemonstrationDataModule:
+        rows = demonstrations(12)
+        return DemonstrationDataModule(rows, validation_path=rows[:4], micro_batch_size=4)
+
+    module, callback = SFTModule(llama, sgd(0.3)), EMA(0.7)
+    kept = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[callback, kept], enable_checkpointing=True)
+    trainer.fit(module, data())
+    first, second = (tmp_path / f"step={step}.ckpt" for step in (2, 3))
+    weights = [torch.load(path, weights_only=True)["average"]["weights"] for path in (first, second)]
+    assert_close(weights[1], copy_trainable(module))
+    trainer.validate(module, data(), ckpt_path=first, verbose=False)
+    assert_close(weights[0], copy_trainable(module))
+    loader = DataLoader(demonstrations(4), batch_size=4, collate_fn=list)
+    trainer.test(module, loader, ckpt_path=second, verbose=False)
+    assert_close(weights[1], copy_trainable(module))
+    prompts = DataLoader([{"prompt": "w1 w2"}], batch_size=1, collate_fn=list)
+    trainer.predict(module, prompts, ckpt_path=first)
+    assert_close(weights[0], copy_trainable(module))
+    quiet_trainer(tmp_path, max_epochs=1, max_steps=2, callbacks=[callback]).fit(SFTModule(llama, sgd(0.3)), data())
+    assert callback.get_average() and int(callback._average_model.n_averaged) == 2

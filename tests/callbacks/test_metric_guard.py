@@ -7,7 +7,7 @@ import lightning as L
 import pytest
 import torch
 
-from lit_rlhf.callbacks import MetricGuard, MetricLimit
+from lit_rlhf.callbacks import EMA, MetricGuard, MetricLimit
 from lit_rlhf.cli import main
 from lit_rlhf.errors import UserError
 from lit_rlhf.generation.sampling import SamplingParams
@@ -175,3 +175,25 @@ def test_limits_come_from_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture
     )
     assert main(["fit", "-c", "small/ppo", "-c", str(tmp_path / "guard.yaml"), "--print_config"]) == 0
     assert "action: rollback" in capsys.readouterr().out
+
+
+def test_checkpoints_of_another_run_in_the_folder_are_not_rolled_back_to(llama, make_trainer, tmp_path):
+    folder = tmp_path / "metric_guard"
+    folder.mkdir()
+    for name in ("good.ckpt", "candidate.ckpt"):
+        (folder / name).write_bytes(b"of another run")
+    with pytest.raises(UserError, match="there is no good checkpoint to roll back to yet"):
+        train(make_trainer, llama, {0: 9.0}, 1)
+    assert not any(folder.iterdir())
+
+
+def test_a_rollback_takes_the_average_back_too(llama, make_trainer, tmp_path):
+    module, average = build_module(llama), EMA(0.9)
+    guard = MetricGuard({"scheduled": MetricLimit(above=1.0, action="rollback")}, keep_every_n_epochs=1)
+    callbacks = [LogSchedule({2: 9.0}), guard, average]
+    with pytest.warns(UserWarning, match="rolled back to the weights of step 4"):
+        make_trainer(max_epochs=3, callbacks=callbacks).fit(module, datamodule=PromptData())
+    good = torch.load(tmp_path / "metric_guard" / "good.ckpt", weights_only=True)["average"]
+    assert average._average_model is not None and int(average._average_model.n_averaged) == good["updates"] == 4
+    for name, weight in average.get_average().items():
+        assert torch.equal(weight, good["weights"][name])

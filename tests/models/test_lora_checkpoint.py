@@ -17,6 +17,7 @@ from lit_rlhf.models.export import export_checkpoint
 from lit_rlhf.models.loading import load_causal_lm
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import adapter_state_dict, add_lora
+from lit_rlhf.models.lora_checkpoint import read_scalar_adapter
 from lit_rlhf.models.scalar_model import load_scalar_model
 from lit_rlhf.modules import LoRACritic, PPOConfig, PPOModule, RewardModule, SeparateCritic
 from lit_rlhf.rewards import LoRARewardModel, RewardModelScorer
@@ -191,3 +192,13 @@ def test_an_adapter_that_holds_no_numbers_is_refused(value, part, trained, llama
     reward.prepare(tokenizer, CPU)
     with pytest.raises(UserError, match=r"the weight '[\w.]+' of '.*diverged.ckpt' holds NaN or infinity"):
         reward.attach(policy(llama, tokenizer), llama)
+
+
+def test_the_adapter_is_the_average_if_there_is_one(trained, tmp_path):
+    content = torch.load(trained, weights_only=True)
+    prefix, state = content["lit_rlhf"]["prefix"], content["state_dict"]
+    averaged = {name: weight + 1 for name, weight in state.items() if name.startswith(prefix)}
+    torch.save(content | {"average": {"weights": averaged, "updates": 3}}, tmp_path / "averaged.ckpt")
+    weights = read_scalar_adapter(str(tmp_path / "averaged.ckpt")).weights
+    assert weights.keys() == {name.removeprefix(prefix) for name in averaged}
+    assert all(torch.equal(weight, averaged[prefix + name]) for name, weight in weights.items())
