@@ -49,8 +49,8 @@ class ExportModel(Callback):
         private: bool = False,
         format: Literal["merged", "peft"] = "merged",
     ) -> None:
-        self.directory, self.weights, self.push, self.private = Path(directory), weights, push, private
-        self.format = format
+        self.given_directory = self.directory = Path(directory)
+        self.weights, self.push, self.private, self.format = weights, push, private, format
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse settings that cannot work: an unwritable folder, "best" weights or an adapter of none, a push."""
@@ -67,7 +67,7 @@ class ExportModel(Callback):
             raise UserError("ExportModel: format is 'peft', but the base is an object, which no folder can name")
         if self.format == "peft":
             check_plain_base(module.model_path, module.loading)
-        self.directory = Path(trainer.default_root_dir) / self.directory
+        self.directory = Path(trainer.default_root_dir) / self.given_directory
         if trainer.is_global_zero:
             if self.push is not None:
                 check_push(self.push)

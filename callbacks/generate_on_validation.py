@@ -22,7 +22,7 @@ from lit_rlhf.generation.stopping import stop_string_matcher
 from lit_rlhf.importing import Function
 from lit_rlhf.loggers import GrowingTable
 from lit_rlhf.models.scalar_model import ScalarModel
-from lit_rlhf.rewards import Reward, resolve_reward
+from lit_rlhf.rewards import LoRARewardModel, Reward, resolve_reward
 from lit_rlhf.rollout.experience import Episodes, make_episodes, read_reference
 from lit_rlhf.strategies import unsharded_parameters
 
@@ -67,6 +67,12 @@ class GenerateOnValidation(Callback):
                 raise UserError(f"GenerateOnValidation: {name} must be at least 1, got {value}")
         self.path = None if path is None else held_rows(path)
         self.reward = None if reward is None else resolve_reward(reward)
+        parts = [] if self.reward is None else self.reward.iter_parts()
+        if any(isinstance(part, LoRARewardModel) for part in parts):
+            raise UserError(
+                "GenerateOnValidation: reward: LoRARewardModel attaches its adapter to PPO's policy, and scores with "
+                "it alone; `lit-rlhf export` its checkpoint, and give the folder to RewardModelScorer"
+            )
         self.sampling, self.format = sampling or SamplingParams(), format
         self.limit, self.batch_size, self.rows, self.seed = limit, batch_size, rows, seed
         self.generator: Generator = generator or CachedGenerator()

@@ -15,7 +15,7 @@ from lit_rlhf.errors import UserError
 from lit_rlhf.generation import HuggingFaceGenerator
 from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
 from lit_rlhf.modules import SFTModule
-from lit_rlhf.rewards.base import Reward
+from lit_rlhf.rewards import LoRARewardModel, Reward, ScaledReward
 from lit_rlhf.rollout.experience import Episodes
 from tests.helpers.ranks import on_ranks
 from tests.helpers.small_runs import demonstrations, quiet_trainer, sgd, write_rows
@@ -127,3 +127,10 @@ def test_responses_that_do_not_fit_are_refused_before_a_model_is_loaded(llama, r
         quiet_trainer(tmp_path, max_epochs=1, callbacks=[callback]).fit(SFTModule(llama), datamodule=data)
     with pytest.raises(UserError, match="limit must be at least 1"):
         GenerateOnValidation(rows, limit=0)
+
+
+def test_a_reward_that_needs_the_policy_of_ppo_is_refused(tmp_path):
+    reward = LoRARewardModel(tmp_path / "reward.ckpt")
+    for given in (reward, ScaledReward(reward, 2.0)):
+        with pytest.raises(UserError, match="LoRARewardModel attaches its adapter to PPO's policy"):
+            GenerateOnValidation(reward=given)

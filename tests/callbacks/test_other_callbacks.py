@@ -205,3 +205,10 @@ def test_a_module_without_samples_writes_no_file(llama, rows, tmp_path):
 def test_an_interval_below_one_is_refused(kind: type) -> None:
     with pytest.raises(UserError, match=f"{kind.__name__}: every_n_epochs must be 1 or more, got 0"):
         kind(every_n_epochs=0)
+
+
+def test_every_fit_exports_to_the_folder_of_its_own_run(llama, tmp_path):
+    callback = ExportModel("out")
+    for run in ("a", "b"):
+        callback.setup(quiet_trainer(tmp_path / run), SFTModule(llama), "fit")
+        assert callback.directory == tmp_path / run / "out"
