@@ -23,7 +23,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.given import ModelSource, model_name, without_dropout
 from lit_rlhf.models.loading_config import ModelLoadingConfig
-from lit_rlhf.models.lora import redraw_added_rows
+from lit_rlhf.models.lora import fill_added_rows
 from lit_rlhf.models.model_files import find_commit, holds_file
 from lit_rlhf.models.peft_folder import find_adapter
 from lit_rlhf.models.pretrained import from_pretrained_quietly, load_weights
@@ -167,7 +167,7 @@ def load_causal_lm(
         return finish_loading(without_dropout(model, dropout), tokenizer, loading)
     set_dropout(config, dropout)
     loaded, _ = load_weights(AutoModelForCausalLM, model, config, loading)
-    return finish_loading(loaded, tokenizer, loading, find_adapter(model, loading) is not None)
+    return finish_loading(loaded, tokenizer, loading)
 
 
 def check_causal_lm(config: PretrainedConfig, model: str) -> None:
@@ -198,18 +198,12 @@ def is_language_model(architecture: str) -> bool:
     return plain or architecture.endswith(("ForCausalLM", "ForConditionalGeneration", "WithLMHead", "Decoder"))
 
 
-def finish_loading(
-    model: PreTrainedModel, tokenizer: Tokenizer, loading: ModelLoadingConfig, adapted: bool = False
-) -> PreTrainedModel:
-    """Grow the embedding for an added padding token, set special ids, enable gradient checkpointing and compilation.
-
-    With `adapted`, of a model from a PEFT folder, which holds no such row, it is the one that was there in training.
-    """
+def finish_loading(model: PreTrainedModel, tokenizer: Tokenizer, loading: ModelLoadingConfig) -> PreTrainedModel:
+    """Grow the embedding for an added padding token, set special ids, enable gradient checkpointing and compilation."""
     vocab_size = model.config.get_text_config().vocab_size
     if len(tokenizer) > vocab_size:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        if adapted:
-            redraw_added_rows(model, vocab_size)
+        fill_added_rows(model, vocab_size)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = tokenizer.eos_token_id
     if model.can_generate():

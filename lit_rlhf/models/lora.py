@@ -30,8 +30,8 @@ def add_lora(model: PreTrainedModel, lora: LoRA, name: str = POLICY, base_vocab_
         model: The model, changed in place.
         lora: Settings of the adapter.
         name: Name of the adapter.
-        base_vocab_size: Rows of the embedding in the base's folder, if loading may have added some: those are drawn
-            again, see `redraw_added_rows`.
+        base_vocab_size: Rows of the embedding in the base's folder, if loading may have added some, see
+            `fill_added_rows`.
 
     Raises:
         UserError: See `check_lora`.
@@ -40,7 +40,7 @@ def add_lora(model: PreTrainedModel, lora: LoRA, name: str = POLICY, base_vocab_
 
     check_lora(lora, model)
     if base_vocab_size is not None:
-        redraw_added_rows(model, base_vocab_size)
+        fill_added_rows(model, base_vocab_size)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -118,19 +118,25 @@ def _linear_layer_names(model: PreTrainedModel) -> dict[str, None]:
 
 
 @torch.no_grad()
-def redraw_added_rows(model: PreTrainedModel, vocab_size: int) -> None:
-    """Draw the embedding's rows from `vocab_size` on from their shape alone.
+def fill_added_rows(model: PreTrainedModel, vocab_size: int) -> None:
+    """Set the rows of embedding and output layer from `vocab_size` on, of an added padding token, to the mean row.
 
-    Loading adds such a row for a padding token and draws it from the global generator. In a frozen base it is neither
-    trained nor stored, and a resumed run, an export and every other reader must get the same one.
+    Its logit is then the mean of the others, and its probability at most 1 / (vocab_size + 1) (Hewitt, 2021,
+    "Initializing new word embeddings for pretrained language models"). A small random row has a logit near 0, which
+    takes almost all probability from models whose logits are strongly negative, such as GPT-2.
+
+    In a frozen base the row is neither trained nor stored: a resumed run, an export and every other reader compute it.
     """
-    for layer in {id(each): each for each in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
-        weight = getattr(layer, "weight", None)
-        if weight is None or weight.is_meta or len(weight) <= vocab_size:
-            continue
-        generator = torch.Generator().manual_seed(0)
-        rows = torch.randn(len(weight) - vocab_size, weight.shape[1], generator=generator, device="cpu")
-        weight[vocab_size:] = (rows * getattr(model.config, "initializer_range", 0.02)).to(weight)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        for rows in (getattr(layer, "weight", None), getattr(layer, "bias", None)):
+            if rows is not None and not rows.is_meta and len(rows) > vocab_size:
+                rows[vocab_size:] = _mean_row(rows[:vocab_size]).to(rows)
+
+
+def _mean_row(rows: Tensor) -> Tensor:
+    """Return the mean over the first dimension, float64 on the CPU: the same on every device; in parts, for memory."""
+    sums = [part.cpu().double().sum(0) for part in torch.split(rows, 4096)]
+    return torch.stack(sums).sum(0) / len(rows)
 
 
 def unique_adapter_name(model: nn.Module, wanted: str) -> str:

@@ -22,7 +22,6 @@ from lit_rlhf.models.loading import (
     set_dropout,
 )
 from lit_rlhf.models.loading_config import ModelLoadingConfig
-from lit_rlhf.models.peft_folder import find_adapter
 from lit_rlhf.models.pretrained import load_weights
 from lit_rlhf.packing.rankings import RankingInputs, last_hidden_state
 from lit_rlhf.packing.selective_logits import select_positions
@@ -77,6 +76,12 @@ class ScalarModel(nn.Module):
         self.scale.fill_(scale)
         self.model.config.score_shift = shift
         self.model.config.score_scale = scale
+
+    def uncenter(self) -> None:
+        """Remove the centering constants: scores are raw."""
+        if self.is_centered:
+            self.center(0.0)
+            del self.model.config.score_shift, self.model.config.score_scale
 
     def forward(
         self,
@@ -189,8 +194,7 @@ def load_scalar_model(
         loaded = _load_with_bias(type(loaded), model, loading, config)
     if not trained_head:
         loaded.score.weight.data.copy_(init_head(loaded.score.weight.shape, seed))
-    adapted = find_adapter(model, loading) is not None
-    return ScalarModel(finish_loading(loaded, tokenizer, loading, adapted), head_is_new=not trained_head)
+    return ScalarModel(finish_loading(loaded, tokenizer, loading), head_is_new=not trained_head)
 
 
 def resolve_scalar_model(model: Any, setting: str) -> Any:

@@ -5,12 +5,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PhiConfig, PreTrainedTokenizerFast
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.lm_loss import causal_lm_loss
 from lit_rlhf.models.loading import check_same_token_ids, load_causal_lm, load_tokenizer
 from lit_rlhf.models.loading_config import ModelLoadingConfig
+from lit_rlhf.models.lora import fill_added_rows
 
 
 def test_only_residual_dropout_is_set(model_folders, tokenizer):
@@ -125,3 +126,35 @@ def test_only_the_forward_pass_with_gradients_is_compiled_and_it_computes_the_sa
         torch.testing.assert_close(compiled.get_parameter(name).grad, weight.grad, msg=name)
     mean_loss(compiled, 4, 9).backward()
     assert len(compiled_calls) == num_graphs, "another shape is not compiled again"
+
+
+@pytest.mark.parametrize(
+    ("name", "last_norm"), [("gpt2", "transformer.ln_f"), ("gpt_neox", "gpt_neox.final_layer_norm")]
+)
+def test_an_added_padding_token_has_at_most_the_probability_of_one_in_all(name, last_norm, model_folders, tmp_path):
+    """Also of a model whose logits are far below 0, at which those of a small random row are."""
+    model = AutoModelForCausalLM.from_pretrained(model_folders[name])
+    norm, head = model.get_submodule(last_norm), model.get_output_embeddings()
+    with torch.no_grad():  # every logit has a summand of -40
+        norm.weight[0], norm.bias[0], head.weight[:, 0] = 0.0, 10.0, -4.0
+    model.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(model_folders[name])
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    loading = ModelLoadingConfig(pad_token="<|pad|>")
+    padded = load_tokenizer(str(tmp_path), loading)
+    grown = load_causal_lm(str(tmp_path), padded, loading).eval()
+    embedding = grown.get_input_embeddings().weight
+    torch.testing.assert_close(embedding[-1], embedding[:-1].mean(0))
+    logits = grown(torch.tensor([[5, 6, 7, 1]])).logits[0, -1].detach()
+    assert float(logits[:-1].max()) < -10
+    assert float(logits.softmax(-1)[padded.pad_token_id]) <= 1 / len(padded) + 1e-6
+
+
+def test_a_bias_of_the_output_layer_grows_by_its_mean():
+    sizes = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    model = AutoModelForCausalLM.from_config(PhiConfig(**sizes, num_attention_heads=2))
+    torch.nn.init.normal_(model.lm_head.bias)
+    model.resize_token_embeddings(10, mean_resizing=False)
+    fill_added_rows(model, 9)
+    torch.testing.assert_close(model.lm_head.bias[9], model.lm_head.bias[:9].mean())
