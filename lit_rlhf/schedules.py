@@ -15,17 +15,30 @@ class TrainerLengthSchedule(LambdaLR):
     The module calls `set_length` before the first step; until then the run has one step.
     """
 
+    #: whether the factor depends on the length of the run
+    needs_total_steps = True
+
     def __init__(self, optimizer: Optimizer) -> None:
-        self.total_steps = self.steps_per_epoch = 1
+        self.total_steps: float = 1
+        self.steps_per_epoch = 1
         super().__init__(optimizer, self.lr_factor)
 
     def lr_factor(self, step: int) -> float:
         """Return the factor at an optimizer step."""
         raise NotImplementedError
 
-    def set_length(self, total_steps: int, steps_per_epoch: int = 1) -> None:
-        """Set the lengths of the run and of an epoch in optimizer steps, and update the learning rates."""
-        self.total_steps, self.steps_per_epoch = max(int(total_steps), 1), max(int(steps_per_epoch), 1)
+    def set_length(self, total_steps: float, steps_per_epoch: int = 1) -> None:
+        """Set the lengths of the run and of an epoch in optimizer steps, and update the learning rates.
+
+        Raises:
+            UserError: the run has no end, and the schedule needs one.
+        """
+        if math.isinf(total_steps) and self.needs_total_steps:
+            raise UserError(
+                f"scheduler: {type(self).__name__} needs the length of the run, which no number of steps limits; set "
+                "trainer.max_steps, or trainer.max_epochs with data of a known length"
+            )
+        self.total_steps, self.steps_per_epoch = max(total_steps, 1), max(int(steps_per_epoch), 1)
         for group, base in zip(self.optimizer.param_groups, self.base_lrs):
             group["lr"] = base * self.lr_factor(self.last_epoch)
 
@@ -68,6 +81,8 @@ class ConstantWithWarmup(TrainerLengthSchedule):
             rises with every optimizer step.
         start_factor: Fraction of the learning rate at the first step.
     """
+
+    needs_total_steps = False
 
     def __init__(self, optimizer: Optimizer, warmup_iterations: float = 10, start_factor: float = 0.1) -> None:
         if warmup_iterations < 0 or not 0 <= start_factor <= 1:

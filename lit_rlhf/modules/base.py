@@ -56,6 +56,7 @@ from lit_rlhf.modules.resume import (
     restore_callback_settings,
     restore_recipe,
 )
+from lit_rlhf.modules.trainer_settings import check_trainer_settings, check_whole_minibatches
 from lit_rlhf.schedules import TrainerLengthSchedule
 from lit_rlhf.strategies import (
     data_parallel_group,
@@ -179,15 +180,26 @@ class LitModule(LightningModule, DataRequirements, Traceable):
         return module
 
     def setup(self, stage: str) -> None:
-        """Refuse an adapter that does not fit the model, and tensors that the strategy cannot split.
+        """Refuse settings of the Trainer and of an adapter that cannot work, and forget an earlier fit.
 
         Reads the model's config alone.
         """
+        if stage == "fit":
+            check_trainer_settings(self.trainer)
+            self.forget_earlier_fit()
         if self.adapter is not None:
             check_lora(self.adapter, build_meta_model(self.model_config, self.loading, None, scalar=False))
         ranks = tensor_parallel_size(self.trainer.strategy)
         if ranks > 1:
             tensor_parallel_plan(self.model_config, ranks)
+
+    def forget_earlier_fit(self) -> None:
+        """Begin with no sums and no checkpoint: an earlier fit may have ended within an epoch."""
+        self.step_means = EpochMeans()
+        self.resumed, self.resumed_at, self.resumed_random_state = None, "within", None
+        if self.trainer.global_step == 0:  # else the same Trainer goes on, perhaps within an epoch
+            self.epoch_means, self.last_epoch_means = EpochMeans(), {}
+            self.num_tokens, self.samples = 0, []
 
     def check_max_positions(self, tokens: int, what: str, setting: str) -> None:
         """Refuse more tokens than the starting model has positions for; reads its configuration, not its weights.
@@ -274,9 +286,9 @@ class LitModule(LightningModule, DataRequirements, Traceable):
         if scheduler is None:
             return optimizer
         if isinstance(scheduler, TrainerLengthSchedule):
-            # builds the dataloader, whose length is known afterwards
-            total = int(self.trainer.estimated_stepping_batches)
-            scheduler.set_length(total, self.steps_per_epoch)
+            self.trainer.fit_loop.setup_data()  # the length of the dataloader is known afterwards
+            # what is left, not all: a Trainer that is fitted again counts on, and the optimizer is a new one
+            scheduler.set_length(remaining_steps(self.trainer, self.steps_per_epoch), self.steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
@@ -458,11 +470,14 @@ class LitModule(LightningModule, DataRequirements, Traceable):
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """Return the sum over all data-parallel ranks, on the CPU; every rank must call it."""
         strategy = self.trainer.strategy
-        total: Tensor = strategy.reduce(values.to(self.device), group=data_parallel_group(strategy), reduce_op="sum")
+        # not on `self.device`, which is the CPU when the Trainer is done: NCCL sums on the GPU alone
+        values = values.to(strategy.root_device)
+        total: Tensor = strategy.reduce(values, group=data_parallel_group(strategy), reduce_op="sum")
         return total.cpu()
 
     def on_train_start(self) -> None:
         """Restore the random state of a resumed run, and finish the epoch if it was resumed at its end."""
+        check_whole_minibatches(self.trainer)  # now that the length of the dataloader is known
         if self.resumed_random_state is not None:
             set_random_state(self.resumed_random_state)
             self.resumed_random_state = None
@@ -479,9 +494,9 @@ class LitModule(LightningModule, DataRequirements, Traceable):
             finish_epoch(self.trainer, self.resumed_at)
             self.resumed_at = "within"
         for scheduler in (config.scheduler for config in self.trainer.lr_scheduler_configs):
-            left = remaining_steps(self.trainer, self.steps_per_epoch)
-            if isinstance(scheduler, TrainerLengthSchedule) and math.isfinite(left):
-                scheduler.set_length(self.global_step + int(left), self.steps_per_epoch)
+            if isinstance(scheduler, TrainerLengthSchedule):
+                left = remaining_steps(self.trainer, self.steps_per_epoch)
+                scheduler.set_length(self.global_step + left, self.steps_per_epoch)
         self.resumed = None
 
     def resume_optimizer(self, checkpoint: dict[str, Any]) -> None:

@@ -59,6 +59,7 @@ from lit_rlhf.modules.answers import answer_prompts, collate_answerable
 from lit_rlhf.modules.critics import Critic, resolve_critic
 from lit_rlhf.modules.ppo_config import PPOConfig
 from lit_rlhf.modules.resume import class_path
+from lit_rlhf.modules.trainer_settings import check_whole_rollouts
 from lit_rlhf.packing.attention_masks import packing_unsupported_reason
 from lit_rlhf.packing.packed_batch import PackedBatch
 from lit_rlhf.rewards import resolve_reward
@@ -553,6 +554,7 @@ class PPOModule(ActorCritic, Stoppable):
                 "responses to ranks that need the same; set it to 1, or leave out model.generator"
             )
         if stage == "fit":  # a validation after it leaves the position as it is
+            check_whole_rollouts(trainer)
             self.num_iterations = self.num_prompts = self.num_episodes = 0
             self.mid_iteration_state, self.pending_critic_batch = {}, None  # of an earlier fit that was interrupted
             self.stored_rollout, self.next_rollout = {}, None

@@ -11,6 +11,7 @@ Optimizer and scheduler take all settings from the checkpoint, so that those of 
 """
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -56,10 +57,10 @@ def mark_step_as_saved(trainer: Trainer) -> None:
 
 
 def remaining_steps(trainer: Trainer, steps_per_epoch: int) -> float:
-    """Return how many optimizer steps a resumed run still has; infinite if nothing limits them."""
+    """Return how many optimizer steps a run still has; infinite if nothing limits them, or an epoch has no length."""
     loop = trainer.fit_loop
     left = float("inf")
-    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0 and math.isfinite(trainer.num_training_batches):
         progress = loop.epoch_loop.batch_progress
         done = 0 if progress.is_last_batch else progress.current.ready // trainer.accumulate_grad_batches
         epochs: int = loop.epoch_progress.current.processed  # type: ignore[attr-defined]

@@ -148,3 +148,5 @@ class RewardModule(LitModule):
         config = json.loads(checkpoint[CHECKPOINT_KEY]["config"])
         if "score_shift" in config:
             self.model.center(config["score_shift"], config["score_scale"])
+        else:
+            self.model.uncenter()

@@ -82,6 +82,32 @@ def test_gradients_are_cleared_right_after_the_step_and_not_before(llama, data, 
     assert recorder.has_gradients == [True, False, True, False]
 
 
+def test_a_fit_that_ended_within_an_epoch_leaves_nothing_to_the_next(llama, data, tmp_path):
+    module: Any = SFTModule(llama, sgd(0.1))
+    quiet_trainer(tmp_path, max_steps=2, max_epochs=-1).fit(module, datamodule=data)
+    module.resumed, module.resumed_at, module.resumed_random_state = {}, "over", {}  # of a resume that failed
+    module.step_means.add("train/loss", 1e6, 1.0)
+    trainer = quiet_trainer(tmp_path, max_steps=1, max_epochs=-1)
+    trainer.fit(module, datamodule=data)
+    assert module.epoch_means.sums["train/grad_norm"][1] == 1
+    assert float(trainer.callback_metrics["train/loss"]) < 100
+    tokens = module.num_tokens
+    trainer.fit_loop.epoch_loop.max_steps = 2  # the same Trainer counts on
+    trainer.fit(module, datamodule=data)
+    assert module.num_tokens > tokens > 0 and module.epoch_means.sums["train/grad_norm"][1] == 2
+
+
+def test_sums_of_a_run_that_is_over_are_made_on_its_device(llama, data, tmp_path, monkeypatch):
+    """The Trainer has moved the module to the CPU then, and NCCL sums on the GPU alone."""
+    trainer, module = quiet_trainer(tmp_path, max_steps=1), SFTModule(llama, sgd(0.1))
+    trainer.fit(module, datamodule=data)
+    monkeypatch.setattr(type(trainer.strategy), "root_device", torch.device("meta"))
+    devices = []
+    monkeypatch.setattr(trainer.strategy, "reduce", lambda values, **_: devices.append(values.device) or torch.ones(1))
+    module.sum_over_ranks(torch.ones(1))
+    assert devices == [torch.device("meta")]
+
+
 class RecordRates(L.Callback):
     """Records the learning rate of every optimizer step."""
 
@@ -130,6 +156,34 @@ def test_an_extended_run_follows_the_longer_schedule(llama, data, tmp_path):
     longer.fit(SFTModule(llama, sgd(0.5), cosine), datamodule=data, ckpt_path=str(tmp_path / "short.ckpt"))
     expected = [0.25 * (1 + math.cos(math.pi * step / 8)) for step in (4, 5, 6, 7)]
     assert recorder.rates == pytest.approx(expected, rel=1e-9)
+
+
+class StopAfter(L.Callback):
+    """Ends training after some steps, as a time limit does."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.global_step == self.steps
+
+
+def test_a_run_without_a_limit_of_steps_has_a_warmup_and_no_cosine(llama, data, tmp_path):
+    with pytest.raises(UserError, match=r"CosineWithMinLR needs the length of the run.*set trainer\.max_steps"):
+        quiet_trainer(tmp_path, max_epochs=-1).fit(SFTModule(llama, sgd(0.5), CosineWithMinLR), datamodule=data)
+    recorder = RecordRates()
+    module = SFTModule(llama, sgd(0.5), lambda o: ConstantWithWarmup(o, warmup_iterations=1))
+    quiet_trainer(tmp_path, max_epochs=-1, callbacks=[recorder, StopAfter(3)]).fit(module, datamodule=data)
+    assert recorder.rates == pytest.approx([0.05, 0.1625, 0.275], rel=1e-9)  # of an epoch of 4 steps
+
+
+def test_a_trainer_that_is_fitted_again_decays_over_what_is_left(llama, data, tmp_path):
+    recorder, module = RecordRates(), SFTModule(llama, sgd(0.5), lambda o: CosineWithMinLR(o, 0.0))
+    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[recorder])
+    trainer.fit(module, datamodule=data)
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(module, datamodule=data)
+    assert recorder.rates == pytest.approx([0.25 * (1 + math.cos(math.pi * step / 4)) for step in range(4)] * 2)
 
 
 def test_biases_and_norms_do_not_decay(model_folders, data, tmp_path):

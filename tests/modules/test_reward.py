@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lit_rlhf.data import ComparisonDataModule
-from lit_rlhf.models.loading_config import ModelLoadingConfig
+from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.scalar_model import load_scalar_model
 from lit_rlhf.modules import RewardModule
 from tests.helpers.ranks import on_ranks
@@ -117,3 +117,15 @@ def test_validation_metrics_are_those_of_the_full_set(llama, tokenizer, tmp_path
     ddp = {"devices": 2, "strategy": "ddp"}
     for metrics in on_ranks(lambda: validate(llama, path, tmp_path, 2, **ddp), tmp_path):
         assert metrics == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_uncentered_checkpoint_takes_the_centering_of_the_module_away(llama, tmp_path):
+    module = RewardModule(llama, sgd(0.1), adapter=LoRA(rank=2))
+    trainer = quiet_trainer(tmp_path, max_epochs=1)
+    data = ComparisonDataModule(rankings(4), validation_path=rankings(2), micro_batch_size=4)
+    trainer.fit(module, datamodule=data)
+    trainer.save_checkpoint(tmp_path / "raw.ckpt")
+    module.model.center(3.0, 2.0)
+    trainer.validate(module, datamodule=data, ckpt_path=tmp_path / "raw.ckpt", verbose=False)
+    assert not module.model.is_centered
+    assert (float(module.model.shift), float(module.model.scale)) == (0.0, 1.0)
