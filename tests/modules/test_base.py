@@ -170,7 +170,8 @@ class StopAfter(L.Callback):
 
 def test_a_run_without_a_limit_of_steps_has_a_warmup_and_no_cosine(llama, data, tmp_path):
     with pytest.raises(UserError, match=r"CosineWithMinLR needs the length of the run.*set trainer\.max_steps"):
-        quiet_trainer(tmp_path, max_epochs=-1).fit(SFTModule(llama, sgd(0.5), CosineWithMinLR), datamodule=data)
+        trainer = quiet_trainer(tmp_path, max_epochs=-1, callbacks=[StopAfter(1)])
+        trainer.fit(SFTModule(llama, sgd(0.5), CosineWithMinLR), datamodule=data)
     recorder = RecordRates()
     module = SFTModule(llama, sgd(0.5), lambda o: ConstantWithWarmup(o, warmup_iterations=1))
     quiet_trainer(tmp_path, max_epochs=-1, callbacks=[recorder, StopAfter(3)]).fit(module, datamodule=data)
