@@ -17,6 +17,7 @@ from lit_rlhf.commands.support.setting_paths import get_class_name, get_class_pa
 from lit_rlhf.errors import UserError
 from lit_rlhf.generation.base import Generator
 from lit_rlhf.importing import import_function
+from lit_rlhf.modules.trainer_settings import HALF_PRECISION, LIMITS_ROLLOUT, OVERFITS, RELOADS
 from lit_rlhf.suggestions import pip_command
 
 
@@ -77,23 +78,19 @@ IN_PROCESS_GENERATORS = ("", "CachedGenerator", "HuggingFaceGenerator")
 RULES: list[tuple[Callable[[Setup], bool], str]] = [
     (
         lambda s: s.precision in ("bf16-true", "16-true") and s.module in OWN_MODULES,
-        "trainer.precision: Lightning would round log-probs, advantages and normalizers to half precision with the "
-        "weights; use -c precision/bf16-true, which sets model.loading.dtype instead, or -c precision/bf16-mixed",
+        HALF_PRECISION,
     ),
     (
         lambda s: s.overfits and s.module in OWN_MODULES,
-        "trainer.overfit_batches: the order of the rows is another in every epoch, so it would not repeat the same "
-        "batches; use a data file with these rows alone",
+        OVERFITS,
     ),
     (
         lambda s: s.reloads and s.module in OWN_MODULES,
-        "trainer.reload_dataloaders_every_n_epochs: a new loader would begin again with the order of the first epoch; "
-        "set it to 0",
+        RELOADS,
     ),
     (
         lambda s: s.limits_training and s.module == "PPOModule",
-        "trainer.limit_train_batches: an epoch of PPO is one iteration, whose rollout would be dropped in part; set "
-        "model.ppo.rollout_batch_size",
+        LIMITS_ROLLOUT,
     ),
     (
         lambda s: bool(s.tuner) and s.module in OWN_MODULES,

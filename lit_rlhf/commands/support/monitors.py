@@ -166,18 +166,3 @@ def check_validation(trainer: L.Trainer, module: L.LightningModule) -> None:
                     f"trainer.callbacks: {name} monitors {metric!r}, but there is no validation; set "
                     "data.validation_path or data.validation_fraction, and trainer.limit_val_batches above 0"
                 )
-
-
-def check_whole_minibatches(trainer: L.Trainer) -> None:
-    """Refuse an epoch that `limit_train_batches` ends within a minibatch.
-
-    Raises:
-        UserError: names both settings.
-    """
-    batches, accumulated = trainer.num_training_batches, trainer.accumulate_grad_batches
-    is_limited = isinstance(trainer.limit_train_batches, int) or trainer.limit_train_batches < 1.0
-    if is_limited and batches % accumulated:
-        raise UserError(
-            f"trainer.limit_train_batches: the epoch's {batches} batches end within a minibatch of "
-            f"accumulate_grad_batches {accumulated}; set a multiple of it"
-        )
