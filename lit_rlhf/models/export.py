@@ -25,7 +25,7 @@ from lit_rlhf.checkpoint_files import read_checkpoint
 from lit_rlhf.distributed import is_rank_zero
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.fingerprint import LINEAGE_FILE, model_fingerprint
-from lit_rlhf.models.loading import load_causal_lm, load_config, load_tokenizer
+from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import add_lora, has_adapter, iter_merged_weights, merged_state_dict, policy_state_dict
 from lit_rlhf.models.peft_folder import ADAPTER_CONFIG, find_adapter, write_adapter
@@ -404,7 +404,7 @@ def _merge_into_base(
     loaded = load_tokenizer(str(tokenizer), loading)
     scalar = _is_scalar(settings)
     model = load_scalar_model(base, loaded, loading).model if scalar else load_causal_lm(base, loaded, loading)
-    add_lora(model, adapter, base_vocab_size=load_config(base, loading).get_text_config().vocab_size)
+    add_lora(model, adapter)
     unexpected = model.load_state_dict(weights, strict=False).unexpected_keys
     if unexpected:
         raise UserError(f"the checkpoint's weight {unexpected[0]!r} is of another model than its base {base!r} now is")

@@ -20,7 +20,7 @@ from lit_rlhf.suggestions import did_you_mean
 POLICY = "default"  # peft's name of the first adapter, which here is the policy's own, and merged in an export
 
 
-def add_lora(model: PreTrainedModel, lora: LoRA, name: str = POLICY, base_vocab_size: int | None = None) -> None:
+def add_lora(model: PreTrainedModel, lora: LoRA, name: str = POLICY) -> None:
     """Freeze `model` and add a trainable low-rank adapter to its linear layers.
 
     A new adapter changes no output: its second factor is 0. A `score` head gets no adapter and stays trainable. If the
@@ -30,8 +30,6 @@ def add_lora(model: PreTrainedModel, lora: LoRA, name: str = POLICY, base_vocab_
         model: The model, changed in place.
         lora: Settings of the adapter.
         name: Name of the adapter.
-        base_vocab_size: Rows of the embedding in the base's folder, if loading may have added some, see
-            `fill_added_rows`.
 
     Raises:
         UserError: See `check_lora`.
@@ -39,8 +37,6 @@ def add_lora(model: PreTrainedModel, lora: LoRA, name: str = POLICY, base_vocab_
     from peft import LoraConfig
 
     check_lora(lora, model)
-    if base_vocab_size is not None:
-        fill_added_rows(model, base_vocab_size)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,

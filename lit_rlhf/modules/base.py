@@ -224,7 +224,7 @@ class LitModule(LightningModule, DataRequirements, Traceable):
     def add_adapter(self, model: PreTrainedModel) -> None:
         """Add the recipe's adapter to the model; without one, do nothing."""
         if self.adapter is not None:
-            add_lora(model, self.adapter, base_vocab_size=self.model_config.get_text_config().vocab_size)
+            add_lora(model, self.adapter)
 
     # ------------------------------------------------------------------------------------- a user's own data and loops
 

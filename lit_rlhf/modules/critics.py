@@ -139,8 +139,7 @@ class SeparateCritic(Critic):
         if self.network.head_is_new:
             self.network.model.score.weight.data.zero_()
         if init.adapter is not None:
-            base = load_config(source, init.loading) if isinstance(source, str) else self.network.model.config
-            add_lora(self.network.model, init.adapter, base_vocab_size=base.get_text_config().vocab_size)
+            add_lora(self.network.model, init.adapter)
 
     def models(self) -> list[PreTrainedModel]:
         """See `Critic.models`."""

@@ -17,7 +17,7 @@ from lit_rlhf.errors import UserError
 from lit_rlhf.functional import pad_right
 from lit_rlhf.models.export import export_adapter, export_model
 from lit_rlhf.models.fingerprint import loaded_model_fingerprint, model_fingerprint
-from lit_rlhf.models.loading import load_causal_lm, load_config, load_tokenizer
+from lit_rlhf.models.loading import load_causal_lm, load_tokenizer
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import add_lora
 from lit_rlhf.models.peft_folder import find_adapter
@@ -148,7 +148,7 @@ def test_the_row_of_an_added_padding_token_is_the_same_in_every_process(llama, t
         torch.manual_seed(seed)
         own = load_tokenizer(str(bare), padded)
         model = load_causal_lm(str(bare), own, padded)
-        add_lora(model, LoRA(rank=2), base_vocab_size=load_config(str(bare), padded).vocab_size)
+        add_lora(model, LoRA(rank=2))
         assert len(model.get_input_embeddings().weight) == len(own) == 33
         rows.append(model.get_input_embeddings().weight[32].clone())
     torch.manual_seed(0)

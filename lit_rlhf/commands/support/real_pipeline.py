@@ -553,7 +553,7 @@ def time_training_steps(folder: Path, has_adapters: bool, repeats: int = 2) -> d
     tokenizer = load_tokenizer(str(folder), loading)
     model = load_causal_lm(str(folder), tokenizer, loading)
     if has_adapters:
-        add_lora(model, LoRA(), base_vocab_size=model.config.get_text_config().vocab_size)
+        add_lora(model, LoRA())
     ids = torch.randint(0, len(tokenizer), TIMED_SHAPE, generator=torch.Generator().manual_seed(0))
     speeds = {}
     for precision in ("32-true", "bf16-mixed"):
