@@ -107,7 +107,7 @@ def stream_rows(data: DataSource, split: str = "train") -> RowStream:
     suffix = _suffix(path)
     hub_name = _HUB_NAME.fullmatch(path)
     # "data/x" is a missing file if there is a folder "data", not a hub dataset of the organization "data"
-    local = Path(path).expanduser()
+    local = Path(os.path.expanduser(path))  # Path.expanduser raises RuntimeError for a home that is unknown
     if local.exists() or suffix in _READERS or hub_name is None or local.parent.is_dir():
         file = _existing_file(path)
         if suffix not in _READERS:
@@ -215,7 +215,7 @@ def _suffix(path: str) -> str:
 
 
 def _existing_file(path: str) -> Path:
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     if file.is_file():
         return file
     if file.is_dir():

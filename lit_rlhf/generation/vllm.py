@@ -1,6 +1,7 @@
 """Generation by a vLLM server over HTTP, which gets the policy's weights, or its adapter, after each change."""
 
 import hashlib
+import os
 import re
 import secrets
 import shutil
@@ -124,7 +125,7 @@ class VLLMGenerator(RemoteGenerator):
             raise UserError(f"model.generator.init_args.dtype is {dtype!r}; take one of {', '.join(MAX_MISMATCH)}")
         if (folder is None) == (transfer is None):
             raise UserError("model.generator.init_args: set one of folder and transfer, and the other to null")
-        self.folder = None if folder is None else Path(folder).expanduser().resolve()
+        self.folder = None if folder is None else Path(os.path.expanduser(folder)).resolve()
         self.transfer, self.sleep, self.dtype, self.max_mismatch = transfer, sleep, dtype, max_mismatch
         self.server = VLLMServer(url, model, parallel, timeout, retries, pause, api_key_env)
         self.settings: ServerSettings | None = None  # of the server, once it was asked

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -90,7 +91,7 @@ def loaded_model_fingerprint(
         parts.append(read_tokenizer_files(load_stored_tokenizer(tokenizer, loading)))
     if isinstance(model, nn.Module):
         return f"object {_digest([*parts, _describe_object(model)])}"
-    folder = Path(model).expanduser()
+    folder = Path(os.path.expanduser(model))
     if folder.is_dir():
         files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in MODEL_FILE_SUFFIXES)
         files = [file for file in files if file.name != LINEAGE_FILE]

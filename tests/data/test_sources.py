@@ -203,6 +203,12 @@ def test_missing_file_names_the_nearest(tmp_path, monkeypatch):
         read_rows("data/train")
 
 
+@pytest.mark.parametrize("name", ["~nobody-here/rows.jsonl", "~nobody-here.jsonl"])
+def test_a_home_that_is_unknown_is_a_missing_file(name):
+    with pytest.raises(UserError, match="nobody-here"):
+        list(read_rows(name))
+
+
 def test_importing_the_package_loads_nothing_heavy():
     code = (
         "import sys, lit_rlhf.data; lit_rlhf.data.read_rows;"

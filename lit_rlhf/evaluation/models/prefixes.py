@@ -1,6 +1,7 @@
 """Few-shot prefixes of a model ("GPT-3 prompted"): one, several in turn, or the best of several."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,7 @@ def read_prefixes(path: str, prefix: str, prefixes: str | Path | list[str] | Non
     texts: Any = prefixes
     if isinstance(prefixes, str | Path):
         try:
-            texts = json.loads(Path(prefixes).expanduser().read_text(encoding="utf-8"))
+            texts = json.loads(Path(os.path.expanduser(prefixes)).read_text(encoding="utf-8"))
         except (OSError, ValueError) as problem:
             raise UserError(f"prefixes: cannot read {str(prefixes)!r}: {problem}") from None
     texts = texts.get("prefixes") if isinstance(texts, dict) else texts
