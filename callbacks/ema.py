@@ -55,12 +55,13 @@ class EMA(EMAWeightAveraging):
         self._kwargs["avg_fn"] = lambda average, current, _: decay * average + (1 - decay) * current.to(average.dtype)
         self.trainable: TrainableParameters | None = None
         self.checkpoint_average: dict[str, Any] = {}  # from the checkpoint, until training starts
-        self.current: dict[str, Tensor] = {}  # the weights of the training, while the average is in their place
+        self.is_swapped = False  # whether the average is in the place of the weights
+        self.current: dict[str, Tensor] = {}  # then the weights that are of another dtype than the average
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier run; the average begins in `on_train_start`, as the weights are not loaded yet."""
         self.trainable, self._average_model, self._latest_update_step = None, None, 0
-        self.checkpoint_average, self.current = {}, {}
+        self.checkpoint_average, self.current, self.is_swapped = {}, {}, False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with the current weights, or with the average of the checkpoint."""
@@ -129,18 +130,22 @@ class EMA(EMAWeightAveraging):
     def _swap_models(self, pl_module: LightningModule) -> None:
         """Put the average in the place of the current weights, or the current weights back.
 
-        Not by exchanging them, as Lightning's class does: weights in half precision would round the average.
+        They are exchanged, without a further copy, except in half precision, which would round the average.
         """
         sharded_parameters(pl_module)  # so that the next forward pass gathers what is written here
         assert self.trainable is not None
         parameters, average = self.trainable.to_dict(), self.get_average()
-        if self.current:
-            for name, parameter in parameters.items():
-                parameter.copy_(self.current[name])
-            self.current = {}
-            return
-        self.current = {name: p.detach().to(average[name].device, copy=True) for name, p in parameters.items()}
-        self._copy_average_to_current(self.trainable)  # type: ignore[arg-type]
+        for name, parameter in parameters.items():
+            weight = parameter.detach().clone()
+            if parameter.dtype == average[name].dtype:
+                parameter.copy_(average[name])
+                average[name].copy_(weight)
+            elif self.is_swapped:
+                parameter.copy_(self.current.pop(name))
+            else:
+                self.current[name] = weight.to(average[name].device)
+                parameter.copy_(average[name])
+        self.is_swapped = not self.is_swapped
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do nothing: `on_validation_start` swaps earlier than Lightning's class does here."""
@@ -200,7 +205,7 @@ def restore_averages(trainer: Trainer, pl_module: LightningModule) -> None:
 @contextmanager
 def averaged_weights(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
     """Within the context, the module has the average of a weight-averaging callback, in a validation or not."""
-    swapped = [each for each in averaging_callbacks(trainer) if not (isinstance(each, EMA) and each.current)]
+    swapped = [each for each in averaging_callbacks(trainer) if not (isinstance(each, EMA) and each.is_swapped)]
     for callback in swapped:
         callback._swap_models(pl_module)
     try:

@@ -200,7 +200,10 @@ class MetricGuard(Callback):
         module.load_optimizer_state(checkpoint)
         module.kl.load_state_dict(checkpoint["kl_controller"])
         module.reward.load_state_dict(checkpoint["reward"])
-        module.drop_next_rollout()  # of the weights that are given up
+        module.drop_next_rollout()  # of the weights that are given up, as the candidate may be
+        if trainer.is_global_zero:
+            path.with_name("candidate.ckpt").unlink(missing_ok=True)
+        trainer.strategy.barrier()
         rank_zero_warn(f"{message}; rolled back to the weights of step {checkpoint['global_step']} ({path})")
 
     def state_dict(self) -> dict[str, Any]:

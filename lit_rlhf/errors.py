@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The message names what is wrong, where (file and line, or setting), and how to fix it.
     """
+
+
+class RankError(UserError):
+    """One that this rank alone has raised: the others wait for it in a collective call, so the run must end."""

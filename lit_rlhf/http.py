@@ -202,12 +202,16 @@ class JSONClient:
 
         If the key is rejected or the caller stops, the remaining payloads are not sent.
         """
-        with ThreadPoolExecutor(self.parallel) as pool:
-            try:
-                yield from pool.map(lambda payload: self.request(payload, parse), payloads)
-            except (KeyboardInterrupt, SystemExit):  # else the pool waits for all attempts and their pauses
-                self.break_off("the program was interrupted")
-                raise
+        try:
+            with ThreadPoolExecutor(self.parallel) as pool:
+                try:
+                    yield from pool.map(lambda payload: self.request(payload, parse), payloads)
+                except (KeyboardInterrupt, SystemExit):  # else the pool waits for all attempts and their pauses
+                    self.break_off("the program was interrupted")
+                    raise
+        except (KeyboardInterrupt, SystemExit):
+            self._connections = OpenConnections()  # a notebook goes on after an interrupt
+            raise
 
     def _send(self, payload: Any) -> Any:
         body = None if payload is None else json.dumps(payload).encode()

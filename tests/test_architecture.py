@@ -12,12 +12,13 @@ ROOT = Path(__file__).parent.parent / "lit_rlhf"
 
 GENERAL = {
     *("checkpoint_files", "distributed", "errors", "functional", "hashing", "http", "hyperparameters", "importing"),
-    *("progress", "secrets", "suggestions"),
+    *("paths", "progress", "secrets", "suggestions"),
 }
 LIGHTNING = {"checkpoints", "loggers", "schedules", "strategies"}
 # from the lowest floor up: a package may import packages above it in this table, and never one below
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "paths": set(),
     "suggestions": set(),
     "progress": set(),
     "functional": set(),

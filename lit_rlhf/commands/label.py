@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 from argparse import Namespace
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 from lit_rlhf.commands.support.argument_parser import Parser
 from lit_rlhf.commands.support.log_filters import install_log_filters
 from lit_rlhf.errors import UserError
+from lit_rlhf.paths import expand_path
 
 if TYPE_CHECKING:
     from lit_rlhf.labeling.database import Database, Kind
@@ -119,7 +119,7 @@ def start_server(settings: Namespace) -> None:
     own_instructions = read_own_instructions(settings)
     tasks = read_tasks(settings.tasks, settings.kind, settings.format) if settings.tasks else None
     gold = read_tasks(settings.gold, settings.kind, settings.format, gold=True) if settings.gold else None
-    if not (tasks or gold or settings.model or Path(os.path.expanduser(settings.db)).exists()):
+    if not (tasks or gold or settings.model or expand_path(settings.db).exists()):
         raise UserError(f"no database {settings.db} yet: name a file TASKS, or --model DIR --prompts FILE")
     with closing(bind(settings.host, settings.port)) as listener:  # before outputs are sampled, which takes long
         database = Database(settings.db)
@@ -265,9 +265,9 @@ def describe_source(settings: Namespace) -> str:
     if not settings.tasks and not settings.model:
         return ""
     if settings.tasks:
-        path = Path(os.path.expanduser(settings.tasks))
+        path = expand_path(settings.tasks)
         return str(path.resolve()) if path.exists() else str(settings.tasks)
-    prompts = Path(os.path.expanduser(settings.prompts))
+    prompts = expand_path(settings.prompts)
     content = hashlib.sha256(prompts.read_bytes()).hexdigest() if prompts.is_file() else settings.prompts
     names = ("model", "samples", "max_new_tokens", "temperature", "template", "seed")
     return json.dumps([content, *(getattr(settings, name) for name in names)])

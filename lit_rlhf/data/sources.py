@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from lit_rlhf.errors import UserError
+from lit_rlhf.paths import expand_path
 from lit_rlhf.suggestions import did_you_mean
 
 Fields = dict[str, Any]
@@ -107,7 +108,7 @@ def stream_rows(data: DataSource, split: str = "train") -> RowStream:
     suffix = _suffix(path)
     hub_name = _HUB_NAME.fullmatch(path)
     # "data/x" is a missing file if there is a folder "data", not a hub dataset of the organization "data"
-    local = Path(os.path.expanduser(path))  # Path.expanduser raises RuntimeError for a home that is unknown
+    local = expand_path(path)
     if local.exists() or suffix in _READERS or hub_name is None or local.parent.is_dir():
         file = _existing_file(path)
         if suffix not in _READERS:
@@ -215,7 +216,7 @@ def _suffix(path: str) -> str:
 
 
 def _existing_file(path: str) -> Path:
-    file = Path(os.path.expanduser(path))
+    file = expand_path(path)
     if file.is_file():
         return file
     if file.is_dir():

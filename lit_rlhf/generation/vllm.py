@@ -1,13 +1,11 @@
 """Generation by a vLLM server over HTTP, which gets the policy's weights, or its adapter, after each change."""
 
 import hashlib
-import os
 import re
 import secrets
 import shutil
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -31,6 +29,7 @@ from lit_rlhf.models.fingerprint import live_model_fingerprint, live_weights_fin
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.lora import policy_lora, policy_state_dict
 from lit_rlhf.models.peft_folder import write_adapter
+from lit_rlhf.paths import expand_path
 from lit_rlhf.progress import report_progress
 
 MIN_TEMPERATURE = 0.01  # vLLM raises a lower temperature above 0 to this
@@ -125,7 +124,7 @@ class VLLMGenerator(RemoteGenerator):
             raise UserError(f"model.generator.init_args.dtype is {dtype!r}; take one of {', '.join(MAX_MISMATCH)}")
         if (folder is None) == (transfer is None):
             raise UserError("model.generator.init_args: set one of folder and transfer, and the other to null")
-        self.folder = None if folder is None else Path(os.path.expanduser(folder)).resolve()
+        self.folder = None if folder is None else expand_path(folder).resolve()
         self.transfer, self.sleep, self.dtype, self.max_mismatch = transfer, sleep, dtype, max_mismatch
         self.server = VLLMServer(url, model, parallel, timeout, retries, pause, api_key_env)
         self.settings: ServerSettings | None = None  # of the server, once it was asked

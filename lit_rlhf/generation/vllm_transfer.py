@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_rlhf.distributed import broadcast_object, is_distributed, is_rank_zero
-from lit_rlhf.errors import UserError
+from lit_rlhf.errors import RankError, UserError
 from lit_rlhf.generation.vllm_responses import Payload
 from lit_rlhf.generation.vllm_server import ServerSettings, VLLMServer
 from lit_rlhf.http import JSONClient
@@ -285,7 +285,7 @@ class NCCLTransfer(NativeTransfer):
         """Gather the weights that the other ranks are gathering; if that is what has failed, raise the error."""
         assert self.stream is not None
         if self.stream.has_failed:
-            raise error
+            raise RankError(str(error)) from error
         self.stream.finish()
 
 
@@ -308,7 +308,7 @@ class IPCTransfer(NativeTransfer):
 
     def join_other_ranks(self, error: UserError) -> None:
         """Raise the error: the other ranks wait within the package."""
-        raise error
+        raise RankError(str(error)) from error
 
 
 def own_address(url: str) -> str:

@@ -22,6 +22,7 @@ from time import time
 from typing import Any, Literal, NamedTuple
 
 from lit_rlhf.errors import UserError
+from lit_rlhf.paths import expand_path
 from lit_rlhf.suggestions import did_you_mean
 
 Kind = Literal["rank", "rate", "demonstrate", "compare"]
@@ -171,7 +172,7 @@ class Database:
     """
 
     def __init__(self, path: str | Path, create: bool = True) -> None:
-        self.path = Path(os.path.expanduser(path))
+        self.path = expand_path(path)
         self._turn = Lock()  # threads of this process queue here: SQLite would sleep between its attempts
         if self.path.is_dir():
             raise UserError(f"database {self.path} is a folder: name a file, such as {self.path / 'labels.db'}")

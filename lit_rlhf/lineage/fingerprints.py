@@ -13,6 +13,7 @@ from lit_rlhf.hashing import hash_file
 from lit_rlhf.lineage.records import DataInput, ModelInput, combine_hashes, lineage_path
 from lit_rlhf.models.fingerprint import find_weight_files, model_fingerprint
 from lit_rlhf.models.loading_config import ModelLoadingConfig
+from lit_rlhf.paths import expand_path
 
 CACHE = "lit_rlhf_hashes"  # folder of known hashes, beside that of the token cache
 
@@ -76,7 +77,7 @@ def describe_model_input(
         loading: how it is loaded.
         hash_file: returns the SHA-256 of a file.
     """
-    local = Path(os.path.expanduser(path))
+    local = expand_path(path)
     if local.is_dir():
         files = hash_weight_files(local, hash_file)
         return ModelInput(role, path, combine_hashes(files), str(local.resolve()), files, hash_lineage(local))
@@ -99,7 +100,7 @@ def describe_data_input(
         hash_file: returns the SHA-256 of a file.
     """
     read, kept = (report.num_read, report.num_kept) if report is not None and report.num_read else (None, None)
-    local = Path(os.path.expanduser(path))
+    local = expand_path(path)
     if not local.is_file():
         return DataInput(role, path, "", read, kept)
     fingerprint = f"sha256 {hash_file(local)}"

@@ -1,9 +1,10 @@
 """Files and models that nested settings name."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from lit_rlhf.paths import expand_path
 
 MAX_PATH = 1000  # characters
 
@@ -20,7 +21,7 @@ def iter_paths(settings: Any, name: str = "") -> Iterator[tuple[str, str, Path]]
         for value in settings:
             yield from iter_paths(value, name)
     elif isinstance(settings, str) and 0 < len(settings) < MAX_PATH and "\n" not in settings:
-        path = Path(os.path.expanduser(settings))
+        path = expand_path(settings)
         try:
             if path.exists():
                 yield name, settings, path

@@ -11,6 +11,7 @@ from lit_rlhf.errors import UserError
 from lit_rlhf.hashing import hash_file
 from lit_rlhf.lineage.fingerprints import HashFile, hash_lineage, hash_weight_files
 from lit_rlhf.lineage.records import DataInput, LineageRecord, ModelInput, read_record
+from lit_rlhf.paths import expand_path
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def resolve_input(each: ModelInput | DataInput, folder: Path) -> Path | None:
     """
     if not each.location:
         return None
-    places = (Path(os.path.normpath(folder.resolve() / each.location)), Path(os.path.expanduser(each.path)))
+    places = (Path(os.path.normpath(folder.resolve() / each.location)), expand_path(each.path))
     return next((path for path in places if path.exists()), None)
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +21,7 @@ from lit_rlhf.models.lora import policy_state_dict
 from lit_rlhf.models.model_files import find_commit
 from lit_rlhf.models.peft_folder import ADAPTER_CONFIG, find_adapter
 from lit_rlhf.models.tokenizer_files import read_tokenizer_files
+from lit_rlhf.paths import expand_path
 
 WEIGHT_FILE_PATTERNS = (
     "config.json",
@@ -91,7 +91,7 @@ def loaded_model_fingerprint(
         parts.append(read_tokenizer_files(load_stored_tokenizer(tokenizer, loading)))
     if isinstance(model, nn.Module):
         return f"object {_digest([*parts, _describe_object(model)])}"
-    folder = Path(os.path.expanduser(model))
+    folder = expand_path(model)
     if folder.is_dir():
         files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in MODEL_FILE_SUFFIXES)
         files = [file for file in files if file.name != LINEAGE_FILE]

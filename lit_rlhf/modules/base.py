@@ -496,7 +496,7 @@ class LitModule(LightningModule, DataRequirements, Traceable):
         for scheduler in (config.scheduler for config in self.trainer.lr_scheduler_configs):
             if isinstance(scheduler, TrainerLengthSchedule):
                 left = remaining_steps(self.trainer, self.steps_per_epoch)
-                scheduler.set_length(self.global_step + left, self.steps_per_epoch)
+                scheduler.set_length(scheduler.last_epoch + left, self.steps_per_epoch)
         self.resumed = None
 
     def resume_optimizer(self, checkpoint: dict[str, Any]) -> None:

@@ -40,7 +40,7 @@ from lit_rlhf.data.loader import convert_batch_progress, get_dp_world_size_and_r
 from lit_rlhf.data.own_batches import OwnRows
 from lit_rlhf.data.prompts import PromptDataModule, PromptSource
 from lit_rlhf.distributed import all_gather_object, gather_rows, raise_on_all_ranks
-from lit_rlhf.errors import UserError
+from lit_rlhf.errors import RankError, UserError
 from lit_rlhf.functional import clipped_policy_loss, clipped_value_loss, k1, masked_sum, truncated_importance_weights
 from lit_rlhf.generation import CachedGenerator, GenerationOutput, Generator, RemoteGenerator, SamplingParams
 from lit_rlhf.generation.sampling import sampling_uniforms
@@ -213,11 +213,12 @@ class PPOModule(ActorCritic, Stoppable):
         """Return what a method of the generator returns; it samples from the policy as it is now."""
         was_training = self.policy.training
         self.policy.eval()  # in train mode gradient checkpointing switches the KV cache off
-        with unsharded_parameters(self.policy) if self.generator.needs_full_weights else nullcontext():
-            matcher = stop_string_matcher(self.tokenizer, self.sampling)
-            output = sample(self.policy, prompts, self.sampling, uniforms, matcher)
-        self.policy.train(was_training)
-        return output
+        try:
+            with unsharded_parameters(self.policy) if self.generator.needs_full_weights else nullcontext():
+                matcher = stop_string_matcher(self.tokenizer, self.sampling)
+                return sample(self.policy, prompts, self.sampling, uniforms, matcher)
+        finally:
+            self.policy.train(was_training)
 
     def generate_and_score(
         self, prompts: PromptBatch, uniforms: Tensor, training: bool, output: GenerationOutput | None = None
@@ -322,6 +323,8 @@ class PPOModule(ActorCritic, Stoppable):
         try:
             self.call_generator(remote.start, batch.to(self.device), uniforms)
             self.next_rollout = self.rollout_key(rows, iteration)
+        except RankError:
+            raise
         except UserError as error:  # on all ranks; this iteration is sampled and counted, so it is trained on
             rank_zero_warn(f"PPO: the responses of iteration {iteration} are not sampled during this update: {error}")
 

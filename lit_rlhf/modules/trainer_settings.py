@@ -23,7 +23,7 @@ LIMITS_ROLLOUT = (
 
 
 def check_trainer_settings(trainer: Trainer) -> None:
-    """Refuse settings that no module supports; a fast_dev_run is a dry run, and may train anything.
+    """Refuse settings that no module supports.
 
     Raises:
         UserError: names the setting, and what to use instead.
@@ -54,7 +54,9 @@ def check_whole_minibatches(trainer: Trainer) -> None:
         UserError: names both settings.
     """
     batches, accumulated = trainer.num_training_batches, trainer.accumulate_grad_batches
-    if limits_training(trainer) and batches % accumulated:
+    limit = trainer.limit_train_batches
+    is_cut = limits_training(trainer) and (not isinstance(limit, int) or batches == limit)
+    if is_cut and batches % accumulated:
         raise UserError(
             f"trainer.limit_train_batches: the epoch's {batches} batches end within a minibatch of "
             f"accumulate_grad_batches {accumulated}; set a multiple of it"
@@ -62,6 +64,9 @@ def check_whole_minibatches(trainer: Trainer) -> None:
 
 
 def limits_training(trainer: Trainer) -> bool:
-    """Whether an epoch has fewer batches than its loader: a limit of 1.0 is all of them, 1 is one batch."""
+    """Whether an epoch may have fewer batches than its loader: a limit of 1.0 is all of them, 1 is one batch.
+
+    A fast_dev_run is a dry run, and may train anything.
+    """
     limit = trainer.limit_train_batches
     return not trainer.fast_dev_run and (isinstance(limit, int) or limit < 1.0)  # type: ignore[attr-defined]

@@ -91,6 +91,14 @@ def test_a_rollback_takes_the_weights_that_sampled_the_last_good_rollout(llama, 
     assert good["global_step"] == 8
 
 
+def test_weights_that_were_given_up_are_never_good(llama, make_trainer, tmp_path):
+    """Those after iteration 1 sampled 2, which violates: iteration 3 is good, and sampled by the ones before them."""
+    with pytest.warns(UserWarning, match="rolled back"):
+        train(make_trainer, llama, {2: 9.0}, 4)
+    good = torch.load(tmp_path / "metric_guard" / "good.ckpt", weights_only=True)
+    assert good["global_step"] == 4
+
+
 def test_a_run_continues_after_a_rollback(llama, make_trainer):
     with pytest.warns(UserWarning, match="rolled back"):
         schedule, _, module = train(make_trainer, llama, {2: 9.0}, 5)

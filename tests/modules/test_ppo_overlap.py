@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lit_rlhf.callbacks import EMA, MetricGuard, MetricLimit, PPOInvariantCheck, StopOnSignal, Throughput
 from lit_rlhf.callbacks.stop_on_signal import StoppedBySignal
 from lit_rlhf.data import PromptDataModule
-from lit_rlhf.errors import UserError
+from lit_rlhf.errors import RankError, UserError
 from lit_rlhf.generation import VLLMGenerator
 from lit_rlhf.generation.sampling import SamplingParams
 from lit_rlhf.modules import PPOConfig, PPOModule
@@ -261,7 +261,19 @@ def test_a_server_that_fails_for_the_next_iteration_costs_no_iteration(llama, tm
 
         module.generator.start = fail_once  # type: ignore[attr-defined]
         _, rows = train(module, tmp_path, max_epochs=3)
+        assert module.policy.training, "the generator puts it into eval mode"
     assert [row["rollout/logprob_mismatch"] < 1e-5 for row in rows] == [True, True, False] and len(calls) == 3
+
+
+def test_a_failure_of_one_rank_alone_ends_the_run(llama, tmp_path):
+    def fail(*_: Any) -> None:
+        raise RankError("the others wait")
+
+    with serve_vllm(llama) as (service, _):
+        module = make_module(llama, service.url, tmp_path / "shared")
+        module.generator.start = fail  # type: ignore[attr-defined]
+        with pytest.raises(RankError, match="the others wait"):
+            train(module, tmp_path)
 
 
 def test_the_speed_of_generating_is_not_told_by_the_time_that_was_waited(llama, tmp_path):

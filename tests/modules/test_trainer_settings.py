@@ -44,6 +44,9 @@ def test_a_part_of_a_minibatch_is_refused_and_a_dry_run_is_not(llama, tmp_path):
     with pytest.raises(UserError, match=r"3 batches end within a minibatch of accumulate_grad_batches 2"):
         quiet_trainer(tmp_path, limit_train_batches=3, accumulate_grad_batches=2).fit(SFTModule(llama), data)
     quiet_trainer(tmp_path, fast_dev_run=1, accumulate_grad_batches=2).fit(SFTModule(llama), data)
+    five = DemonstrationDataModule(demonstrations(10), micro_batch_size=2)  # 5 batches, or 4 in whole minibatches
+    settings = {"limit_train_batches": 1000, "accumulate_grad_batches": 2, "max_steps": 1}
+    quiet_trainer(tmp_path, **settings).fit(SFTModule(llama), five)
 
 
 def test_the_command_gives_the_same_reasons():

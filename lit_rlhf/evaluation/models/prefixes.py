@@ -1,7 +1,6 @@
 """Few-shot prefixes of a model ("GPT-3 prompted"): one, several in turn, or the best of several."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from lit_rlhf.evaluation.models.reward_scorer import RewardScorer
 from lit_rlhf.evaluation.prompts import read_prompt_rows
 from lit_rlhf.models.given import TokenizerSource
 from lit_rlhf.models.scalar_model import ScalarSource
+from lit_rlhf.paths import expand_path
 
 
 @dataclass
@@ -91,7 +91,7 @@ def read_prefixes(path: str, prefix: str, prefixes: str | Path | list[str] | Non
     texts: Any = prefixes
     if isinstance(prefixes, str | Path):
         try:
-            texts = json.loads(Path(os.path.expanduser(prefixes)).read_text(encoding="utf-8"))
+            texts = json.loads(expand_path(prefixes).read_text(encoding="utf-8"))
         except (OSError, ValueError) as problem:
             raise UserError(f"prefixes: cannot read {str(prefixes)!r}: {problem}") from None
     texts = texts.get("prefixes") if isinstance(texts, dict) else texts

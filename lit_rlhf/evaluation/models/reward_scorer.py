@@ -1,6 +1,5 @@
 """Cached reward model scores of texts, for best-of-n and judging; refusal of a judge that a policy was trained with."""
 
-import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from math import isfinite
@@ -21,6 +20,7 @@ from lit_rlhf.models.loading import load_tokenizer, max_positions
 from lit_rlhf.models.loading_config import ModelLoadingConfig
 from lit_rlhf.models.scalar_model import ScalarModel, ScalarSource, load_scalar_model, resolve_scalar_model
 from lit_rlhf.models.scoring import score_rows
+from lit_rlhf.paths import expand_path
 
 
 class ScoredText(NamedTuple):
@@ -150,7 +150,7 @@ def read_training_reward_models(model: str) -> list[str]:
 
     A run of `lit-rlhf fit` writes its `config.yaml` next to the folder `model`.
     """
-    config = Path(os.path.expanduser(model)).parent / "config.yaml"
+    config = expand_path(model).parent / "config.yaml"
     if not config.is_file():
         return []
     try:
@@ -196,7 +196,7 @@ def check_judge_is_independent(judge: ScalarSource, policies: dict[str, list[Sca
     for name, rewards in policies.items():
         for reward in rewards:
             is_same = _same_path(reward, judge)
-            if not is_same and not (isinstance(reward, str) and not Path(os.path.expanduser(reward)).is_dir()):
+            if not is_same and not (isinstance(reward, str) and not expand_path(reward).is_dir()):
                 is_same = _weights_fingerprint(reward, cache) == fingerprint
             if is_same:
                 raise UserError(
@@ -209,7 +209,7 @@ def check_judge_is_independent(judge: ScalarSource, policies: dict[str, list[Sca
 def _same_path(one: ScalarSource, other: ScalarSource) -> bool:
     if not isinstance(one, str) or not isinstance(other, str):
         return one is other
-    return Path(os.path.expanduser(one)).resolve() == Path(os.path.expanduser(other)).resolve()
+    return expand_path(one).resolve() == expand_path(other).resolve()
 
 
 def _weights_fingerprint(model: ScalarSource, cache: Cache) -> str:
