@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.message import Message
 from email.utils import format_datetime
@@ -29,6 +29,14 @@ def while_pausing(service: Service, act: Callable[[], None]) -> None:
         act()
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+@pytest.fixture
+def restored_sigint() -> Iterator[None]:
+    """Python's own handler of SIGINT, which a process of pytest-xdist ignores."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def value(answer, payload):
@@ -255,7 +263,7 @@ def test_a_key_that_no_header_can_hold_is_not_printed(key: str) -> None:
     assert "secret" not in str(error.value)
 
 
-def test_an_interrupt_does_not_wait_for_the_pauses_of_others() -> None:
+def test_an_interrupt_does_not_wait_for_the_pauses_of_others(restored_sigint: None) -> None:
     with serve(lambda request, before: Reply(status=503, headers={"Retry-After": "30"})) as service:
         client, start = JSONClient(service.url, retries=3), time.monotonic()
         while_pausing(service, lambda: os.kill(os.getpid(), signal.SIGINT))

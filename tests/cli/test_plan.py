@@ -267,7 +267,7 @@ def test_every_ppo_recipe_fits_the_gpu_that_its_head_names_and_the_page_has_its_
             hub.enter_context(in_hub_cache(name, config))
         for name, path in shipped_recipes().items():
             memory = re.search(r"^# Hardware: .*GPUs? of (\d+) GB", path.read_text(), re.MULTILINE)
-            if memory is None or "/ppo" not in name or is_overlay(name) or is_evaluation(name):
+            if memory is None or not re.search("/(ppo|grpo|rloo)", name) or is_overlay(name) or is_evaluation(name):
                 continue
             assert main(["plan", "-c", name, "--gpu", f"{memory[1]}gb"]) == 0
             out = capsys.readouterr().out

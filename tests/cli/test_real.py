@@ -152,8 +152,8 @@ def test_the_precision_is_the_faster_one_unless_it_is_given(model: str, tmp_path
 def test_an_overlay_with_a_typo_is_refused_before_the_first_stage(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "typo.yaml").write_text("model: {init_args: {optimiser: torch.optim.SGD}}")
+    (tmp_path / "typo.yaml").write_text("model: {init_args: {optimizr: torch.optim.SGD}}")
     run = real_pipeline.RealRun(tmp_path / "run", source, SMALL, overlays=[str(tmp_path / "typo.yaml")])
-    with pytest.raises(UserError, match="SFTModule has no setting 'optimiser'"):
+    with pytest.raises(UserError, match="SFTModule has no setting 'optimizr'"):
         run.run()
     assert not (tmp_path / "run" / "stages").exists()

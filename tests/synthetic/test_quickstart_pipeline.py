@@ -217,12 +217,12 @@ def test_an_overlay_with_a_typo_is_refused_before_an_earlier_run_is_touched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "typo.yaml").write_text("model: {init_args: {optimiser: torch.optim.SGD}}")
+    (tmp_path / "typo.yaml").write_text("model: {init_args: {optimizr: torch.optim.SGD}}")
     (tmp_path / "out" / "stages").mkdir(parents=True)
     for start in (
         lambda: run(tmp_path / "out", 0, ["typo.yaml"], SMALL),
         lambda: run_sweeps(tmp_path / "out", [0], 1, overlays=["typo.yaml"]),
     ):
-        with pytest.raises(UserError, match="SFTModule has no setting 'optimiser'"):
+        with pytest.raises(UserError, match="SFTModule has no setting 'optimizr'"):
             start()
     assert [path.name for path in (tmp_path / "out").rglob("*")] == ["stages"]
