@@ -1,9 +1,11 @@
 """PPO whose next responses are sampled during the update: off by one iteration, corrected, resumed exactly."""
 
+import itertools
 import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,17 @@ def make_module(
         generator=generator,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=rate),
     )
+
+
+def answer_late(model: str, delay: float, numbers: range) -> Callable[[Request, int], Reply]:
+    """Answer as a server, but some requests for responses late; the first 8 are those of the first iteration."""
+    server, count = FakeVLLM(model), itertools.count()
+
+    def answer(request: Request, before: int) -> Reply:
+        is_late = "seed" in (request.payload or {}) and next(count) in numbers
+        return server.answer(request, before)._replace(delay=delay if is_late else 0.0)
+
+    return answer
 
 
 def test_responses_are_of_the_policy_before_the_update(llama, tmp_path):
@@ -153,13 +166,7 @@ def test_two_ranks_learn_as_one(strategy, llama, tmp_path, uninterrupted):
 def test_validation_waits_for_the_responses_that_are_under_way(llama, tmp_path):
     """It hands over other weights, and the responses are of those before."""
     path = write_rows(tmp_path / "rows.jsonl", demonstrations(16))
-    server = FakeVLLM(llama)
-
-    def answer(request: Request, before: int) -> Reply:
-        reply, number = server.answer(request, before), sum("seed" in (each.payload or {}) for each in service.requests)
-        return reply._replace(delay=1.0 if 8 < number <= 16 and "seed" in (request.payload or {}) else 0.0)
-
-    with serve(answer) as service:
+    with serve(answer_late(llama, 1.0, range(8, 16))) as service:
         module = make_module(llama, service.url, tmp_path / "shared")
         data = PromptDataModule(path, validation_path=path, validation_batch_size=16)
         trainer = quiet_trainer(
@@ -193,18 +200,11 @@ def test_a_server_that_loses_the_weights_during_the_update(llama, tmp_path):
 
 
 def test_a_run_that_ends_does_not_wait_for_responses(llama, tmp_path):
-    server = FakeVLLM(llama)
-
-    def answer(request: Request, before: int) -> Reply:
-        reply = server.answer(request, before)
-        is_next = sum("seed" in (each.payload or {}) for each in service.requests) > 8
-        return reply._replace(delay=20.0 if is_next and "seed" in (request.payload or {}) else 0.0)
-
     class Fail(PPOInvariantCheck):
         def on_before_optimizer_step(self, *_: Any) -> None:
             raise UserError("no more")
 
-    with serve(answer) as service:
+    with serve(answer_late(llama, 20.0, range(8, 99))) as service:
         start = time.monotonic()
         module = make_module(llama, service.url, tmp_path / "shared")
         with pytest.raises(UserError, match="no more"):
@@ -294,19 +294,13 @@ def test_split_tensors_are_refused(llama, tmp_path, monkeypatch):
 def test_a_signal_does_not_wait_for_the_next_responses(llama, tmp_path, monkeypatch):
     """The checkpoint is written without them, and a resumed run samples them again."""
     monkeypatch.setattr("lit_rlhf.modules.ppo.STOP_TIMEOUT", 0.1)
-    server = FakeVLLM(llama)
-
-    def answer(request: Request, before: int) -> Reply:
-        reply = server.answer(request, before)
-        is_next = sum("seed" in (each.payload or {}) for each in service.requests) > 8
-        return reply._replace(delay=20.0 if is_next and "seed" in (request.payload or {}) else 0.0)
 
     class Signal(Callback):
         def on_before_optimizer_step(self, trainer: Trainer, *_: Any) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     checkpoints = ModelCheckpoint(tmp_path, every_n_train_steps=100)
-    with serve(answer) as service:
+    with serve(answer_late(llama, 20.0, range(8, 99))) as service:
         start = time.monotonic()
         module = make_module(llama, service.url, tmp_path / "shared")
         with pytest.raises(StoppedBySignal):
