@@ -96,7 +96,7 @@ def test_every_link_leads_somewhere_and_every_page_is_reached(site: Path, pages:
                 continue
             path, anchor = map(unquote, urldefrag(link))
             target = os.path.normpath(Path(page).parent / path) if path not in ("", ".") else page
-            if target.endswith(".ipynb") and (site / target).is_file():  # a notebook is a file to download
+            if target.endswith((".ipynb", ".json")) and (site / target).is_file():  # a file to download
                 continue
             target = target if target.endswith(".html") else os.path.normpath(Path(target) / "index.html")
             if target not in pages or (anchor and anchor not in pages[target].anchors):
