@@ -43,7 +43,7 @@ def test_no_prompt_is_in_two_parts_and_none_that_is_held_out_is_trained_on(sourc
     training, unseen = ({text for name in names for text in first_turns(files[name])} for names in (trained, held_out))
     assert training and unseen and not training & unseen
     assert not first_turns(files["rankings"]) & first_turns(files["rankings_gold"])
-    assert {row["source"] for row in files["rankings"]} == {"OpenAssistant", "HH harmless"}
+    assert {row["source"] for row in files["rankings"]} == {"OpenAssistant", "HH harmless", "politeness"}
     assert max(len(row["completions"]) for row in files["rankings"]) == 3
     assert len(first_turns(files["prompts"])) == len(files["prompts"])
     texts = {name: {row["text"] for row in files[name]} for name in ("pretraining", "text_novels", "text_encyclopedia")}

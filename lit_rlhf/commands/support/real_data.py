@@ -35,7 +35,8 @@ COMPARISONS = {
     "OpenAssistant": ("preferences/oasst_kwise.jsonl.gz", "context_responses_ranks"),
     "HH harmless": ("preferences/hh_harmless.jsonl.gz", "chosen_rejected_chat"),
 }
-POLITENESS = {"politeness": ("preferences/polite_rude.json", "instruction_chosen_rejected")}  # nothing is trained on it
+POLITENESS = {"politeness": ("preferences/polite_rude.json", "instruction_chosen_rejected")}
+POLITENESS_PAIRS = 100  # of each reward model: easy ones, which a model that is trained rightly ranks rightly
 PROMPTS = {
     "OpenAssistant": ("prompts/prompt_lottery_en_250_text.jsonl", "text"),
     "Dolly": ("demonstrations/dolly_partial.jsonl.gz", "instruction"),
@@ -119,11 +120,15 @@ def write_real_data(
         (reply,) = template.encode_replies([completion], [prompt])
         return fits(prompt) and len(reply) <= sizes.max_completion_tokens
 
+    def take_part(rows: Sequence[Fields], part: Part, limit: int | None) -> list[Fields]:
+        return take(rows, limit, seed, lambda row: part_of(row["prompt"]) == part and fits(row["prompt"]))
+
+    def take_rankings(part: Part) -> list[Fields]:
+        return [*take_part(rankings, part, sizes.rankings), *take_part(polite, part, POLITENESS_PAIRS)]
+
     demonstrations = [each for each in read_demonstrations(source) if part_of(each["prompt"]) != "held out"]
-    rankings, prompts = read_rankings(source, COMPARISONS), read_prompts(source)
-    by_part: dict[Part, list[Fields]] = {"proxy": [], "gold": [], "held out": []}
-    for row in rankings:
-        by_part[part_of(row["prompt"])].append(row)
+    rankings, polite = read_rankings(source, COMPARISONS), read_rankings(source, POLITENESS)
+    prompts = read_prompts(source)
     unseen = [row for row in prompts if part_of(row["prompt"]) == "held out"]
     seen = [row for row in prompts if part_of(row["prompt"]) != "held out"]
     files: dict[str, list[Fields]] = {
@@ -131,8 +136,8 @@ def write_real_data(
             demonstrations, sizes.demonstrations, seed, lambda row: fits_with(row["prompt"], row["completion"])
         ),
         "centering": [],
-        "rankings": take(by_part["proxy"], sizes.rankings, seed, lambda row: fits(row["prompt"])),
-        "rankings_gold": take(by_part["gold"], sizes.rankings, seed, lambda row: fits(row["prompt"])),
+        "rankings": take_rankings("proxy"),
+        "rankings_gold": take_rankings("gold"),
         "prompts": take(seen, sizes.prompts, seed, lambda row: fits(row["prompt"])),
         "evaluation_prompts": take(unseen, sizes.evaluation_prompts, seed, lambda row: fits(row["prompt"])),
         "showcase_prompts": [
@@ -140,11 +145,11 @@ def write_real_data(
         ],
     }
     files["centering"] = files["demonstrations"][:CENTERING]
-    validation = {name: [row for row in by_part["held out"] if row["source"] == name] for name in COMPARISONS}
-    for name, rows in (validation | {"politeness": read_rankings(source, POLITENESS)}).items():
-        kept = take(rows, sizes.validation_rankings, seed, lambda row: fits(row["prompt"]))
-        files[f"validation_{to_name(name)}"] = kept
-    files["rankings_validation"] = [row for name in COMPARISONS for row in files[f"validation_{to_name(name)}"]]
+    files["rankings_validation"] = []
+    for name in (*COMPARISONS, *POLITENESS):
+        rows = [row for row in (*rankings, *polite) if row["source"] == name]
+        files[f"validation_{to_name(name)}"] = take_part(rows, "held out", sizes.validation_rankings)
+        files["rankings_validation"] += files[f"validation_{to_name(name)}"]
     files["pretraining"] = []
     for name, texts in (("encyclopedia", ENCYCLOPEDIA), ("novels", NOVELS)):
         training, files[f"text_{name}"] = split_text(source, texts)

@@ -126,17 +126,17 @@ def _ppo(iterations: int, episodes: int, micro_batch_size: int, tokens: int, *mo
     )
 
 
-_LORA_RATES = {"sft": "--model.optimizer.lr=3.0e-4", "reward": "--model.optimizer.lr=3.0e-4"}
+_LORA_RATES = {"sft": "--model.optimizer.lr=3.0e-4", "reward": "--model.optimizer.lr=5.0e-4"}
 CPU = RealScale(
     "cpu",
     "subsets of the data that fit into 100 minutes on two CPU cores; adapters (LoRA) on one shared base",
     RealDataSizes(
         demonstrations=800,
-        rankings=520,
-        validation_rankings=120,
+        rankings=500,
+        validation_rankings=150,
         prompts=2000,
         evaluation_prompts=96,
-        max_prompt_tokens=96,
+        max_prompt_tokens=128,
         max_completion_tokens=96,
     ),
     has_adapters=True,
@@ -397,7 +397,7 @@ class RealRun:
         for model in models.values():
             if "best_of" in model:
                 model["best_of"]["n"] = self.scale.best_of
-        return recipe | {"models": models, "seed": self.seed, "batch_size": 16, "max_batch_tokens": 4096}
+        return recipe | {"models": models, "seed": self.seed, "batch_size": 32, "max_batch_tokens": 8192}
 
     def watched_reward(self) -> dict[str, Any]:
         """Return a reward that is the proxy's score alone, and logs the gold model's beside it."""
