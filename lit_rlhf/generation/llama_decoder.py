@@ -3,8 +3,8 @@
 For small models, Python dispatch costs more than the matrix products of a token. So the decoder layers of the
 architectures that share them are written out here, over a preallocated KV cache, and every submodule is looked up once
 per rollout. Projections, MLPs and embeddings are called as they are, with whatever adapters, 4-bit layers or hooks are
-on them, or, in float32 on a CPU, as prepacked products that give the same result. Norms, rotary embeddings and
-attention are one call each.
+on them, or, with float32 weights on a CPU, as prepacked products that give the same result. Norms, rotary embeddings
+and attention are one call each.
 
 `CachedGenerator` alone knows this file: without it every model decodes by `StaticCacheDecoder`, with the same result.
 
@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from lit_rlhf.functional import position_ids
 from lit_rlhf.generation.kv_cache import DecodeBatch, Decoder, compaction_plan
+from lit_rlhf.models.lora import has_own_call, merged_linear
 from lit_rlhf.packing.attention_masks import packed_model_inputs, to_attention_mask, uses_sdpa
 
 _ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
@@ -233,7 +234,10 @@ def allocate_kv_cache(model: PreTrainedModel, rows: int, columns: int) -> list[T
     base: Any = model.base_model
     attention, like = base.layers[0].self_attn, base.embed_tokens.weight.detach()
     shape = rows, 2 * model.config.num_key_value_heads, columns, attention.head_dim
-    return [like.new_empty(shape) for _ in base.layers]
+    # attention would convert the whole cache to the dtype of autocast in every pass
+    half = like.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if half else like.dtype
+    return [like.new_empty(shape, dtype=dtype) for _ in base.layers]
 
 
 def next_token_logits(
@@ -315,18 +319,20 @@ class PrepackedLinear:
 
     A product of a few dozen rows finishes before its weights have come from memory; in blocked order it takes down to
     half the time. PyTorch's compiler packs weights too, but as constants, and a policy's weights change.
+
+    Args:
+        weight: (sum of outputs, inputs), in the dtype of the product.
+        bias: (sum of outputs,), if any.
     """
 
-    def __init__(self, layers: tuple[nn.Linear, ...]) -> None:
-        weights = [layer.weight.detach() for layer in layers]
-        weight = torch.cat(weights) if len(weights) > 1 else weights[0]
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PREPACK_ROWS)
-        biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
-        self.bias = torch.cat(biases) if biases else None
+        self.bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return (n, T, sum of outputs)."""
         product: Tensor
+        x = x.to(self.weight.dtype)
         if torch.compiler.is_compiling():
             product = torch.ops.lit_rlhf.prepacked_linear(x, self.weight, self.bias)
         else:
@@ -343,7 +349,7 @@ class PrepackedGatedMLP:
     @classmethod
     def from_module(cls, mlp: Any) -> "PrepackedGatedMLP | None":
         """Return the prepacked form of an MLP module, or None where its class or layers are not plain."""
-        if not type(mlp).__module__.startswith("transformers.models.") or _is_wrapped(mlp):
+        if not type(mlp).__module__.startswith("transformers.models.") or has_own_call(mlp):
             return None
         gate_up, down = prepack_linear(mlp.gate_proj, mlp.up_proj), prepack_linear(mlp.down_proj)
         return cls(gate_up, mlp.act_fn, down) if gate_up and down else None
@@ -355,19 +361,19 @@ class PrepackedGatedMLP:
 
 
 def prepack_linear(*layers: nn.Module) -> PrepackedLinear | None:
-    """Return plain linear layers of one input as one product, in float32 on a CPU; None for all others."""
-    # under autocast the layers would compute in half precision, the prepacked product would not
-    if not _HAS_PREPACKED or torch.is_autocast_enabled("cpu"):
+    """Return linear layers of one input as one product, with adapters merged; None unless in float32 on a CPU.
+
+    Under autocast the product is in its dtype: the weights are converted here, and not in each pass.
+    """
+    if not _HAS_PREPACKED:
         return None
-    plain = [layer for layer in layers if type(layer) is nn.Linear and not _is_wrapped(layer)]
-    kinds = {(type(each.weight), each.weight.device.type, each.weight.dtype, each.bias is None) for each in plain}
-    known = len(plain) == len(layers) and len(kinds) == 1 and kinds.pop()[:3] == (nn.Parameter, "cpu", torch.float32)
-    return PrepackedLinear(tuple(plain)) if known else None
-
-
-def _is_wrapped(module: nn.Module) -> bool:
-    """Whether a call of the module does something beyond its class's forward."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+    plain = [each for each in map(merged_linear, layers) if each is not None]
+    kinds = {(weight.device.type, weight.dtype, bias is None) for weight, bias in plain}
+    if len(plain) < len(layers) or len(kinds) > 1 or kinds.pop()[:2] != ("cpu", torch.float32):
+        return None
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+    weight, biases = torch.cat([weight for weight, _ in plain]), [bias for _, bias in plain if bias is not None]
+    return PrepackedLinear(weight.to(dtype), torch.cat(biases).to(dtype) if biases else None)
 
 
 def _prepacked_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

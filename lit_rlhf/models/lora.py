@@ -239,6 +239,39 @@ class MergedWeight(NamedTuple):
         return (full.float() + (delta.T if _is_transposed(self.module) else delta).float()).to(full.dtype)
 
 
+@torch.no_grad()
+def merged_linear(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+    """Return weight and bias of an equivalent linear layer: with the active adapters merged, in the weight's dtype.
+
+    None for a layer that may compute something else than a product and a bias: a subclass, one with hooks, a quantized
+    one, or an adapter that is no plain LoRA (its dropout in train mode, DoRA and the like).
+    """
+    adapted: Any = layer
+    base = adapted.get_base_layer() if _is_adapter_layer(layer) else layer
+    if type(base) is not nn.Linear or type(base.weight) is not nn.Parameter or has_own_call(base):
+        return None
+    if base is layer:
+        return base.weight.detach(), None if base.bias is None else base.bias.detach()
+    from peft.tuners.lora.layer import Linear
+
+    active = [] if adapted.disable_adapters else [name for name in adapted.active_adapters if name in adapted.lora_A]
+    is_plain = type(layer) is Linear and not adapted.merged and not has_own_call(layer)
+    for name in active:
+        has_dropout = adapted.training and type(adapted.lora_dropout[name]) is not nn.Identity
+        is_plain = is_plain and name not in adapted.lora_variant and not adapted.lora_bias[name] and not has_dropout
+    if not is_plain:
+        return None
+    weight = base.weight.detach()
+    for name in active:
+        weight = weight + adapted.get_delta_weight(name).to(weight)
+    return weight, None if base.bias is None else base.bias.detach()
+
+
+def has_own_call(module: nn.Module) -> bool:
+    """Whether a call of the module does something beyond its class's forward."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
 def iter_merged_weights(model: PreTrainedModel) -> Iterator[MergedWeight]:
     """Yield the weights of `merged_state_dict`, to be computed one at a time."""
     adapted = {name: layer for name, layer in model.named_modules() if _is_adapter_layer(layer)}
@@ -276,12 +309,12 @@ def _is_transposed(module: nn.Module) -> bool:
 
 
 def _is_adapter_layer(module: nn.Module) -> bool:
+    if "peft" not in sys.modules:  # which has made no layer then; importing it takes over a second
+        return False
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return isinstance(module, BaseTunerLayer)
 
 
 def _adapter_layers(model: nn.Module) -> Iterator[Any]:
-    if "peft" not in sys.modules:  # which has made no layer then; importing it takes over a second
-        return iter(())
     return (module for module in model.modules() if _is_adapter_layer(module))

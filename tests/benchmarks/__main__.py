@@ -42,6 +42,8 @@ class Case(NamedTuple):
 BIAS = f"--bias={workload.ENDS_AT_A_THIRD}"
 BF16 = "--precision=bf16-mixed"
 GPU, GPU_PPO = workload.GPU, workload.GPU_PPO
+SMOLLM2 = [f"--size={workload.SMOLLM2}", "--updates=2"]
+ONLY_IF_NAMED = ("smollm2", "gpu")
 CASES = {
     "reward_model": [
         Case("K = 9 rankings, 64 + 64 tokens", ["ours_reward.py"], ["trl_reward.py"], "trl", "rankings/s", 1, 10.0)
@@ -112,6 +114,27 @@ CASES = {
     "sft": [
         Case("SFT, packed", ["ours_sft.py"], ["trl_sft.py"], "trl", "real tokens/s", 1, 2.0),
         Case("SFT, packed, bare loop", ["ours_sft.py"], ["bare_sft.py"], "bare loop", "real tokens/s", 1, 0.9),
+    ],
+    "smollm2": [
+        Case(
+            "SFT, packed",
+            ["ours_sft.py", *SMOLLM2, BF16],
+            ["trl_sft.py", *SMOLLM2, BF16],
+            "trl",
+            "real tokens/s",
+            1,
+            1.5,
+        ),
+        Case(
+            "K = 4 rankings, 64 + 64 tokens",
+            ["ours_reward.py", *SMOLLM2, BF16, "--rankings=rankings-4.jsonl"],
+            ["trl_reward.py", *SMOLLM2, BF16, "--rankings=rankings-4.jsonl"],
+            "trl",
+            "rankings/s",
+            1,
+            3.0,
+        ),
+        Case("rollout", ["ours_rollout.py", *SMOLLM2], ["hf_rollout.py", *SMOLLM2], "generate", "tokens/s", 1, 1.0),
     ],
     "gpu": [
         Case("rollout", ["ours_rollout.py", *GPU_PPO], ["hf_rollout.py", *GPU_PPO], "generate", "tokens/s", 1, 2.5),
@@ -210,26 +233,28 @@ def measure_scaling(folder: Path) -> dict[str, list[float]]:
 def write_workload(folder: Path, parts: list[str]) -> None:
     """Write the models and data of the parts."""
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = (
-        [workload.SIZE] + (scaling.SIZE.values if "scaling" in parts else []) + (["2048x16"] if "gpu" in parts else [])
-    )
+    further = {"scaling": scaling.SIZE.values, "smollm2": [workload.SMOLLM2], "gpu": ["2048x16"]}
+    sizes = [workload.SIZE, *(size for part, values in further.items() if part in parts for size in values)]
     for size in dict.fromkeys(sizes):
         workload.write_models(folder, size)
     for length in (32, 256):
         workload.write_prompts(folder / f"prompts-{length}.jsonl", 256, length)
     workload.write_demonstrations(folder / "demonstrations.jsonl", 512)
     for completions in scaling.COMPLETIONS.values:
-        workload.write_rankings(folder / f"rankings-{completions}.jsonl", 32, completions, 64, 64)
+        lengths = workload.RANKED_PROMPT, workload.RANKED_COMPLETION
+        workload.write_rankings(folder / f"rankings-{completions}.jsonl", 32, completions, *lengths)
 
 
 def main() -> None:
     """Run the named parts, by default all that need no GPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [*CASES, "scaling"]
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(names)}; all but gpu")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"of {', '.join(names)}; all but {' and '.join(ONLY_IF_NAMED)}"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="processes per side")
     parsed = parser.parse_args()
-    parts = parsed.parts or [name for name in names if name != "gpu"]
+    parts = parsed.parts or [name for name in names if name not in ONLY_IF_NAMED]
     unknown = sorted(set(parts) - set(names))
     if unknown:
         sys.exit(f"error: no benchmark {unknown[0]!r}; there are {', '.join(names)}")

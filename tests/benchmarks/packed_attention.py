@@ -43,7 +43,7 @@ def main() -> None:
     args = workload.build_ppo_parser().parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    model = LlamaForCausalLM(workload.build_config(int(args.size.split("x")[0]), LAYERS)).to(args.device)
+    model = LlamaForCausalLM(workload.build_config(f"{args.size.partition('x')[0]}x{LAYERS}")).to(args.device)
     print("| responses per prompt | attention | tokens | seconds | error of logits | of gradients |")
     print("|---|---|---|---|---|---|")
     seconds: dict[str, float] = {}

@@ -29,7 +29,7 @@ class Clock(TrainerCallback):
 
 def main() -> None:
     """Time the steps and report."""
-    args = workload.build_parser().parse_args()
+    args = workload.build_reward_parser().parse_args()
     torch.set_num_threads(args.threads)
     transformers.utils.logging.set_verbosity_error()
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.folder / f"policy-{args.size}")
@@ -37,7 +37,7 @@ def main() -> None:
         args.folder / f"policy-{args.size}", num_labels=1
     )
     pairs, per_ranking = [], 0
-    for line in (args.folder / "rankings-9.jsonl").read_text().splitlines()[: args.updates + 1]:
+    for line in (args.folder / args.rankings).read_text().splitlines()[: args.updates + 1]:
         row = json.loads(line)
         texts = [f"{row['prompt']} {completion} <eos>" for completion in row["completions"]]
         ids = [tokenizer(text)["input_ids"] for _, text in sorted(zip(row["ranks"], texts))]

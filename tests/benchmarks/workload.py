@@ -18,7 +18,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 HERE = Path(__file__).parent
 VOCABULARY = 2048
 SIZE = "256x4"  # hidden size x layers, by default
+SMOLLM2 = "smollm2-135m"  # the size of SmolLM2-135M, which `lit-rlhf real` trains; weights are random, as in the others
 SFT_LENGTH, SFT_PROMPT = 256, 16  # tokens of a packed row, and of a demonstration's prompt
+RANKED_PROMPT, RANKED_COMPLETION = 64, 64  # tokens of a ranking
 SFT_ROWS = 16  # packed rows per step
 PAD, EOS = 0, 1
 # on a GPU: 0.8 B parameters, prompts of 256 tokens, responses of at most 256, about a third of it on average
@@ -28,8 +30,25 @@ NEVER_ENDS = -30.0  # added to the logit of the end token
 ENDS_AT_A_THIRD = 4.63  # gives a mean response of about 21 of 64 tokens with the weights of `write_models`
 
 
-def build_config(hidden: int, layers: int) -> LlamaConfig:
-    """Build the Llama configuration of all benchmarks; 4.3 M parameters at 256 x 4, of which 1 M are embeddings."""
+def build_config(size: str) -> LlamaConfig:
+    """Build the Llama configuration of a size, hidden size x layers, or `SMOLLM2`.
+
+    4.3 M parameters at 256 x 4, of which 1 M are embeddings.
+    """
+    ids = {"pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": None, "num_labels": 1}
+    if size == SMOLLM2:
+        return LlamaConfig(
+            vocab_size=49_152,
+            hidden_size=576,
+            intermediate_size=1536,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            max_position_embeddings=8192,
+            tie_word_embeddings=True,
+            **ids,
+        )
+    hidden, layers = map(int, size.split("x"))
     return LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=hidden,
@@ -38,32 +57,31 @@ def build_config(hidden: int, layers: int) -> LlamaConfig:
         num_attention_heads=max(4, hidden // 64),
         num_key_value_heads=max(4, hidden // 64),
         max_position_embeddings=2048,
-        pad_token_id=PAD,
-        eos_token_id=EOS,
-        bos_token_id=None,
         tie_word_embeddings=False,
-        num_labels=1,
+        **ids,
     )
 
 
-def num_matmul_parameters(size: str) -> int:
+def num_matmul_parameters(size: str, head: bool = True) -> int:
     """Return the number of parameters that take part in matrix products: all but the input embedding."""
-    hidden, layers = map(int, size.split("x"))
-    return layers * (4 * hidden**2 + 3 * hidden * (hidden * 11 // 4)) + hidden * VOCABULARY
+    config = build_config(size)
+    hidden, head_dim = config.hidden_size, config.hidden_size // config.num_attention_heads
+    attention = 2 * hidden * head_dim * (config.num_attention_heads + config.num_key_value_heads)
+    layers: int = config.num_hidden_layers * (attention + 3 * hidden * config.intermediate_size)
+    return layers + head * hidden * config.vocab_size
 
 
 def write_models(folder: Path, size: str) -> None:
     """Write a policy (`policy-SIZE/`) and a reward model (`reward-SIZE/`) with weights of a fixed seed, once."""
     if (folder / f"reward-{size}").is_dir():
         return
-    hidden, layers = map(int, size.split("x"))
     vocabulary = {"<pad>": PAD, "<eos>": EOS} | {f"w{i}": i for i in range(2, VOCABULARY)}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
     for name, kind in (("policy", LlamaForCausalLM), ("reward", LlamaForSequenceClassification)):
         torch.manual_seed(0)
-        kind(build_config(hidden, layers)).save_pretrained(folder / f"{name}-{size}")
+        kind(build_config(size)).save_pretrained(folder / f"{name}-{size}")
         tokenizer.save_pretrained(folder / f"{name}-{size}")
 
 
@@ -87,7 +105,7 @@ def bias_end_token(model: LlamaForCausalLM, bias: float) -> None:
     """Add a constant to the end token's logit, so that responses end early, late or never."""
     head = model.lm_head
     head.__class__ = BiasedHead
-    head.register_buffer("offset", head.weight.new_zeros(VOCABULARY), persistent=False)
+    head.register_buffer("offset", head.weight.new_zeros(len(head.weight)), persistent=False)
     head.offset[EOS] = bias
 
 
@@ -99,7 +117,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], default="32-true")
-    parser.add_argument("--size", default=SIZE, help="hidden size x layers")
+    parser.add_argument("--size", default=SIZE, help=f"hidden size x layers, or {SMOLLM2}")
+    return parser
+
+
+def build_reward_parser() -> argparse.ArgumentParser:
+    """Build the argument parser of the workers of reward models."""
+    parser = build_parser()
+    parser.add_argument("--rankings", default="rankings-9.jsonl")
     return parser
 
 

@@ -94,7 +94,8 @@ def test_a_hook_within_a_decoder_layer_takes_effect(where):
 def test_autocast_takes_effect():
     with torch.autocast("cpu", torch.bfloat16):
         assert_equals_forward_pass(make_gqa_model(), atol=0.1)
-        assert isinstance(LlamaDecoder(make_gqa_model()).decode.layers[0].o_proj, nn.Linear)
+        decoder = LlamaDecoder(make_gqa_model())
+    assert decoder.decode.layers[0].o_proj.weight.dtype == torch.bfloat16
 
 
 def test_every_rollout_uses_the_current_weights():
@@ -192,10 +193,13 @@ def test_prepacked_weights_are_a_copy():
         torch.testing.assert_close(prepacked(x), before, atol=1e-6, rtol=1e-5)
 
 
-def make_hooked_layer() -> list[nn.Linear]:
-    (layer,) = make_layers(8)
+def make_hooked(layer: nn.Module) -> nn.Module:
     layer.register_forward_hook(lambda module, inputs, output: output * 2)
-    return [layer]
+    return layer
+
+
+def make_hooked_layer() -> list[nn.Linear]:
+    return [make_hooked(make_layers(8)[0])]
 
 
 def make_patched_layer() -> list[nn.Linear]:
@@ -215,6 +219,10 @@ UNSUPPORTED_LAYERS = {
     "half precision": lambda: [make_layers(8)[0].bfloat16()],
     "some with a bias": lambda: make_layers(8) + make_layers(8, bias=True),
     "not linear": lambda: [*make_layers(8), nn.Identity()],
+    "DoRA": lambda: [adapt(make_layers(8)[0], use_dora=True)],
+    "adapter with a bias": lambda: [adapt(make_layers(8, bias=True)[0], lora_bias=True)],
+    "hook below an adapter": lambda: [adapt(make_hooked_layer()[0])],
+    "hook on an adapter": lambda: [make_hooked(adapt(make_layers(8)[0]))],
 }
 
 
@@ -223,10 +231,46 @@ def test_unsupported_layers_are_not_prepacked(what):
     assert prepack_linear(*UNSUPPORTED_LAYERS[what]()) is None
 
 
-def test_nothing_is_prepacked_under_autocast():
-    with torch.autocast("cpu", torch.bfloat16):
-        assert prepack_linear(*make_layers(8)) is None
-    assert prepack_linear(*make_layers(8)) is not None
+@pytest.mark.parametrize("bias", [False, True])
+def test_under_autocast_the_product_is_what_autocast_computes(bias):
+    layers, x = make_layers(40, 8, bias=bias), torch.randn(5, 1, 24)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        prepacked = prepack_linear(*layers)
+        expected = torch.cat([layer(x) for layer in layers], -1)
+        assert prepacked is not None and prepacked(x).dtype == expected.dtype == torch.bfloat16
+        torch.testing.assert_close(prepacked(x), expected, atol=4e-3, rtol=8e-3)  # one rounding to bfloat16
+
+
+def adapt(layer: nn.Module, **settings: object) -> nn.Module:
+    """Add an adapter that changes the output."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    model = inject_adapter_in_model(
+        LoraConfig(r=2, lora_alpha=3, target_modules=["0"], **settings), nn.Sequential(layer)
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    return model[0]
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_an_adapter_is_merged_as_far_as_it_is_active(active):
+    layers, x = [adapt(layer) for layer in make_layers(40, 8, bias=True)], torch.randn(5, 1, 24)
+    for layer in layers:
+        layer._disable_adapters = not active
+    bases = torch.cat([layer.base_layer(x) for layer in layers], -1)
+    prepacked = prepack_linear(*layers)
+    assert prepacked is not None
+    with torch.no_grad():
+        torch.testing.assert_close(prepacked(x), torch.cat([layer(x) for layer in layers], -1), atol=1e-5, rtol=1e-5)
+        assert ((prepacked(x) - bases).abs().max() > 0.1) == active
+
+
+def test_dropout_of_an_adapter_is_merged_in_eval_mode_alone():
+    (layer,) = [adapt(layer, lora_dropout=0.5) for layer in make_layers(8)]
+    assert prepack_linear(layer.train()) is None
+    assert prepack_linear(layer.eval()) is not None
 
 
 def test_a_prepacked_mlp_equals_the_module():

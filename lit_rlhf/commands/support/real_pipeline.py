@@ -127,6 +127,7 @@ def _ppo(iterations: int, episodes: int, micro_batch_size: int, tokens: int, *mo
 
 
 _LORA_RATES = {"sft": "--model.optimizer.lr=3.0e-4", "reward": "--model.optimizer.lr=5.0e-4"}
+_SMALL_MINIBATCHES = ("--trainer.accumulate_grad_batches=1", "--model.optimizer.lr=5.0e-4")  # few episodes, many steps
 CPU = RealScale(
     "cpu",
     "subsets of the data that fit into 100 minutes on two CPU cores; adapters (LoRA) on one shared base",
@@ -144,11 +145,11 @@ CPU = RealScale(
         "sft": ("--trainer.max_epochs=1", _LORA_RATES["sft"]),
         "reward": (_LORA_RATES["reward"],),
         "gold": (_LORA_RATES["reward"],),
-        "ppo": _ppo(20, 32, 8, 48),
-        "ppo-ptx": _ppo(20, 32, 8, 48),
+        "ppo": _ppo(12, 32, 8, 40, *_SMALL_MINIBATCHES),
+        "ppo-ptx": _ppo(12, 32, 8, 40, *_SMALL_MINIBATCHES),
     },
-    evaluation=EvaluationSizes(96, 100, 60, 100, 20, 48),
-    best_of=8,
+    evaluation=EvaluationSizes(80, 100, 40, 100, 16, 40),
+    best_of=4,
     # of operations counted, for the share of each; that they are seconds at 150 GFLOP/s is an estimate
     seconds={
         "model": 30,
