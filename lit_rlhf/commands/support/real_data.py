@@ -35,8 +35,9 @@ COMPARISONS = {
     "OpenAssistant": ("preferences/oasst_kwise.jsonl.gz", "context_responses_ranks"),
     "HH harmless": ("preferences/hh_harmless.jsonl.gz", "chosen_rejected_chat"),
 }
+# easy pairs: what a reward model makes of them shows whether its training works
 POLITENESS = {"politeness": ("preferences/polite_rude.json", "instruction_chosen_rejected")}
-POLITENESS_PAIRS = 100  # of each reward model: easy ones, which a model that is trained rightly ranks rightly
+WATCHED = 20  # held-out rankings of each source that the training of a reward model measures
 PROMPTS = {
     "OpenAssistant": ("prompts/prompt_lottery_en_250_text.jsonl", "text"),
     "Dolly": ("demonstrations/dolly_partial.jsonl.gz", "instruction"),
@@ -74,7 +75,7 @@ class RealDataSizes(NamedTuple):
     """How much of the data to take, and the lengths that fit; None for all."""
 
     demonstrations: int | None
-    rankings: int | None  # of each reward model
+    rankings: int | None  # of people, and as many of the easy pairs, for each reward model
     validation_rankings: int | None  # of each source
     prompts: int | None
     evaluation_prompts: int
@@ -124,7 +125,7 @@ def write_real_data(
         return take(rows, limit, seed, lambda row: part_of(row["prompt"]) == part and fits(row["prompt"]))
 
     def take_rankings(part: Part) -> list[Fields]:
-        return [*take_part(rankings, part, sizes.rankings), *take_part(polite, part, POLITENESS_PAIRS)]
+        return [*take_part(rankings, part, sizes.rankings), *take_part(polite, part, sizes.rankings)]
 
     demonstrations = [each for each in read_demonstrations(source) if part_of(each["prompt"]) != "held out"]
     rankings, polite = read_rankings(source, COMPARISONS), read_rankings(source, POLITENESS)
@@ -149,7 +150,7 @@ def write_real_data(
     for name in (*COMPARISONS, *POLITENESS):
         rows = [row for row in (*rankings, *polite) if row["source"] == name]
         files[f"validation_{to_name(name)}"] = take_part(rows, "held out", sizes.validation_rankings)
-        files["rankings_validation"] += files[f"validation_{to_name(name)}"]
+        files["rankings_validation"] += files[f"validation_{to_name(name)}"][:WATCHED]
     files["pretraining"] = []
     for name, texts in (("encyclopedia", ENCYCLOPEDIA), ("novels", NOVELS)):
         training, files[f"text_{name}"] = split_text(source, texts)

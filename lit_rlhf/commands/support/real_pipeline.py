@@ -127,12 +127,13 @@ def _ppo(iterations: int, episodes: int, micro_batch_size: int, tokens: int, *mo
 
 
 _LORA_RATES = {"sft": "--model.optimizer.lr=3.0e-4", "reward": "--model.optimizer.lr=5.0e-4"}
+_SMALL_STEPS = ("--data.micro_batch_size=4", "--trainer.accumulate_grad_batches=1")  # few rankings, many steps
 _SMALL_MINIBATCHES = ("--trainer.accumulate_grad_batches=1", "--model.optimizer.lr=5.0e-4")  # few episodes, many steps
 CPU = RealScale(
     "cpu",
     "subsets of the data that fit into 100 minutes on two CPU cores; adapters (LoRA) on one shared base",
     RealDataSizes(
-        demonstrations=800,
+        demonstrations=600,
         rankings=500,
         validation_rankings=150,
         prompts=2000,
@@ -143,8 +144,8 @@ CPU = RealScale(
     has_adapters=True,
     arguments={
         "sft": ("--trainer.max_epochs=1", _LORA_RATES["sft"]),
-        "reward": (_LORA_RATES["reward"],),
-        "gold": (_LORA_RATES["reward"],),
+        "reward": (*_SMALL_STEPS, _LORA_RATES["reward"]),
+        "gold": (*_SMALL_STEPS, _LORA_RATES["reward"]),
         "ppo": _ppo(12, 32, 8, 40, *_SMALL_MINIBATCHES),
         "ppo-ptx": _ppo(12, 32, 8, 40, *_SMALL_MINIBATCHES),
     },
