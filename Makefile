@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help quickstart real test test-fast lint type docs readme-assets docs-pictures paper-results build benchmark profile \
+.PHONY: help quickstart real test test-fast lint type docs readme-assets docs-pictures paper-results real-results build benchmark profile \
 	peers peers-vllm gpu-check
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -41,6 +41,9 @@ docs-pictures: .venv/.dev  ## draw the pictures of docs/wandb.md and docs/lineag
 
 paper-results: .venv/.dev  ## write docs/paper-results.json and the results in docs/paper.md; ARGS="runs/two-seeds"
 	$(BIN)/python -m tests.helpers.paper_results $(ARGS)
+
+real-results: .venv/.dev  ## write docs/real-results.json and its tables in docs/real-data.md
+	$(BIN)/python -m tests.helpers.real_results $(ARGS)
 
 build: .venv/.release  ## build source distribution and wheel in dist/, and check them
 	rm -rf build dist

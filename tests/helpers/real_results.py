@@ -1,0 +1,162 @@
+"""`make real-results`: the numbers of `lit-rlhf real` in docs/real-data.md, over several seeds.
+
+`python -m tests.helpers.real_results [runs/smollm2-135m runs/second]`
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_rlhf.evaluation.reports.real_report import (
+    COLUMNS,
+    STAGE_TITLES,
+    Column,
+    compute_changes,
+    format_cell,
+    get_cell,
+)
+from lit_rlhf.synthetic.paper.estimates import Estimate, pool_seeds
+from tests.helpers.pages import ROOT
+
+RESULTS = ROOT / "docs" / "real-results.json"
+PAGE = ROOT / "docs" / "real-data.md"
+BEGIN, END = "<!-- results -->\n", "<!-- /results -->\n"
+KEPT = ("seed", "scale", "rows", "precision", "curves", "stages", "seconds_total", "peak_memory_gib", "versions")
+ACCURACY = Column("accuracy", "", "", 3)
+
+Report = dict[str, Any]
+
+
+def keep_numbers(report: Report) -> Report:
+    """Return the part of a report that the pages show: no text of the data, no sample.
+
+    Raises:
+        ValueError: the report is not of a full-length run.
+    """
+    if report["scale"] == "tiny":
+        raise ValueError("a tiny run shows no results")
+    metrics = {
+        column.suite: {
+            other.metric: report["evaluation"]["suites"][column.suite]["metrics"][other.metric]
+            for other in COLUMNS
+            if other.suite == column.suite
+        }
+        for column in COLUMNS
+    }
+    reward_models = {
+        stage: {
+            source: {key: found[key] for key in ("accuracy", "calibration_error", "pairs", "rankings")}
+            for source, found in sources.items()
+        }
+        for stage, sources in report["reward_models"].items()
+    }
+    evaluation = {
+        "models": dict.fromkeys(report["evaluation"]["models"]),
+        "suites": {suite: {"metrics": values} for suite, values in metrics.items()},
+    }
+    return {key: report[key] for key in KEPT} | {"reward_models": reward_models, "evaluation": evaluation}
+
+
+def pool_cells(cells: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """Return value and interval of the mean over seeds; None where one of them was not measured."""
+    known = [cell for cell in cells if cell is not None]
+    if not known or len(known) < len(cells):
+        return None
+    if any(cell["low"] is None for cell in known):
+        return {"value": sum(cell["value"] for cell in known) / len(known), "low": None, "high": None}
+    return pool_seeds([Estimate(cell["value"], cell["low"], cell["high"]) for cell in known])._asdict()
+
+
+def render_models(reports: Sequence[Report]) -> str:
+    """Return the table of the models, a row each: means over the seeds."""
+    lines = [["", *(column.title for column in COLUMNS)], ["---"] * (1 + len(COLUMNS))]
+    for model in reports[0]["evaluation"]["models"]:
+        cells = [pool_cells([get_cell(report, column, model) for report in reports]) for column in COLUMNS]
+        lines.append([model, *(format_cell(cell, column) for cell, column in zip(cells, COLUMNS, strict=True))])
+    return render_table(lines)
+
+
+def render_reward_models(reports: Sequence[Report]) -> str:
+    """Return the table of the reward models on held-out rankings, one row for each source and seed."""
+    lines = [["reward model", "held-out rankings of", "seed", "accuracy", "calibration error", "pairs"], ["---"] * 6]
+    for stage, sources in reports[0]["reward_models"].items():
+        for source in sources:
+            for report in reports:
+                found = report["reward_models"][stage][source]
+                accuracy, error = format_cell(found["accuracy"], ACCURACY), f"{found['calibration_error']:.3f}"
+                name = STAGE_TITLES[stage].partition(" ")[0]
+                lines.append([name, source, str(report["seed"]), accuracy, error, str(found["pairs"])])
+    return render_table(lines)
+
+
+def render_changes(reports: Sequence[Report]) -> str:
+    """Return the table of what PPO changed: at the iteration of the best gold score, and at the last one."""
+    lines = [
+        ["", "seed", "best gold at iteration", "its KL", "gold", "proxy", "last: KL", "gold", "proxy", "in deviations"],
+        ["---"] * 10,
+    ]
+    for report in reports:
+        for stage, best in compute_changes(report).items():
+            curves = {name: dict(map(tuple, points)) for name, points in report["curves"][stage].items()}
+            gold, proxy = curves["reward/gold"], curves["reward/proxy"]
+            first, last = min(gold), max(gold)
+            spread = curves["reward/score_std"][first]
+            change = proxy[last] - proxy[first]
+            numbers = f"{best['kl']:.2f}", f"{best['gold']:+.2f}", f"{best['proxy']:+.2f}"
+            at_end = f"{curves['reward/kl'][last]:.2f}", f"{gold[last] - gold[first]:+.2f}", f"{change:+.2f}"
+            when = f"{best['iteration'] + 1:.0f} of {last + 1:.0f}"
+            lines.append([STAGE_TITLES[stage], str(report["seed"]), when, *numbers, *at_end, f"{change / spread:+.2f}"])
+    return render_table(lines)
+
+
+def render_costs(reports: Sequence[Report]) -> str:
+    """Return the table of minutes, by stage and seed."""
+    stages = list(reports[0]["stages"])
+    lines = [["seed", *stages, "in all", "peak memory, GiB"], ["---"] * (len(stages) + 3)]
+    for report in reports:
+        minutes = [f"{report['stages'][stage] / 60:.1f}" for stage in stages]
+        total = [f"{report['seconds_total'] / 60:.0f}", f"{report['peak_memory_gib']:.1f}"]
+        lines.append([str(report["seed"]), *minutes, *total])
+    return render_table(lines)
+
+
+def render_table(lines: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def render_results(reports: Sequence[Report]) -> str:
+    """Return all tables."""
+    parts = (render_models, render_reward_models, render_changes, render_costs)
+    return "\n".join(render_part(reports) for render_part in parts)
+
+
+def replace_results(page: str, reports: Sequence[Report]) -> str:
+    """Return a page with these results between its marks.
+
+    Raises:
+        ValueError: the page has no place for them.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page has no {BEGIN.strip()} … {END.strip()}")
+    return before + BEGIN + render_results(reports) + END + after
+
+
+def main(folders: Sequence[str]) -> None:
+    """Write the results next to the page, and into it."""
+    paths = [Path(folder) / "report.json" for folder in folders]
+    for path in paths:
+        if not path.is_file():
+            sys.exit(f"error: no {path}: run lit-rlhf real --out {path.parent} first")
+    reports = sorted((keep_numbers(json.loads(path.read_text())) for path in paths), key=lambda each: each["seed"])
+    RESULTS.write_text(json.dumps(reports, indent=1, sort_keys=True) + "\n")
+    PAGE.write_text(replace_results(PAGE.read_text(), reports))
+    print(f"{RESULTS}: {RESULTS.stat().st_size / 1e3:.0f} kB; {PAGE}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or [str(ROOT / "runs" / name) for name in ("smollm2-135m", "second")])
