@@ -80,7 +80,8 @@ class RealDataSizes(NamedTuple):
     prompts: int | None
     evaluation_prompts: int
     max_prompt_tokens: int
-    max_completion_tokens: int  # longer demonstrations are left out, longer ranked completions are cut
+    max_completion_tokens: int  # longer demonstrations are left out
+    max_ranked_tokens: int  # longer ranked completions are cut
 
 
 def check_data(folder: Path) -> None:

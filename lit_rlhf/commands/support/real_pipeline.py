@@ -140,6 +140,7 @@ CPU = RealScale(
         evaluation_prompts=96,
         max_prompt_tokens=128,
         max_completion_tokens=96,
+        max_ranked_tokens=192,
     ),
     has_adapters=True,
     arguments={
@@ -182,6 +183,7 @@ TINY = RealScale(
         evaluation_prompts=4,
         max_prompt_tokens=64,
         max_completion_tokens=32,
+        max_ranked_tokens=32,
     ),
     has_adapters=True,
     arguments={
@@ -198,7 +200,7 @@ TINY = RealScale(
 FULL = RealScale(
     "full",
     "all the data, all weights, and the proportions of the paper: hours on a CPU, for a GPU",
-    RealDataSizes(None, None, 300, None, 256, 256, 256),
+    RealDataSizes(None, None, 300, None, 256, 256, 256, 512),
     has_adapters=False,
     arguments={},
     evaluation=EvaluationSizes(256, 1000, 400, 1000, 100, 128),
@@ -444,8 +446,10 @@ class RealRun:
         run_dir = [f"--run_dir={self.out}/{stage}"]
         seeds = [f"--seed_everything={self.seed}", f"--data.seed={self.seed}"]
         more = [f"--data.max_prompt_length={self.scale.sizes.max_prompt_tokens}"]
-        if "ppo" not in stage:  # a completion has an end token as well
-            more.append(f"--data.max_completion_length={self.scale.sizes.max_completion_tokens + 1}")
+        sizes = self.scale.sizes
+        lengths = dict.fromkeys(("reward", "gold"), sizes.max_ranked_tokens) | {"sft": sizes.max_completion_tokens}
+        if stage in lengths:  # a completion has an end token as well
+            more.append(f"--data.max_completion_length={lengths[stage] + 1}")
         if stage in ("reward", "gold"):
             more.append(f"--trainer.callbacks.CenterScores.path={self.out}/data/centering.jsonl")
         return [*words, *run_dir, *seeds, *more, *self.scale.arguments.get(stage, ())]
@@ -524,7 +528,7 @@ def measure_reward_model(folder: Path, files: Mapping[str, Path], sizes: RealDat
     """
     tokenizer = load_tokenizer(str(folder), ModelLoadingConfig())
     model = load_scalar_model(str(folder), tokenizer, ModelLoadingConfig()).eval()
-    lengths = TruncationPolicy(sizes.max_prompt_tokens, sizes.max_completion_tokens + 1)
+    lengths = TruncationPolicy(sizes.max_prompt_tokens, sizes.max_ranked_tokens + 1)
     found = {}
     for name, path in files.items():
         report = DatasetReport(str(path))
