@@ -365,15 +365,23 @@ def prepack_linear(*layers: nn.Module) -> PrepackedLinear | None:
 
     Under autocast the product is in its dtype: the weights are converted here, and not in each pass.
     """
-    if not _HAS_PREPACKED:
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+    if not can_prepack(dtype):
         return None
     plain = [each for each in map(merged_linear, layers) if each is not None]
     kinds = {(weight.device.type, weight.dtype, bias is None) for weight, bias in plain}
     if len(plain) < len(layers) or len(kinds) > 1 or kinds.pop()[:2] != ("cpu", torch.float32):
         return None
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
     weight, biases = torch.cat([weight for weight, _ in plain]), [bias for _, bias in plain if bias is not None]
     return PrepackedLinear(weight.to(dtype), torch.cat(biases).to(dtype) if biases else None)
+
+
+def can_prepack(dtype: torch.dtype) -> bool:
+    """Whether this build of PyTorch and this processor multiply prepacked weights of the type."""
+    if not _HAS_PREPACKED or dtype not in (torch.float32, torch.bfloat16):
+        return False
+    # without AVX-512 the layers compute in bfloat16 by other code, and the prepacked product raises
+    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _prepacked_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -91,11 +91,17 @@ def test_a_hook_within_a_decoder_layer_takes_effect(where):
     assert_equals_forward_pass(model)
 
 
+needs_bfloat16 = pytest.mark.skipif(
+    not llama_decoder.can_prepack(torch.bfloat16), reason="this processor has no products in bfloat16"
+)
+
+
 def test_autocast_takes_effect():
     with torch.autocast("cpu", torch.bfloat16):
         assert_equals_forward_pass(make_gqa_model(), atol=0.1)
         decoder = LlamaDecoder(make_gqa_model())
-    assert decoder.decode.layers[0].o_proj.weight.dtype == torch.bfloat16
+    expected = torch.bfloat16 if llama_decoder.can_prepack(torch.bfloat16) else torch.float32
+    assert decoder.decode.layers[0].o_proj.weight.dtype == expected
 
 
 def test_every_rollout_uses_the_current_weights():
@@ -231,6 +237,18 @@ def test_unsupported_layers_are_not_prepacked(what):
     assert prepack_linear(*UNSUPPORTED_LAYERS[what]()) is None
 
 
+def test_a_type_that_the_processor_does_not_multiply_is_left_to_the_layers(monkeypatch):
+    monkeypatch.setattr(llama_decoder, "can_prepack", lambda dtype: dtype == torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert prepack_linear(*make_layers(8)) is None
+    assert prepack_linear(*make_layers(8)) is not None
+
+
+def test_float16_is_not_prepacked():
+    assert not llama_decoder.can_prepack(torch.float16)
+
+
+@needs_bfloat16
 @pytest.mark.parametrize("bias", [False, True])
 def test_under_autocast_the_product_is_what_autocast_computes(bias):
     layers, x = make_layers(40, 8, bias=bias), torch.randn(5, 1, 24)
