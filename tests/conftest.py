@@ -154,6 +154,7 @@ def no_weights_and_biases(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.delenv("WANDB_SILENT", raising=False)  # set by a command that goes offline
     yield
+    monkeypatch.undo()  # of a test that replaces the functions below
     if "wandb" in sys.modules:
         sys.modules["wandb"].finish()  # Lightning's logger would go on with an open run, in that run's folder
         sys.modules["wandb"].teardown()  # it reads its variables once
