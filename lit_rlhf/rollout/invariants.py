@@ -117,22 +117,26 @@ def check_initial_kl(trajectories: Trajectories, tolerance: float) -> Violation 
     )
 
 
-def check_initial_ratio(clip_fraction: float, mismatch: float, tolerance: float) -> Violation | None:
+def check_initial_ratio(
+    clip_fraction: float, mismatch: float, tolerance: float, max_clip_fraction: float = 0.0
+) -> Violation | None:
     """On the first minibatch of an iteration the weights are those of the rollout: the ratio is 1.
 
     Args:
         clip_fraction: fraction of its tokens whose ratio was clipped.
         mismatch: mean |Δ log-prob| between sampling and the update's pass, in nats.
         tolerance: of the mismatch, in nats.
+        max_clip_fraction: of the clipped tokens.
     """
-    if clip_fraction == 0 and mismatch <= tolerance:
+    if clip_fraction <= max_clip_fraction and mismatch <= tolerance:
         return None
     cause = (
         "the generator returns log-probs of another distribution (temperature, truncation, stale weights, precision), "
         "or the weights moved since the rollout; if it is half precision alone, set model.ppo.old_logprobs to recompute"
     )
+    limit = f"at most {max_clip_fraction:.0%}" if max_clip_fraction else "nothing"
     return Violation(
-        f"a ratio of 1 on the first minibatch: nothing clipped, log-probs equal to {tolerance:g} nats",
+        f"a ratio of 1 on the first minibatch: {limit} clipped, log-probs equal to {tolerance:g} nats",
         f"{clip_fraction:.2%} clipped, {mismatch:.4g} nats a token",
         cause,
     )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_rlhf.callbacks import PPOInvariantCheck
+from lit_rlhf.callbacks.ppo_invariant_check import HALF_MAX_CLIP_FRACTION
 from lit_rlhf.errors import UserError
 from lit_rlhf.generation import CachedGenerator
 from lit_rlhf.generation.sampling import SamplingParams
@@ -16,6 +17,7 @@ from lit_rlhf.rewards import RewardModelScorer
 from lit_rlhf.rollout import advantages as estimators
 from lit_rlhf.rollout.advantages import GRPOAdvantage
 from lit_rlhf.rollout.experience import Episodes
+from lit_rlhf.rollout.invariants import check_initial_ratio
 from tests.helpers.ppo_fakes import PromptData
 
 
@@ -157,6 +159,24 @@ def test_a_ratio_that_is_not_one_in_a_later_iteration(llama, make_trainer):
 
     with pytest.raises(UserError, match=r"PPOInvariantCheck: 'ratio' at step 2"):
         fit(make_trainer, build_module(llama, generator=ChangeWeights()))
+
+
+@pytest.mark.parametrize("fraction, passes", [(0.004, (False, True)), (0.06, (False, False))])
+def test_a_few_tokens_may_be_clipped_in_half_precision_alone(fraction, passes):
+    limits = 0.0, HALF_MAX_CLIP_FRACTION
+    assert tuple(check_initial_ratio(fraction, 0.0, 0.05, limit) is None for limit in limits) == passes
+
+
+@pytest.mark.parametrize("precision, passes", [("32-true", False), ("bf16-mixed", True)])
+def test_the_limit_of_clipped_tokens_is_that_of_the_precision(llama, make_trainer, monkeypatch, precision, passes):
+    from lit_rlhf.callbacks import ppo_invariant_check
+
+    limits = []
+    monkeypatch.setattr(
+        ppo_invariant_check.invariants, "check_initial_ratio", lambda *args: limits.append(args[-1]) and None
+    )
+    fit(make_trainer, build_module(llama), precision=precision)
+    assert {limit > 0 for limit in limits} == {passes}
 
 
 def test_a_reward_model_that_reads_padding(llama, make_trainer, monkeypatch):
