@@ -25,9 +25,9 @@ class PPOInvariantCheck(Callback):
 
     Before the first iteration: the padding token is not the end token, and no dropout is active. In every iteration:
     only response tokens are actions; the score is on the last action; advantages are white over all tokens of all
-    ranks (with `GAE`); on the first minibatch the ratio is 1, nothing is clipped (in half precision at
-    most 5 % of the tokens), and log-probs are those of sampling.
-    At step 0: the KL to the reference is 0, and padding does not change the score of the reward model.
+    ranks (with `GAE`); on the first minibatch the ratio is 1, nothing is clipped (in half precision at most 5 % of the
+    tokens), and log-probs are those of sampling. At step 0: the KL to the reference is 0, and padding does not change
+    the score of the reward model.
 
     Args:
         tolerance: largest difference between the log-probs of a token in two passes, in nats (and of a score, relative
