@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
-.PHONY: help quickstart real test test-fast lint type docs readme-assets docs-pictures paper-results real-results build benchmark profile \
-	peers peers-vllm gpu-check
+.PHONY: help quickstart real test test-fast lint type docs readme-assets docs-pictures paper-results real-results \
+	build benchmark profile peers peers-vllm gpu-check
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
+from typing import Any
 
 #: takes the name of a phase, how much of it is done, and how much there is
 Listener = Callable[[str, float, float], None]
@@ -15,6 +17,17 @@ def report_progress(phase: str, done: float, total: float) -> None:
     listener = _listener.get()
     if listener is not None:
         listener(phase, done, total)
+
+
+@contextmanager
+def without_progress_bar(module: Any) -> Iterator[None]:
+    """Within the block, the bars that another package's module draws by its `tqdm` are off; they have no setting."""
+    progress_bar = module.tqdm
+    module.tqdm = partial(progress_bar, disable=True)
+    try:
+        yield
+    finally:
+        module.tqdm = progress_bar
 
 
 @contextmanager

@@ -2,11 +2,11 @@
 
 import json
 from math import sqrt
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.helpers.pages import replace_between
 from tests.helpers.real_results import (
     BEGIN,
     END,
@@ -58,11 +58,11 @@ def test_changes_are_those_since_the_first_iteration() -> None:
     assert table.splitlines()[2:] == ["| PPO | 7 | 2 of 3 | 1.50 | +2.00 | +0.50 | 6.00 | +1.00 | +4.00 | +2.00 |"]
 
 
-def test_a_tiny_run_and_a_page_without_a_place_are_refused(tmp_path: Path) -> None:
+def test_a_tiny_run_and_a_page_without_a_place_are_refused() -> None:
     with pytest.raises(ValueError, match="tiny"):
         keep_numbers({"scale": "tiny"})
     with pytest.raises(ValueError, match="has no <!--"):
-        replace_results(BEGIN, [])
+        replace_between(BEGIN, BEGIN, END, "")
     assert BEGIN in PAGE.read_text() and END in PAGE.read_text()
 
 

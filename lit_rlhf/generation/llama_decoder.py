@@ -366,13 +366,15 @@ def prepack_linear(*layers: nn.Module) -> PrepackedLinear | None:
     Under autocast the product is in its dtype: the weights are converted here, and not in each pass.
     """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
-    if not can_prepack(dtype):
+    parameters = [parameter for layer in layers for parameter in layer.parameters()]
+    # before adapters are merged, which would be for nothing
+    if not can_prepack(dtype) or any(p.device.type != "cpu" or p.dtype != torch.float32 for p in parameters):
         return None
     plain = [each for each in map(merged_linear, layers) if each is not None]
-    kinds = {(weight.device.type, weight.dtype, bias is None) for weight, bias in plain}
-    if len(plain) < len(layers) or len(kinds) > 1 or kinds.pop()[:2] != ("cpu", torch.float32):
+    weights, biases = [weight for weight, _ in plain], [bias for _, bias in plain if bias is not None]
+    if len(plain) < len(layers) or len(biases) not in (0, len(layers)):
         return None
-    weight, biases = torch.cat([weight for weight, _ in plain]), [bias for _, bias in plain if bias is not None]
+    weight = torch.cat(weights) if len(weights) > 1 else weights[0]
     return PrepackedLinear(weight.to(dtype), torch.cat(biases).to(dtype) if biases else None)
 
 

@@ -1,10 +1,6 @@
 """GGUF files (llama.cpp's format) as transformers folders: weights in full precision, tokenizer and chat template."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
@@ -12,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pyto
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.export import check_exportable, export_weights
 from lit_rlhf.models.pretrained import quiet_transformers
+from lit_rlhf.progress import without_progress_bar
 
 
 def convert_gguf(file: Path, directory: Path) -> None:
@@ -46,7 +43,7 @@ def convert_gguf(file: Path, directory: Path) -> None:
         raise UserError(f"{str(file)!r} is one of {parts.contents()} parts: join them first (llama-gguf-split --merge)")
     source = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
     try:
-        with quiet_transformers(), without_tensor_bar():
+        with quiet_transformers(), without_progress_bar(modeling_gguf_pytorch_utils):
             tokenizer = AutoTokenizer.from_pretrained(**source)
             model, report = AutoModelForCausalLM.from_pretrained(
                 **source, dtype=torch.float32, output_loading_info=True
@@ -58,15 +55,3 @@ def convert_gguf(file: Path, directory: Path) -> None:
         if names := sorted(map(str, report[f"{what}_keys"])):
             raise UserError(f"{str(file)!r} is no whole model of its architecture: {what} weight {names[0]}")
     export_weights(model, model.state_dict(), None, tokenizer, directory)
-
-
-@contextmanager
-def without_tensor_bar() -> Iterator[None]:
-    """Suppress transformers' progress bar over the tensors of a GGUF file, which has no setting."""
-    module: Any = modeling_gguf_pytorch_utils
-    progress_bar = module.tqdm
-    module.tqdm = partial(progress_bar, disable=True)
-    try:
-        yield
-    finally:
-        module.tqdm = progress_bar

@@ -31,6 +31,19 @@ def named_blocks(page: Path, language: str) -> dict[str, str]:
     return found
 
 
+def replace_between(page: str, begin: str, end: str, text: str) -> str:
+    """Return a page with another text between its marks.
+
+    Raises:
+        ValueError: the page has no place for it.
+    """
+    before, opened, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not opened or not closed:
+        raise ValueError(f"the page has no {begin.strip()} … {end.strip()}")
+    return before + begin + text + end + after
+
+
 def prose(page: Path) -> str:
     """Return a page without its fenced blocks."""
     return FENCE.sub("", page.read_text())

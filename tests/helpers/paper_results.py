@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_rlhf.evaluation.reports.paper_report import OUTCOMES
 from lit_rlhf.synthetic.paper.results import MeasuredBySeed, build_report, read_results
-from tests.helpers.pages import ROOT
+from tests.helpers.pages import ROOT, replace_between
 
 PAGE, RESULTS = ROOT / "docs" / "paper.md", ROOT / "docs" / "paper-results.json"
 BEGIN, END = "<!-- results -->\n", "<!-- /results -->\n"
@@ -31,11 +31,7 @@ def update_page(source: Path, page: Path, results: Path) -> None:
 
 def replace_results(page: str, measured: MeasuredBySeed) -> str:
     """Return a page with these results between its marks."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page has no {BEGIN.strip()} … {END.strip()}")
-    return before + BEGIN + render_results(build_report(measured, "full", {})) + END + after
+    return replace_between(page, BEGIN, END, render_results(build_report(measured, "full", {})))
 
 
 def render_results(report: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from lit_rlhf.evaluation.reports.real_report import (
     get_cell,
 )
 from lit_rlhf.synthetic.paper.estimates import Estimate, pool_seeds
-from tests.helpers.pages import ROOT
+from tests.helpers.pages import ROOT, replace_between
 
 RESULTS = ROOT / "docs" / "real-results.json"
 PAGE = ROOT / "docs" / "real-data.md"
@@ -134,16 +134,8 @@ def render_results(reports: Sequence[Report]) -> str:
 
 
 def replace_results(page: str, reports: Sequence[Report]) -> str:
-    """Return a page with these results between its marks.
-
-    Raises:
-        ValueError: the page has no place for them.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page has no {BEGIN.strip()} … {END.strip()}")
-    return before + BEGIN + render_results(reports) + END + after
+    """Return a page with these results between its marks."""
+    return replace_between(page, BEGIN, END, render_results(reports))
 
 
 def main(folders: Sequence[str]) -> None:

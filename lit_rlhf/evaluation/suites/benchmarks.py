@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from lit_rlhf.evaluation.results import (
     compute_mean_metric,
     format_count_note,
 )
+from lit_rlhf.progress import without_progress_bar
 
 TASKS_DIR = Path(__file__).parents[1] / "tasks"
 METRIC_UNITS: dict[str, Unit] = {"bleu": "points"}
@@ -226,13 +226,12 @@ def silence_lm_eval() -> Iterator[None]:
     from lm_eval.api import task
 
     loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval")]
-    levels, progress_bar = [logger.level for logger in loggers], task.tqdm
+    levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
-    task.tqdm = partial(progress_bar, disable=True)  # the bar over the requests has no setting
     try:
-        yield
+        with without_progress_bar(task):
+            yield
     finally:
-        task.tqdm = progress_bar
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)
