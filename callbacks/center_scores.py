@@ -7,6 +7,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lit_rlhf.callbacks.ema import averaged_weights
+from lit_rlhf.checkpoints import set_saved_step
 from lit_rlhf.data.demonstrations import tokenize_demonstrations
 from lit_rlhf.data.formats.registry import read_records
 from lit_rlhf.data.prompt_template import PromptTemplate
@@ -23,9 +24,9 @@ class CenterScores(Callback, DataReader):
     """Set the shift of the reward model after every validation and epoch, and at the end of training.
 
     The loss depends on score differences only, so the shift does not change training; it gives the KL coefficient of
-    PPO a fixed meaning and the critic a good start. It is part of exports, and of checkpoints that are written after a
-    validation or an epoch. With `EMA` it is that of the average, which is exported. Loggers get `centering/shift` and
-    `centering/scale`.
+    PPO a fixed meaning and the critic a good start. It is part of exports, of `last.ckpt`, and of checkpoints that are
+    written after a validation or an epoch. With `EMA` it is that of the average, which is exported. Loggers get
+    `centering/shift` and `centering/scale`.
 
     Args:
         path: demonstrations: any source of `DemonstrationDataModule`.
@@ -91,6 +92,7 @@ class CenterScores(Callback, DataReader):
         shift, scale = self.compute_shift_and_scale(raw_scores, float(model.scale))
         model.center(shift, scale)
         self.centered_at = trainer.global_step
+        set_saved_step(trainer, -1)  # a checkpoint of this step lacks the new shift
         for logger in trainer.loggers:
             logger.log_metrics({"centering/shift": shift, "centering/scale": scale}, step=trainer.global_step)
         rank_zero_info(

@@ -1,4 +1,9 @@
-"""Crash-safe checkpoints: written atomically, verified before they are read, found by step."""
+"""Crash-safe checkpoints: written atomically, verified before they are read, found by step.
+
+What Lightning's `ModelCheckpoint` takes for saved is corrected in two places. One by steps does not know at which step
+its run was resumed, and would write in the middle of an accumulation, whose gradients are in no checkpoint. And
+`last.ckpt` would stay at the last step that it wrote: of 229 steps, saved every 20, that is step 220.
+"""
 
 import os
 import uuid
@@ -10,6 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_rlhf.checkpoint_files import UNSHARDED_FILE, ContainsObjects, DamagedCheckpoint, open_checkpoint
 
@@ -60,6 +67,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if Path(path).is_file():
             check_intact(Path(path))
         return super().load_checkpoint(path, *args, **settings)
+
+
+def set_saved_step(trainer: Trainer, step: int) -> None:
+    """Let every `ModelCheckpoint` take `step` for the last that it saved, or none if -1: when the state was changed."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            callback._last_global_step_saved = step
+
+
+def save_last_step(trainer: Trainer) -> None:
+    """Write `last.ckpt` of every `ModelCheckpoint(save_last=True)` if it is of an earlier step; call in `on_train_end`.
+
+    After all callbacks, some of which change the model at the end. Every rank must call it.
+    """
+    for callback in trainer.checkpoint_callbacks:
+        if not isinstance(callback, ModelCheckpoint) or callback._should_skip_saving_checkpoint(trainer):
+            continue
+        if callback.save_last is True:
+            callback._save_last_checkpoint(trainer, callback._monitor_candidates(trainer))
 
 
 class CheckpointSummary(NamedTuple):

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_rlhf.checkpoint_files import open_checkpoint
+from lit_rlhf.checkpoints import save_last_step, set_saved_step
 from lit_rlhf.data.base import DataRequirements
 from lit_rlhf.data.loader import get_dp_world_size_and_rank
 from lit_rlhf.data.own_batches import OwnRows, read_batch
@@ -50,7 +51,6 @@ from lit_rlhf.modules.resume import (
     find_resume_point,
     finish_epoch,
     iter_settings,
-    mark_step_as_saved,
     regroup_parameters,
     remaining_steps,
     restore_callback_settings,
@@ -483,7 +483,7 @@ class LitModule(LightningModule, DataRequirements, Traceable):
             self.resumed_random_state = None
         self.defined_metrics = set()  # a run may have other loggers than the one before
         self.define_metrics(VALIDATION_METRICS, self.epoch_axis)
-        mark_step_as_saved(self.trainer)
+        set_saved_step(self.trainer, self.global_step)
         # now, and not at the first checkpoint: what is on the disk then may be another model
         _ = self.model_fingerprints
         if self.resumed is None:
@@ -498,6 +498,10 @@ class LitModule(LightningModule, DataRequirements, Traceable):
                 left = remaining_steps(self.trainer, self.steps_per_epoch)
                 scheduler.set_length(scheduler.last_epoch + left, self.steps_per_epoch)
         self.resumed = None
+
+    def on_train_end(self) -> None:
+        """Write the last checkpoint again if it is not of the last step; after all callbacks."""
+        save_last_step(self.trainer)
 
     def resume_optimizer(self, checkpoint: dict[str, Any]) -> None:
         """Give the optimizer the recipe's settings if they are not those of the checkpoint, and the scheduler its step.

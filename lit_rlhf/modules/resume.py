@@ -1,10 +1,8 @@
 """Corrections of how Lightning resumes.
 
 At an epoch's last batch Lightning takes the epoch for finished: no validation, no hook of the epoch's end. And it
-counts the following epoch as if it had begun before, so that a second such resume loses one of `max_epochs`.
-
-A `ModelCheckpoint` by steps does not know at which step its run was resumed, and writes a checkpoint at the first batch
-afterwards: in the middle of an accumulation, whose gradients are in no checkpoint.
+counts the following epoch as if it had begun before, so that a second such resume loses one of `max_epochs`. The epoch
+within which `max_steps` ended a run it takes for finished, too, once the hooks of the epoch's end were called.
 
 Optimizer and scheduler take all settings from the checkpoint, so that those of the recipe would be ignored; so do
 `EarlyStopping` (patience) and `ModelCheckpoint` (save_top_k).
@@ -32,13 +30,19 @@ ResumePoint = Literal["within", "last batch", "validated", "over"]
 
 
 def find_resume_point(loops: dict[str, Any]) -> ResumePoint:
-    """Return where in its epoch a checkpoint was written; if at the last batch, mark that batch as completed.
+    """Return where in its epoch a checkpoint was written.
+
+    A checkpoint at the last batch gets that batch marked as completed; one at the end of a run that `max_steps` ended
+    within an epoch gets the epoch marked as unfinished.
 
     Args:
         loops: Lightning's state of its loops; changed in place, before it is loaded.
     """
     batches, epochs = loops["fit_loop"]["epoch_loop.batch_progress"], loops["fit_loop"]["epoch_progress"]["current"]
     if not batches["is_last_batch"]:
+        if epochs["processed"] == epochs["started"]:  # Lightning would begin the next epoch
+            for progress in loops["fit_loop"]["epoch_progress"].values():
+                progress["processed"] = progress["completed"] = progress["started"] - 1
         return "within"
     if epochs["processed"] == epochs["started"]:
         return "over"
@@ -47,13 +51,6 @@ def find_resume_point(loops: dict[str, Any]) -> ResumePoint:
     for progress in (batches["current"], batches["total"]):
         progress["completed"] += 1  # otherwise Lightning does what the module docstring says
     return "last batch"
-
-
-def mark_step_as_saved(trainer: Trainer) -> None:
-    """Keep every `ModelCheckpoint` from saving the step again at which a run was resumed; call in `on_train_start`."""
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint):
-            callback._last_global_step_saved = trainer.global_step
 
 
 def remaining_steps(trainer: Trainer, steps_per_epoch: int) -> float:

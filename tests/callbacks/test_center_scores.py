@@ -39,7 +39,8 @@ def fit(llama: str, folder: Path, adapter: LoRA | None = None, **settings: Any) 
     module = RewardModule(llama, sgd(0.1), adapter=adapter)
     centering = CenterScores(write_rows(folder / "demonstrations.jsonl", ROWS), batch_size=16)
     # last in the list: Lightning moves checkpoint callbacks to the end
-    callbacks = [ModelCheckpoint(folder / "kept", save_last=True), ExportModel(), centering]
+    save = ModelCheckpoint(folder / "kept", save_last=True, every_n_train_steps=settings.pop("save_every", None))
+    callbacks = [save, ExportModel(), centering]
     trainer = quiet_trainer(folder, max_epochs=2, enable_checkpointing=True, callbacks=callbacks, **settings)
     trainer.fit(module, datamodule=data)
     return module
@@ -65,6 +66,14 @@ def test_demonstrations_score_zero_in_module_export_and_checkpoint(validation, l
     ids = torch.tensor([[5, 6, 7, 1]])
     centered_score = (float(plain(ids).logits.detach()) - plain.config.score_shift) / plain.config.score_scale
     assert centered_score == pytest.approx(float(exported.eval().score(ids, torch.ones_like(ids)).detach()), abs=1e-5)
+
+
+@pytest.mark.parametrize("save_every", [3, 8])
+def test_the_last_checkpoint_by_steps_is_centered(save_every, llama, tokenizer, tmp_path):
+    module = fit(llama, tmp_path, validation=False, save_every=save_every)  # 8 steps
+    content = torch.load(tmp_path / "kept" / "last.ckpt", weights_only=True)
+    assert content["global_step"] == 8
+    assert content["state_dict"]["model.shift"] == module.model.shift != 0
 
 
 def test_a_resumed_run_has_the_constants_of_its_checkpoint(llama, tokenizer, tmp_path):

@@ -117,3 +117,26 @@ def test_sft_with_dropout(model_folders, tmp_path, step):
     uninterrupted = train(make_sft(model_folders["gpt2"], tmp_path), tmp_path, "uninterrupted")
     start = tmp_path / "uninterrupted" / f"step={step}.ckpt"
     assert_equal(uninterrupted, train(make_sft(model_folders["gpt2"], tmp_path), tmp_path, "resumed", start))
+
+
+@pytest.mark.parametrize("make", [make_sft, make_ppo])
+@pytest.mark.parametrize("end", [{"max_epochs": 2}, {"max_steps": 6}, {"max_steps": 7}])
+def test_the_last_checkpoint_is_of_the_last_step_and_goes_on(make, end, model_folders, tmp_path):
+    def fit(name: str, start: Path | None = None, **limits: Any) -> Any:
+        module, data, callbacks = make(model_folders["gpt2"], tmp_path)
+        save = ModelCheckpoint(tmp_path / name, filename="{step}", every_n_train_steps=5, save_last=True)
+        settings = {"accumulate_grad_batches": 2, "enable_checkpointing": True, **limits}
+        torch.rand(7 if start else 1)
+        run = quiet_trainer(tmp_path, callbacks=[*callbacks, save], **settings)
+        run.fit(module, datamodule=data, ckpt_path=start)
+        return run.global_step, {key: value.clone() for key, value in module.state_dict().items()}
+
+    steps, weights = fit("first", **end)
+    last = tmp_path / "first" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    assert steps % 5 and content["global_step"] == steps
+    for name, weight in content["state_dict"].items():
+        assert torch.equal(weight, weights[name]), name
+    unbroken, resumed = fit("unbroken", max_epochs=3), fit("resumed", last, max_epochs=3)
+    assert resumed[0] == unbroken[0]
+    assert_equal((unbroken[1], []), (resumed[1], []))
