@@ -24,6 +24,7 @@ class MetricValue(NamedTuple):
     missing: int = 0  # rows excluded: no verdict of a judge, nothing to score
     unit: Unit = "share"
     better: Better = "higher"
+    by_row: tuple[float | None, ...] = ()  # values of the rows, if the rows are the same for every model
 
 
 class SuiteResult(NamedTuple):
@@ -70,6 +71,32 @@ def compute_mean_metric(
     margin = Z_95 * sqrt(fsum((value - mean) ** 2 for value in known) / (count - 1) / count)
     lowest, highest = UNIT_RANGES.get(unit, (-inf, inf))
     return MetricValue(mean, count, max(lowest, mean - margin), min(highest, mean + margin), missing, unit, better)
+
+
+def compute_paired_metric(
+    values: Sequence[float | None], unit: Unit = "share", better: Better = "higher"
+) -> MetricValue:
+    """As `compute_mean_metric`, of rows that are the same for every model, in the same order: see `compute_change`."""
+    return compute_mean_metric(values, unit, better)._replace(by_row=tuple(values))
+
+
+def compute_change(metric: MetricValue, baseline: MetricValue) -> MetricValue | None:
+    """Return the change against the baseline; None if either has no value.
+
+    Its 95 % interval is that of the differences row by row, of the rows that both have: far narrower than the two
+    intervals let expect, where a row is easy or hard for both models.
+    """
+    if metric.value is None or baseline.value is None:
+        return None
+    change = MetricValue(metric.value - baseline.value)
+    if not metric.by_row or len(metric.by_row) != len(baseline.by_row):
+        return change
+    differences = [
+        None if mine is None or theirs is None else mine - theirs
+        for mine, theirs in zip(metric.by_row, baseline.by_row)
+    ]
+    paired = compute_mean_metric(differences, "points")
+    return change._replace(count=paired.count, low=paired.low, high=paired.high)
 
 
 def format_count_note(count: int, text: str) -> list[str]:

@@ -11,10 +11,11 @@ from lightning.pytorch.loggers import Logger
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import Cache
 from lit_rlhf.evaluation.models.evaluated_model import EvaluatedModel, ModelSpec
-from lit_rlhf.evaluation.results import MetricValue, Suite, SuiteResult
+from lit_rlhf.evaluation.results import MetricValue, Suite, SuiteResult, compute_change
 from lit_rlhf.lineage.environment import read_versions
 from lit_rlhf.loggers import log_table, media_loggers
 
+LOGGED_CELLS = ("value", "low", "high", "change", "change_low", "change_high", "missing")
 REPORTED_PACKAGES = ("lit-rlhf", "torch", "transformers", "lm-eval")
 
 
@@ -110,12 +111,12 @@ class Evaluation:
 
 
 def build_metric_cell(metric: MetricValue, baseline: MetricValue | None) -> dict[str, Any]:
-    """Return a metric as a JSON object, with its change against the baseline."""
+    """Return a metric as a JSON object, with its change against the baseline and that change's interval."""
     keys = ("value", "low", "high", "count", "missing")
     cell: dict[str, Any] = {key: getattr(metric, key) for key in keys}
-    if baseline is not None and None not in (metric.value, baseline.value):
-        assert metric.value is not None and baseline.value is not None
-        cell["change"] = metric.value - baseline.value
+    change = None if baseline is None else compute_change(metric, baseline)
+    if change is not None:
+        cell |= {"change": change.value, "change_low": change.low, "change_high": change.high}
     return cell
 
 
@@ -146,7 +147,7 @@ def log_report(report: dict[str, Any], loggers: Sequence[Logger]) -> None:
             for model, values in row["models"].items():
                 if values["value"] is not None:
                     metrics[f"{suite}/{model}/{name}"] = values["value"]
-                cells = {key: values.get(key) for key in ("value", "low", "high", "change", "missing")}
+                cells = {key: values.get(key) for key in LOGGED_CELLS}
                 rows.append({"metric": name, "model": model, **cells})
         log_table(loggers, f"{suite}/metrics", rows)
         samples = [

@@ -61,6 +61,10 @@ def test_every_suite_has_its_rows_and_metrics(evaluated: Path) -> None:
             base, other = row["models"]["stories"], row["models"]["few-shot"]
             if None not in (base["value"], other["value"]):
                 assert base["change"] == 0.0 and other["change"] == pytest.approx(other["value"] - base["value"])
+    for suite, metric in (("truthfulness", "qa: MC2"), ("toxicity", "basic"), ("benchmarks", "hellaswag: accuracy")):
+        row = report["suites"][suite]["metrics"][metric]["models"]
+        assert row["stories"]["change_low"] == row["stories"]["change_high"] == 0
+        assert row["few-shot"]["change_low"] <= row["few-shot"]["change"] <= row["few-shot"]["change_high"]
     win_rate = report["suites"]["preference"]["metrics"]["T = 1: win rate"]["models"]["stories"]
     assert (win_rate["value"], win_rate["low"], win_rate["high"]) == (0.5, 0.5, 0.5)
     assert any("left-truncated" in note for note in report["suites"]["benchmarks"]["notes"]["stories"])

@@ -17,7 +17,7 @@ from lit_rlhf.evaluation.results import (
     Suite,
     SuiteResult,
     Unit,
-    compute_mean_metric,
+    compute_paired_metric,
     format_count_note,
 )
 from lit_rlhf.progress import without_progress_bar
@@ -196,12 +196,12 @@ def compute_task_metrics(
         better: Better = BETTER[directions.get(name, True)]
         # lm-eval takes the mean of a metric without an aggregation
         if aggregations.get(name, mean) is mean and all(isinstance(value, int | float) for value in column):
-            metrics[f"{label}: {name}"] = compute_mean_metric(column, find_unit(name, column), better)
+            metrics[f"{label}: {name}"] = compute_paired_metric(column, find_unit(name, column), better)
         else:
             value = float(aggregated[name])
             unit = find_unit(name, [value])
             metrics[f"{label}: {name}"] = MetricValue(value, len(column), unit=unit, better=better)
-    return metrics | {name: compute_mean_metric(column) for name, column in groups.items()}
+    return metrics | {name: compute_paired_metric(column) for name, column in groups.items()}
 
 
 def find_unit(name: str, values: Sequence[float]) -> Unit:

@@ -11,7 +11,7 @@ from lit_rlhf.evaluation.models.evaluated_model import EvaluatedModel
 from lit_rlhf.evaluation.models.generation import Completion
 from lit_rlhf.evaluation.models.reward_scorer import RewardScorer, render_scored_texts
 from lit_rlhf.evaluation.prompts import read_prompt_rows
-from lit_rlhf.evaluation.results import MetricValue, Suite, SuiteResult, compute_mean_metric
+from lit_rlhf.evaluation.results import MetricValue, Suite, SuiteResult, compute_mean_metric, compute_paired_metric
 from lit_rlhf.evaluation.suites.bias import limit_rows
 from lit_rlhf.evaluation.suites.preference import NOISE_KEY
 from lit_rlhf.functional import best_of_n_kl
@@ -77,11 +77,11 @@ class SampleScores(Suite):
         for name, scorer in self.scorers.items():
             stripped = [completion._replace(text=completion.text.strip()) for completion in completions]
             scores = scorer.score_finite(render_scored_texts(scorer.template, records, stripped), model.cache)
-            metrics[f"{name} score"] = compute_mean_metric(scores, "points")
+            metrics[f"{name} score"] = compute_paired_metric(scores, "points")
         metrics["KL"] = self._compute_kl(model, baseline, prompts, completions)
         lengths = [float(completion.num_tokens) for completion in completions]
-        metrics["length"] = compute_mean_metric(lengths, "tokens", "")
-        metrics["ended"] = compute_mean_metric([float(completion.finished) for completion in completions])
+        metrics["length"] = compute_paired_metric(lengths, "tokens", "")
+        metrics["ended"] = compute_paired_metric([float(completion.finished) for completion in completions])
         return SuiteResult(metrics, len(records), notes)
 
     def _compute_kl(

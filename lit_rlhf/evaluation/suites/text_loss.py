@@ -9,7 +9,7 @@ from lit_rlhf.data.sources import DataSource, held_rows, source_name, stream_row
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.cache import hash_texts
 from lit_rlhf.evaluation.models.evaluated_model import EvaluatedModel
-from lit_rlhf.evaluation.results import MetricValue, Suite, SuiteResult, compute_mean_metric
+from lit_rlhf.evaluation.results import MetricValue, Suite, SuiteResult, compute_paired_metric
 from lit_rlhf.models.lm_loss import causal_lm_loss
 from lit_rlhf.models.loading import load_config, max_positions
 
@@ -48,7 +48,7 @@ class TextLoss(Suite):
         for name, path in self.paths.items():
             blocks = load_text_blocks(path, model.tokenizer, self.seq_len)[: self.limit]
             losses = self._compute_losses(model, blocks, source_name(path))
-            metrics[name] = compute_mean_metric(losses, "nats", "lower")
+            metrics[name] = compute_paired_metric(losses, "nats", "lower")
         return SuiteResult(metrics, sum(metric.count for metric in metrics.values()))
 
     def _compute_losses(self, model: EvaluatedModel, blocks: Sequence[TextBlock], name: str) -> list[float]:

@@ -9,7 +9,7 @@ from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.judges.truth import Claim, TruthJudge, TruthVerdict, is_refusal
 from lit_rlhf.evaluation.models.evaluated_model import EvaluatedModel
 from lit_rlhf.evaluation.models.likelihood import Boundary, TextPair
-from lit_rlhf.evaluation.results import MetricValue, Suite, SuiteResult, compute_mean_metric, format_count_note
+from lit_rlhf.evaluation.results import MetricValue, Suite, SuiteResult, compute_paired_metric, format_count_note
 from lit_rlhf.evaluation.suites.bias import limit_rows, read_label_column, read_text_column
 from lit_rlhf.generation.sampling import SamplingParams
 
@@ -110,10 +110,10 @@ class TruthfulQA(Suite):
             notes += format_count_note(num_refusals, f"answers ({label}) were empty or refusals: true, not informative")
             num_missing = sum(verdict.true is None for verdict in verdicts)
             notes += format_count_note(num_missing, f"answers ({label}) without a verdict, left out")
-            metrics[f"{label}: true"] = compute_mean_metric(
+            metrics[f"{label}: true"] = compute_paired_metric(
                 [threshold_probability(verdict.true) for verdict in verdicts]
             )
-            metrics[f"{label}: true and informative"] = compute_mean_metric(
+            metrics[f"{label}: true and informative"] = compute_paired_metric(
                 list(map(is_true_and_informative, verdicts))
             )
             for question, answer, verdict in list(zip(questions, answers, verdicts))[:MAX_SAMPLES]:
@@ -143,7 +143,7 @@ class TruthfulQA(Suite):
             mc1.append(float(best > max(incorrect)))
             mc2.append(mc2_score(correct, incorrect))
         num_truncated = sum(result.num_truncated > 0 for result in results)
-        return {"MC1": compute_mean_metric(mc1), "MC2": compute_mean_metric(mc2)}, num_truncated
+        return {"MC1": compute_paired_metric(mc1), "MC2": compute_paired_metric(mc2)}, num_truncated
 
     def _judge(
         self, questions: list[Question], answers: list[str], model: EvaluatedModel
