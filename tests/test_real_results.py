@@ -11,10 +11,15 @@ from tests.helpers.real_results import (
     BEGIN,
     END,
     PAGE,
+    README,
+    README_BEGIN,
+    README_END,
     RESULTS,
     keep_numbers,
     pool_cells,
     render_changes,
+    render_differences,
+    replace_readme_table,
     replace_results,
 )
 
@@ -26,6 +31,7 @@ def test_the_tables_of_the_page_are_those_of_the_committed_numbers() -> None:
     reports, text = json.loads(RESULTS.read_text()), PAGE.read_text()
     assert len(reports) == len({report["seed"] for report in reports}) >= 2
     assert replace_results(text, reports) == text
+    assert replace_readme_table(README.read_text(), reports) == README.read_text()
 
 
 @is_committed
@@ -47,6 +53,18 @@ def test_a_mean_over_seeds_has_the_interval_of_independent_prompts() -> None:
     }
 
 
+def test_differences_are_those_against_sft_over_seeds() -> None:
+    def report(change: float) -> dict[str, Any]:
+        cell = {"value": 1.0, "low": 0.0, "high": 2.0, "change": change, "change_low": 0.1, "change_high": 0.9}
+        metrics = {"gold score": {"models": {"SFT": cell, "PPO": cell}}}
+        return {"evaluation": {"models": {"SFT": None, "PPO": None}, "suites": {"scores": {"metrics": metrics}}}}
+
+    lines = render_differences([report(0.5), report(0.7)]).splitlines()
+    assert len(lines) == 3  # not SFT itself
+    # (0.4, 0.6) and (0.4, 0.2) below and above: the half widths of the mean are half the root of their squares' sum
+    assert lines[2].startswith("| PPO | – | 0.60 [0.") and lines[2].endswith("| – | – | – | – | – |")
+
+
 def test_changes_are_those_since_the_first_iteration() -> None:
     curves = {
         "reward/gold": [[0, 1.0], [1, 3.0], [2, 2.0]],
@@ -64,6 +82,7 @@ def test_a_tiny_run_and_a_page_without_a_place_are_refused() -> None:
     with pytest.raises(ValueError, match="has no <!--"):
         replace_between(BEGIN, BEGIN, END, "")
     assert BEGIN in PAGE.read_text() and END in PAGE.read_text()
+    assert README_BEGIN in README.read_text() and README_END in README.read_text()
 
 
 def keys_of(value: Any) -> set[str]:

@@ -1,4 +1,4 @@
-"""`make real-results`: the numbers of `lit-rlhf real` in docs/real-data.md, over several seeds.
+"""`make real-results`: the numbers of `lit-rlhf real` in docs/real-data.md and README.md, over several seeds.
 
 `python -m tests.helpers.real_results [runs/smollm2-135m runs/second]`
 """
@@ -22,7 +22,11 @@ from tests.helpers.pages import ROOT, replace_between
 
 RESULTS = ROOT / "docs" / "real-results.json"
 PAGE = ROOT / "docs" / "real-data.md"
+README = ROOT / "README.md"
 BEGIN, END = "<!-- results -->\n", "<!-- /results -->\n"
+README_BEGIN, README_END = "<!-- real-table -->\n", "<!-- /real-table -->\n"
+README_COLUMNS = ("preferred to SFT", "gold", "KL", "toxicity", "loss, encyclopedia")
+CHANGED = ("gold", "proxy", "toxicity", "asked to be respectful", "HellaSwag", "loss, encyclopedia", "loss, novels")
 KEPT = ("seed", "scale", "rows", "precision", "curves", "stages", "seconds_total", "peak_memory_gib", "versions")
 ACCURACY = Column("accuracy", "", "", 3)
 
@@ -69,12 +73,32 @@ def pool_cells(cells: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | No
     return pool_seeds([Estimate(cell["value"], cell["low"], cell["high"]) for cell in known])._asdict()
 
 
-def render_models(reports: Sequence[Report]) -> str:
-    """Return the table of the models, a row each: means over the seeds."""
-    lines = [["", *(column.title for column in COLUMNS)], ["---"] * (1 + len(COLUMNS))]
+def get_change(report: Report, column: Column, model: str) -> dict[str, Any] | None:
+    """Return the change of a metric against the SFT model, with its interval; None where it was not measured."""
+    cell = get_cell(report, column, model)
+    if cell is None or "change" not in cell:
+        return None
+    return {"value": cell["change"], "low": cell["change_low"], "high": cell["change_high"]}
+
+
+def render_models(reports: Sequence[Report], titles: Sequence[str] = ()) -> str:
+    """Return the table of the models, a row each: means over the seeds; of all columns, or of those titles."""
+    columns = [column for column in COLUMNS if not titles or column.title in titles]
+    lines = [["", *(column.title for column in columns)], ["---"] * (1 + len(columns))]
     for model in reports[0]["evaluation"]["models"]:
-        cells = [pool_cells([get_cell(report, column, model) for report in reports]) for column in COLUMNS]
-        lines.append([model, *(format_cell(cell, column) for cell, column in zip(cells, COLUMNS, strict=True))])
+        cells = [pool_cells([get_cell(report, column, model) for report in reports]) for column in columns]
+        lines.append([model, *(format_cell(cell, column) for cell, column in zip(cells, columns, strict=True))])
+    return render_table(lines)
+
+
+def render_differences(reports: Sequence[Report]) -> str:
+    """Return the table of changes against the SFT model, row by row of the data: means over the seeds."""
+    columns = [column for column in COLUMNS if column.title in CHANGED]
+    lines = [["against SFT", *(column.title for column in columns)], ["---"] * (1 + len(columns))]
+    for model in reports[0]["evaluation"]["models"]:
+        if model != "SFT":
+            cells = [pool_cells([get_change(report, column, model) for report in reports]) for column in columns]
+            lines.append([model, *(format_cell(cell, column) for cell, column in zip(cells, columns, strict=True))])
     return render_table(lines)
 
 
@@ -129,13 +153,18 @@ def render_table(lines: Sequence[Sequence[str]]) -> str:
 
 def render_results(reports: Sequence[Report]) -> str:
     """Return all tables."""
-    parts = (render_models, render_reward_models, render_changes, render_costs)
-    return "\n".join(render_part(reports) for render_part in parts)
+    others = (render_differences, render_reward_models, render_changes, render_costs)
+    return "\n".join([render_models(reports), *(render_part(reports) for render_part in others)])
 
 
 def replace_results(page: str, reports: Sequence[Report]) -> str:
     """Return a page with these results between its marks."""
     return replace_between(page, BEGIN, END, render_results(reports))
+
+
+def replace_readme_table(page: str, reports: Sequence[Report]) -> str:
+    """Return the README with the short table of these results."""
+    return replace_between(page, README_BEGIN, README_END, render_models(reports, README_COLUMNS))
 
 
 def main(folders: Sequence[str]) -> None:
@@ -147,7 +176,8 @@ def main(folders: Sequence[str]) -> None:
     reports = sorted((keep_numbers(json.loads(path.read_text())) for path in paths), key=lambda each: each["seed"])
     RESULTS.write_text(json.dumps(reports, indent=1, sort_keys=True) + "\n")
     PAGE.write_text(replace_results(PAGE.read_text(), reports))
-    print(f"{RESULTS}: {RESULTS.stat().st_size / 1e3:.0f} kB; {PAGE}")
+    README.write_text(replace_readme_table(README.read_text(), reports))
+    print(f"{RESULTS}: {RESULTS.stat().st_size / 1e3:.0f} kB; {PAGE}; {README}")
 
 
 if __name__ == "__main__":
