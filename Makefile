@@ -5,6 +5,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 JOBS ?= 2
+DATA ?= $(firstword $(wildcard ../shared/data) data)
 QUIET := --quiet --disable-pip-version-check
 PIP := $(BIN)/python -m pip install $(QUIET) --constraint constraints.txt
 
@@ -14,8 +15,8 @@ help:  ## list these targets
 quickstart: .venv/.installed  ## run the full procedure in the synthetic world: runs/quickstart/report.html
 	$(BIN)/lit-rlhf quickstart $(ARGS)
 
-real: .venv/.real  ## run it with a real model on real data: runs/smollm2-135m/report.html; ARGS="--tiny"
-	$(BIN)/lit-rlhf real $(ARGS)
+real: .venv/.real  ## run it with a real model on real data: runs/smollm2-135m/report.html; DATA=FOLDER ARGS="--tiny"
+	$(BIN)/lit-rlhf real --data $(DATA) $(ARGS)
 
 test: .venv/.dev  ## run all tests that need no GPU; ARGS="tests/cli" selects some
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)

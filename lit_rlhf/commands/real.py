@@ -17,7 +17,7 @@ def run(command: str, args: list[str]) -> int:
         description="SmolLM2-135M-Instruct through SFT, reward models, PPO, PPO-ptx on real data; goes on where it was",
     )
     parser.add_argument("--out", type=Path, help="output folder [runs/smollm2-135m, or runs/smollm2-135m-tiny, -full]")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), metavar="DIR", help="[%(default)s]")
+    parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="[%(default)s]")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--tiny", action="store_true", help="a handful of steps in some minutes: no results")
     size.add_argument("--full", action="store_true", help="all the data and the paper's proportions, for a GPU")

@@ -32,8 +32,8 @@ class RemoteReward(Reward):
         batch_size: episodes per request.
         parallel: concurrent requests per rank.
         timeout: seconds that an attempt may take, connecting and reading included.
-        retries: further attempts after a failure that may pass: no connection, a timeout, status 408, 429 or 5xx, or a
-            response that is not a list of finite numbers, one per episode.
+        retries: further attempts after a failure that may pass: no connection, a timeout, a status of
+            `lit_rlhf.http.RETRYABLE_STATUS`, or a response that is not a list of finite numbers, one per episode.
         pause: seconds before the second attempt; each further pause is twice as long, up to 60 s. A longer
             `Retry-After` of the server is respected, up to ten minutes.
         api_key_env: environment variable that holds a bearer token; if it is unset, none is sent.
