@@ -3,7 +3,7 @@
 For small models, Python dispatch costs more than the matrix products of a token. So the decoder layers of the
 architectures that share them are written out here, over a preallocated KV cache, and every submodule is looked up once
 per rollout. Projections, MLPs and embeddings are called as they are, with whatever adapters, 4-bit layers or hooks are
-on them, or, with float32 weights on a CPU, as prepacked products that give the same result. Norms, rotary embeddings
+on them, or, with float32 weights on a CPU, as prepacked products of the same precision. Norms, rotary embeddings
 and attention are one call each.
 
 `CachedGenerator` alone knows this file: without it every model decodes by `StaticCacheDecoder`, with the same result.
@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, rms_norm, scaled_dot_product_attention
+from torch.nn.functional import linear, pad, rms_norm, scaled_dot_product_attention
 from transformers import PreTrainedModel
 
 from lit_rlhf.functional import position_ids
 from lit_rlhf.generation.kv_cache import DecodeBatch, Decoder, compaction_plan
-from lit_rlhf.models.lora import has_own_call, merged_linear
+from lit_rlhf.models.lora import LinearParts, has_own_call, split_linear
 from lit_rlhf.packing.attention_masks import packed_model_inputs, to_attention_mask, uses_sdpa
 
 _ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
@@ -323,11 +323,12 @@ class PrepackedLinear:
     Args:
         weight: (sum of outputs, inputs), in the dtype of the product.
         bias: (sum of outputs,), if any.
+        low_rank: down (R, inputs) and up (sum of outputs, R), whose product is added to the weight, if any.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, low_rank: tuple[Tensor, Tensor] | None = None) -> None:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PREPACK_ROWS)
-        self.bias = bias
+        self.bias, self.low_rank = bias, low_rank
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return (n, T, sum of outputs)."""
@@ -337,7 +338,10 @@ class PrepackedLinear:
             product = torch.ops.lit_rlhf.prepacked_linear(x, self.weight, self.bias)
         else:
             product = _prepacked_product(x, self.weight, self.bias)
-        return product
+        if self.low_rank is None:
+            return product
+        down, up = self.low_rank
+        return product + linear(linear(x, down), up)
 
 
 class PrepackedGatedMLP:
@@ -361,21 +365,36 @@ class PrepackedGatedMLP:
 
 
 def prepack_linear(*layers: nn.Module) -> PrepackedLinear | None:
-    """Return linear layers of one input as one product, with adapters merged; None unless in float32 on a CPU.
+    """Return linear layers of one input as one product; None unless their weights are in float32 on a CPU.
 
-    Under autocast the product is in its dtype: the weights are converted here, and not in each pass.
+    In float32 adapters are merged. Under autocast the product is in its dtype, to which the weights are converted here
+    and not in each pass; adapters stay apart: merged, an update below half a step of bfloat16 would be rounded away.
     """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
     parameters = [parameter for layer in layers for parameter in layer.parameters()]
     # before adapters are merged, which would be for nothing
     if not can_prepack(dtype) or any(p.device.type != "cpu" or p.dtype != torch.float32 for p in parameters):
         return None
-    plain = [each for each in map(merged_linear, layers) if each is not None]
-    weights, biases = [weight for weight, _ in plain], [bias for _, bias in plain if bias is not None]
-    if len(plain) < len(layers) or len(biases) not in (0, len(layers)):
+    parts = [each for each in map(split_linear, layers) if each is not None]
+    biases = [each.bias for each in parts if each.bias is not None]
+    if len(parts) < len(layers) or len(biases) not in (0, len(layers)):
         return None
-    weight = torch.cat(weights) if len(weights) > 1 else weights[0]
-    return PrepackedLinear(weight.to(dtype), torch.cat(biases).to(dtype) if biases else None)
+    bias = torch.cat(biases).to(dtype) if biases else None
+    if dtype == torch.float32:
+        merged = [sum((up @ down for down, up in each.adapters), each.weight) for each in parts]
+        return PrepackedLinear(torch.cat(merged), bias)
+    return PrepackedLinear(torch.cat([each.weight for each in parts]).to(dtype), bias, join_adapters(parts, dtype))
+
+
+def join_adapters(parts: list[LinearParts], dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+    """Return the adapters of linear layers of one input as one, down (R, inputs) and up (sum of outputs, R)."""
+    downs = [down for each in parts for down, _ in each.adapters]
+    if not downs:
+        return None
+    ups = [
+        torch.cat([each.weight.new_empty(len(each.weight), 0), *(up for _, up in each.adapters)], 1) for each in parts
+    ]
+    return torch.cat(downs).to(dtype), torch.block_diag(*ups).to(dtype)
 
 
 def can_prepack(dtype: torch.dtype) -> bool:

@@ -239,9 +239,17 @@ class MergedWeight(NamedTuple):
         return (full.float() + (delta.T if _is_transposed(self.module) else delta).float()).to(full.dtype)
 
 
+class LinearParts(NamedTuple):
+    """A linear layer: x → (weight + Σ up @ down) x + bias."""
+
+    weight: Tensor  # (out, in)
+    bias: Tensor | None  # (out,)
+    adapters: list[tuple[Tensor, Tensor]]  # down (r, in) and up (out, r), which is scaled, of each active adapter
+
+
 @torch.no_grad()
-def merged_linear(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
-    """Return weight and bias of an equivalent linear layer: with the active adapters merged, in the weight's dtype.
+def split_linear(layer: nn.Module) -> LinearParts | None:
+    """Return weight, bias and active adapters of a linear layer, plain or with LoRA.
 
     None for a layer that may compute something else than a product and a bias: a subclass, one with hooks, a quantized
     one, or an adapter that is no plain LoRA (its dropout in train mode, DoRA and the like).
@@ -250,8 +258,9 @@ def merged_linear(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     base = adapted.get_base_layer() if _is_adapter_layer(layer) else layer
     if type(base) is not nn.Linear or type(base.weight) is not nn.Parameter or has_own_call(base):
         return None
+    parts = LinearParts(base.weight.detach(), None if base.bias is None else base.bias.detach(), [])
     if base is layer:
-        return base.weight.detach(), None if base.bias is None else base.bias.detach()
+        return parts
     from peft.tuners.lora.layer import Linear
 
     active = [] if adapted.disable_adapters else [name for name in adapted.active_adapters if name in adapted.lora_A]
@@ -261,10 +270,8 @@ def merged_linear(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
         is_plain = is_plain and name not in adapted.lora_variant and not adapted.lora_bias[name] and not has_dropout
     if not is_plain:
         return None
-    weight = base.weight.detach()
-    for name in active:
-        weight = weight + adapted.get_delta_weight(name).to(weight)
-    return weight, None if base.bias is None else base.bias.detach()
+    pairs = ((adapted.lora_A[name].weight, adapted.lora_B[name].weight * adapted.scaling[name]) for name in active)
+    return parts._replace(adapters=[(down.detach(), up.detach()) for down, up in pairs])
 
 
 def has_own_call(module: nn.Module) -> bool:

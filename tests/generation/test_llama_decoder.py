@@ -285,6 +285,25 @@ def test_an_adapter_is_merged_as_far_as_it_is_active(active):
         assert ((prepacked(x) - bases).abs().max() > 0.1) == active
 
 
+@needs_bfloat16
+def test_under_autocast_a_small_update_is_not_rounded_away():
+    torch.manual_seed(0)
+    layers, x = [*make_layers(40), adapt(make_layers(24)[0]), adapt(make_layers(8)[0])], torch.randn(5, 1, 24)
+    for layer in layers:
+        for name, parameter in layer.named_parameters():
+            # weights of bfloat16, and an update of a tenth of the step between two of them
+            parameter.data = parameter.data * 1e-3 if "lora_B" in name else parameter.data.bfloat16().float()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        prepacked = prepack_linear(*layers)
+        expected = torch.cat([layer(x) for layer in layers], -1)
+        assert prepacked is not None and prepacked.low_rank is not None
+        torch.testing.assert_close(prepacked(x), expected, atol=8e-3, rtol=8e-3)
+    down, up = (each.float() for each in prepacked.low_rank)
+    updates = torch.cat([torch.zeros(40, 24), *(layer.get_delta_weight("default") for layer in layers[1:])])
+    assert 0 < updates[40:].abs().max() < 1e-3
+    torch.testing.assert_close(up @ down, updates, atol=1e-5, rtol=0.02)
+
+
 def test_dropout_of_an_adapter_is_merged_in_eval_mode_alone():
     (layer,) = [adapt(layer, lora_dropout=0.5) for layer in make_layers(8)]
     assert prepack_linear(layer.train()) is None
