@@ -68,6 +68,11 @@ class CenterScores(Callback, DataReader):
         self.reports = (report,)
         return [row.input_ids for row in rows]
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Keep the checkpoint callback from saving the step again within the next accumulation."""
+        if self.centered_at == trainer.global_step:
+            set_saved_step(trainer, trainer.global_step)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Center before the checkpoint callback writes."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.swa_utils import AveragedModel
 
+from lit_rlhf.checkpoints import save_last_step
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.export import AVERAGE_KEY
 from lit_rlhf.strategies import sharded_parameters
@@ -97,7 +98,8 @@ class EMA(EMAWeightAveraging):
         super().on_train_batch_end(trainer, self.trainable, *args)  # type: ignore[arg-type]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Copy the average to the module."""
+        """Copy the average to the module, after the current weights are in the last checkpoint."""
+        save_last_step(trainer)
         sharded_parameters(pl_module)  # so that the next forward pass gathers what is written here
         self._copy_average_to_current(self.trainable)  # type: ignore[arg-type]
 

@@ -79,7 +79,7 @@ def set_saved_step(trainer: Trainer, step: int) -> None:
 def save_last_step(trainer: Trainer) -> None:
     """Write `last.ckpt` of every `ModelCheckpoint(save_last=True)` if it is of an earlier step; call in `on_train_end`.
 
-    After all callbacks, some of which change the model at the end. Every rank must call it.
+    Before an average replaces the weights. Every rank must call it.
     """
     for callback in trainer.checkpoint_callbacks:
         if not isinstance(callback, ModelCheckpoint) or callback._should_skip_saving_checkpoint(trainer):

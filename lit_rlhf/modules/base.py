@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -500,8 +501,10 @@ class LitModule(LightningModule, DataRequirements, Traceable):
         self.resumed = None
 
     def on_train_end(self) -> None:
-        """Write the last checkpoint again if it is not of the last step; after all callbacks."""
-        save_last_step(self.trainer)
+        """Write the last checkpoint again if it is not of the last step."""
+        # after a callback that averages the module holds the average; ours saves before
+        if not any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            save_last_step(self.trainer)
 
     def resume_optimizer(self, checkpoint: dict[str, Any]) -> None:
         """Give the optimizer the recipe's settings if they are not those of the checkpoint, and the scheduler its step.

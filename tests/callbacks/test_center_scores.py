@@ -76,6 +76,21 @@ def test_the_last_checkpoint_by_steps_is_centered(save_every, llama, tokenizer, 
     assert content["state_dict"]["model.shift"] == module.model.shift != 0
 
 
+def test_centering_lets_no_checkpoint_be_written_within_an_accumulation(llama, tmp_path, monkeypatch):
+    saved = []
+    save = ModelCheckpoint._save_checkpoint
+
+    def record(self: Any, trainer: Any, path: str) -> None:
+        saved.append((trainer.global_step, trainer.fit_loop.batch_idx + 1))
+        save(self, trainer, path)
+
+    monkeypatch.setattr(ModelCheckpoint, "_save_checkpoint", record)
+    # 2 batches of 4 a step, validated and saved at each; Lightning asks whether to save at every batch
+    fit(llama, tmp_path, save_every=1, micro_batch_size=2, accumulate_grad_batches=4, val_check_interval=4)
+    assert saved
+    assert all(batch % 4 == 0 for _, batch in saved)
+
+
 def test_a_resumed_run_has_the_constants_of_its_checkpoint(llama, tokenizer, tmp_path):
     module = fit(llama, tmp_path)
     again = RewardModule(llama, sgd(0.1))

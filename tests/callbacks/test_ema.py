@@ -82,7 +82,8 @@ def test_the_average_is_validated_exported_and_left_in_the_module(llama, tmp_pat
     recorded = RecordWeights()
     kept = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=1, save_top_k=-1, filename="{step}")
     # before EMA, which copies the average to the module in its own hook
-    callbacks = [ExportModel(), recorded, EMA(0.7), kept]
+    late = ModelCheckpoint(tmp_path / "late", every_n_train_steps=5, save_last=True)  # again at the end
+    callbacks = [ExportModel(), recorded, EMA(0.7), kept, late]
     trainer = quiet_trainer(tmp_path, max_epochs=2, callbacks=callbacks, enable_checkpointing=True)
     trainer.fit(module, datamodule=data)
     average = recorded.compute_average(0.7)
@@ -91,10 +92,11 @@ def test_the_average_is_validated_exported_and_left_in_the_module(llama, tmp_pat
     for weights in (recorded.validated[-1], copy_trainable(module)):
         assert_close(average, weights)
     last = tmp_path / "kept" / "step=8.ckpt"
-    content = torch.load(last, weights_only=True)
-    assert content["average"]["updates"] == 8
-    assert_close(average, content["average"]["weights"])
-    assert_close(recorded.steps[-1], {name: content["state_dict"][name] for name in recorded.steps[-1]})
+    for path in (last, tmp_path / "late" / "last.ckpt"):
+        content = torch.load(path, weights_only=True)
+        assert content["global_step"] == content["average"]["updates"] == 8
+        assert_close(average, content["average"]["weights"])
+        assert_close(recorded.steps[-1], {name: content["state_dict"][name] for name in recorded.steps[-1]})
     for words, folder, expected in (
         ([], "plain", average),
         (["--weights=average"], "average", average),
