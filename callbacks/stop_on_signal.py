@@ -84,14 +84,14 @@ class StopOnSignal(Callback):
         if not trainer.strategy.reduce_boolean_decision(bool(self.received_signal), all=False):
             return
         path = None
+        if isinstance(trainer.lightning_module, Stoppable):
+            trainer.lightning_module.prepare_stop()
         if self.received_signal == REQUEUE_SIGNAL:
             self.previous_handlers[REQUEUE_SIGNAL](REQUEUE_SIGNAL, None)
         elif not trainer.fast_dev_run and (  # type: ignore[attr-defined]
             folders := [each.dirpath for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
         ):
             path = Path(folders[0] or trainer.default_root_dir) / CHECKPOINT_NAME
-            if isinstance(trainer.lightning_module, Stoppable):
-                trainer.lightning_module.prepare_stop()
             trainer.save_checkpoint(path, weights_only=False)
         raise StoppedBySignal(self.received_signal or signal.SIGTERM, path)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from lit_rlhf.commands.recipes import find_recipe
 from lit_rlhf.commands.support.argument_parser import Parser
 from lit_rlhf.commands.support.console import Verbosity, get_verbosity, set_verbosity
+from lit_rlhf.commands.support.locks import locked_folder
 from lit_rlhf.commands.support.log_filters import install_log_filters
 from lit_rlhf.errors import UserError
 
@@ -41,4 +42,5 @@ def run(command: str, args: list[str]) -> int:
     from lit_rlhf.commands.support import quickstart_pipeline
 
     scale = quickstart_pipeline.TINY if parsed.tiny else quickstart_pipeline.FULL
-    return quickstart_pipeline.run(out, parsed.seed, overlays, scale)
+    with locked_folder(out, "--out"):
+        return quickstart_pipeline.run(out, parsed.seed, overlays, scale)

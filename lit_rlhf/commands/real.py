@@ -6,6 +6,7 @@ from pathlib import Path
 from lit_rlhf.commands.recipes import find_recipe
 from lit_rlhf.commands.support.argument_parser import Parser
 from lit_rlhf.commands.support.console import Verbosity, get_verbosity, set_verbosity
+from lit_rlhf.commands.support.locks import locked_folder
 from lit_rlhf.commands.support.log_filters import install_log_filters
 from lit_rlhf.errors import UserError
 
@@ -40,4 +41,5 @@ def run(command: str, args: list[str]) -> int:
     os.environ.setdefault("HF_DATASETS_CACHE", str((out / "cache").resolve()))
     from lit_rlhf.commands.support.real_pipeline import SCALES, RealRun
 
-    return RealRun(out, parsed.data, SCALES[scale], parsed.seed, overlays, parsed.model, parsed.precision).run()
+    with locked_folder(out, "--out"):
+        return RealRun(out, parsed.data, SCALES[scale], parsed.seed, overlays, parsed.model, parsed.precision).run()

@@ -83,20 +83,19 @@ def compute_paired_metric(
 def compute_change(metric: MetricValue, baseline: MetricValue) -> MetricValue | None:
     """Return the change against the baseline; None if either has no value.
 
-    Its 95 % interval is that of the differences row by row, of the rows that both have: far narrower than the two
-    intervals let expect, where a row is easy or hard for both models.
+    Where the rows are the same, it is the mean of the differences row by row, of the rows that both have, with its 95 %
+    interval: far narrower than the two intervals let expect, where a row is easy or hard for both models.
     """
     if metric.value is None or baseline.value is None:
         return None
-    change = MetricValue(metric.value - baseline.value)
     if not metric.by_row or len(metric.by_row) != len(baseline.by_row):
-        return change
+        return MetricValue(metric.value - baseline.value)
     differences = [
         None if mine is None or theirs is None else mine - theirs
         for mine, theirs in zip(metric.by_row, baseline.by_row)
     ]
-    paired = compute_mean_metric(differences, "points")
-    return change._replace(count=paired.count, low=paired.low, high=paired.high)
+    change = compute_mean_metric(differences, "points")
+    return None if change.value is None else change
 
 
 def format_count_note(count: int, text: str) -> list[str]:

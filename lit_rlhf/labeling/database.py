@@ -263,11 +263,6 @@ class Database:
             row = connection.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()
         return None if row is None else str(row[0])
 
-    def write_setting(self, name: str, value: str) -> None:
-        """Store a setting."""
-        with self.write() as connection:
-            connection.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, value))
-
     # labelers
 
     def add_labeler(self, name: str, role: str = "labeler") -> LabelerAccount:

@@ -23,12 +23,13 @@ def test_the_interval_of_a_change_is_that_of_the_differences(pairs: list[tuple[f
     )
 
 
-def test_a_row_that_one_of_them_lacks_is_left_out_of_the_interval() -> None:
+def test_a_row_that_one_of_them_lacks_is_left_out_of_the_change() -> None:
     mine, theirs = compute_paired_metric([1.0, None, 3.0, 5.0]), compute_paired_metric([0.0, 9.0, None, 2.0])
     change = compute_change(mine, theirs)
     assert change is not None and change.count == 2
-    assert change.value == pytest.approx(3.0 - 11 / 3)  # of the two means
-    assert change.low == pytest.approx(2.0 - Z * np.sqrt(2) / np.sqrt(2))  # of the differences 1 and 3
+    assert change.value == pytest.approx(2.0)  # of the differences 1 and 3
+    assert change.low == pytest.approx(2.0 - Z * np.sqrt(2) / np.sqrt(2))
+    assert compute_change(mine, compute_paired_metric([None, 9.0, None, None])) is None
 
 
 def test_rows_that_may_be_others_give_no_interval() -> None:

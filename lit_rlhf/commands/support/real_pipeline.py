@@ -7,6 +7,7 @@ hand.
 
 import json
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,13 +15,14 @@ from contextlib import nullcontext, redirect_stdout
 from importlib.metadata import version
 from importlib.util import find_spec
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
 
 import torch
 import yaml
 
-from lit_rlhf.callbacks.throughput import read_peak_memory
 from lit_rlhf.commands.recipes import find_recipe
 from lit_rlhf.commands.support.console import terminal_width
 from lit_rlhf.commands.support.real_data import (
@@ -249,7 +251,7 @@ class RealRun:
             "data", self.write_data, "subsets, split by prompt", [str(self.data), self.scale.sizes._asdict(), self.seed]
         )
         chosen = self.runner.run("precision", self.choose_precision, "time a training step", self.precision)
-        self.write_recipes(chosen["precision"])
+        self.write_recipes(chosen["precision"], self.out / "recipes")
         for stage in ("sft", "reward", "gold"):
             self.fit(stage)
         reward_models = self.runner.run("accuracy", self.measure_reward_models, "reward models on held-out prompts")
@@ -272,9 +274,10 @@ class RealRun:
             UserError: raised by `fit`.
         """
         if self.overlays:
-            self.write_recipes("32-true")  # and again when the precision is chosen
-            for stage in TRAINING_STAGES:
-                compose_config(self.build_fit_arguments(stage))
+            with TemporaryDirectory() as folder:  # the recipes of an earlier call stay
+                self.write_recipes("32-true", Path(folder))
+                for stage in TRAINING_STAGES:
+                    compose_config(self.build_fit_arguments(stage))
 
     def collect_report(
         self, base: str, counts: dict[str, int], chosen: dict[str, Any], reward_models: dict[str, Any]
@@ -292,7 +295,7 @@ class RealRun:
             "evaluation": self.read_evaluation(),
             "stages": self.runner.seconds,
             "seconds_total": sum(self.runner.seconds.values()),
-            "peak_memory_gib": read_peak_memory(torch.device("cpu")),
+            "peak_memory_gib": self.runner.peak_memory_gib,
             "versions": read_machine(),
         }
 
@@ -328,10 +331,9 @@ class RealRun:
         state.headline = "; ".join(f"{name} {speed:,.0f} tokens/s" for name, speed in speeds.items()) + f": {best}"
         return {"precision": best, "tokens_per_second": speeds}
 
-    def write_recipes(self, precision: str) -> None:
+    def write_recipes(self, precision: str, folder: Path) -> None:
         """Copy the recipes with the paths of this run, and write the overlays that it adds."""
-        folder = self.out / "recipes"
-        texts = {name: self.find_file(name) for name in EVALUATION_FILES}
+        texts = {name: str(self.data / file) for name, file in EVALUATION_FILES.items()}
         texts |= {"data/": f"{self.out}/data/", HUB_NAME: str(self.base)}
         texts |= {GOLD_FOLDER: f"{self.out}/gold", RUN_FOLDER: str(self.out)}
         self.recipes = copy_shipped_recipes(RECIPES, texts, folder)
@@ -426,10 +428,6 @@ class RealRun:
             "critic": {"class_path": critic_class, "init_args": critic},
         }
 
-    def find_file(self, name: str) -> str:
-        """Return the evaluation file that a recipe names."""
-        return str(self.data / EVALUATION_FILES[name])
-
     def build_fit_arguments(self, stage: str) -> list[str]:
         """Return the arguments of `lit-rlhf fit` for a stage."""
         has_adapters = self.scale.has_adapters
@@ -459,14 +457,15 @@ class RealRun:
         arguments = self.build_fit_arguments(stage)
 
         def train(state: StageState) -> dict[str, float]:
+            if not state.resumes:  # a call that ends before the first step must not leave those of other settings
+                shutil.rmtree(self.out / stage / "checkpoints", ignore_errors=True)
             fit(arguments, state.resumes)
             last = read_last_values(self.out / stage, HEADLINES[stage])
             state.headline = format_values(last)
             return last
 
-        files = {
-            name: path.read_text(encoding="utf-8") for name, path in self.recipes.items() if str(path) in arguments
-        }
+        paths = [path for word, path in pairwise(arguments) if word == "-c"]
+        files = [yaml.safe_dump(yaml.safe_load(Path(path).read_text(encoding="utf-8"))) for path in paths]
         self.runner.run(stage, train, describe_command(["fit", *arguments]), [arguments, files], has_bar=True)
 
     def measure_reward_models(self, state: StageState) -> dict[str, Any]:

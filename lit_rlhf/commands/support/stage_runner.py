@@ -16,6 +16,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from lit_rlhf.callbacks.throughput import read_peak_memory
 from lit_rlhf.commands.support.console import (
     Verbosity,
     format_seconds,
@@ -57,6 +60,7 @@ class StageRunner:
     def __init__(self, folder: Path, expected: Mapping[str, float] | None = None) -> None:
         self.records, self.expected = StageRecords(folder), dict(expected or {})
         self.seconds: dict[str, float] = {}  # of the stages so far, over all calls
+        self.peak_memory_gib = 0.0  # of the host, the same
         self._settings_so_far = ""
 
     def start_over(self) -> None:
@@ -89,7 +93,7 @@ class StageRunner:
         if record.get("fingerprint") != fingerprint:
             record = {}
         if "result" in record:
-            self.seconds[stage] = record["seconds"]
+            self._count(stage, record)
             say(f"{stage:<{NAME_WIDTH}}{'done':>7}  {record['headline']}".rstrip())
             return record["result"]
         make_directory(self.records.folder)
@@ -101,11 +105,16 @@ class StageRunner:
                 record["result"] = work(state)
         finally:
             record["seconds"] += time.perf_counter() - start
+            record["peak_memory_gib"] = read_peak_memory(torch.device("cpu"))
             self.records.write(stage, record | {"headline": state.headline})
-        self.seconds[stage] = record["seconds"]
+        self._count(stage, record)
         line = f"{stage:<{NAME_WIDTH}}{format_seconds(record['seconds']):>7}  {state.headline}".rstrip()
         say(line + self._format_time_left())
         return record["result"]
+
+    def _count(self, stage: str, record: Mapping[str, Any]) -> None:
+        self.seconds[stage] = record["seconds"]
+        self.peak_memory_gib = max(self.peak_memory_gib, record.get("peak_memory_gib", 0.0))
 
     def _format_time_left(self) -> str:
         left = sum(seconds for stage, seconds in self.expected.items() if stage not in self.seconds)
