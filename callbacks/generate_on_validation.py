@@ -1,6 +1,7 @@
 """Generate responses at every validation: samples to read, and a mean score to select checkpoints by (App. C.1)."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from lit_rlhf.data.loader import get_dp_world_size_and_rank
 from lit_rlhf.data.prompt_template import PromptTemplate
 from lit_rlhf.data.prompts import get_text_settings, read_prompts
 from lit_rlhf.data.sources import DataSource, held_rows
+from lit_rlhf.distributed import raise_on_all_ranks
 from lit_rlhf.errors import UserError
 from lit_rlhf.generation import CachedGenerator, Generator
 from lit_rlhf.generation.sampling import SamplingParams, sampling_uniforms
@@ -23,6 +25,7 @@ from lit_rlhf.importing import Function
 from lit_rlhf.loggers import GrowingTable
 from lit_rlhf.models.scalar_model import ScalarModel
 from lit_rlhf.rewards import LoRARewardModel, Reward, resolve_reward
+from lit_rlhf.rewards.base import compute_finite_scores
 from lit_rlhf.rollout.experience import Episodes, make_episodes, read_reference
 from lit_rlhf.strategies import unsharded_parameters
 
@@ -107,19 +110,27 @@ class GenerateOnValidation(Callback):
             return
         assert self.prompts is not None
         world_size, rank = get_dp_world_size_and_rank(trainer)
-        index = torch.arange(len(self.prompts))[rank::world_size]
+        # as many on every rank, as generating may be a collective call; the last may be another rank's, not counted
+        numbers = torch.arange(-(-len(self.prompts) // world_size)) * world_size + rank
+        own = numbers < len(self.prompts)
         total = torch.zeros(2, dtype=torch.float64, device=pl_module.device)  # sum of scores, count
         table: list[dict[str, Any]] = []
-        with trainer.precision_plugin.forward_context(), unsharded_parameters(pl_module.exported_model):
-            for part in torch.split(index, self.batch_size) if len(index) else ():
-                episodes, scores = self.generate_and_score(pl_module, part)
-                if scores is not None:
-                    total += torch.stack([scores.double().sum(), torch.tensor(float(len(part))).to(total)])
+        full_weights = (
+            unsharded_parameters(pl_module.exported_model) if self.generator.needs_full_weights else nullcontext()
+        )
+        with trainer.precision_plugin.forward_context(), full_weights:
+            for part, is_own in zip(numbers.split(self.batch_size), own.split(self.batch_size)):
+                episodes, scores = self.generate_and_score(pl_module, part.clamp(max=len(self.prompts) - 1))
+                count = int(is_own.sum())
                 rows: list[dict[str, Any]] = [
                     {"prompt": p, **read_reference(row), "response": r}
-                    for p, row, r in zip(episodes.prompts, episodes.rows, episodes.responses)
+                    for p, row, r in zip(episodes.prompts[:count], episodes.rows, episodes.responses)
                 ]
-                table += rows if scores is None else [row | {"score": float(s)} for row, s in zip(rows, scores)]
+                if scores is not None:
+                    scores = scores[:count].double().cpu()
+                    total += torch.tensor([float(scores.sum()), float(count)]).to(total)
+                    rows = [row | {"score": float(score)} for row, score in zip(rows, scores)]
+                table += rows
         samples, step = table[: self.rows], trainer.global_step
         write_samples(trainer, samples, "validation_samples")
         self.table.add(trainer.loggers, [{"step": step, **row} for row in samples], step)
@@ -139,7 +150,8 @@ class GenerateOnValidation(Callback):
         episodes = make_episodes(batch, rollout, tokenizer, training=False)
         if self.reward is None:
             return episodes, None
-        scores = self.reward.score(episodes)
+        with raise_on_all_ranks():
+            scores = compute_finite_scores(self.reward, episodes, pl_module.global_step)
         return episodes, self.sampling.apply_missing_eos(scores, rollout.finished)
 
 

@@ -152,8 +152,9 @@ def _plan_ppo(recipe: MemorySettings) -> MemoryPlan:
     rollout = {name: value for name, value in resident.items() if name != "gradients"}  # cleared at each step
     # under mixed precision weights are gathered in bfloat16
     extra = {"policy gathered": policy.parameters * recipe.element_size} if recipe.shards > 1 else {}
-    if recipe.setup.device == "cpu" and recipe.element_size == 4 and recipe.shards == 1 and recipe.adapter is None:
-        extra = {"prepacked weights": policy.parameters * 4}  # `lit_rlhf.generation.llama_decoder`
+    is_single = recipe.loading.dtype == "float32" and recipe.loading.quantization is None
+    if recipe.setup.device == "cpu" and recipe.shards == 1 and is_single:
+        extra = {"prepacked weights": policy.parameters * recipe.element_size}  # of `llama_decoder`
     if recipe.setup.generator in IN_PROCESS_GENERATORS:
         decode_rows = min(max(int(ppo.rollout_batch_size) // recipe.world_size, 1), _decode_batch_size(model))
         extra |= {
