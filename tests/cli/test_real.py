@@ -13,6 +13,7 @@ import yaml
 
 from lit_rlhf.cli import main
 from lit_rlhf.commands.support import real_pipeline, stage_runner
+from lit_rlhf.commands.support.locks import locked_folder
 from lit_rlhf.commands.support.real_data import RealDataSizes
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.reports.real_report import COLUMNS, get_cell
@@ -157,3 +158,31 @@ def test_an_overlay_with_a_typo_is_refused_before_the_first_stage(
     with pytest.raises(UserError, match="SFTModule has no setting 'optimizr'"):
         run.run()
     assert not (tmp_path / "run" / "stages").exists()
+
+
+def test_a_stage_is_repeated_when_the_content_of_an_overlay_changes(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overlay, run_folder, kept = tmp_path / "own.yaml", tmp_path / "run", list[bool]()
+    old = run_folder / "sft" / "checkpoints" / "last.ckpt"
+
+    def fit(arguments: list[str], resumes: bool) -> None:
+        kept.append(resumes or old.exists())
+        old.parent.mkdir(parents=True)
+        old.touch()
+
+    monkeypatch.setattr(real_pipeline, "fit", fit)
+    monkeypatch.setattr(real_pipeline, "read_last_values", lambda folder, names: {"train/loss": 1.0})
+    for text in ("trainer: {max_epochs: 1}", "trainer: {max_epochs: 1}  # a remark", "trainer: {max_epochs: 2}"):
+        overlay.write_text(text)
+        run = real_pipeline.RealRun(run_folder, source, SMALL, overlays=[str(overlay)])
+        run.write_recipes("32-true", run_folder / "recipes")
+        run.fit("sft")
+    assert kept == [False, False], "twice, and the second time without the checkpoint of other settings"
+
+
+def test_two_calls_in_one_folder_are_refused(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["real", "--tiny", "--data", str(source)], ["quickstart", "--tiny"]):
+        with locked_folder(tmp_path / "run", "--out"):
+            assert main([*command, "--out", str(tmp_path / "run")]) == 2
+        assert "--out: another run is writing to" in capsys.readouterr().err
