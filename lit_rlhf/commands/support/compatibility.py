@@ -222,7 +222,7 @@ def read_setup(settings: Any) -> Setup:
         generator=get_class_name(arguments.get("generator")),
         overfits=bool(trainer.overfit_batches),
         reloads=bool(trainer.reload_dataloaders_every_n_epochs),
-        limits_training=_is_limit(trainer.limit_train_batches),
+        limits_training=not trainer.fast_dev_run and _is_limit(trainer.limit_train_batches),
         tuner=next((name for name in names if name in TUNERS), ""),
     )
 
