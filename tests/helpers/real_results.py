@@ -146,6 +146,18 @@ def render_costs(reports: Sequence[Report]) -> str:
     return render_table(lines)
 
 
+def describe_runs(reports: Sequence[Report]) -> str:
+    """Return a sentence on seeds, machine and precision, for above the tables."""
+    seeds = ", ".join(str(report["seed"]) for report in reports)
+    machines = dict.fromkeys(
+        f"{report['versions']['threads']} thread(s) of an {report['versions']['processor']}, "
+        f"{report['precision']['precision']}, torch {report['versions']['torch']}"
+        for report in reports
+    )
+    mean = "means over them" if len(reports) > 1 else "a second seed is still to be run"
+    return f"Seeds: {seeds} ({mean}). {'; '.join(machines)}. Intervals are 95 % over prompts.\n"
+
+
 def render_table(lines: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table."""
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -153,8 +165,8 @@ def render_table(lines: Sequence[Sequence[str]]) -> str:
 
 def render_results(reports: Sequence[Report]) -> str:
     """Return all tables."""
-    others = (render_differences, render_reward_models, render_changes, render_costs)
-    return "\n".join([render_models(reports), *(render_part(reports) for render_part in others)])
+    others = (render_models, render_differences, render_reward_models, render_changes, render_costs)
+    return "\n".join([describe_runs(reports), *(render_part(reports) for render_part in others)])
 
 
 def replace_results(page: str, reports: Sequence[Report]) -> str:
