@@ -119,7 +119,7 @@ class GenerateOnValidation(Callback):
             unsharded_parameters(pl_module.exported_model) if self.generator.needs_full_weights else nullcontext()
         )
         with trainer.precision_plugin.forward_context(), full_weights:
-            for part, is_own in zip(numbers.split(self.batch_size), own.split(self.batch_size)):
+            for part, is_own in zip(torch.split(numbers, self.batch_size), torch.split(own, self.batch_size)):
                 episodes, scores = self.generate_and_score(pl_module, part.clamp(max=len(self.prompts) - 1))
                 count = int(is_own.sum())
                 rows: list[dict[str, Any]] = [

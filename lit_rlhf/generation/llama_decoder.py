@@ -394,7 +394,8 @@ def join_adapters(parts: list[LinearParts], dtype: torch.dtype) -> tuple[Tensor,
     ups = [
         torch.cat([each.weight.new_empty(len(each.weight), 0), *(up for _, up in each.adapters)], 1) for each in parts
     ]
-    return torch.cat(downs).to(dtype), torch.block_diag(*ups).to(dtype)
+    up: Tensor = torch.block_diag(*ups)  # type: ignore[no-untyped-call]
+    return torch.cat(downs).to(dtype), up.to(dtype)
 
 
 def can_prepack(dtype: torch.dtype) -> bool:
