@@ -38,6 +38,13 @@ class Service:
         self.requests: list[Request] = []
 
 
+class Server(ThreadingHTTPServer):
+    """A server whose queue holds every connection of a test: of more than five, Linux delays or resets some."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+
 @contextmanager
 def serve(answer: Callable[[Request, int], Reply]) -> Iterator[Service]:
     """Run a service; `answer` gets a request and the number of earlier requests with the same payload."""
@@ -79,8 +86,7 @@ def serve(answer: Callable[[Request, int], Reply]) -> Iterator[Service]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), Handler)
     service = Service(f"http://127.0.0.1:{server.server_address[1]}")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
