@@ -130,7 +130,8 @@ def _ppo(iterations: int, episodes: int, micro_batch_size: int, tokens: int, *mo
 
 _LORA_RATES = {"sft": "--model.optimizer.lr=3.0e-4", "reward": "--model.optimizer.lr=5.0e-4"}
 _SMALL_STEPS = ("--data.micro_batch_size=4", "--trainer.accumulate_grad_batches=1")  # few rankings, many steps
-_SMALL_MINIBATCHES = ("--trainer.accumulate_grad_batches=1", "--model.optimizer.lr=5.0e-4")  # few episodes, many steps
+# few episodes, many steps; the paper's β
+_PPO_SETTINGS = ("--trainer.accumulate_grad_batches=1", "--model.optimizer.lr=5.0e-4", "--model.kl.coefficient=0.02")
 CPU = RealScale(
     "cpu",
     "subsets of the data that fit into 100 minutes on two CPU cores; adapters (LoRA) on one shared base",
@@ -149,10 +150,10 @@ CPU = RealScale(
         "sft": ("--trainer.max_epochs=1", _LORA_RATES["sft"]),
         "reward": (*_SMALL_STEPS, _LORA_RATES["reward"]),
         "gold": (*_SMALL_STEPS, _LORA_RATES["reward"]),
-        "ppo": _ppo(14, 32, 8, 40, *_SMALL_MINIBATCHES),
-        "ppo-ptx": _ppo(14, 32, 8, 40, *_SMALL_MINIBATCHES),
+        "ppo": _ppo(12, 32, 8, 64, *_PPO_SETTINGS),
+        "ppo-ptx": _ppo(12, 32, 8, 64, *_PPO_SETTINGS),
     },
-    evaluation=EvaluationSizes(80, 100, 40, 100, 16, 40),
+    evaluation=EvaluationSizes(80, 100, 40, 100, 16, 64),
     best_of=4,
     # of operations counted, for the share of each; that they are seconds at 150 GFLOP/s is an estimate
     seconds={
