@@ -130,8 +130,7 @@ def _ppo(iterations: int, episodes: int, micro_batch_size: int, tokens: int, *mo
 
 _LORA_RATES = {"sft": "--model.optimizer.lr=3.0e-4", "reward": "--model.optimizer.lr=5.0e-4"}
 _SMALL_STEPS = ("--data.micro_batch_size=4", "--trainer.accumulate_grad_batches=1")  # few rankings, many steps
-# few episodes, many steps; the paper's β
-_PPO_SETTINGS = ("--trainer.accumulate_grad_batches=1", "--model.optimizer.lr=5.0e-4", "--model.kl.coefficient=0.02")
+_SMALL_MINIBATCHES = ("--trainer.accumulate_grad_batches=1", "--model.optimizer.lr=5.0e-4")  # few episodes, many steps
 CPU = RealScale(
     "cpu",
     "subsets of the data that fit into 100 minutes on two CPU cores; adapters (LoRA) on one shared base",
@@ -150,8 +149,8 @@ CPU = RealScale(
         "sft": ("--trainer.max_epochs=1", _LORA_RATES["sft"]),
         "reward": (*_SMALL_STEPS, _LORA_RATES["reward"]),
         "gold": (*_SMALL_STEPS, _LORA_RATES["reward"]),
-        "ppo": _ppo(12, 32, 8, 64, *_PPO_SETTINGS),
-        "ppo-ptx": _ppo(12, 32, 8, 64, *_PPO_SETTINGS),
+        "ppo": _ppo(12, 32, 8, 64, *_SMALL_MINIBATCHES),
+        "ppo-ptx": _ppo(12, 32, 8, 64, *_SMALL_MINIBATCHES),
     },
     evaluation=EvaluationSizes(80, 100, 40, 100, 16, 64),
     best_of=4,
