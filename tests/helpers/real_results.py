@@ -154,8 +154,7 @@ def describe_runs(reports: Sequence[Report]) -> str:
         f"{report['precision']['precision']}, torch {report['versions']['torch']}"
         for report in reports
     )
-    mean = "means over them" if len(reports) > 1 else "a second seed is still to be run"
-    return f"Seeds: {seeds} ({mean}). {'; '.join(machines)}. Intervals are 95 % over prompts.\n"
+    return f"Means over the seeds {seeds}. {'; '.join(machines)}. Intervals are 95 % over prompts.\n"
 
 
 def render_table(lines: Sequence[Sequence[str]]) -> str:
@@ -165,8 +164,8 @@ def render_table(lines: Sequence[Sequence[str]]) -> str:
 
 def render_results(reports: Sequence[Report]) -> str:
     """Return all tables."""
-    others = (render_models, render_differences, render_reward_models, render_changes, render_costs)
-    return "\n".join([describe_runs(reports), *(render_part(reports) for render_part in others)])
+    parts = (describe_runs, render_models, render_differences, render_reward_models, render_changes, render_costs)
+    return "\n".join(render_part(reports) for render_part in parts)
 
 
 def replace_results(page: str, reports: Sequence[Report]) -> str:
