@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lit_rlhf.callbacks.throughput import read_peak_memory
 from lit_rlhf.commands.recipes import find_recipe
 from lit_rlhf.commands.support.console import terminal_width
 from lit_rlhf.commands.support.recipe_copies import copy_shipped_recipes
@@ -159,7 +158,7 @@ def run(out: Path, seed: int, overlays: Sequence[str] = (), scale: Scale = FULL)
     report |= evaluation
     report["curves"] = {to_report_key(stage): read_stage_curves(out / stage, stage) for stage in STAGES}
     report["seconds_total"] = time.perf_counter() - start
-    report["peak_memory_gib"] = read_peak_memory(torch.device("cpu"))
+    report["peak_memory_gib"] = runner.peak_memory_gib
     write_report(report, out / "report.json", out / "report.html")
     log_quickstart(report, out, read_loggers([str(recipes["ppo"]), *overlays]))
     print(f"\n{format_table(report, terminal_width(sys.stdout) or TERMINAL_WIDTH)}")
