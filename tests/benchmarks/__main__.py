@@ -118,8 +118,8 @@ CASES = {
     "smollm2": [
         Case(
             "SFT, packed",
-            ["ours_sft.py", *SMOLLM2, BF16],
-            ["trl_sft.py", *SMOLLM2, BF16],
+            ["ours_sft.py", *SMOLLM2, "--rows=4"],
+            ["trl_sft.py", *SMOLLM2, "--rows=4"],
             "trl",
             "real tokens/s",
             1,
@@ -127,14 +127,22 @@ CASES = {
         ),
         Case(
             "K = 4 rankings, 64 + 64 tokens",
-            ["ours_reward.py", *SMOLLM2, BF16, "--rankings=rankings-4.jsonl"],
-            ["trl_reward.py", *SMOLLM2, BF16, "--rankings=rankings-4.jsonl"],
+            ["ours_reward.py", *SMOLLM2, "--rankings=rankings-4.jsonl"],
+            ["trl_reward.py", *SMOLLM2, "--rankings=rankings-4.jsonl"],
             "trl",
             "rankings/s",
             1,
             3.0,
         ),
-        Case("rollout", ["ours_rollout.py", *SMOLLM2], ["hf_rollout.py", *SMOLLM2], "generate", "tokens/s", 1, 1.0),
+        Case(
+            "rollout",
+            ["ours_rollout.py", *SMOLLM2, "--episodes=32"],
+            ["hf_rollout.py", *SMOLLM2, "--episodes=32"],
+            "generate",
+            "tokens/s",
+            1,
+            1.0,
+        ),
     ],
     "gpu": [
         Case("rollout", ["ours_rollout.py", *GPU_PPO], ["hf_rollout.py", *GPU_PPO], "generate", "tokens/s", 1, 2.5),

@@ -14,7 +14,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     seconds = []
     for _ in range(args.updates + 1):
-        ids = torch.randint(2, workload.VOCABULARY, (workload.SFT_ROWS, workload.SFT_LENGTH), generator=generator).to(
+        ids = torch.randint(2, workload.VOCABULARY, (args.rows, workload.SFT_LENGTH), generator=generator).to(
             args.device
         )
         start = workload.clock(args.device)
@@ -25,7 +25,7 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(workload.clock(args.device) - start)
-    workload.report(seconds[1:], units=[workload.SFT_ROWS * workload.SFT_LENGTH] * args.updates)
+    workload.report(seconds[1:], units=[args.rows * workload.SFT_LENGTH] * args.updates)
 
 
 if __name__ == "__main__":

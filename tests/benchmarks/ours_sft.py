@@ -34,7 +34,7 @@ def main() -> None:
         str(args.folder / "demonstrations.jsonl"),
         max_prompt_length=workload.SFT_PROMPT,
         max_completion_length=workload.SFT_LENGTH - workload.SFT_PROMPT,
-        micro_batch_size=workload.SFT_ROWS * 7 // 4,  # 144 tokens on average, and rows of the peers have 256
+        micro_batch_size=args.rows * 7 // 4,  # 144 tokens on average, and rows of the peers have 256
         batching="packing",
     )
     trainer.fit(

@@ -38,7 +38,7 @@ def main() -> None:
         use_cpu=args.device == "cpu",
         bf16=args.precision == "bf16-mixed",
         gradient_checkpointing=False,
-        per_device_train_batch_size=workload.SFT_ROWS,
+        per_device_train_batch_size=args.rows,
         max_length=workload.SFT_LENGTH,
         packing=True,
         max_steps=args.updates + 2,

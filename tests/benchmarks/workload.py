@@ -21,7 +21,7 @@ SIZE = "256x4"  # hidden size x layers, by default
 SMOLLM2 = "smollm2-135m"  # the size of SmolLM2-135M, which `lit-rlhf real` trains; weights are random, as in the others
 SFT_LENGTH, SFT_PROMPT = 256, 16  # tokens of a packed row, and of a demonstration's prompt
 RANKED_PROMPT, RANKED_COMPLETION = 64, 64  # tokens of a ranking
-SFT_ROWS = 16  # packed rows per step
+SFT_ROWS = 16  # packed rows per step, by default
 PAD, EOS = 0, 1
 # on a GPU: 0.8 B parameters, prompts of 256 tokens, responses of at most 256, about a third of it on average
 GPU = ["--device=cuda", "--precision=bf16-mixed", "--size=2048x16"]
@@ -118,6 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], default="32-true")
     parser.add_argument("--size", default=SIZE, help=f"hidden size x layers, or {SMOLLM2}")
+    parser.add_argument("--rows", type=int, default=SFT_ROWS, help="packed rows per step of SFT")
     return parser
 
 
