@@ -131,6 +131,7 @@ def _ppo(iterations: int, episodes: int, micro_batch_size: int, tokens: int, *mo
 
 
 _LORA_RATES = {"sft": "--model.optimizer.lr=3.0e-4", "reward": "--model.optimizer.lr=5.0e-4"}
+_FEW_PROBES = "--trainer.callbacks.RewardModelReport.probes=8"  # each is six more answers to score
 _SMALL_STEPS = ("--data.micro_batch_size=4", "--trainer.accumulate_grad_batches=1")  # few rankings, many steps
 # few episodes, many steps, and a KL of some nats within them
 _SMALL_MINIBATCHES = (
@@ -154,8 +155,8 @@ CPU = RealScale(
     has_adapters=True,
     arguments={
         "sft": ("--trainer.max_epochs=1", _LORA_RATES["sft"]),
-        "reward": (*_SMALL_STEPS, _LORA_RATES["reward"]),
-        "gold": (*_SMALL_STEPS, _LORA_RATES["reward"]),
+        "reward": (*_SMALL_STEPS, _LORA_RATES["reward"], _FEW_PROBES),
+        "gold": (*_SMALL_STEPS, _LORA_RATES["reward"], _FEW_PROBES),
         "ppo": _ppo(6, 32, 8, 64, *_SMALL_MINIBATCHES),
         "ppo-ptx": _ppo(6, 32, 8, 64, *_SMALL_MINIBATCHES),
     },
