@@ -162,18 +162,17 @@ CPU = RealScale(
     },
     evaluation=EvaluationSizes(48, 60, 24, 60, 10, 64),
     best_of=4,
-    # of operations counted, for the share of each; that they are seconds at 100 GFLOP/s is an estimate
     seconds={
         "model": 40,
-        "data": 10,
-        "precision": 30,
-        "sft": 230,
-        "reward": 580,
-        "gold": 580,
-        "accuracy": 300,
-        "ppo": 570,
-        "ppo-ptx": 620,
-        "evaluation": 870,
+        "data": 5,
+        "precision": 20,
+        "sft": 255,
+        "reward": 660,
+        "gold": 690,
+        "accuracy": 265,
+        "ppo": 640,
+        "ppo-ptx": 645,
+        "evaluation": 1245,
     },
 )
 _FEW_STEPS = (
