@@ -28,6 +28,8 @@ README_BEGIN, README_END = "<!-- real-table -->\n", "<!-- /real-table -->\n"
 README_COLUMNS = ("preferred to SFT", "gold", "KL", "toxicity", "loss, encyclopedia")
 CHANGED = ("gold", "proxy", "toxicity", "asked to be respectful", "HellaSwag", "loss, encyclopedia", "loss, novels")
 KEPT = ("seed", "scale", "rows", "precision", "curves", "stages", "seconds_total", "peak_memory_gib", "versions")
+MODELS = ("base", "SFT", "PPO", "PPO-ptx")  # in this order, then best-of-n: the files are sorted by name
+STAGES = ("model", "data", "precision", "sft", "reward", "gold", "accuracy", "ppo", "ppo-ptx", "evaluation")
 ACCURACY = Column("accuracy", "", "", 3)
 
 Report = dict[str, Any]
@@ -54,13 +56,20 @@ def keep_numbers(report: Report) -> Report:
             source: {key: found[key] for key in ("accuracy", "calibration_error", "pairs", "rankings")}
             for source, found in sources.items()
         }
-        for stage, sources in report["reward_models"].items()
+        for stage, sources in order(report["reward_models"], STAGES).items()
     }
     evaluation = {
-        "models": dict.fromkeys(report["evaluation"]["models"]),
+        "models": dict.fromkeys(order(report["evaluation"]["models"], MODELS)),
         "suites": {suite: {"metrics": values} for suite, values in metrics.items()},
     }
-    return {key: report[key] for key in KEPT} | {"reward_models": reward_models, "evaluation": evaluation}
+    kept = {key: report[key] for key in KEPT} | {"stages": order(report["stages"], STAGES)}
+    return kept | {"reward_models": reward_models, "evaluation": evaluation}
+
+
+def order(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return the values in the order of the names, and others behind them."""
+    ranks = {name: rank for rank, name in enumerate(names)}
+    return {name: values[name] for name in sorted(values, key=lambda name: ranks.get(name, len(ranks)))}
 
 
 def pool_cells(cells: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
@@ -185,7 +194,7 @@ def main(folders: Sequence[str]) -> None:
         if not path.is_file():
             sys.exit(f"error: no {path}: run lit-rlhf real --out {path.parent} first")
     reports = sorted((keep_numbers(json.loads(path.read_text())) for path in paths), key=lambda each: each["seed"])
-    RESULTS.write_text(json.dumps(reports, indent=1, sort_keys=True) + "\n")
+    RESULTS.write_text(json.dumps(reports, indent=1) + "\n")
     PAGE.write_text(replace_results(PAGE.read_text(), reports))
     README.write_text(replace_readme_table(README.read_text(), reports))
     print(f"{RESULTS}: {RESULTS.stat().st_size / 1e3:.0f} kB; {PAGE}; {README}")
