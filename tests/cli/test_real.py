@@ -1,6 +1,8 @@
 """`lit-rlhf real` on a tiny random model of SmolLM2's kind: every stage, its report; killed and called again."""
 
+import gzip
 import json
+import shutil
 import sys
 from importlib.machinery import ModuleSpec
 from importlib.util import module_from_spec
@@ -14,7 +16,7 @@ import yaml
 from lit_rlhf.cli import main
 from lit_rlhf.commands.support import real_pipeline, stage_runner
 from lit_rlhf.commands.support.locks import locked_folder
-from lit_rlhf.commands.support.real_data import RealDataSizes
+from lit_rlhf.commands.support.real_data import ENCYCLOPEDIA, RealDataSizes, write_real_data
 from lit_rlhf.errors import UserError
 from lit_rlhf.evaluation.reports.real_report import COLUMNS, get_cell
 from lit_rlhf.modules.ppo import PPOModule
@@ -179,6 +181,36 @@ def test_a_stage_is_repeated_when_the_content_of_an_overlay_changes(
         run.write_recipes("32-true", run_folder / "recipes")
         run.fit("sft")
     assert kept == [False, False], "twice, and the second time without the checkpoint of other settings"
+
+
+def test_the_data_is_known_by_its_content(
+    source: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+
+    def write(folder: Path, *args: Any) -> dict[str, int]:
+        written.append(folder)
+        return write_real_data(folder, *args)
+
+    def die(*args: Any) -> Any:
+        raise Killed
+
+    monkeypatch.setattr(real_pipeline, "write_real_data", write)
+    monkeypatch.setattr(real_pipeline.RealRun, "choose_precision", die)
+    moved = tmp_path / "moved"
+    shutil.copytree(source, moved)
+
+    def run(data: Path) -> None:
+        with pytest.raises(Killed):
+            real_pipeline.RealRun(tmp_path / "run", data, SMALL, model=Path(model)).run()
+
+    run(source)
+    run(moved)
+    assert written == [source], "the same rows, in another place"
+    with gzip.open(moved / ENCYCLOPEDIA[0], "at") as text:
+        text.write("\n\nOne more paragraph.\n")
+    run(moved)
+    assert written == [source, moved]
 
 
 def test_two_calls_in_one_folder_are_refused(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

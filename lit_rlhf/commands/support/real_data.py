@@ -84,19 +84,25 @@ class RealDataSizes(NamedTuple):
     max_ranked_tokens: int  # longer ranked completions are cut
 
 
+def list_files(folder: Path) -> list[Path]:
+    """Return every file of a data folder that a run reads, in the order of their names."""
+    pairs = (*DEMONSTRATIONS.values(), *COMPARISONS.values(), *PROMPTS.values(), *POLITENESS.values())
+    names = {*(name for name, _ in pairs), *ENCYCLOPEDIA, *NOVELS, *EVALUATION_FILES.values()}
+    return [folder / name for name in sorted(names)]
+
+
 def check_data(folder: Path) -> None:
     """Refuse a data folder that lacks a file.
 
     Raises:
         UserError: names what is missing.
     """
-    pairs = (*DEMONSTRATIONS.values(), *COMPARISONS.values(), *PROMPTS.values(), *POLITENESS.values())
-    needed = [*(name for name, _ in pairs), *ENCYCLOPEDIA, *NOVELS, *EVALUATION_FILES.values()]
-    missing = sorted({name for name in needed if not (folder / name).is_file()})
+    files = list_files(folder)
+    missing = [file for file in files if not file.is_file()]
     if missing:
         raise UserError(
-            f"--data: {str(folder)!r} lacks {len(missing)} of {len(set(needed))} files, first {missing[0]}; "
-            "docs/real-data.md lists them, and where each is published"
+            f"--data: {str(folder)!r} lacks {len(missing)} of {len(files)} files, first "
+            f"{missing[0].relative_to(folder)}; docs/real-data.md lists them, and where each is published"
         )
 
 

@@ -32,6 +32,7 @@ from lit_rlhf.commands.support.real_data import (
     POLITENESS,
     RealDataSizes,
     check_data,
+    list_files,
     to_name,
     write_real_data,
 )
@@ -59,6 +60,7 @@ from lit_rlhf.data.truncation import TruncationPolicy
 from lit_rlhf.evaluation.reports.quickstart_report import TERMINAL_WIDTH
 from lit_rlhf.evaluation.reports.real_report import format_real_table, write_real_report
 from lit_rlhf.evaluation.reward_model_metrics import ScoredRankings, compute_reward_model_metrics
+from lit_rlhf.hashing import hash_files
 from lit_rlhf.models.catalog import fetch_model
 from lit_rlhf.models.loading import load_causal_lm, load_stored_tokenizer, load_tokenizer
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
@@ -254,9 +256,9 @@ class RealRun:
         self.check_overlays()
         say(f"InstructGPT's procedure, a real model, real data, seed {self.seed}, in {self.out}: {self.scale.about}.")
         base = self.runner.run("model", self.get_model, "a model folder", str(self.model or MODEL))
-        counts = self.runner.run(
-            "data", self.write_data, "subsets, split by prompt", [str(self.data), self.scale.sizes._asdict(), self.seed]
-        )
+        content = hash_files(list_files(self.data))  # and not the path: the same folder has several
+        chosen_rows = [content, self.scale.sizes._asdict(), self.seed]
+        counts = self.runner.run("data", self.write_data, "subsets, split by prompt", chosen_rows)
         chosen = self.runner.run("precision", self.choose_precision, "time a training step", self.precision)
         self.write_recipes(chosen["precision"], self.out / "recipes")
         for stage in ("sft", "reward", "gold"):
@@ -472,8 +474,10 @@ class RealRun:
             return last
 
         paths = [path for word, path in pairwise(arguments) if word == "-c"]
-        files = [yaml.safe_dump(yaml.safe_load(Path(path).read_text(encoding="utf-8"))) for path in paths]
-        self.runner.run(stage, train, describe_command(["fit", *arguments]), [arguments, files], has_bar=True)
+        recipes = [yaml.safe_dump(yaml.safe_load(Path(path).read_text(encoding="utf-8"))) for path in paths]
+        others = [argument for argument in arguments if argument not in ("-c", *paths)]
+        description = describe_command(["fit", *arguments])
+        self.runner.run(stage, train, description, [others, recipes], has_bar=True)
 
     def measure_reward_models(self, state: StageState) -> dict[str, Any]:
         """Return accuracy with interval and calibration of both reward models on each source's held-out rankings."""
