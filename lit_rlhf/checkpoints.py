@@ -6,7 +6,6 @@ its run was resumed, and would write in the middle of an accumulation, whose gra
 """
 
 import os
-import uuid
 import zipfile
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -19,9 +18,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_rlhf.checkpoint_files import UNSHARDED_FILE, ContainsObjects, DamagedCheckpoint, open_checkpoint
+from lit_rlhf.paths import PART, written_whole
 
 RUN_KEY = "run"  # where `lit_rlhf.callbacks.RunState` stores its state
-PART = ".part"
 
 
 class Stoppable:
@@ -51,15 +50,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if target.parent not in self.cleaned:
             remove_leftovers(target.parent)
             self.cleaned.add(target.parent)
-        part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{PART}")
-        try:
-            with open(part, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)  # free the space if the disk was full
+        with written_whole(target) as part, open(part, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
         sync_folder(target.parent)
 
     def load_checkpoint(self, path: Any, *args: Any, **settings: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint_files": {"errors"},
     "secrets": set(),
     "hyperparameters": {"errors", "secrets"},
-    "checkpoints": {"errors", "checkpoint_files"},
+    "checkpoints": {"errors", "paths", "checkpoint_files"},
     "schedules": {"errors"},
     "strategies": {"errors", "checkpoint_files"},
     "loggers": set(),

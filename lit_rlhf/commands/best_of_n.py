@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from lit_rlhf.commands.support.argument_parser import Parser
 from lit_rlhf.commands.support.log_filters import install_log_filters
-from lit_rlhf.commands.support.preflight import written_whole
 from lit_rlhf.errors import UserError
+from lit_rlhf.paths import written_whole
 
 if TYPE_CHECKING:
     from lit_rlhf.evaluation.models.best_of_n import BestOfNCurve

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from lit_rlhf.labeling.database import Answer, Database, Kind
 from lit_rlhf.labeling.formats.label_studio import to_label_studio
 from lit_rlhf.labeling.overview import ranks_of
 from lit_rlhf.labeling.tasks import dense_bins
+from lit_rlhf.paths import written_whole
 
 # the first is the default
 FORMS: dict[Kind, tuple[str, ...]] = {
@@ -187,14 +186,11 @@ _ROWS: dict[str, Callable[[Answer], list[dict[str, Any]]]] = {
 
 def _write(text: str, path: Path) -> None:
     """Write a file completely or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        with written_whole(path) as part:
+            part.write_text(text, encoding="utf-8")
     except OSError as problem:
-        with suppress(OSError):  # such as a folder that is a file
-            part.unlink()
         raise UserError(f"--to: cannot write {path} ({problem.strerror})") from None
 
 

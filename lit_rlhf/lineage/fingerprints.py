@@ -1,8 +1,6 @@
 """Fingerprints of the models and data that something is made from; a file is hashed once, until it changes."""
 
 import hashlib
-import os
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +11,7 @@ from lit_rlhf.hashing import hash_file
 from lit_rlhf.lineage.records import DataInput, ModelInput, combine_hashes, lineage_path
 from lit_rlhf.models.fingerprint import find_weight_files, model_fingerprint
 from lit_rlhf.models.loading_config import ModelLoadingConfig
-from lit_rlhf.paths import expand_path
+from lit_rlhf.paths import expand_path, written_whole
 
 CACHE = "lit_rlhf_hashes"  # folder of known hashes, beside that of the token cache
 
@@ -45,14 +43,10 @@ def _cache_entry(file: Path) -> Path:
 
 
 def _store(entry: Path, digest: str) -> None:
-    part = entry.with_name(f"{entry.name}.{uuid.uuid4().hex[:8]}")
-    try:
+    with suppress(OSError):  # an unwritable or full cache: the file is hashed again next time
         entry.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(digest)
-        os.replace(part, entry)
-    except OSError:  # an unwritable or full cache: the file is hashed again next time
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+        with written_whole(entry) as part:
+            part.write_text(digest)
 
 
 def hash_weight_files(folder: Path, hash_file: HashFile) -> dict[str, str]:

@@ -3,13 +3,13 @@
 import hashlib
 import json
 import os
-import uuid
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lit_rlhf.errors import UserError
 from lit_rlhf.models.fingerprint import LINEAGE_FILE
+from lit_rlhf.paths import written_whole
 
 FORMAT = 1
 LINEAGE_KEY = "lineage"  # of the record in a Lightning checkpoint
@@ -144,12 +144,8 @@ def write_record(record: LineageRecord, file: Path, folder: Path | None = None) 
     models = tuple(replace(each, location=_relative(each.location, base)) for each in record.models)
     data = tuple(replace(each, location=_relative(each.location, base)) for each in record.data)
     text = json.dumps(asdict(replace(record, models=models, data=data)), indent=1, ensure_ascii=False) + "\n"
-    part = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
+    with written_whole(file) as part:
         part.write_text(text, encoding="utf-8")
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -16,9 +16,9 @@ from lit_rlhf.checkpoints import read_metadata
 from lit_rlhf.cli import main
 from lit_rlhf.commands.support.locks import locked_folder
 from lit_rlhf.commands.support.log_filters import restored_log_filters
-from lit_rlhf.commands.support.preflight import written_whole
 from lit_rlhf.commands.support.run_folder import RUN_FILES
 from lit_rlhf.errors import UserError
+from lit_rlhf.paths import written_whole
 from tests.helpers.small_runs import write_rows
 from tests.helpers.stages import STAGES, contents, write_stages
 

@@ -1,25 +1,11 @@
 """Checks of the checkpoint, made before anything is loaded, and the writing of files."""
 
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from lit_rlhf.errors import UserError
 
 CHECKPOINT_KEYWORDS = ("best", "last", "hpc")  # Lightning finds the file itself
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a file to write, which becomes `path` when the block ends; none is left after an error or an interrupt."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_output(text: str, path: Path, option: str = "--out") -> None:

@@ -1,7 +1,6 @@
 """Resume a run: find the checkpoint that `last` means, and continue its logs without the rows that will be repeated."""
 
 import csv
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,8 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lit_rlhf.callbacks.run_state import find_log_files
 from lit_rlhf.checkpoints import RUN_KEY, CheckpointSummary, find_last_checkpoint
 from lit_rlhf.errors import UserError
-
-KEPT = ".kept"  # suffix of a log while it is being rewritten
+from lit_rlhf.paths import written_whole
 
 
 def find_checkpoint_folders(root: Path, callbacks: Iterable[Any]) -> list[Path]:
@@ -144,9 +142,8 @@ def set_version(logger: Logger, version: Any) -> None:
 def truncate_lines(path: Path, lines: int) -> None:
     """Keep the first `lines` lines of a file: the steps behind them will be repeated."""
     if path.exists():
-        part = path.with_name(path.name + KEPT)
-        part.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:lines]))
-        os.replace(part, path)
+        with written_whole(path) as part:
+            part.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:lines]))
 
 
 def restore_rows(logger: CSVLogger, pending: dict[str, Any]) -> None:

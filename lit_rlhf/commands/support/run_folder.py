@@ -22,12 +22,12 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_rlhf.commands.support.monitors import check_validation
-from lit_rlhf.commands.support.preflight import written_whole
 from lit_rlhf.commands.support.setting_paths import get_class_name
 from lit_rlhf.commands.support.wandb_runs import nest_config
 from lit_rlhf.errors import UserError
 from lit_rlhf.loggers import media_loggers
 from lit_rlhf.modules.trainer_settings import check_whole_minibatches
+from lit_rlhf.paths import written_whole
 
 # what a run writes to its folder; `validate` and `test` write to folders of their own in it
 RUN_FILES = (

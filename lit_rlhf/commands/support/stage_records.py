@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_rlhf.commands.support.preflight import written_whole
+from lit_rlhf.paths import written_whole
 
 
 class StageRecords:

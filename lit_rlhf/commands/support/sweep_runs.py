@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_rlhf.commands.support.preflight import written_whole
 from lit_rlhf.errors import UserError
+from lit_rlhf.paths import written_whole
 
 RECIPE, RESULT, LOG = "recipe.yaml", "result.json", "log.txt"
 

@@ -2,11 +2,11 @@
 
 import argparse
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lit_rlhf.paths import written_whole
 from lit_rlhf.synthetic.paper.estimates import Estimate, pool_seeds
 from lit_rlhf.synthetic.paper.measurements import Context, Measured
 from lit_rlhf.synthetic.paper.section_types import Panel, Section
@@ -46,9 +46,8 @@ def write_results(measured: MeasuredBySeed, scale: str, path: Path) -> None:
             rows.append(f"{json.dumps(name)}: {json.dumps(estimates)}")
         sections.append(f"{json.dumps(key)}: {{\n" + ",\n".join(rows) + "\n}")
     head = f'{{"scale": {json.dumps(scale)}, "seeds": {json.dumps(list(measured))}, "sections": {{\n'
-    part = path.with_suffix(".part")
-    part.write_text(head + ",\n".join(sections) + "\n}}\n")
-    os.replace(part, path)
+    with written_whole(path) as part:
+        part.write_text(head + ",\n".join(sections) + "\n}}\n")
 
 
 def read_results(path: Path) -> tuple[dict[int, dict[str, Measured]], str]:
