@@ -135,11 +135,12 @@ def _ppo(iterations: int, episodes: int, micro_batch_size: int, tokens: int, *mo
 _LORA_RATES = {"sft": "--model.optimizer.lr=3.0e-4", "reward": "--model.optimizer.lr=5.0e-4"}
 _FEW_PROBES = "--trainer.callbacks.RewardModelReport.probes=8"  # each is six more answers to score
 _SMALL_STEPS = ("--data.micro_batch_size=4", "--trainer.accumulate_grad_batches=1")  # few rankings, many steps
-# few episodes, many steps, and a KL of some nats within them
+# few episodes: several of each prompt, which is computed once for them; many steps, and a KL of some nats within them
 _SMALL_MINIBATCHES = (
+    "--model.ppo.samples_per_prompt=4",
     "--trainer.accumulate_grad_batches=1",
     "--model.optimizer.lr=5.0e-4",
-    "--model.kl.coefficient=0.02",
+    "--model.kl.coefficient=0.05",
 )
 CPU = RealScale(
     "cpu",
@@ -159,8 +160,8 @@ CPU = RealScale(
         "sft": ("--trainer.max_epochs=1", _LORA_RATES["sft"]),
         "reward": (*_SMALL_STEPS, _LORA_RATES["reward"], _FEW_PROBES),
         "gold": (*_SMALL_STEPS, _LORA_RATES["reward"], _FEW_PROBES),
-        "ppo": _ppo(6, 32, 8, 64, *_SMALL_MINIBATCHES),
-        "ppo-ptx": _ppo(6, 32, 8, 64, *_SMALL_MINIBATCHES),
+        "ppo": _ppo(8, 64, 8, 64, *_SMALL_MINIBATCHES),
+        "ppo-ptx": _ppo(8, 64, 8, 64, *_SMALL_MINIBATCHES),
     },
     evaluation=EvaluationSizes(48, 60, 24, 60, 10, 64),
     best_of=4,
@@ -172,8 +173,8 @@ CPU = RealScale(
         "reward": 660,
         "gold": 690,
         "accuracy": 265,
-        "ppo": 640,
-        "ppo-ptx": 645,
+        "ppo": 1045,
+        "ppo-ptx": 1185,
         "evaluation": 1245,
     },
 )
