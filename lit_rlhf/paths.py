@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PART = ".part"  # suffix of a file that is being written
+PART = ".part"  # suffix of a file or folder that is being written
 
 
 def expand_path(path: str | os.PathLike[str]) -> Path:

@@ -32,6 +32,7 @@ from lit_rlhf.data.sources import RowStream, source_name, stream_rows
 from lit_rlhf.errors import UserError
 from lit_rlhf.hashing import hash_files
 from lit_rlhf.importing import import_function
+from lit_rlhf.paths import PART
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 VERSION = 1  # increase it if the same text would now be tokenized or split differently
 CACHE_VARIABLE = "HF_DATASETS_CACHE"
 REPORT_FILE = "report.json"  # the counts, written last
-PARTIAL_SUFFIX = ".part"
 
 
 class CacheEntry(NamedTuple):
@@ -137,9 +137,9 @@ def tokenize_to(
 
 def write_entry(entry: Path, text: TextSource, rows: RowStream, tokenizer: PreTrainedTokenizerBase) -> CacheEntry:
     """Tokenize a text into a new folder of the cache; call it under the entry's lock."""
-    for stale in [entry, *entry.parent.glob(f"{entry.name}.*{PARTIAL_SUFFIX}")]:  # of a killed run, or damaged
+    for stale in [entry, *entry.parent.glob(f"{entry.name}.*{PART}")]:  # of a killed run, or damaged
         shutil.rmtree(stale, ignore_errors=True)
-    partial = entry.with_name(f"{entry.name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
+    partial = entry.with_name(f"{entry.name}.{uuid.uuid4().hex[:8]}{PART}")
     partial.mkdir()
     try:
         with ExitStack() as stack:

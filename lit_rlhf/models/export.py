@@ -32,6 +32,7 @@ from lit_rlhf.models.peft_folder import ADAPTER_CONFIG, find_adapter, write_adap
 from lit_rlhf.models.pretrained import check_weight_values, quiet_transformers
 from lit_rlhf.models.scalar_model import ScalarModel, load_scalar_model
 from lit_rlhf.models.tokenizer_files import read_tokenizer_files, write_tokenizer_files
+from lit_rlhf.paths import PART
 
 CHECKPOINT_KEY = "lit_rlhf"
 BASE_KEY = "base"  # in what a checkpoint holds under CHECKPOINT_KEY, see `describe_model`
@@ -39,7 +40,7 @@ AVERAGE_KEY = "average"  # of the trained weights, saved by `lit_rlhf.callbacks.
 Weights = Literal["average", "current"]
 Finish = Callable[[Path], None]  # is called with the complete temporary folder, before it takes its place
 ExportFormat = Literal["merged", "peft"]
-PART = ".part"  # suffix of a folder that is being written
+
 # files of an earlier export that are not carried over to the next
 MODEL_FILES = (
     "*.safetensors",

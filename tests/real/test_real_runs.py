@@ -106,7 +106,7 @@ def test_the_reward_model_learns_from_rankings_of_many_completions(kwise: Stage)
 
 
 def test_ppo_raises_the_score(ppo: Stage) -> None:
-    """0.46 to 0.56 of the responses' standard deviation, with a standard error of 0.09; on another processor 1.1."""
+    """0.46 to 0.56 of the responses' standard deviation, with a standard error of 0.09."""
     scores, deviation = ppo.column("reward/score"), ppo.column("reward/score_std")[0]
     assert fmean(scores[-5:]) > fmean(scores[:3]) + 0.25 * deviation
     assert fmean(ppo.column("reward/kl")[-3:]) < 10
