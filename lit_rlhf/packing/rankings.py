@@ -1,11 +1,9 @@
 """Last hidden states of rankings, with each prompt computed once for all its completions.
 
-A ranking's K rows begin with the same tokens, for which a causal model computes the same. So the prompt is computed
-with the first completion only, and the others continue from its keys and values, through which gradients flow back.
-This equals K separate rows up to rounding.
-
-Gradient checkpointing recomputes layers and keeps no keys and values; there prompt and completions are packed into one
-row (`lit_rlhf.packing.packed_batch`), which costs less than K rows unless completions are much longer than the prompt.
+A ranking's K rows begin with the same tokens, for which a causal model computes the same. So prompt and completions
+are packed, as responses are (`lit_rlhf.packing.packed_batch`), which leaves next to no padding; or the prompt is
+computed with the first completion only, and the others continue from its keys and values, through which gradients flow
+back: fewer tokens to attend to where completions are long. Both equal K separate rows up to rounding.
 
 Shapes: `N` completions of all rankings of a batch, `T` tokens, `D` hidden size.
 """
@@ -15,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import embedding
 from transformers import DynamicCache, PreTrainedModel
 
@@ -24,6 +23,9 @@ from lit_rlhf.packing.attention_masks import packing_unsupported_reason
 from lit_rlhf.packing.bin_packing import forward_flops
 from lit_rlhf.packing.packed_batch import PackedBatch, pack_units
 from lit_rlhf.packing.selective_logits import select_positions
+
+# the pass that continues a prompt reads all weights again, for short rows: at equal cost it was slower by a quarter
+WORTH_A_PASS = 0.8
 
 
 class RankingInputs(NamedTuple):
@@ -51,15 +53,21 @@ def last_hidden_state(model: PreTrainedModel, rows: RankingInputs, shared_prompt
     Returns:
         (N, D).
     """
-    if shared_prompt and prefix_sharing_unsupported_reason(model) is None:
-        if not _uses_gradient_checkpointing(model):
+    if not shared_prompt or prefix_sharing_unsupported_reason(model) is not None:
+        return last_hidden_per_row(model, rows)
+    can_continue = not _uses_gradient_checkpointing(model)  # which recomputes layers and keeps no keys and values
+    if packing_unsupported_reason(model.config, 0) is not None:
+        return last_hidden_with_prefix_cache(model, rows)
+    batch = pack_rankings(model, rows)
+    if batch.sequences is None:  # variable-length attention costs the same in any row
+        packed = _cost(model, *batch.input_ids.shape)
+        # ranks that share weights must make as many passes, whatever their batches are
+        if can_continue and (_is_sharded(model) or _prefix_cache_cost(model, rows) < WORTH_A_PASS * packed):
             return last_hidden_with_prefix_cache(model, rows)
-        batch = pack_rankings(model, rows)
-        # variable-length attention costs the same in any row
-        if batch.sequences is not None or _cost(batch.input_ids, model) < _cost(rows.input_ids, model):
-            hidden = model.base_model(**batch.model_inputs, use_cache=False)[0]
-            return select_positions(hidden, batch.last_token_index)
-    return last_hidden_per_row(model, rows)
+        if not can_continue and _cost(model, *rows.input_ids.shape) <= packed:
+            return last_hidden_per_row(model, rows)
+    hidden = model.base_model(**batch.model_inputs, use_cache=False)[0]
+    return select_positions(hidden, batch.last_token_index)
 
 
 def last_hidden_per_row(model: PreTrainedModel, rows: RankingInputs) -> Tensor:
@@ -80,7 +88,7 @@ def last_hidden_with_prefix_cache(model: PreTrainedModel, rows: RankingInputs) -
         (N, D).
     """
     length, device = rows.length, rows.input_ids.device
-    is_first = torch.diff(rows.ranking_index, prepend=rows.ranking_index[:1] - 1) != 0  # (N,) bool, of its ranking
+    is_first = _is_first(rows)
     first, rest = is_first.nonzero().squeeze(1), (~is_first).nonzero().squeeze(1)
     width, prompts = int(length[first].max()), int(rows.prompt_length.max())
     mask = rows.attention_mask[first, :width]
@@ -123,10 +131,30 @@ def pack_rankings(model: PreTrainedModel, rows: RankingInputs) -> PackedBatch:
     return pack_units(ids, real, completion_width, [model], ids.device)
 
 
-def _cost(input_ids: Tensor, model: PreTrainedModel) -> int:
-    """Estimate the cost of (B, T): attention over a row of long completions can cost more than K prompts."""
-    rows, width = input_ids.shape
+def _cost(model: PreTrainedModel, rows: int, width: int) -> int:
+    """Estimate the cost of a batch; attention over a row of long completions can cost more than K prompts."""
     return forward_flops(rows, width, int(model.config.get_text_config().hidden_size))
+
+
+def _prefix_cache_cost(model: PreTrainedModel, rows: RankingInputs) -> int:
+    """Estimate the cost of `last_hidden_with_prefix_cache`."""
+    is_first = _is_first(rows)
+    first = _cost(model, int(is_first.sum()), int(rows.length[is_first].max()))
+    completions = (rows.length - rows.prompt_length)[~is_first]
+    if not len(completions):
+        return first
+    keys = int(rows.prompt_length.max()) + int(completions.max())
+    return first + _cost(model, len(completions), keys) * int(completions.max()) // keys
+
+
+def _is_first(rows: RankingInputs) -> Tensor:
+    """Return which rows are the first of their ranking, (N,) bool."""
+    return torch.diff(rows.ranking_index, prepend=rows.ranking_index[:1] - 1) != 0
+
+
+def _is_sharded(model: PreTrainedModel) -> bool:
+    """Whether ranks share the weights, so that every pass waits for that of all others."""
+    return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
 def _uses_gradient_checkpointing(model: PreTrainedModel) -> bool:

@@ -27,7 +27,7 @@ from tests.helpers.tiny_models import write_tiny_model
 STAGES = ["model", "data", "precision", "sft", "reward", "gold", "accuracy", "ppo", "ppo-ptx", "evaluation"]
 MODELS = ["base", "SFT", "PPO", "PPO-ptx", "best of 2"]
 SMALL = real_pipeline.TINY._replace(
-    sizes=RealDataSizes(16, 12, 6, 24, 4, max_prompt_tokens=200, max_completion_tokens=64, max_ranked_tokens=64)
+    sizes=RealDataSizes(16, 12, 12, 6, 24, 4, max_prompt_tokens=200, max_completion_tokens=64, max_ranked_tokens=64)
 )
 
 

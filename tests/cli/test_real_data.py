@@ -13,7 +13,9 @@ from lit_rlhf.errors import UserError
 from tests.helpers.real_folder import write_real_folder
 from tests.helpers.tiny_models import KINDS
 
-ALL = RealDataSizes(None, None, None, None, 1000, max_prompt_tokens=200, max_completion_tokens=24, max_ranked_tokens=24)
+ALL = RealDataSizes(
+    None, None, None, None, None, 1000, max_prompt_tokens=200, max_completion_tokens=24, max_ranked_tokens=24
+)
 
 
 @pytest.fixture(scope="module")

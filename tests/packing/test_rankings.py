@@ -9,6 +9,7 @@ from transformers import AutoModelForSequenceClassification, MistralConfig
 from lit_rlhf.functional import pad_right, ranking_loss
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.scalar_model import ScalarModel, load_scalar_model
+from lit_rlhf.packing import rankings as ranking_passes
 from lit_rlhf.packing.rankings import RankingInputs, pack_rankings, prefix_sharing_unsupported_reason
 from tests.helpers.varlen_kernel import use_reference_kernel
 
@@ -48,36 +49,41 @@ def loss_gradient(model: ScalarModel, rows: RankingInputs, shared: bool) -> tupl
     return scores.detach(), torch.cat([part.flatten() for part in parts])
 
 
+@pytest.mark.parametrize("worth", [0.0, float("inf")], ids=["packed", "prefix cache"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @given(examples=rankings)
-def test_scores_and_gradient_match_full_rows(models, name, examples):
+def test_scores_and_gradient_match_full_rows(models, name, worth, examples):
     rows = ranking_inputs([*examples, *RAGGED])
     full, gradient = loss_gradient(models[name], rows, shared=False)
-    shared, shared_gradient = loss_gradient(models[name], rows, shared=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking_passes, "WORTH_A_PASS", worth)
+        shared, shared_gradient = loss_gradient(models[name], rows, shared=True)
     torch.testing.assert_close(shared, full, atol=2e-5, rtol=1e-5)
     assert gradient.norm() > 1e-3, "a zero gradient would show nothing"
     assert (shared_gradient - gradient).norm() < 1e-5 * gradient.norm()
 
 
-def computed_size(model: ScalarModel, rows: RankingInputs, shared: bool) -> tuple[int, int]:
-    """Return how many rows and real tokens went through the transformer."""
-    passes: list[torch.Tensor] = []
-
-    def record(module, args, inputs):
-        width = inputs["input_ids"].shape[1]
-        passes.append(inputs["attention_mask"][:, -width:])
-
-    hook = model.model.base_model.register_forward_pre_hook(record, with_kwargs=True)
+def computed_passes(model: ScalarModel, rows: RankingInputs, shared: bool = True) -> list[tuple[int, int]]:
+    """Return rows and width of each pass through the transformer."""
+    passes: list[tuple[int, int]] = []
+    hook = model.model.base_model.register_forward_pre_hook(
+        lambda _, args, inputs: passes.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+    )
     model.score_rankings(rows, shared)
     hook.remove()
-    return sum(len(each) for each in passes), sum(int(each.sum()) for each in passes)
+    return passes
 
 
 def test_full_rows_compute_k_prompts_per_ranking_and_sharing_one(models):
     rows = ranking_inputs(RAGGED)
-    completions = sum(len(each) for _, every in RAGGED for each in every)
-    assert computed_size(models["llama"], rows, shared=False) == (5, int(rows.attention_mask.sum()))
-    assert computed_size(models["llama"], rows, shared=True) == (5, completions + 5 + 2)
+    assert computed_passes(models["llama"], rows, shared=False) == [tuple(rows.input_ids.shape)] == [(5, 9)]
+    assert computed_passes(models["llama"], rows) == [(2, 12)], "5 + 2 + 4 + 1 and 2 + 2 + 7 tokens, one of padding"
+
+
+def test_long_completions_continue_their_prompt_and_do_not_attend_over_each_other(models):
+    completions = [[6] * 60, [7] * 60, [8] * 60]
+    assert computed_passes(models["llama"], ranking_inputs([([5], completions)])) == [(1, 61), (2, 60)]
+    assert computed_passes(models["llama"], ranking_inputs([([5] * 60, [[6], [7], [8]])])) == [(1, 63)]
 
 
 def test_gradients_of_adapters_flow_through_the_shared_prompt(llama, tokenizer):
@@ -117,8 +123,8 @@ def test_a_sliding_window_is_refused_unless_it_covers_all_positions():
     assert "slides over 4 tokens" in prefix_sharing_unsupported_reason(narrow.model)
     assert prefix_sharing_unsupported_reason(wide.model) is None
     rows = ranking_inputs(RAGGED)
-    for model, passes in ((narrow, int(rows.attention_mask.sum())), (wide, 23)):
-        assert computed_size(model, rows, shared=True) == (5, passes)
+    for model, passes in ((narrow, [(5, 9)]), (wide, [(2, 12)])):
+        assert computed_passes(model, rows) == passes
         torch.testing.assert_close(model.score_rankings(rows), model.score_rankings(rows, False), atol=1e-5, rtol=1e-5)
 
 
@@ -162,27 +168,13 @@ def test_packed_rankings_hold_every_token_once(models, examples):
     assert batch.response_tokens.tolist() == [token for _, completion in completions for token in completion]
 
 
-def num_rows_computed(model: ScalarModel, rows: RankingInputs) -> int:
-    """Return how many rows the one forward pass has."""
-    passes: list[int] = []
-    hook = model.model.base_model.register_forward_pre_hook(
-        lambda _, args, inputs: passes.append(len(inputs["input_ids"])), with_kwargs=True
-    )
-    model.score_rankings(rows)
-    hook.remove()
-    assert len(passes) == 1
-    return passes[0]
-
-
 def test_under_gradient_checkpointing_the_cheaper_rows_are_computed(llama, tokenizer, monkeypatch):
     model = load_scalar_model(llama, tokenizer, ModelLoadingConfig(gradient_checkpointing=True))
-    assert num_rows_computed(model, ranking_inputs(LONG_PROMPTS)) == 2
+    assert [rows for rows, _ in computed_passes(model, ranking_inputs(LONG_PROMPTS))] == [2]
     same_prompt = [(LONG_PROMPTS[0][0], completions) for _, completions in RAGGED]
-    assert num_rows_computed(model, ranking_inputs(same_prompt)) == 1
+    assert [rows for rows, _ in computed_passes(model, ranking_inputs(same_prompt))] == [1]
     long = [([5], [[6] * 60, [7] * 60, [8] * 60])]  # 181 tokens that attend over 181, or 183 over 61
-    assert num_rows_computed(model, ranking_inputs(long)) == 3
-    assert computed_size(model.eval(), ranking_inputs(RAGGED), shared=True)[0] == 5, (
-        "in evaluation keys and values are cached"
-    )
+    assert computed_passes(model, ranking_inputs(long)) == [(3, 61)]
+    assert computed_passes(model.eval(), ranking_inputs(long)) == [(1, 61), (2, 60)], "keys and values are cached"
     use_reference_kernel(monkeypatch)
-    assert num_rows_computed(model.train(), ranking_inputs(long)) == 1, "each attends to its own 61"
+    assert computed_passes(model.train(), ranking_inputs(long)) == [(1, 181)], "each attends to its own 61"

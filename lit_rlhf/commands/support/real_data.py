@@ -75,7 +75,8 @@ class RealDataSizes(NamedTuple):
     """How much of the data to take, and the lengths that fit; None for all."""
 
     demonstrations: int | None
-    rankings: int | None  # of people, and as many of the easy pairs, for each reward model
+    rankings: int | None  # of people, for each reward model
+    easy_pairs: int | None  # likewise
     validation_rankings: int | None  # of each source
     prompts: int | None
     evaluation_prompts: int
@@ -132,7 +133,7 @@ def write_real_data(
         return take(rows, limit, seed, lambda row: part_of(row["prompt"]) == part and fits(row["prompt"]))
 
     def take_rankings(part: Part) -> list[Fields]:
-        return [*take_part(rankings, part, sizes.rankings), *take_part(polite, part, sizes.rankings)]
+        return [*take_part(rankings, part, sizes.rankings), *take_part(polite, part, sizes.easy_pairs)]
 
     demonstrations = [each for each in read_demonstrations(source) if part_of(each["prompt"]) != "held out"]
     rankings, polite = read_rankings(source, COMPARISONS), read_rankings(source, POLITENESS)

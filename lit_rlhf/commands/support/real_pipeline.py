@@ -50,6 +50,7 @@ from lit_rlhf.commands.support.stage_runner import (
     say,
 )
 from lit_rlhf.commands.support.sweep_recipes import compose_config
+from lit_rlhf.data.collation import collate_rankings
 from lit_rlhf.data.comparisons import tokenize_rankings
 from lit_rlhf.data.formats.registry import read_records
 from lit_rlhf.data.prompt_template import PromptTemplate
@@ -66,7 +67,7 @@ from lit_rlhf.models.loading import load_causal_lm, load_stored_tokenizer, load_
 from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
 from lit_rlhf.models.lora import add_lora
 from lit_rlhf.models.scalar_model import load_scalar_model
-from lit_rlhf.models.scoring import score_rows
+from lit_rlhf.packing.rankings import RankingInputs
 
 MODEL, HUB_NAME, PAD_TOKEN = "smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", "<|endoftext|>"
 RECIPES = "smollm2-135m"
@@ -96,6 +97,7 @@ HEADLINES = {
 TRAINING_STAGES = tuple(HEADLINES)
 TIMED_SHAPE = (4, 96)  # sequences and tokens of the step that decides the precision
 TIMED_SHORT = 32  # tokens of the step before
+SCORED_RANKINGS = 8  # of a forward pass
 
 
 class EvaluationSizes(NamedTuple):
@@ -139,7 +141,8 @@ _SMALL_STEPS = ("--data.micro_batch_size=4", "--trainer.accumulate_grad_batches=
 _SMALL_MINIBATCHES = (
     "--model.ppo.samples_per_prompt=4",
     "--trainer.accumulate_grad_batches=1",
-    "--model.optimizer.lr=5.0e-4",
+    "--model.optimizer.lr=7.0e-4",
+    "--model.scheduler.init_args.warmup_iterations=1",
     "--model.kl.coefficient=0.05",
 )
 CPU = RealScale(
@@ -148,6 +151,7 @@ CPU = RealScale(
     RealDataSizes(
         demonstrations=360,
         rankings=240,
+        easy_pairs=460,
         validation_rankings=150,
         prompts=2000,
         evaluation_prompts=96,
@@ -163,7 +167,7 @@ CPU = RealScale(
         "ppo": _ppo(8, 64, 8, 64, *_SMALL_MINIBATCHES),
         "ppo-ptx": _ppo(8, 64, 8, 64, *_SMALL_MINIBATCHES),
     },
-    evaluation=EvaluationSizes(48, 60, 24, 60, 10, 64),
+    evaluation=EvaluationSizes(40, 48, 16, 40, 8, 64),
     best_of=4,
     seconds={
         "model": 40,
@@ -190,6 +194,7 @@ TINY = RealScale(
     RealDataSizes(
         demonstrations=32,
         rankings=24,
+        easy_pairs=24,
         validation_rankings=12,
         prompts=64,
         evaluation_prompts=4,
@@ -212,7 +217,7 @@ TINY = RealScale(
 FULL = RealScale(
     "full",
     "all the data, all weights, and the proportions of the paper: hours on a CPU, for a GPU",
-    RealDataSizes(None, None, 300, None, 256, 256, 256, 512),
+    RealDataSizes(None, None, None, 300, None, 256, 256, 256, 512),
     has_adapters=False,
     arguments={},
     evaluation=EvaluationSizes(256, 1000, 400, 1000, 100, 128),
@@ -377,7 +382,7 @@ class RealRun:
                             "class_path": "lit_rlhf.callbacks.PretrainingMix",
                             "init_args": {
                                 "path": f"{self.out}/data/pretraining.jsonl",
-                                "coefficient": 1.0,
+                                "coefficient": 0.5,
                                 "micro_batch_size": 2,
                                 "seq_len": 128,
                             },
@@ -539,19 +544,22 @@ def measure_reward_model(folder: Path, files: Mapping[str, Path], sizes: RealDat
     """
     tokenizer = load_tokenizer(str(folder), ModelLoadingConfig())
     model = load_scalar_model(str(folder), tokenizer, ModelLoadingConfig()).eval()
-    lengths = TruncationPolicy(sizes.max_prompt_tokens, sizes.max_ranked_tokens + 1)
+    limits = TruncationPolicy(sizes.max_prompt_tokens, sizes.max_ranked_tokens + 1)
     found = {}
     for name, path in files.items():
         report = DatasetReport(str(path))
         records = read_records(read_rows(path), "ranking", Ranking, "auto", report)
-        rankings = tokenize_rankings(records, PromptTemplate(tokenizer, "chat"), lengths, report)
-        rows = [[*ranking.prompt, *ids] for ranking in rankings for ids in ranking.completions]
-        scored = ScoredRankings(
-            score_rows(model, rows, tokenizer.pad_token_id, batch_size=16),
-            torch.tensor([number for number, ranking in enumerate(rankings) for _ in ranking.completions]),
-            torch.tensor([rank for ranking in rankings for rank in ranking.ranks]),
-            torch.tensor([len(ids) for ranking in rankings for ids in ranking.completions]),
-        )
+        rankings = tokenize_rankings(records, PromptTemplate(tokenizer, "chat"), limits, report)
+        rankings.sort(key=lambda ranking: len(ranking.prompt) + max(map(len, ranking.completions)))
+        parts = []
+        for start in range(0, len(rankings), SCORED_RANKINGS):
+            batch = collate_rankings(rankings[start : start + SCORED_RANKINGS], 1.0, tokenizer.pad_token_id)
+            rows = RankingInputs(batch.input_ids, batch.attention_mask, batch.prompt_length, batch.ranking_index)
+            lengths = rows.length - rows.prompt_length
+            with torch.no_grad():
+                scores = model.score_rankings(rows)
+            parts.append(ScoredRankings(scores, start + batch.ranking_index, batch.ranks, lengths))
+        scored = ScoredRankings(*(torch.cat(column) for column in zip(*parts, strict=True)))
         metrics = compute_reward_model_metrics(scored)
         shown = ("rankings", "pairs", "accuracy", "calibration_error", "log_loss", "score", "reliability")
         found[name] = {key: metrics[key] for key in shown if key in metrics}
