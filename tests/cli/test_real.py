@@ -24,7 +24,8 @@ from tests.helpers.html_page import Page
 from tests.helpers.real_folder import write_real_folder
 from tests.helpers.tiny_models import write_tiny_model
 
-STAGES = ["model", "data", "precision", "sft", "reward", "gold", "accuracy", "ppo", "ppo-ptx", "evaluation"]
+TRAINED_FIRST = ["sft", "reward", "gold", "politeness"]
+STAGES = ["model", "data", "precision", *TRAINED_FIRST, "accuracy", "ppo", "ppo-ptx", "evaluation"]
 MODELS = ["base", "SFT", "PPO", "PPO-ptx", "best of 2"]
 SMALL = real_pipeline.TINY._replace(
     sizes=RealDataSizes(16, 12, 12, 6, 24, 4, max_prompt_tokens=200, max_completion_tokens=64, max_ranked_tokens=64)
@@ -81,11 +82,11 @@ def test_every_stage_runs_and_a_killed_run_goes_on_to_the_same_weights(
         main([*command, "--out", str(run)])
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.startswith("InstructGPT's procedure, a real model, real data, seed 0") and head.endswith("no results.")
-    assert [line.split()[0] for line in lines] == STAGES[:7]
+    assert [line.split()[0] for line in lines] == STAGES[:8]
     assert main([*command, "--out", str(run)]) == 0
     lines = capsys.readouterr().out.split("\n\n")[0].splitlines()[1:]
     assert [line.split()[0] for line in lines] == STAGES
-    assert [line.split()[1] == "done" for line in lines] == [True] * 7 + [False] * 3
+    assert [line.split()[1] == "done" for line in lines] == [True] * 8 + [False] * 3
     fit([*fits[-1], f"--run_dir={tmp_path / 'unbroken'}"], False)
     resumed, unbroken = (adapter_weights(folder) for folder in (run / "ppo", tmp_path / "unbroken"))
     assert resumed and all(torch.equal(value, unbroken[name]) for name, value in resumed.items())
@@ -95,7 +96,9 @@ def test_every_stage_runs_and_a_killed_run_goes_on_to_the_same_weights(
     assert set(report["curves"]["ppo"]) >= {"reward/proxy", "reward/gold", "reward/kl"}
     assert len(report["curves"]["ppo"]["reward/gold"]) == 2
     assert set(report["curves"]["ppo-ptx"]) >= {"pretraining/loss"}
-    assert set(report["reward_models"]["gold"]) == {"openassistant", "hh_harmless", "politeness"}
+    sources = {stage: set(found) for stage, found in report["reward_models"].items()}
+    every = {"openassistant", "hh_harmless", "politeness"}
+    assert sources == {"reward": every, "gold": every, "politeness": {"politeness"}}
     suites = report["evaluation"]["suites"]
     for suite, metric in (("scores", "KL"), ("text", "novels"), ("toxicity", "basic"), ("truthfulness", "qa: MC2")):
         assert set(suites[suite]["metrics"][metric]["models"]) == set(MODELS), metric

@@ -40,12 +40,13 @@ def test_no_prompt_is_in_two_parts_and_none_that_is_held_out_is_trained_on(sourc
     counts = write_real_data(source, tmp_path, tokenizer, ALL, 0)
     files = read(tmp_path)
     assert {name: len(rows) for name, rows in files.items()} == counts
-    trained = ("demonstrations", "rankings", "rankings_gold", "prompts")
-    held_out = ("rankings_validation", "evaluation_prompts")
+    trained = ("demonstrations", "rankings", "rankings_gold", "easy_pairs", "prompts")
+    held_out = ("rankings_validation", "validation_politeness", "evaluation_prompts")
     training, unseen = ({text for name in names for text in first_turns(files[name])} for names in (trained, held_out))
     assert training and unseen and not training & unseen
     assert not first_turns(files["rankings"]) & first_turns(files["rankings_gold"])
     assert {row["source"] for row in files["rankings"]} == {"OpenAssistant", "HH harmless", "politeness"}
+    assert {row["source"] for row in files["easy_pairs"]} == {"politeness"}
     assert max(len(row["completions"]) for row in files["rankings"]) == 3
     assert len(first_turns(files["prompts"])) == len(files["prompts"])
     texts = {name: {row["text"] for row in files[name]} for name in ("pretraining", "text_novels", "text_encyclopedia")}

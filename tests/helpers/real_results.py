@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_rlhf.commands.support.real_pipeline import CPU
 from lit_rlhf.evaluation.reports.real_report import (
     COLUMNS,
     STAGE_TITLES,
@@ -29,7 +30,7 @@ README_COLUMNS = ("preferred to SFT", "gold", "KL", "toxicity", "loss, encyclope
 CHANGED = ("gold", "proxy", "toxicity", "asked to be respectful", "HellaSwag", "loss, encyclopedia", "loss, novels")
 KEPT = ("seed", "scale", "rows", "precision", "curves", "stages", "seconds_total", "peak_memory_gib", "versions")
 MODELS = ("base", "SFT", "PPO", "PPO-ptx")  # in this order, then best-of-n: the files are sorted by name
-STAGES = ("model", "data", "precision", "sft", "reward", "gold", "accuracy", "ppo", "ppo-ptx", "evaluation")
+STAGES = tuple(CPU.seconds)
 ACCURACY = Column("accuracy", "", "", 3)
 
 Report = dict[str, Any]

@@ -35,7 +35,7 @@ COMPARISONS = {
     "OpenAssistant": ("preferences/oasst_kwise.jsonl.gz", "context_responses_ranks"),
     "HH harmless": ("preferences/hh_harmless.jsonl.gz", "chosen_rejected_chat"),
 }
-# easy pairs: what a reward model makes of them shows whether its training works
+# easy pairs: something that a small reward model can learn; one of their own shows whether the training works
 POLITENESS = {"politeness": ("preferences/polite_rude.json", "instruction_chosen_rejected")}
 WATCHED = 20  # held-out rankings of each source that the training of a reward model measures
 PROMPTS = {
@@ -75,8 +75,8 @@ class RealDataSizes(NamedTuple):
     """How much of the data to take, and the lengths that fit; None for all."""
 
     demonstrations: int | None
-    rankings: int | None  # of people, for each reward model
-    easy_pairs: int | None  # likewise
+    rankings: int | None  # of people, and as many of the easy pairs, for each reward model
+    easy_pairs: int | None  # for a reward model of their own
     validation_rankings: int | None  # of each source
     prompts: int | None
     evaluation_prompts: int
@@ -133,7 +133,7 @@ def write_real_data(
         return take(rows, limit, seed, lambda row: part_of(row["prompt"]) == part and fits(row["prompt"]))
 
     def take_rankings(part: Part) -> list[Fields]:
-        return [*take_part(rankings, part, sizes.rankings), *take_part(polite, part, sizes.easy_pairs)]
+        return [*take_part(rankings, part, sizes.rankings), *take_part(polite, part, sizes.rankings)]
 
     demonstrations = [each for each in read_demonstrations(source) if part_of(each["prompt"]) != "held out"]
     rankings, polite = read_rankings(source, COMPARISONS), read_rankings(source, POLITENESS)
@@ -147,6 +147,9 @@ def write_real_data(
         "centering": [],
         "rankings": take_rankings("proxy"),
         "rankings_gold": take_rankings("gold"),
+        "easy_pairs": take(
+            polite, sizes.easy_pairs, seed, lambda row: part_of(row["prompt"]) != "held out" and fits(row["prompt"])
+        ),
         "prompts": take(seen, sizes.prompts, seed, lambda row: fits(row["prompt"])),
         "evaluation_prompts": take(unseen, sizes.evaluation_prompts, seed, lambda row: fits(row["prompt"])),
         "showcase_prompts": [

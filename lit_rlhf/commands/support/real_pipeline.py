@@ -73,10 +73,11 @@ MODEL, HUB_NAME, PAD_TOKEN = "smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruc
 RECIPES = "smollm2-135m"
 RUN_FOLDER, GOLD_FOLDER = "runs/smollm2-135m", "runs/judge/reward"  # in the shipped recipes
 Precision = Literal["auto", "32-true", "bf16-mixed"]
+# stage -> the sources of comparisons that it is measured on
+REWARD_MODELS = {"reward": COMPARISONS | POLITENESS, "gold": COMPARISONS | POLITENESS, "politeness": POLITENESS}
 CURVES = {
     "sft": {"train/loss": "train/loss", "validation/loss": "validation/loss"},
-    "reward": {"train/loss": "train/loss", "train/accuracy": "train/accuracy"},
-    "gold": {"train/loss": "train/loss", "train/accuracy": "train/accuracy"},
+    **{stage: {"train/loss": "train/loss", "train/accuracy": "train/accuracy"} for stage in REWARD_MODELS},
 }
 PPO_CURVES = (
     "reward/score",
@@ -89,8 +90,7 @@ PPO_CURVES = (
 )
 HEADLINES = {
     "sft": {"train/loss": "train/loss", "validation/loss": "validation/loss"},
-    "reward": {"train/loss": "train/loss", "validation/accuracy": "validation/accuracy"},
-    "gold": {"train/loss": "train/loss", "validation/accuracy": "validation/accuracy"},
+    **{stage: {"train/loss": "train/loss", "validation/accuracy": "validation/accuracy"} for stage in REWARD_MODELS},
     "ppo": {"reward/proxy": "proxy", "reward/gold": "gold", "reward/kl": "KL"},
     "ppo-ptx": {"reward/proxy": "proxy", "reward/gold": "gold", "reward/kl": "KL"},
 }
@@ -141,7 +141,7 @@ _SMALL_STEPS = ("--data.micro_batch_size=4", "--trainer.accumulate_grad_batches=
 _SMALL_MINIBATCHES = (
     "--model.ppo.samples_per_prompt=4",
     "--trainer.accumulate_grad_batches=1",
-    "--model.optimizer.lr=7.0e-4",
+    "--model.optimizer.lr=5.0e-4",
     "--model.scheduler.init_args.warmup_iterations=1",
     "--model.kl.coefficient=0.05",
 )
@@ -162,10 +162,9 @@ CPU = RealScale(
     has_adapters=True,
     arguments={
         "sft": ("--trainer.max_epochs=1", _LORA_RATES["sft"]),
-        "reward": (*_SMALL_STEPS, _LORA_RATES["reward"], _FEW_PROBES),
-        "gold": (*_SMALL_STEPS, _LORA_RATES["reward"], _FEW_PROBES),
-        "ppo": _ppo(8, 64, 8, 64, *_SMALL_MINIBATCHES),
-        "ppo-ptx": _ppo(8, 64, 8, 64, *_SMALL_MINIBATCHES),
+        **dict.fromkeys(REWARD_MODELS, (*_SMALL_STEPS, _LORA_RATES["reward"], _FEW_PROBES)),
+        "ppo": _ppo(12, 64, 8, 64, *_SMALL_MINIBATCHES),
+        "ppo-ptx": _ppo(12, 64, 8, 64, *_SMALL_MINIBATCHES),
     },
     evaluation=EvaluationSizes(40, 48, 16, 40, 8, 64),
     best_of=4,
@@ -176,6 +175,7 @@ CPU = RealScale(
         "sft": 255,
         "reward": 660,
         "gold": 690,
+        "politeness": 200,
         "accuracy": 265,
         "ppo": 1045,
         "ppo-ptx": 1185,
@@ -205,8 +205,7 @@ TINY = RealScale(
     has_adapters=True,
     arguments={
         "sft": (*_FEW_STEPS, _LORA_RATES["sft"]),
-        "reward": (*_FEW_STEPS, _LORA_RATES["reward"]),
-        "gold": (*_FEW_STEPS, _LORA_RATES["reward"]),
+        **dict.fromkeys(REWARD_MODELS, (*_FEW_STEPS, _LORA_RATES["reward"])),
         "ppo": _ppo(2, 4, 2, 8),
         "ppo-ptx": _ppo(2, 4, 2, 8),
     },
@@ -267,7 +266,7 @@ class RealRun:
         counts = self.runner.run("data", self.write_data, "subsets, split by prompt", chosen_rows)
         chosen = self.runner.run("precision", self.choose_precision, "time a training step", self.precision)
         self.write_recipes(chosen["precision"], self.out / "recipes")
-        for stage in ("sft", "reward", "gold"):
+        for stage in ("sft", *REWARD_MODELS):
             self.fit(stage)
         reward_models = self.runner.run("accuracy", self.measure_reward_models, "reward models on held-out prompts")
         for stage in ("ppo", "ppo-ptx"):
@@ -365,6 +364,15 @@ class RealRun:
                 "run_dir": f"{self.out}/gold",
                 "data": {"init_args": {"path": f"{self.out}/data/rankings_gold.jsonl"}},
             },
+            "politeness": {
+                "run_dir": f"{self.out}/politeness",
+                "data": {
+                    "init_args": {
+                        "path": f"{self.out}/data/easy_pairs.jsonl",
+                        "validation_path": f"{self.out}/data/validation_politeness.jsonl",
+                    }
+                },
+            },
             "validation": {
                 "data": {
                     "init_args": {
@@ -451,6 +459,7 @@ class RealRun:
             "sft": ["sft", *lora],
             "reward": ["reward", *lora, "with-validation"],
             "gold": ["reward", *lora, "with-validation", "with-gold"],
+            "politeness": ["reward", *lora, "with-validation", "with-politeness"],
             "ppo": ["ppo-lora" if has_adapters else "ppo", "with-watched"],
             "ppo-ptx": ["ppo-lora", "with-watched", "with-ptx"] if has_adapters else ["ppo-ptx", "with-watched"],
         }[stage]
@@ -460,10 +469,10 @@ class RealRun:
         seeds = [f"--seed_everything={self.seed}", f"--data.seed={self.seed}"]
         more = [f"--data.max_prompt_length={self.scale.sizes.max_prompt_tokens}"]
         sizes = self.scale.sizes
-        lengths = dict.fromkeys(("reward", "gold"), sizes.max_ranked_tokens) | {"sft": sizes.max_completion_tokens}
+        lengths = dict.fromkeys(REWARD_MODELS, sizes.max_ranked_tokens) | {"sft": sizes.max_completion_tokens}
         if stage in lengths:  # a completion has an end token as well
             more.append(f"--data.max_completion_length={lengths[stage] + 1}")
-        if stage in ("reward", "gold"):
+        if stage in REWARD_MODELS:
             more.append(f"--trainer.callbacks.CenterScores.path={self.out}/data/centering.jsonl")
         return [*words, *run_dir, *seeds, *more, *self.scale.arguments.get(stage, ())]
 
@@ -486,16 +495,15 @@ class RealRun:
         self.runner.run(stage, train, description, [others, recipes], has_bar=True)
 
     def measure_reward_models(self, state: StageState) -> dict[str, Any]:
-        """Return accuracy with interval and calibration of both reward models on each source's held-out rankings."""
-        sources = [to_name(name) for name in (*COMPARISONS, *POLITENESS)]
-        files = {name: self.out / "data" / f"validation_{name}.jsonl" for name in sources}
-        found = {
-            stage: measure_reward_model(self.out / stage / "model", files, self.scale.sizes)
-            for stage in ("reward", "gold")
-        }
+        """Return accuracy with interval and calibration of the reward models on their sources' held-out rankings."""
+        found = {}
+        for stage, sources in REWARD_MODELS.items():
+            files = {name: self.out / "data" / f"validation_{name}.jsonl" for name in map(to_name, sources)}
+            found[stage] = measure_reward_model(self.out / stage / "model", files, self.scale.sizes)
         state.headline = "proxy " + ", ".join(
             f"{name} {metrics['accuracy']['value']:.3f}"
-            for name, metrics in found["reward"].items()
+            for stage in ("reward", "politeness")
+            for name, metrics in found[stage].items()
             if "accuracy" in metrics
         )
         return found

@@ -30,8 +30,13 @@ from lit_rlhf.evaluation.reports.quickstart_report import (
 )
 from lit_rlhf.evaluation.reports.templates import load_template
 
-STAGE_TITLES = {"sft": "SFT", "reward": "proxy reward model", "gold": "gold reward model", "ppo": "PPO"} | {
-    "ppo-ptx": "PPO-ptx"
+STAGE_TITLES = {
+    "sft": "SFT",
+    "reward": "proxy reward model",
+    "gold": "gold reward model",
+    "politeness": "politeness reward model",
+    "ppo": "PPO",
+    "ppo-ptx": "PPO-ptx",
 }
 COLORS = {"proxy": MODEL_STYLES["ppo"].color, "gold": MODEL_STYLES["ppo_ptx"].color}
 STYLES = {"PPO": MODEL_STYLES["ppo"], "PPO-ptx": MODEL_STYLES["ppo_ptx"]}
@@ -216,11 +221,13 @@ def reliability(report: Report) -> list[Figure]:
         "Predicted against observed preference, held out", "predicted probability", "observed share", WIDE
     )
     axes.plot([0.5, 1], [0.5, 1], color=MUTED, linestyle="--", linewidth=1.2)
-    for stage, color in (("reward", COLORS["proxy"]), ("gold", COLORS["gold"])):
-        for (source, metrics), marker in zip(report["reward_models"][stage].items(), "o^s"):
+    colors = {"reward": COLORS["proxy"], "gold": COLORS["gold"], "politeness": MODEL_STYLES["sft"].color}
+    for stage, sources in report["reward_models"].items():
+        for (source, metrics), marker in zip(sources.items(), "o^s"):
             if "reliability" in metrics:
                 curve, label = metrics["reliability"], f"{STAGE_TITLES[stage].partition(' ')[0]}, {source}"
-                axes.plot(curve["confidence"], curve["accuracy"], color=color, marker=marker, alpha=0.7, label=label)
+                points = curve["confidence"], curve["accuracy"]
+                axes.plot(*points, color=colors[stage], marker=marker, alpha=0.7, label=label)
     axes.legend(fontsize=8)
     return [figure]
 
@@ -229,8 +236,8 @@ def format_real_table(report: Report, width: int = TERMINAL_WIDTH) -> str:
     """Format the results for a terminal: the models, the reward models, the time."""
     models = align_columns(build_rows(report), width)
     rows = [["held-out rankings", "accuracy", "calibration error", "pairs"]]
-    for stage in ("reward", "gold"):
-        for source, metrics in report["reward_models"][stage].items():
+    for stage, sources in report["reward_models"].items():
+        for source, metrics in sources.items():
             if "accuracy" in metrics:
                 interval = "{value:.3f} [{low:.3f}, {high:.3f}]".format(**metrics["accuracy"])
                 error = format_number(metrics["calibration_error"], 3)
