@@ -1,6 +1,6 @@
 """`make real-results`: the numbers of `lit-rlhf real` in docs/real-data.md and README.md, over several seeds.
 
-`python -m tests.helpers.real_results [runs/smollm2-135m runs/second]`
+`python -m tests.helpers.real_results [runs/smollm2-135m runs/second]`; the numbers of other seeds stay as they are.
 """
 
 import json
@@ -115,10 +115,11 @@ def render_differences(reports: Sequence[Report]) -> str:
 def render_reward_models(reports: Sequence[Report]) -> str:
     """Return the table of the reward models on held-out rankings, one row for each source and seed."""
     lines = [["reward model", "held-out rankings of", "seed", "accuracy", "calibration error", "pairs"], ["---"] * 6]
-    for stage, sources in reports[0]["reward_models"].items():
-        for source in sources:
-            for report in reports:
-                found = report["reward_models"][stage][source]
+    for stage, source in dict.fromkeys(
+        (stage, source) for report in reports for stage, found in report["reward_models"].items() for source in found
+    ):
+        for report in reports:
+            if found := report["reward_models"].get(stage, {}).get(source):
                 accuracy, error = format_cell(found["accuracy"], ACCURACY), f"{found['calibration_error']:.3f}"
                 name = STAGE_TITLES[stage].partition(" ")[0]
                 lines.append([name, source, str(report["seed"]), accuracy, error, str(found["pairs"])])
@@ -147,10 +148,10 @@ def render_changes(reports: Sequence[Report]) -> str:
 
 def render_costs(reports: Sequence[Report]) -> str:
     """Return the table of minutes, by stage and seed."""
-    stages = list(reports[0]["stages"])
+    stages = [stage for stage in STAGES if any(stage in report["stages"] for report in reports)]
     lines = [["seed", *stages, "in all", "peak memory, GiB"], ["---"] * (len(stages) + 3)]
     for report in reports:
-        minutes = [f"{report['stages'][stage] / 60:.1f}" for stage in stages]
+        minutes = [f"{report['stages'][stage] / 60:.1f}" if stage in report["stages"] else "–" for stage in stages]
         total = [f"{report['seconds_total'] / 60:.0f}", f"{report['peak_memory_gib']:.1f}"]
         lines.append([str(report["seed"]), *minutes, *total])
     return render_table(lines)
@@ -194,7 +195,10 @@ def main(folders: Sequence[str]) -> None:
     for path in paths:
         if not path.is_file():
             sys.exit(f"error: no {path}: run lit-rlhf real --out {path.parent} first")
-    reports = sorted((keep_numbers(json.loads(path.read_text())) for path in paths), key=lambda each: each["seed"])
+    stored = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
+    measured = [keep_numbers(json.loads(path.read_text())) for path in paths]
+    by_seed = {report["seed"]: report for report in [*stored, *measured]}
+    reports = [by_seed[seed] for seed in sorted(by_seed)]
     RESULTS.write_text(json.dumps(reports, indent=1) + "\n")
     PAGE.write_text(replace_results(PAGE.read_text(), reports))
     README.write_text(replace_readme_table(README.read_text(), reports))
