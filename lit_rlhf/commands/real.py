@@ -39,7 +39,8 @@ def run(command: str, args: list[str]) -> int:
     scale = "tiny" if parsed.tiny else "full" if parsed.full else "cpu"
     out = parsed.out or Path("runs/smollm2-135m" if scale == "cpu" else f"runs/smollm2-135m-{scale}")
     os.environ.setdefault("HF_DATASETS_CACHE", str((out / "cache").resolve()))
-    from lit_rlhf.commands.support.real_pipeline import SCALES, RealRun
+    from lit_rlhf.commands.support.real_pipeline import RealRun
+    from lit_rlhf.commands.support.real_scales import SCALES
 
     with locked_folder(out, "--out"):
         return RealRun(out, parsed.data, SCALES[scale], parsed.seed, overlays, parsed.model, parsed.precision).run()

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from lit_rlhf.cli import main
-from lit_rlhf.commands.support import real_pipeline, stage_runner
+from lit_rlhf.commands.support import real_pipeline, real_scales, stage_runner
 from lit_rlhf.commands.support.locks import locked_folder
 from lit_rlhf.commands.support.real_data import ENCYCLOPEDIA, RealDataSizes, write_real_data
 from lit_rlhf.errors import UserError
@@ -27,7 +27,7 @@ from tests.helpers.tiny_models import write_tiny_model
 TRAINED_FIRST = ["sft", "reward", "gold", "politeness"]
 STAGES = ["model", "data", "precision", *TRAINED_FIRST, "accuracy", "ppo", "ppo-ptx", "evaluation"]
 MODELS = ["base", "SFT", "PPO", "PPO-ptx", "best of 2"]
-SMALL = real_pipeline.TINY._replace(
+SMALL = real_scales.TINY._replace(
     sizes=RealDataSizes(16, 12, 12, 6, 24, 4, max_prompt_tokens=200, max_completion_tokens=64, max_ranked_tokens=64)
 )
 
@@ -61,7 +61,7 @@ def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_every_stage_runs_and_a_killed_run_goes_on_to_the_same_weights(
     source: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(real_pipeline.SCALES, "tiny", SMALL)
+    monkeypatch.setitem(real_scales.SCALES, "tiny", SMALL)
     run, fit = tmp_path / "run", stage_runner.fit
     command = ["real", "--tiny", "--data", str(source), "--model", model, "-c", "logger/csv", "--precision", "32-true"]
     fits: list[list[str]] = []

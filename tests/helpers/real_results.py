@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_rlhf.commands.support.real_pipeline import CPU
+from lit_rlhf.commands.support.real_scales import CPU
 from lit_rlhf.evaluation.reports.real_report import (
     COLUMNS,
     STAGE_TITLES,

@@ -4,12 +4,10 @@ The recipes are copied into the folder of the run, with its paths in them, and e
 copy. So every stage can be repeated, changed or resumed by hand.
 """
 
-import platform
 import shlex
 import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +29,7 @@ from lit_rlhf.commands.support.stage_runner import (
 )
 from lit_rlhf.commands.support.sweep_recipes import compose_config
 from lit_rlhf.evaluation.reports.quickstart_report import TERMINAL_WIDTH, format_table, write_report
+from lit_rlhf.lineage.environment import read_versions
 from lit_rlhf.lineage.fingerprints import describe_data_input, describe_model_input
 from lit_rlhf.lineage.writing import Start, make_record, write_output_record
 from lit_rlhf.loggers import log_page, log_table
@@ -315,7 +314,4 @@ def read_stage_curves(folder: Path, stage: str) -> dict[str, list[list[float]]]:
 
 def collect_versions() -> dict[str, str]:
     """Return the versions of Python and packages, and the number of threads."""
-    packages = ("lit-rlhf", "torch", "lightning", "transformers")
-    return {"python": platform.python_version(), "threads": str(torch.get_num_threads())} | {
-        p: version(p) for p in packages
-    }
+    return {"threads": str(torch.get_num_threads())} | read_versions(("lit-rlhf", "torch", "lightning", "transformers"))

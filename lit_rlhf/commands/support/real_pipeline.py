@@ -6,36 +6,25 @@ hand.
 """
 
 import json
-import platform
 import shutil
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
-from importlib.metadata import version
 from importlib.util import find_spec
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import yaml
-from torch import Tensor
 
 from lit_rlhf.commands.recipes import find_recipe
 from lit_rlhf.commands.support.console import terminal_width
-from lit_rlhf.commands.support.real_data import (
-    COMPARISONS,
-    EVALUATION_FILES,
-    POLITENESS,
-    RealDataSizes,
-    check_data,
-    list_files,
-    to_name,
-    write_real_data,
-)
+from lit_rlhf.commands.support.real_data import EVALUATION_FILES, check_data, list_files, to_name, write_real_data
+from lit_rlhf.commands.support.real_measurements import measure_reward_model, read_machine, time_training_steps
+from lit_rlhf.commands.support.real_scales import REWARD_MODELS, RealScale
 from lit_rlhf.commands.support.recipe_copies import copy_shipped_recipes, read_shipped_recipe
 from lit_rlhf.commands.support.stage_runner import (
     StageRunner,
@@ -50,31 +39,17 @@ from lit_rlhf.commands.support.stage_runner import (
     say,
 )
 from lit_rlhf.commands.support.sweep_recipes import compose_config
-from lit_rlhf.data.collation import collate_rankings
-from lit_rlhf.data.comparisons import tokenize_rankings
-from lit_rlhf.data.formats.registry import read_records
-from lit_rlhf.data.prompt_template import PromptTemplate
-from lit_rlhf.data.records import Ranking
-from lit_rlhf.data.report import DatasetReport
-from lit_rlhf.data.sources import read_rows
-from lit_rlhf.data.truncation import TruncationPolicy
 from lit_rlhf.evaluation.reports.quickstart_report import TERMINAL_WIDTH
 from lit_rlhf.evaluation.reports.real_report import format_real_table, write_real_report
-from lit_rlhf.evaluation.reward_model_metrics import ScoredRankings, compute_reward_model_metrics
 from lit_rlhf.hashing import hash_files
 from lit_rlhf.models.catalog import fetch_model
-from lit_rlhf.models.loading import load_causal_lm, load_stored_tokenizer, load_tokenizer
-from lit_rlhf.models.loading_config import LoRA, ModelLoadingConfig
-from lit_rlhf.models.lora import add_lora
-from lit_rlhf.models.scalar_model import load_scalar_model
-from lit_rlhf.packing.rankings import RankingInputs
+from lit_rlhf.models.loading import load_stored_tokenizer
+from lit_rlhf.models.loading_config import ModelLoadingConfig
 
-MODEL, HUB_NAME, PAD_TOKEN = "smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", "<|endoftext|>"
+MODEL, HUB_NAME = "smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct"
 RECIPES = "smollm2-135m"
 RUN_FOLDER, GOLD_FOLDER = "runs/smollm2-135m", "runs/judge/reward"  # in the shipped recipes
 Precision = Literal["auto", "32-true", "bf16-mixed"]
-# stage -> the sources of comparisons that it is measured on
-REWARD_MODELS = {"reward": COMPARISONS | POLITENESS, "gold": COMPARISONS | POLITENESS, "politeness": POLITENESS}
 CURVES = {
     "sft": {"train/loss": "train/loss", "validation/loss": "validation/loss"},
     **{stage: {"train/loss": "train/loss", "train/accuracy": "train/accuracy"} for stage in REWARD_MODELS},
@@ -95,135 +70,6 @@ HEADLINES = {
     "ppo-ptx": {"reward/proxy": "proxy", "reward/gold": "gold", "reward/kl": "KL"},
 }
 TRAINING_STAGES = tuple(HEADLINES)
-TIMED_SHAPE = (4, 96)  # sequences and tokens of the step that decides the precision
-TIMED_SHORT = 32  # tokens of the step before
-SCORED_RANKINGS = 8  # of a forward pass
-
-
-class EvaluationSizes(NamedTuple):
-    """Rows of each suite."""
-
-    prompts: int
-    toxicity: int
-    questions: int  # of TruthfulQA
-    endings: int  # of HellaSwag
-    blocks: int  # of each text
-    max_new_tokens: int
-
-
-class RealScale(NamedTuple):
-    """How much data, training and evaluation a run takes."""
-
-    name: str
-    about: str  # one line for the report
-    sizes: RealDataSizes
-    has_adapters: bool  # LoRA on one shared base, or all weights
-    arguments: dict[str, tuple[str, ...]]  # training stage -> further arguments of `fit`
-    evaluation: EvaluationSizes
-    best_of: int
-    seconds: dict[str, float]  # stage -> as measured, for the time that is left
-
-
-def _ppo(iterations: int, episodes: int, micro_batch_size: int, tokens: int, *more: str) -> tuple[str, ...]:
-    return (
-        f"--trainer.max_epochs={iterations}",
-        f"--model.ppo.rollout_batch_size={episodes}",
-        f"--model.ppo.micro_batch_size={micro_batch_size}",
-        f"--model.sampling.max_new_tokens={tokens}",
-        *more,
-    )
-
-
-_LORA_RATES = {"sft": "--model.optimizer.lr=3.0e-4", "reward": "--model.optimizer.lr=5.0e-4"}
-_FEW_PROBES = "--trainer.callbacks.RewardModelReport.probes=8"  # each is six more answers to score
-_SMALL_STEPS = ("--data.micro_batch_size=4", "--trainer.accumulate_grad_batches=1")  # few rankings, many steps
-# few episodes: several of each prompt, which is computed once for them; many steps, and a KL of some nats within them
-_SMALL_MINIBATCHES = (
-    "--model.ppo.samples_per_prompt=4",
-    "--trainer.accumulate_grad_batches=1",
-    "--model.optimizer.lr=5.0e-4",
-    "--model.scheduler.init_args.warmup_iterations=1",
-    "--model.kl.coefficient=0.05",
-)
-CPU = RealScale(
-    "cpu",
-    "subsets of the data that fit into 100 minutes on two CPU cores; adapters (LoRA) on one shared base",
-    RealDataSizes(
-        demonstrations=360,
-        rankings=240,
-        easy_pairs=460,
-        validation_rankings=150,
-        prompts=2000,
-        evaluation_prompts=96,
-        max_prompt_tokens=128,
-        max_completion_tokens=96,
-        max_ranked_tokens=128,
-    ),
-    has_adapters=True,
-    arguments={
-        "sft": ("--trainer.max_epochs=1", _LORA_RATES["sft"]),
-        **dict.fromkeys(REWARD_MODELS, (*_SMALL_STEPS, _LORA_RATES["reward"], _FEW_PROBES)),
-        "ppo": _ppo(12, 64, 8, 64, *_SMALL_MINIBATCHES),
-        "ppo-ptx": _ppo(12, 64, 8, 64, *_SMALL_MINIBATCHES),
-    },
-    evaluation=EvaluationSizes(40, 48, 16, 40, 8, 64),
-    best_of=4,
-    seconds={
-        "model": 40,
-        "data": 5,
-        "precision": 20,
-        "sft": 255,
-        "reward": 660,
-        "gold": 690,
-        "politeness": 200,
-        "accuracy": 265,
-        "ppo": 1045,
-        "ppo-ptx": 1185,
-        "evaluation": 1245,
-    },
-)
-_FEW_STEPS = (
-    "--trainer.max_steps=2",
-    "--trainer.log_every_n_steps=1",
-    "--trainer.limit_val_batches=1",
-    "--data.micro_batch_size=2",
-)
-TINY = RealScale(
-    "tiny",
-    "a handful of steps: the procedure at work, and no results",
-    RealDataSizes(
-        demonstrations=32,
-        rankings=24,
-        easy_pairs=24,
-        validation_rankings=12,
-        prompts=64,
-        evaluation_prompts=4,
-        max_prompt_tokens=64,
-        max_completion_tokens=32,
-        max_ranked_tokens=32,
-    ),
-    has_adapters=True,
-    arguments={
-        "sft": (*_FEW_STEPS, _LORA_RATES["sft"]),
-        **dict.fromkeys(REWARD_MODELS, (*_FEW_STEPS, _LORA_RATES["reward"])),
-        "ppo": _ppo(2, 4, 2, 8),
-        "ppo-ptx": _ppo(2, 4, 2, 8),
-    },
-    evaluation=EvaluationSizes(4, 4, 2, 2, 1, 8),
-    best_of=2,
-    seconds={},
-)
-FULL = RealScale(
-    "full",
-    "all the data, all weights, and the proportions of the paper: hours on a CPU, for a GPU",
-    RealDataSizes(None, None, None, 300, None, 256, 256, 256, 512),
-    has_adapters=False,
-    arguments={},
-    evaluation=EvaluationSizes(256, 1000, 400, 1000, 100, 128),
-    best_of=8,
-    seconds={},
-)
-SCALES = {scale.name: scale for scale in (TINY, CPU, FULL)}
 
 
 class RealRun:
@@ -540,90 +386,3 @@ def check_packages() -> None:
     for name in ("profanity_check", "lm_eval"):
         if find_spec(name) is None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-def measure_reward_model(folder: Path, files: Mapping[str, Path], sizes: RealDataSizes) -> dict[str, Any]:
-    """Return the metrics of a reward model on rankings.
-
-    Args:
-        folder: of the reward model.
-        files: name -> rankings.
-        sizes: with the length limits.
-    """
-    tokenizer = load_tokenizer(str(folder), ModelLoadingConfig())
-    model = load_scalar_model(str(folder), tokenizer, ModelLoadingConfig()).eval()
-    limits = TruncationPolicy(sizes.max_prompt_tokens, sizes.max_ranked_tokens + 1)
-    found = {}
-    for name, path in files.items():
-        report = DatasetReport(str(path))
-        records = read_records(read_rows(path), "ranking", Ranking, "auto", report)
-        rankings = tokenize_rankings(records, PromptTemplate(tokenizer, "chat"), limits, report)
-        rankings.sort(key=lambda ranking: len(ranking.prompt) + max(map(len, ranking.completions)))
-        parts = []
-        for start in range(0, len(rankings), SCORED_RANKINGS):
-            batch = collate_rankings(rankings[start : start + SCORED_RANKINGS], 1.0, tokenizer.pad_token_id)
-            rows = RankingInputs(batch.input_ids, batch.attention_mask, batch.prompt_length, batch.ranking_index)
-            lengths = rows.length - rows.prompt_length
-            with torch.no_grad():
-                scores = model.score_rankings(rows)
-            parts.append(ScoredRankings(scores, start + batch.ranking_index, batch.ranks, lengths))
-        scored = ScoredRankings(*(torch.cat(column) for column in zip(*parts, strict=True)))
-        metrics = compute_reward_model_metrics(scored)
-        shown = ("rankings", "pairs", "accuracy", "calibration_error", "log_loss", "score", "reliability")
-        found[name] = {key: metrics[key] for key in shown if key in metrics}
-    return found
-
-
-def time_training_steps(folder: Path, has_adapters: bool, repeats: int = 2) -> dict[str, float]:
-    """Return the tokens per second of forward and backward pass of the language model in each precision.
-
-    Args:
-        folder: of the model.
-        has_adapters: whether LoRA is trained, or all weights.
-        repeats: the fastest of so many counts, after two short ones, which decide where they differ by far.
-    """
-    loading = ModelLoadingConfig(pad_token=PAD_TOKEN)
-    tokenizer = load_tokenizer(str(folder), loading)
-    model = load_causal_lm(str(folder), tokenizer, loading)
-    if has_adapters:
-        add_lora(model, LoRA())
-    ids = torch.randint(0, len(tokenizer), TIMED_SHAPE, generator=torch.Generator().manual_seed(0))
-
-    def measure_speed(precision: str, ids: Tensor, repeats: int) -> float:
-        seconds = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
-                loss = model(input_ids=ids, labels=ids).loss
-            loss.backward()
-            model.zero_grad()
-            seconds.append(time.perf_counter() - start)
-        return ids.numel() / min(seconds)
-
-    precisions = ("32-true", "bf16-mixed")
-    # where products in bfloat16 are emulated, a whole step in it takes minutes
-    speeds = {precision: measure_speed(precision, ids[:1, :TIMED_SHORT], 2) for precision in precisions}
-    if max(speeds.values()) > 4 * min(speeds.values()):
-        return speeds
-    return {precision: measure_speed(precision, ids, repeats) for precision in precisions}
-
-
-def read_machine() -> dict[str, str]:
-    """Return the versions of Python and packages, the processor and the number of threads."""
-    packages = ("lit-rlhf", "torch", "lightning", "transformers")
-    found = {
-        "python": platform.python_version(),
-        "processor": read_processor(),
-        "threads": str(torch.get_num_threads()),
-    }
-    return found | {package: version(package) for package in packages}
-
-
-def read_processor() -> str:
-    """Return the name of the GPU, or else of the processor."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
