@@ -71,8 +71,8 @@ CPU = RealScale(
     arguments={
         "sft": ("--trainer.max_epochs=1", _LORA_RATES["sft"]),
         **dict.fromkeys(REWARD_MODELS, (*_SMALL_STEPS, _LORA_RATES["reward"], _FEW_PROBES)),
-        "ppo": _ppo(12, 64, 8, 64, *_SMALL_MINIBATCHES),
-        "ppo-ptx": _ppo(12, 64, 8, 64, *_SMALL_MINIBATCHES),
+        "ppo": _ppo(8, 64, 8, 64, *_SMALL_MINIBATCHES),
+        "ppo-ptx": _ppo(8, 64, 8, 64, *_SMALL_MINIBATCHES),
     },
     evaluation=EvaluationSizes(40, 48, 16, 40, 8, 64),
     best_of=4,
