@@ -87,7 +87,7 @@ CPU = RealScale(
         "accuracy": 145,
         "ppo": 860,
         "ppo-ptx": 900,
-        "evaluation": 900,
+        "evaluation": 715,
     },
 )
 _FEW_STEPS = (
