@@ -23,6 +23,7 @@ from lit_rlhf.packing.attention_masks import packing_unsupported_reason
 from lit_rlhf.packing.bin_packing import forward_flops
 from lit_rlhf.packing.packed_batch import PackedBatch, pack_units
 from lit_rlhf.packing.selective_logits import select_positions
+from lit_rlhf.packing.varlen_attention import can_use_varlen_kernel
 
 # the pass that continues a prompt reads all weights again, for short rows: at equal cost it was slower by a quarter
 WORTH_A_PASS = 0.8
@@ -58,11 +59,14 @@ def last_hidden_state(model: PreTrainedModel, rows: RankingInputs, shared_prompt
     can_continue = not _uses_gradient_checkpointing(model)  # which recomputes layers and keeps no keys and values
     if packing_unsupported_reason(model.config, 0) is not None:
         return last_hidden_with_prefix_cache(model, rows)
+    by_kernel = can_use_varlen_kernel(model, rows.input_ids.device)  # which costs the same in any row
+    # ranks that share weights must make as many passes, whatever their batches are
+    if can_continue and not by_kernel and _is_sharded(model):
+        return last_hidden_with_prefix_cache(model, rows)
     batch = pack_rankings(model, rows)
-    if batch.sequences is None:  # variable-length attention costs the same in any row
+    if not by_kernel:
         packed = _cost(model, *batch.input_ids.shape)
-        # ranks that share weights must make as many passes, whatever their batches are
-        if can_continue and (_is_sharded(model) or _prefix_cache_cost(model, rows) < WORTH_A_PASS * packed):
+        if can_continue and _prefix_cache_cost(model, rows) < WORTH_A_PASS * packed:
             return last_hidden_with_prefix_cache(model, rows)
         if not can_continue and _cost(model, *rows.input_ids.shape) <= packed:
             return last_hidden_per_row(model, rows)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_rlhf.packing import packed_batch, varlen_attention, varlen_unsupported_reason
+from lit_rlhf.packing import packed_batch, rankings, varlen_attention, varlen_unsupported_reason
 
 
 def varlen_attn(
@@ -47,6 +47,6 @@ def use_reference_kernel(monkeypatch: pytest.MonkeyPatch, scale: float = 1.0) ->
     def can_use(model: Any, device: torch.device) -> bool:
         return varlen_unsupported_reason(model.config, 0) is None
 
-    for module in (packed_batch, varlen_attention):
+    for module in (packed_batch, rankings, varlen_attention):
         monkeypatch.setattr(module, "can_use_varlen_kernel", can_use)
     monkeypatch.setattr(varlen, "varlen_attn", attend)
